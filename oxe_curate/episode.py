@@ -28,7 +28,8 @@ class EpisodeId:
     @classmethod
     def parse(cls, text: str) -> EpisodeId:
         """Read back what `str` wrote. Raises ValueError on anything else."""
-        dataset, version, split, shard, record = text.split("/")
+        # from the right: a TFDS name with a config holds a "/"
+        dataset, version, split, shard, record = text.rsplit("/", 4)
         return cls(dataset, version, split, int(shard), int(record))
 
 

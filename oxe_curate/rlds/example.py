@@ -1,0 +1,330 @@
+"""tf.train.Example scanned in place: numbers as views of the mapped shard, images as byte ranges.
+
+The wire format (tensorflow/core/example/{example,feature}.proto):
+
+    Example  { Features features = 1 }
+    Features { map<string, Feature> feature = 1 }    an entry is { key = 1, value = 2 }
+    Feature  { oneof: BytesList = 1, FloatList = 2, Int64List = 3 }, each { repeated value = 1 }
+
+Lists of numbers may be packed (one block) or not (a tag before each value). A feature that is not asked for is
+skipped by its length, so that images cost nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.errors import CorruptError
+from oxe_curate.rlds.tfrecord import Ensure
+
+BYTES, FLOAT, INT64 = 1, 2, 3
+_HEAD = 256  # bytes of an entry looked at before its payload: tags, lengths and the key
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A list inside the shard: its kind (BYTES, FLOAT, INT64) and the byte range of the list message."""
+
+    kind: int
+    offset: int
+    length: int
+
+
+def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
+    """Return (value, position after it). Raises CorruptError on an overlong one."""
+    byte = buffer[position]
+    if byte < 0x80:
+        return byte, position + 1
+    value, shift = byte & 0x7F, 7
+    while shift < 70:
+        position += 1
+        byte = buffer[position]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position + 1
+        shift += 7
+    raise CorruptError(f"byte {position}: a number of more than 10 bytes")
+
+
+def _skip(buffer: memoryview, position: int, tag: int) -> int:
+    """Position after an unknown field's value. Groups (wire types 3, 4) are not legal here."""
+    wire = tag & 7
+    if wire == 0:
+        return _varint(buffer, position)[1]
+    if wire == 2:
+        length, position = _varint(buffer, position)
+        return position + length
+    if wire in (1, 5):
+        return position + (8 if wire == 1 else 4)
+    raise CorruptError(f"byte {position}: not a tf.train.Example (wire type {wire})")
+
+
+def scan(
+    buffer: memoryview,
+    offset: int,
+    length: int,
+    wanted: frozenset[bytes] | None = None,
+    ensure: Ensure | None = None,
+) -> dict[bytes, Span]:
+    """Find the features of the Example at `offset` without reading their values.
+
+    Args:
+        buffer: the shard.
+        offset: where the record's data begins.
+        length: its length in bytes.
+        wanted: the features to return; None for all. Others are passed over.
+        ensure: called before a byte range is looked at (object stores); payloads are not ensured.
+
+    Returns:
+        A Span per feature. A key that stands twice counts as it does for protobuf: the last one wins.
+
+    Raises:
+        CorruptError: the bytes are not a well-formed Example.
+    """
+    end = offset + length
+    found: dict[bytes, Span] = {}
+    try:
+        position = offset
+        while position < end:
+            if ensure:
+                ensure(position, min(16, end - position))
+            tag, position = _varint(buffer, position)
+            if tag != 0x0A:
+                position = _skip(buffer, position, tag)
+                continue
+            size, position = _varint(buffer, position)
+            features_end = _checked(position, size, end)
+            while position < features_end:
+                if ensure:
+                    ensure(position, min(_HEAD, features_end - position))
+                tag, position = _varint(buffer, position)
+                if tag != 0x0A:
+                    position = _skip(buffer, position, tag)
+                    continue
+                size, position = _varint(buffer, position)
+                entry_end = _checked(position, size, features_end)
+                _entry(buffer, position, entry_end, wanted, found, ensure)
+                position = entry_end
+            if position != features_end:
+                raise CorruptError(f"byte {position}: a field runs past its end")
+        if position != end:
+            raise CorruptError(f"byte {position}: a field runs past the record's end")
+    except IndexError:
+        raise CorruptError(f"record at byte {offset}: it ends in the middle of a field") from None
+    return found
+
+
+def _checked(position: int, size: int, end: int) -> int:
+    if position + size > end:
+        raise CorruptError(f"byte {position}: a field of {size} bytes runs past byte {end}")
+    return position + size
+
+
+def _entry(
+    buffer: memoryview,
+    position: int,
+    end: int,
+    wanted: frozenset[bytes] | None,
+    found: dict[bytes, Span],
+    ensure: Ensure | None,
+) -> None:
+    key = b""
+    value = None
+    while position < end:
+        tag, position = _varint(buffer, position)
+        if tag == 0x0A:
+            size, position = _varint(buffer, position)
+            stop = _checked(position, size, end)
+            key = bytes(buffer[position:stop])
+            position = stop
+        elif tag == 0x12:
+            size, position = _varint(buffer, position)
+            stop = _checked(position, size, end)
+            value = (position, stop)
+            if value and ensure:
+                ensure(position, min(_HEAD, stop - position))
+            position = stop
+        else:
+            position = _skip(buffer, position, tag)
+    if position != end:
+        raise CorruptError(f"byte {position}: a field runs past its end")
+    if wanted is not None and key not in wanted:
+        return
+    span = _feature(buffer, *value) if value else None
+    if span:
+        found[key] = span
+    else:
+        found.pop(key, None)  # an empty Feature is a missing one
+
+
+def _feature(buffer: memoryview, position: int, end: int) -> Span | None:
+    span = None
+    while position < end:
+        tag, position = _varint(buffer, position)
+        kind = tag >> 3
+        if tag & 7 == 2 and kind in (BYTES, FLOAT, INT64):
+            size, position = _varint(buffer, position)
+            stop = _checked(position, size, end)
+            if span and span.kind == kind:
+                # protobuf would merge the two lists; no writer does this, and views cannot
+                raise CorruptError(f"byte {position}: a feature holds two lists")
+            span = Span(kind, position, size)
+            position = stop
+        else:
+            position = _skip(buffer, position, tag)
+    if position != end:
+        raise CorruptError(f"byte {position}: a field runs past its end")
+    return span
+
+
+def floats(buffer: memoryview, span: Span) -> NDArray[np.float32]:
+    """Values of a FloatList, float32 (n,), as a view where the list is one packed block."""
+    blocks: list[NDArray[np.float32]] = []
+    position, end = span.offset, span.offset + span.length
+    while position < end:
+        tag = buffer[position]
+        if tag == 0x0A:
+            size, position = _varint(buffer, position + 1)
+            stop = _checked(position, size, end)
+            if size % 4:
+                raise CorruptError(f"byte {position}: a float list of {size} bytes")
+            blocks.append(np.frombuffer(buffer, "<f4", size // 4, position))
+            position = stop
+        elif tag == 0x0D:
+            count = _run(buffer, position, end, 5, 0x0D)
+            raw = np.frombuffer(buffer, np.uint8, count * 5, position).reshape(count, 5)
+            blocks.append(np.ascontiguousarray(raw[:, 1:]).view("<f4")[:, 0])
+            position += count * 5
+        else:
+            position = _skip_in_list(buffer, position, end)
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+
+
+def _run(buffer: memoryview, position: int, end: int, stride: int, tag: int) -> int:
+    """How many fixed-size fields with the same tag follow one another."""
+    count = (end - position) // stride
+    if count == 0:
+        raise CorruptError(f"byte {position}: a list ends inside a value")
+    tags = np.frombuffer(buffer, np.uint8, count * stride, position)[::stride]
+    other = np.flatnonzero(tags != tag)
+    return int(other[0]) if len(other) else count
+
+
+def _skip_in_list(buffer: memoryview, position: int, end: int) -> int:
+    try:
+        tag, position = _varint(buffer, position)
+        position = _skip(buffer, position, tag)
+    except IndexError:
+        raise CorruptError(f"byte {position}: a list ends inside a value") from None
+    if tag >> 3 == 0 or position > end:
+        raise CorruptError(f"byte {position}: not a list of values")
+    return position
+
+
+def ints(buffer: memoryview, span: Span) -> NDArray[np.int64]:
+    """Values of an Int64List, int64 (n,): a copy, since the wire form is of variable length."""
+    blocks: list[NDArray[np.int64]] = []
+    position, end = span.offset, span.offset + span.length
+    while position < end:
+        tag = buffer[position]
+        if tag == 0x0A:
+            size, position = _varint(buffer, position + 1)
+            stop = _checked(position, size, end)
+            blocks.append(varints(np.frombuffer(buffer, np.uint8, size, position)))
+            position = stop
+        elif tag == 0x08:
+            value, position = _varint(buffer, position + 1)
+            if position > end:
+                raise CorruptError(f"byte {position}: a list ends inside a value")
+            blocks.append(np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64).view(np.int64))
+        else:
+            position = _skip_in_list(buffer, position, end)
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+
+
+def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Decode a block of base-128 varints, uint8 (n,) -> int64 (m,), all at once."""
+    last = raw < 0x80
+    if last.all():
+        return raw.astype(np.int64)
+    if len(raw) and not last[-1]:
+        raise CorruptError("a packed list ends inside a number")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if len(lengths) and lengths.max() > 10:
+        raise CorruptError("a number of more than 10 bytes")
+    values = np.zeros(len(ends), np.uint64)
+    for byte in range(int(lengths.max(initial=0))):
+        has = lengths > byte
+        part = (raw[starts[has] + byte] & 0x7F).astype(np.uint64)
+        values[has] |= part << np.uint64(7 * byte)
+    return values.view(np.int64)
+
+
+def byte_ranges(buffer: memoryview, span: Span) -> list[tuple[int, int]]:
+    """(offset, length) of each value of a BytesList; touches a few bytes before each value only."""
+    ranges = []
+    append = ranges.append
+    position, end = span.offset, span.offset + span.length
+    try:
+        while position < end:
+            if buffer[position] != 0x0A:
+                position = _skip_in_list(buffer, position, end)
+                continue
+            # the varint is unrolled: this loop runs once per image of the data set
+            size = buffer[position + 1]
+            position += 2
+            if size >= 0x80:
+                byte = buffer[position]
+                size += (byte << 7) - 0x80
+                position += 1
+                if byte >= 0x80:
+                    byte = buffer[position]
+                    size += (byte << 14) - 0x4000
+                    position += 1
+                    if byte >= 0x80:
+                        size, position = _varint(buffer, position - 3)
+            append((position, size))
+            position += size
+    except IndexError:
+        raise CorruptError(f"byte {position}: a list ends inside a value") from None
+    if position > end:
+        raise CorruptError(f"byte {position}: a value runs past its list's end")
+    return ranges
+
+
+def byte_values(buffer: memoryview, span: Span) -> list[bytes]:
+    """The values of a BytesList, copied (texts and the like)."""
+    raw = bytes(buffer[span.offset : span.offset + span.length])
+    # an instruction is mostly the same bytes at every step: then one value repeated needs no loop
+    if raw[:1] == b"\x0a" and len(raw) > 2:
+        size, start = _varint(memoryview(raw), 1)
+        item = raw[: start + size]
+        count = len(raw) // len(item)
+        if raw == item * count:
+            return [item[start:]] * count
+    view = memoryview(raw)
+    return [raw[o : o + n] for o, n in byte_ranges(view, Span(BYTES, 0, len(raw)))]
+
+
+def values(buffer: memoryview, span: Span) -> Any:
+    """The values of any list: float32 or int64 (n,), or a list of bytes."""
+    if span.kind == FLOAT:
+        return floats(buffer, span)
+    if span.kind == INT64:
+        return ints(buffer, span)
+    return byte_values(buffer, span)
+
+
+__all__ = [
+    "BYTES", "FLOAT", "INT64", "Span", "byte_ranges", "byte_values", "floats", "ints", "scan", "values", "varints",
+]  # fmt: skip

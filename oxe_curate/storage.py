@@ -1,0 +1,258 @@
+"""pyarrow.fs behind one door: local folders, gs:// and s3://.
+
+A `Folder` is a picklable name; the file system behind it is opened once per process. Files are published whole
+(temporary name, then rename) so that a name that exists is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import mmap
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from oxe_curate.errors import StorageError
+
+TEMPORARY = ".oxe-tmp-"
+"""Marks a file that is still being written; `Folder.sweep` removes what a killed run left."""
+
+Buffer = memoryview
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local folder or an object-store prefix (`gs://bucket/prefix`, `s3://bucket/prefix`).
+
+    All methods take paths relative to the folder, with "/" between parts. Failures raise StorageError.
+    """
+
+    uri: str
+
+    @classmethod
+    def of(cls, uri: str | Path) -> Folder:
+        """Name a folder; a local path is made absolute so that workers elsewhere see the same one."""
+        text = os.fspath(uri)
+        if text.startswith("file://"):
+            text = text.removeprefix("file://")
+        if "://" in text:
+            return cls(text.rstrip("/"))
+        return cls(str(Path(text).expanduser().absolute()))
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        """True where files can be mapped into memory."""
+        return "://" not in self.uri
+
+    def sub(self, relative: str) -> Folder:
+        """The folder below this one."""
+        return Folder(f"{self.uri}/{relative}") if relative else self
+
+    def path(self, relative: str = "") -> Path:
+        """The path of a local folder's file."""
+        return Path(self.uri, relative)
+
+    def _full(self, relative: str) -> tuple[Any, str]:
+        file_system, base = _file_system(self.uri)
+        return file_system, f"{base}/{relative}".rstrip("/") if relative else base
+
+    def exists(self, relative: str = "") -> bool:
+        """Whether a file or folder of this name is there."""
+        return self._info(relative).type != fs.FileType.NotFound
+
+    def size(self, relative: str) -> int:
+        """Size of a file in bytes; StorageError if it is missing."""
+        info = self._info(relative)
+        if info.type != fs.FileType.File:
+            raise StorageError(f"{self.uri}/{relative}: no such file")
+        return int(info.size)
+
+    def _info(self, relative: str) -> Any:
+        if self.is_local:  # answers without opening a file system
+            path = self.path(relative)
+            kind = fs.FileType.Directory if path.is_dir() else fs.FileType.File if path.exists() else None
+            return fs.FileInfo(
+                str(path),
+                kind or fs.FileType.NotFound,
+                size=path.stat().st_size if kind == fs.FileType.File else None,
+            )
+        file_system, full = self._full(relative)
+        with _explained(f"{self.uri}/{relative}"):
+            return file_system.get_file_info(full)
+
+    def list(self, relative: str = "", recursive: bool = False) -> Iterator[tuple[str, bool, int]]:
+        """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path."""
+        file_system, full = self._full(relative)
+        _, base = self._full("")
+        with _explained(f"{self.uri}/{relative}"):
+            selector = fs.FileSelector(full, allow_not_found=True, recursive=recursive)
+            infos = sorted(file_system.get_file_info(selector), key=lambda info: str(info.path))
+        for info in infos:
+            name = info.path[len(base) :].lstrip("/")
+            yield name, info.type == fs.FileType.Directory, int(info.size or 0)
+
+    def read_bytes(self, relative: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Read a file, or `length` bytes of it from `offset`."""
+        with _explained(f"{self.uri}/{relative}"):
+            if self.is_local:
+                with self.path(relative).open("rb") as file:
+                    file.seek(offset)
+                    return file.read() if length is None else file.read(length)
+            with self.open(relative) as file:
+                size = file.size() - offset if length is None else length
+                return bytes(file.read_at(size, offset))
+
+    def open(self, relative: str) -> Any:
+        """Open a file for random reading (a pyarrow NativeFile)."""
+        file_system, full = self._full(relative)
+        with _explained(f"{self.uri}/{relative}"):
+            return file_system.open_input_file(full)
+
+    def map(self, relative: str) -> Buffer:
+        """Map a local file for random reading: pages are read as they are touched, without read-ahead."""
+        path = self.path(relative)
+        with _explained(str(path)), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return memoryview(b"")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
+            return memoryview(mapped)
+
+    def publish(self, relative: str, write: Callable[[Any], None]) -> None:
+        """Let `write(sink)` fill a file, which appears under its name complete or not at all."""
+        name = f"{self.uri}/{relative}"
+        if not self.is_local:
+            # in memory first: an upload that breaks off must not leave a half object
+            buffer = pa.BufferOutputStream()
+            write(buffer)
+            file_system, full = self._full(relative)
+            with _explained(name), file_system.open_output_stream(full) as sink:
+                sink.write(buffer.getvalue())
+            return
+        target = self.path(relative)
+        temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
+        with _explained(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with temporary.open("wb") as sink:
+                    write(sink)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def publish_bytes(self, relative: str, data: bytes) -> None:
+        """Write a small file at once, as `publish` does."""
+        self.publish(relative, lambda sink: sink.write(data))
+
+    def remove(self, relative: str) -> None:
+        """Remove a file if it is there."""
+        file_system, full = self._full(relative)
+        if self.exists(relative):
+            with _explained(f"{self.uri}/{relative}"):
+                file_system.delete_file(full)
+
+    def sweep(self) -> None:
+        """Remove temporary files that a killed run left below this folder."""
+        if self.is_local and self.path().is_dir():
+            for stray in self.path().rglob(f"{TEMPORARY}*"):
+                stray.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raise StorageError now, not after an hour, if nothing can be written here."""
+        self.publish_bytes(".oxe-write-check", b"ok")
+        self.remove(".oxe-write-check")
+
+    def free_bytes(self) -> int | None:
+        """Free space of the disk below a local folder; None for an object store."""
+        if not self.is_local:
+            return None
+        probe = self.path()
+        while not probe.exists():
+            probe = probe.parent
+        return shutil.disk_usage(probe).free
+
+
+class _explained:  # noqa: N801 (reads as a phrase: `with _explained(name):`)
+    """Turns an OSError inside the block into a StorageError that names the file and the way out."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise StorageError(f"{self.name}: {explain(error)}") from error
+
+
+def explain(error: OSError) -> str:
+    """Say what an operating-system error means and what to do about it."""
+    advice = {
+        errno.ENOSPC: "the disk is full. Free some space and run the same command again: finished work is kept",
+        errno.EDQUOT: "your disk quota is used up. Free some space and run the same command again: finished work is kept",
+        errno.ENOENT: "no such file or folder",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+        errno.EROFS: "the file system is read-only",
+        errno.ENOTDIR: "a part of the path is a file, not a folder",
+        errno.EISDIR: "is a folder, not a file",
+    }
+    known = advice.get(error.errno or 0)
+    return known or (error.strerror or str(error).splitlines()[0] if str(error) else type(error).__name__)
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path inside it.
+
+    gs:// and s3:// use the machine's credentials; `gs://anonymous@bucket` or OXE_CURATE_ANONYMOUS=1 asks for public
+    data without any, and so does gs:// where no credentials are set up.
+    """
+    scheme, _, rest = uri.partition("://")
+    if not rest:
+        return fs.LocalFileSystem(), uri
+    anonymous = rest.startswith("anonymous@") or os.environ.get("OXE_CURATE_ANONYMOUS") == "1"
+    rest = rest.removeprefix("anonymous@").rstrip("/")
+    try:
+        if scheme in ("gs", "gcs"):
+            return _gcs(anonymous), rest
+        if scheme == "s3":
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            return fs.S3FileSystem(anonymous=anonymous, endpoint_override=endpoint), rest
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{uri}: {error}") from error
+    raise StorageError(f"{uri}: cannot read {scheme}://. Known: a local path, gs:// and s3://.")
+
+
+def _gcs(anonymous: bool) -> Any:
+    adc = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or Path(
+        os.environ.get("CLOUDSDK_CONFIG", Path.home() / ".config" / "gcloud"),
+        "application_default_credentials.json",
+    )
+    endpoint = os.environ.get("STORAGE_EMULATOR_HOST")  # Google's own variable for a test server
+    scheme, _, host = (endpoint or "").rpartition("://")
+    return fs.GcsFileSystem(
+        anonymous=anonymous or bool(endpoint) or not Path(adc).exists(),
+        endpoint_override=host or None,
+        scheme=scheme or ("http" if endpoint else None),
+        retry_time_limit=None,
+    )
+
+
+def stderr_is_terminal() -> bool:
+    """Whether a progress bar has a reader."""
+    return sys.stderr.isatty()
