@@ -13,12 +13,12 @@ from io import BytesIO
 from typing import Any, TypeAlias
 
 import numpy as np
-from crc32c import crc32c
 from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError, did_you_mean
+from oxe_curate.rlds.tfrecord import masked_crc
 
 Value: TypeAlias = Sequence[bytes] | NDArray[Any]
 """One feature of an Example: byte strings, or a 1-d array of floats, integers or booleans."""
@@ -58,18 +58,10 @@ def encode_example(
     return _delimited(1, b"".join(entries))
 
 
-def masked_crc32c(data: bytes) -> int:
-    """TFRecord's checksum: CRC-32C, rotated right by 15 bits, plus a constant."""
-    crc: int = crc32c(data)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def frame_record(data: bytes) -> bytes:
     """Frame one TFRecord: uint64 length, its masked CRC, the data, its masked CRC; all little-endian."""
     length = struct.pack("<Q", len(data))
-    return b"".join(
-        (length, struct.pack("<I", masked_crc32c(length)), data, struct.pack("<I", masked_crc32c(data)))
-    )
+    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
 
 
 def flatten_episode(features: tfds.FeaturesDict, episode: Episode) -> dict[str, Value]:
@@ -184,16 +176,12 @@ def _flatten(feature: Any, value: Any, path: str, rank: int, flat: dict[str, Val
             raise DataError(f"{path or 'episode'}: expected a dict, found {type(value).__name__}")
         for key in value:
             if key not in feature:
-                raise DataError(
-                    f"{_join(path, key)}: features.json has no such key. {did_you_mean(key, feature)}"
-                )
+                raise DataError(f"{_join(path, key)}: features.json has no such key. {did_you_mean(key, feature)}")
         for key, child in feature.items():
             if key in value:
                 _flatten(child, value[key], _join(path, key), rank, flat)
             elif not getattr(child, "_optional", False):
-                raise DataError(
-                    f"{_join(path, key)}: features.json declares this key, and the episode lacks it"
-                )
+                raise DataError(f"{_join(path, key)}: features.json declares this key, and the episode lacks it")
     elif isinstance(feature, tfds.Sequence):  # tfds.Dataset is one too
         _flatten(feature.feature, value, path, rank + 1, flat)
     else:
@@ -209,9 +197,7 @@ def _join(path: str, key: str) -> str:
 
 def _flatten_leaf(feature: Any, value: Any, path: str, rank: int) -> dict[str, Value]:
     info = feature.get_serialized_info()
-    if isinstance(
-        info, dict
-    ):  # several unknown dimensions: an Example is flat, so the shape is stored beside
+    if isinstance(info, dict):  # several unknown dimensions: an Example is flat, so the shape is stored beside
         items, _ = _unnest(value, rank) if rank else ([value], [])
         arrays = [np.asarray(item) for item in items]
         shapes = np.concatenate([np.array(a.shape, np.int64) for a in arrays] or [np.empty(0, np.int64)])

@@ -26,9 +26,7 @@ _INSTRUCTIONS = (
 _PICTURES = 4  # distinct encoded pictures of each kind: encoding is what costs
 
 
-def random_episode(
-    features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num_steps: int | None = None
-) -> Episode:
+def random_episode(features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num_steps: int | None = None) -> Episode:
     """Make an episode that `flatten_episode(features, ...)` accepts.
 
     Values follow the name of the key: `is_first`, `is_last`, `is_terminal`, `reward` and `discount` are those
@@ -96,14 +94,10 @@ def _numbers(feature: Any, key: str, steps: int, instruction: str, rng: Rng) -> 
     dtype = np.dtype(feature.np_dtype)
     shape = (steps, *_fixed(feature.shape))
     if key in _STEP_FLAGS:
-        return np.broadcast_to(_STEP_FLAGS[key](steps).reshape(steps, *[1] * (len(shape) - 1)), shape).astype(
-            dtype
-        )
+        return np.broadcast_to(_STEP_FLAGS[key](steps).reshape(steps, *[1] * (len(shape) - 1)), shape).astype(dtype)
     if key == "terminate_episode":
         last = np.arange(steps) == steps - 1
-        return (np.stack([last, ~last, np.zeros(steps, bool)], 1) if shape[1:] == (3,) else last).astype(
-            dtype
-        )
+        return (np.stack([last, ~last, np.zeros(steps, bool)], 1) if shape[1:] == (3,) else last).astype(dtype)
     if dtype.kind in "iu" and len(shape) == 2 and _is_language(key):
         points = np.zeros(shape[1:], dtype)
         points[: len(instruction)] = [ord(c) for c in instruction[: points.size]]

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import features as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from oxe_curate.errors import DataError
-from oxe_curate.rlds.encode import encode_example, encode_image, flatten_episode, frame_record, masked_crc32c
+from oxe_curate.rlds.encode import encode_example, encode_image, flatten_episode, frame_record
 
 
 def parse(record: bytes) -> dict:
@@ -85,10 +86,15 @@ def test_other_values_are_refused(value):
         encode_example({"key": value})
 
 
-def test_masked_crc_of_the_check_string():
-    crc = 0xE3069283  # CRC-32C of "123456789"
-    rotated = (crc >> 15) | ((crc & 0x7FFF) << 17)
-    assert masked_crc32c(b"123456789") == (rotated + 0xA282EAD8) % 2**32
+def test_a_frame_is_length_data_and_their_masked_checksums():
+    def masked(crc: int) -> int:
+        return ((crc >> 15 | (crc & 0x7FFF) << 17) + 0xA282EAD8) % 2**32
+
+    length = struct.pack("<Q", 9)
+    check = 0xE3069283  # the CRC-32C that RFC 3720 and others give for "123456789"
+    assert frame_record(b"123456789") == b"".join(
+        [length, struct.pack("<I", masked(crc32c(length))), b"123456789", struct.pack("<I", masked(check))]
+    )
 
 
 def test_frames_equal_those_of_a_real_shard(shared: Path):

@@ -115,7 +115,7 @@ def test_a_declared_range_is_kept():
 
 
 def test_an_unknown_connector_is_refused():
-    sound = mock.create_autospec(tfds.Audio, instance=True)
+    sound = mock.create_autospec(tfds.FeatureConnector, instance=True)
     structure = tfds.FeaturesDict({"steps": tfds.Dataset({"sound": sound})})
     with pytest.raises(DataError, match="sound: no random values"):
         random_episode(structure, np.random.default_rng(0))
