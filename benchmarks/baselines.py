@@ -1,0 +1,153 @@
+"""What filter and tokenize are compared with, each timed in a process of its own; prints one line of JSON.
+
+    python benchmarks/baselines.py read FOLDER
+
+FOLDER is a TFDS folder, <name>/<version>. `read` and `read_write` need Python alone, the others TensorFlow and
+tensorflow-datasets (no oxe_curate: it runs in whichever environment has those). Imports are not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 20
+
+
+def shards(folder: Path) -> list[Path]:
+    """The shards of the train split, in order."""
+    return sorted(folder.glob("*-train.tfrecord-*"))
+
+
+def read_file(path: Path) -> int:
+    """Read a file once, into one buffer; return its size."""
+    buffer, total = bytearray(BLOCK), 0
+    with path.open("rb", buffering=0) as file:
+        while got := file.readinto(buffer):
+            total += got
+    return total
+
+
+def read_write_files(out: Path, sizes: list[int], sync: bool, paths: list[Path]) -> int:
+    """Read every byte of `paths`; write as many files of the given sizes as there are, from the bytes read.
+
+    The writes are spread evenly over the reads, so that the two share the disk as they do in a real conversion.
+    """
+    source_bytes, budget = sum(path.stat().st_size for path in paths), sum(sizes)
+    buffer, total, written = memoryview(bytearray(BLOCK)), 0, 0
+    left = list(sizes)
+    target, room = None, 0
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while got := file.readinto(buffer):
+                total += got
+                due = budget * total // source_bytes - written
+                while due > 0:
+                    if room == 0:
+                        target, room = (
+                            (out / f"{paths[0].name}-{len(left)}").open("wb", buffering=0),
+                            left.pop(),
+                        )
+                    assert target is not None
+                    n = target.write(buffer[: min(due, room, BLOCK)])
+                    due, room, written = due - n, room - n, written + n
+                    if room == 0:
+                        if sync:
+                            os.fsync(target.fileno())
+                        target.close()
+    return total
+
+
+def read(args: argparse.Namespace) -> dict[str, Any]:
+    """One process reads every byte, one file after another."""
+    return {"bytes": sum(read_file(path) for path in shards(args.folder))}
+
+
+def read_write(args: argparse.Namespace) -> dict[str, Any]:
+    """Read every byte and write the sizes of --sizes to --out, with --processes processes."""
+    paths, sizes = shards(args.folder), [int(size) for size in args.sizes.split(",")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    n = min(args.processes, len(paths))
+    work = [(sizes[i::n], paths[i::n]) for i in range(n)]
+    if n == 1:
+        total = read_write_files(args.out, sizes, args.sync, paths)
+    else:
+        with multiprocessing.get_context("fork").Pool(n) as pool:
+            total = sum(pool.starmap(partial(_read_write, args.out, args.sync), work))
+    return {"bytes": total, "written": sum(path.stat().st_size for path in args.out.iterdir())}
+
+
+def _read_write(out: Path, sync: bool, sizes: list[int], paths: list[Path]) -> int:
+    return read_write_files(out, sizes, sync, paths)
+
+
+def tf_data(args: argparse.Namespace) -> dict[str, Any]:
+    """tf.data hands over every raw record; nothing is parsed."""
+    import tensorflow as tf
+
+    start = time.perf_counter()
+    dataset = tf.data.TFRecordDataset([str(p) for p in shards(args.folder)], num_parallel_reads=tf.data.AUTOTUNE)
+    episodes = sum(1 for _ in dataset)
+    return {"seconds": time.perf_counter() - start, "episodes": episodes}
+
+
+def tfds_skip(args: argparse.Namespace) -> dict[str, Any]:
+    """TFDS parses every episode, images left encoded (SkipDecoding on `steps`, as OpenVLA and Octo read)."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    start = time.perf_counter()
+    builder = tfds.builder_from_directory(str(args.folder))
+    config = tfds.ReadConfig(num_parallel_calls_for_interleave_files=tf.data.AUTOTUNE)
+    dataset = builder.as_dataset(split="train", decoders={"steps": tfds.decode.SkipDecoding()}, read_config=config)
+    steps = sum(int(episode["steps"]["action"].shape[0]) for episode in dataset)
+    return {"seconds": time.perf_counter() - start, "steps": steps}
+
+
+def tfds_decoded(args: argparse.Namespace) -> dict[str, Any]:
+    """TFDS as its documentation shows it, every picture decoded; stops after --limit steps."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    start = time.perf_counter()
+    dataset = tfds.builder_from_directory(str(args.folder)).as_dataset(split="train")
+    flat = dataset.interleave(lambda e: e["steps"], cycle_length=8, num_parallel_calls=tf.data.AUTOTUNE)
+    steps = 0
+    for batch in flat.batch(64).prefetch(tf.data.AUTOTUNE):
+        steps += int(batch["action"].shape[0])
+        if args.limit and steps >= args.limit:
+            break
+    return {"seconds": time.perf_counter() - start, "steps": steps}
+
+
+CONTENDERS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    function.__name__: function for function in (read, read_write, tf_data, tfds_skip, tfds_decoded)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contender", choices=CONTENDERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--limit", type=int, default=0, help="tfds_decoded: stop after so many steps (0: none)")
+    parser.add_argument("--out", type=Path, help="read_write: folder to write to")
+    parser.add_argument("--sizes", help="read_write: sizes of the files to write, in bytes, comma-separated")
+    parser.add_argument("--processes", type=int, default=1, help="read_write: number of processes (%(default)s)")
+    parser.add_argument("--sync", action="store_true", help="read_write: fsync each file")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    result = CONTENDERS[args.contender](args)
+    result.setdefault("seconds", time.perf_counter() - start)
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
