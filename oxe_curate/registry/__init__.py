@@ -1,0 +1,117 @@
+"""What is known of each data set: cards, recipes, verdicts.
+
+    card = load("bridge_dataset")        # by name or alias
+    trajectory = card.standardize(steps)
+
+Cards are YAML files in `cards/`; a user's folder is merged over them by name. One card is read when it is
+asked for, all of them only for listings.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from oxe_curate.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from oxe_curate.registry.card import DatasetCard
+
+CARDS_DIR = Path(__file__).parent / "cards"
+
+
+def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
+    """Return the card called `name`, or the one that has it as an alias.
+
+    Args:
+        name: a card's name ("bridge_orig"), a TFDS name ("bridge_dataset") or another alias ("bridge_v2").
+        cards_dir: a folder of the user's own cards; they come before ours.
+
+    Raises:
+        ConfigError: nothing carries the name, two cards claim it, or the card is wrong.
+    """
+    paths = _paths(cards_dir)
+    if name in paths:
+        return _read(paths[name])
+    # a card that has the alias has it in its text: read those few instead of all
+    mentions = [path for path in paths.values() if name in path.read_text(encoding="utf-8")] if name else []
+    owners = [card for card in map(_read, mentions) if name in card.aliases]
+    own = [card for card in owners if paths[card.name].parent == cards_dir] or owners
+    if len(own) > 1:
+        raise ConfigError(f"the alias {name!r} stands in two cards: {', '.join(c.name for c in own)}")
+    if not own:
+        known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
+        raise ConfigError(f"no card is called {name!r}. {did_you_mean(name, known)}")
+    return own[0]
+
+
+def names(cards_dir: Path | None = None) -> list[str]:
+    """Return the names of all cards, sorted, without reading them."""
+    return sorted(_paths(cards_dir))
+
+
+def load_all(cards_dir: Path | None = None) -> dict[str, DatasetCard]:
+    """Return every card by name, the user's over ours. Raises ConfigError if one is wrong."""
+    paths = _paths(cards_dir)
+    return {name: _read(paths[name]) for name in sorted(paths)}
+
+
+def table(
+    cards_dir: Path | None = None,
+    *,
+    verdict: str | None = None,
+    role: str | None = None,
+    arms: str | None = None,
+    text: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of `oxe-curate datasets`, sorted by name.
+
+    Args:
+        cards_dir: a folder of the user's own cards.
+        verdict: only data sets with this verdict.
+        role: only data sets with a camera of this role.
+        arms: only data sets with these arms.
+        text: only data sets with this in name, alias, robot, action encoding or reason; case aside.
+
+    Raises:
+        ConfigError: a verdict, role or arms that does not exist.
+    """
+    from typing import get_args, get_type_hints
+
+    from oxe_curate.registry import card as cards
+
+    known_arms = get_args(get_type_hints(cards.DatasetCard)["arms"])
+    _check_choice("verdict", verdict, get_args(cards.Verdict))
+    _check_choice("camera role", role, get_args(cards.Role))
+    _check_choice("arms", arms, known_arms)
+
+    def wanted(row: dict[str, Any]) -> bool:
+        searched = [row["name"], *row["aliases"], row["robot"], row["action_encoding"], row["reason"]]
+        return (
+            verdict in (None, row["verdict"])
+            and (role is None or role in row["cameras"])
+            and arms in (None, row["arms"])
+            and (text is None or text.lower() in "\n".join(searched).lower())
+        )
+
+    return [row for row in map(cards.as_row, load_all(cards_dir).values()) if wanted(row)]
+
+
+def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
+    if value is not None and value not in known:
+        raise ConfigError(f"{what} {value!r} is not known. {did_you_mean(value, known)}")
+
+
+def _paths(cards_dir: Path | None) -> dict[str, Path]:
+    if cards_dir is not None and not cards_dir.is_dir():
+        raise ConfigError(f"{cards_dir}: no such folder of cards")
+    folders = [CARDS_DIR] if cards_dir is None else [CARDS_DIR, cards_dir]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+@functools.cache
+def _read(path: Path) -> DatasetCard:
+    from oxe_curate.registry.card import read_card
+
+    return read_card(path)
