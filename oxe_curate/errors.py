@@ -4,7 +4,8 @@ CurateError                 exit code 2: the message says where, what is wrong, 
 ├── ConfigError             a YAML file, an option, a name that nothing carries
 ├── DataError               a shard, a record or a features.json that is not what it should be
 │   └── CorruptError        bytes that fail their length or checksum
-└── StorageError            a path that is missing, not writable or full
+├── StorageError            a path that is missing, not writable or full
+└── WorkerError             a worker process died; exit code 1, since the command was right
 
 Anything else that reaches the command line is an internal fault: exit code 1.
 """
@@ -17,6 +18,8 @@ from collections.abc import Iterable
 
 class CurateError(Exception):
     """Base of the errors a user can mend; the message is the whole explanation."""
+
+    exit_code = 2
 
 
 class ConfigError(CurateError):
@@ -33,6 +36,12 @@ class CorruptError(DataError):
 
 class StorageError(CurateError):
     """A path cannot be read or written."""
+
+
+class WorkerError(CurateError):
+    """A worker process was killed, or a runner lost its work."""
+
+    exit_code = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

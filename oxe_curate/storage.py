@@ -69,7 +69,7 @@ class Folder:
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file or folder of this name is there."""
-        return self._info(relative).type != fs.FileType.NotFound
+        return bool(self._info(relative).type != fs.FileType.NotFound)
 
     def size(self, relative: str) -> int:
         """Size of a file in bytes; StorageError if it is missing."""
@@ -203,7 +203,7 @@ def explain(error: OSError) -> str:
     """Say what an operating-system error means and what to do about it."""
     advice = {
         errno.ENOSPC: "the disk is full. Free some space and run the same command again: finished work is kept",
-        errno.EDQUOT: "your disk quota is used up. Free some space and run the same command again: finished work is kept",
+        errno.EDQUOT: "your quota is used up. Free some space and run the same command again: finished work is kept",
         errno.ENOENT: "no such file or folder",
         errno.EACCES: "permission denied",
         errno.EPERM: "permission denied",

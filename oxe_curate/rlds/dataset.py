@@ -55,6 +55,10 @@ class RldsDataset:
     name: str
     version: str
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the names alone; a worker parses the JSON files itself."""
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
+
     @property
     def label(self) -> str:
         """name/version, for messages."""
@@ -113,9 +117,7 @@ class RldsDataset:
         for spec in wanted:
             base = spec.split("[")[0].strip()
             if base not in self.split_names:
-                raise ConfigError(
-                    f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}"
-                )
+                raise ConfigError(f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}")
             try:
                 instructions = self._splits[spec].file_instructions
             except (ValueError, AssertionError, KeyError) as error:
@@ -160,9 +162,7 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
             raise ConfigError(f"{source} has no data set {name!r}. {did_you_mean(name, by_name)}")
         versions = {d.version: d for d in by_name[name]}
         if version and version not in versions:
-            raise ConfigError(
-                f"{source}/{name} has no version {version!r}. {did_you_mean(version, versions)}"
-            )
+            raise ConfigError(f"{source}/{name} has no version {version!r}. {did_you_mean(version, versions)}")
         chosen.append(versions[version] if version else max(versions.values(), key=_version_key))
     return chosen
 
@@ -190,17 +190,13 @@ def _walk(source: Folder) -> list[RldsDataset]:
                 below += [name for name, is_folder, _ in entries if is_folder]
         level = below
         if depth == _DEPTH - 1:
-            for folder in level:
-                if source.exists(f"{folder}/{INFO}"):
-                    found.append(_named(source, folder))
+            found += [_named(source, folder) for folder in level if source.exists(f"{folder}/{INFO}")]
     return sorted(found, key=lambda d: d.path)
 
 
 def _named(source: Folder, path: str) -> RldsDataset:
     parts = path.split("/")
-    if (
-        len(parts) == 1
-    ):  # the root is a data set's folder, <version>/: paths stay relative to the root above it
+    if len(parts) == 1:  # the root is a data set's folder, <version>/: paths stay relative to the root above it
         root, _, name = source.uri.rstrip("/").rpartition("/")
         return RldsDataset(Folder(root), f"{name}/{path}", name, path)
     return RldsDataset(source, path, "/".join(parts[:-1]), parts[-1])
@@ -213,9 +209,7 @@ def _read(source: Folder, path: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for name in (INFO, FEATURES):
             if not source.exists(f"{path}/{name}"):
-                raise DataError(
-                    f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder"
-                )
+                raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
             Path(folder, name).write_bytes(source.read_bytes(f"{path}/{name}"))
         try:
             info = dataset_info.read_proto_from_builder_dir(folder)

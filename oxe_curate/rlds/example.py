@@ -270,9 +270,9 @@ def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
     return values.view(np.int64)
 
 
-def byte_ranges(buffer: memoryview, span: Span) -> list[tuple[int, int]]:
-    """(offset, length) of each value of a BytesList; touches a few bytes before each value only."""
-    ranges = []
+def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
+    """int64 (n, 2): offset and length of each value of a BytesList; touches a few bytes before each value only."""
+    ranges: list[int] = []
     append = ranges.append
     position, end = span.offset, span.offset + span.length
     try:
@@ -293,13 +293,14 @@ def byte_ranges(buffer: memoryview, span: Span) -> list[tuple[int, int]]:
                     position += 1
                     if byte >= 0x80:
                         size, position = _varint(buffer, position - 3)
-            append((position, size))
+            append(position)
+            append(size)
             position += size
     except IndexError:
         raise CorruptError(f"byte {position}: a list ends inside a value") from None
     if position > end:
         raise CorruptError(f"byte {position}: a value runs past its list's end")
-    return ranges
+    return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def byte_values(buffer: memoryview, span: Span) -> list[bytes]:
@@ -313,7 +314,7 @@ def byte_values(buffer: memoryview, span: Span) -> list[bytes]:
         if raw == item * count:
             return [item[start:]] * count
     view = memoryview(raw)
-    return [raw[o : o + n] for o, n in byte_ranges(view, Span(BYTES, 0, len(raw)))]
+    return [raw[o : o + n] for o, n in byte_ranges(view, Span(BYTES, 0, len(raw))).tolist()]
 
 
 def values(buffer: memoryview, span: Span) -> Any:

@@ -190,18 +190,14 @@ class EpisodeReader:
             raise DataError(f"its features have different numbers of steps ({told})")
         return next(iter(counts.values()), 0)
 
-    def _read_rare(
-        self, buffer: memoryview, offset: int, length: int, ensure: Ensure | None
-    ) -> dict[str, Any]:
+    def _read_rare(self, buffer: memoryview, offset: int, length: int, ensure: Ensure | None) -> dict[str, Any]:
         if ensure:
             ensure(offset, length)
         assert self._rare is not None
         try:
             decoded = self._rare.deserialize_example_np(bytes(buffer[offset : offset + length]))
         except Exception as error:  # tfds raises whatever its codecs raise
-            raise DataError(
-                f"tensorflow_datasets cannot decode it: {(str(error).splitlines() or [''])[0]}"
-            ) from error
+            raise DataError(f"tensorflow_datasets cannot decode it: {(str(error).splitlines() or [''])[0]}") from error
         found: dict[str, Any] = {}
         for key, leaf in (*self.steps.items(), *self.metadata.items()):
             if leaf.kind == "rare":
@@ -267,14 +263,10 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
         raise DataError(f"{leaf.wire.decode()!r} holds bytes where features.json announces {leaf.dtype}")
     flat = example.floats(buffer, span) if span.kind == example.FLOAT else example.ints(buffer, span)
     if (flat.dtype.kind == "f") != (leaf.dtype.kind == "f"):
-        raise DataError(
-            f"{leaf.wire.decode()!r} holds {flat.dtype} where features.json announces {leaf.dtype}"
-        )
+        raise DataError(f"{leaf.wire.decode()!r} holds {flat.dtype} where features.json announces {leaf.dtype}")
     width = leaf.width
     if width == 0 or len(flat) % width:
-        raise DataError(
-            f"{leaf.wire.decode()!r} holds {len(flat)} numbers, which is no multiple of {width} a step"
-        )
+        raise DataError(f"{leaf.wire.decode()!r} holds {len(flat)} numbers, which is no multiple of {width} a step")
     if leaf.dtype == np.uint64:
         flat = flat.view(np.uint64)  # tfds stores the bits
     return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)  # type: ignore[arg-type]
@@ -283,9 +275,7 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
 def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]:
     """Tensors that tfds stored as raw or zlib-compressed bytes, one value a step."""
     if span.kind != example.BYTES:
-        raise DataError(
-            f"{leaf.wire.decode()!r} holds numbers where features.json announces {leaf.encoding} tensors"
-        )
+        raise DataError(f"{leaf.wire.decode()!r} holds numbers where features.json announces {leaf.encoding} tensors")
     rows = example.byte_values(buffer, span)
     try:
         raw = b"".join(zlib.decompress(row) for row in rows) if leaf.encoding == "zlib" else b"".join(rows)
@@ -293,7 +283,5 @@ def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]
         raise CorruptError(f"{leaf.wire.decode()!r}: {error}") from None
     dtype = np.dtype(np.uint8) if leaf.dtype == np.bool_ else leaf.dtype
     if len(raw) != len(rows) * leaf.width * dtype.itemsize:
-        raise DataError(
-            f"{leaf.wire.decode()!r}: {len(raw)} bytes are not {len(rows)} tensors of {leaf.shape}"
-        )
+        raise DataError(f"{leaf.wire.decode()!r}: {len(raw)} bytes are not {len(rows)} tensors of {leaf.shape}")
     return np.frombuffer(raw, dtype).astype(leaf.dtype, copy=False).reshape(len(rows), *leaf.shape)  # type: ignore[arg-type]

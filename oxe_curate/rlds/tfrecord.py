@@ -39,9 +39,7 @@ def records(buffer: memoryview, ensure: Ensure | None = None) -> Iterator[tuple[
     position, size, number = 0, len(buffer), 0
     while position < size:
         if size - position < HEADER + FOOTER:
-            raise CorruptError(
-                f"record {number} at byte {position}: the file ends inside its header (truncated?)"
-            )
+            raise CorruptError(f"record {number} at byte {position}: the file ends inside its header (truncated?)")
         if ensure:
             ensure(position, HEADER)
         length, crc = _header.unpack_from(buffer, position)

@@ -1,0 +1,31 @@
+"""All that the project uses of Beam, and the one DoFn of both pipelines: an element is a task, never an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+logging.disable(logging.WARNING)  # Beam warns of the cloud clients that nobody asked for
+import apache_beam as beam  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
+
+logging.disable(logging.NOTSET)
+
+from oxe_curate import runner  # noqa: E402
+
+
+class DoTask(beam.DoFn):
+    """Does a task and emits nothing: its output is a file, so a retry or a second run is harmless."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self._work = work
+
+    def process(self, task: Any) -> list[None]:
+        """Do one task."""
+        runner.do(task, self._work)
+        return []
+
+
+__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "beam"]

@@ -1,0 +1,213 @@
+"""filter: RLDS shards -> episode index. One Beam element per source shard; index.json is written last."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oxe_curate import __version__, registry, runner
+from oxe_curate.errors import ConfigError, DataError, StorageError
+from oxe_curate.filter import scan
+from oxe_curate.filter.index import INDEX_JSON, Summary, read_meta, shard_files, write_index_json
+from oxe_curate.filter.scan import EXACT_BELOW, FilterTask, Frames
+from oxe_curate.filter.screen import Criteria
+from oxe_curate.rlds.dataset import RldsDataset, find
+from oxe_curate.storage import Folder
+
+BYTES_PER_WORKER = 2 << 30
+"""Scanning passes over images, so another process is worth its start only above this much data."""
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What `filter` is asked to do.
+
+    Attributes:
+        datasets: `name` or `name:version`; empty means all below the source.
+        splits: tfds split expressions; empty means all splits.
+        recipe: which of a card's recipes standardises the actions.
+        cards: a folder of the user's own cards.
+        frames: "exact", "span", or None to choose by size and place (see `scan.EXACT_BELOW`).
+    """
+
+    datasets: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    criteria: Criteria = field(default_factory=Criteria)
+    recipe: str = "openvla"
+    cards: Path | None = None
+    frames: Frames | None = None
+    verify: bool = False
+    skip_corrupt: bool = False
+    workers: int | None = None
+    beam_args: tuple[str, ...] = ()
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """What `filter` did: a Summary per data set of the index, and how many shards were done now or before."""
+
+    summaries: dict[str, Summary]
+    shards_done: int
+    shards_kept: int
+    seconds: float
+    bytes_scanned: int
+
+
+def run_filter(source: str | Path, out: str | Path, options: FilterOptions | None = None) -> FilterResult:
+    """Scan the source's shards into an episode index at `out`.
+
+    Shards whose index file is there and was made by the same card, criteria and options are left as they are.
+
+    Raises:
+        ConfigError: a name, split, card or criteria file is wrong, or `out` holds an index of something else.
+        DataError, CorruptError: a shard is not what its description says; other shards' work is kept.
+        StorageError: something cannot be read or written.
+    """
+    start = time.monotonic()
+    options = options or FilterOptions()
+    runner.start_workers_early("oxe_curate.filter.pipeline")
+    folder, root = Folder.of(out), Folder.of(source)
+    if not root.exists():
+        raise StorageError(f"{root}: no such folder. Give the folder that holds the TFDS data sets.")
+    datasets = find(root, options.datasets)
+    tasks = plan(datasets, folder, options)
+    root = datasets[0].source
+    previous = _previous(folder, root, options, {d.name for d in datasets})
+    folder.check_writable()
+    folder.sweep()
+    todo = [task for task in tasks if not _is_done(task)]
+    if todo:
+        _retract(folder, previous, {task.dataset.name for task in todo})
+    runner.run(
+        todo, scan.run, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
+        beam_args=options.beam_args, progress=options.progress,
+    )  # fmt: skip
+    seconds = time.monotonic() - start
+    summaries = _write_json(folder, root, datasets, tasks, todo, options, previous, seconds)
+    return FilterResult(summaries, len(todo), len(tasks) - len(todo), seconds, sum(t.size for t in todo))
+
+
+def plan(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
+    """One task per source shard. Raises ConfigError, DataError or StorageError before any work is done."""
+    tasks = []
+    for dataset in datasets:
+        try:
+            card = registry.load(dataset.name, options.cards)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{dataset.source}/{dataset.path}: {error} Write a card for it (--cards FOLDER; see CONTRIBUTING.md), "
+                "or name the data sets that you want with --dataset."
+            ) from None
+        if card.recipes:
+            card.recipe(options.recipe)
+        local = dataset.source.is_local
+        frames = options.frames or ("exact" if local and dataset.num_bytes < EXACT_BELOW else "span")
+        sizes = _sizes(dataset)
+        for shard in dataset.shards(options.splits):
+            name = shard.path.rsplit("/", 1)[-1]
+            if name not in sizes:
+                raise DataError(
+                    f"{dataset.source}/{shard.path}: the shard is missing, although dataset_info.json lists it. "
+                    "Download it, or choose other shards with --split."
+                )
+            tasks.append(
+                FilterTask(
+                    dataset=dataset, shard=shard, card=card, recipe=options.recipe, criteria=options.criteria, out=out,
+                    size=sizes[name], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
+                )
+            )  # fmt: skip
+        scan.Scanner(dataset, card, options.recipe)  # a card that does not fit is reported before any work
+    return tasks
+
+
+def _sizes(dataset: RldsDataset) -> dict[str, int]:
+    return {name.rsplit("/", 1)[-1]: size for name, is_folder, size in dataset.source.list(dataset.path)}
+
+
+def _is_done(task: FilterTask) -> bool:
+    if not task.out.exists(task.output):
+        return False
+    try:
+        return bool(read_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
+    except DataError:
+        return False
+
+
+def _previous(out: Folder, root: Folder, options: FilterOptions, names: set[str]) -> dict[str, Any]:
+    """What an earlier run left in `out`. Raises ConfigError if the two indexes cannot be one."""
+    if not out.exists(INDEX_JSON):
+        return {}
+    try:
+        data: dict[str, Any] = json.loads(out.read_bytes(INDEX_JSON))
+        others = set(data["datasets"]) - names
+        problem = None
+        if data["source"] != root.uri:
+            problem = f"it was made from {data['source']}"
+        elif others and data["criteria"] != asdict(options.criteria):
+            problem = f"its other data sets ({', '.join(sorted(others))}) were screened by other criteria"
+    except (ValueError, KeyError, TypeError):
+        return {}  # unreadable: everything below it is checked file by file anyway
+    if problem:
+        raise ConfigError(f"{out} holds another index: {problem}. Use another --out, or delete it.")
+    return data
+
+
+def _retract(out: Folder, previous: dict[str, Any], names: set[str]) -> None:
+    """Take data sets out of index.json before their files change: it vouches for what lies beside it."""
+    others = {name: entry for name, entry in previous.get("datasets", {}).items() if name not in names}
+    if others:
+        write_index_json(out, {**previous, "datasets": others})
+    else:
+        out.remove(INDEX_JSON)
+
+
+def _write_json(
+    out: Folder,
+    root: Folder,
+    datasets: Sequence[RldsDataset],
+    tasks: Sequence[FilterTask],
+    todo: Sequence[FilterTask],
+    options: FilterOptions,
+    previous: dict[str, Any],
+    seconds: float,
+) -> dict[str, Summary]:
+    entries: dict[str, Any] = dict(previous.get("datasets", {}))
+    for dataset in datasets:
+        mine = [task for task in tasks if task.dataset == dataset]
+        summary = Summary()
+        for path in shard_files(out, f"{dataset.name}/{dataset.version}"):
+            summary.add(Summary(**read_meta(out, path)["summary"]))
+        before = entries.get(dataset.name, {})
+        entries[dataset.name] = {
+            "version": dataset.version,
+            "card": mine[0].card.name if mine else None,
+            "recipe": options.recipe,
+            "verdict": mine[0].card.verdict if mine else None,
+            "splits": sorted({*before.get("splits", []), *(options.splits or dataset.split_names)}),
+            "frames": mine[0].frames if mine else None,
+            # a run that finds everything done leaves the time of the run that did it
+            "seconds": round(seconds, 3) if any(task in mine for task in todo) else before.get("seconds", 0.0),
+            **asdict(summary),
+        }
+    write_index_json(
+        out,
+        {
+            "software": f"oxe-curate {__version__}",
+            "source": root.uri,
+            "criteria": asdict(options.criteria),
+            "datasets": {name: entries[name] for name in sorted(entries)},
+        },
+    )
+    return {name: _summary(entry) for name, entry in sorted(entries.items())}
+
+
+def _summary(entry: dict[str, Any]) -> Summary:
+    return Summary(**{key: entry[key] for key in Summary.__dataclass_fields__})
+
+
+__all__ = ["FilterOptions", "FilterResult", "plan", "run_filter"]

@@ -1,0 +1,214 @@
+"""One source shard -> its rows of the episode index. Plain functions: Beam only distributes them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate import __version__
+from oxe_curate.episode import EpisodeId, Trajectory
+from oxe_curate.errors import ConfigError, CorruptError, DataError
+from oxe_curate.filter.index import FORMAT, IndexRow, Summary, write_shard
+from oxe_curate.filter.screen import Candidate, Criteria, screen
+from oxe_curate.registry.card import DatasetCard
+from oxe_curate.rlds import example, tfrecord
+from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.reader import EpisodeReader, RawEpisode, camera_key, leaves
+from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.storage import Folder
+
+Frames = Literal["exact", "span"]
+ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
+"""Roles whose frames the index locates: the first camera of each."""
+EXACT_BELOW = 256 << 20
+"""A local data set below this many bytes has every frame located while it is scanned. Above it, and on an object
+store, only each camera's list of frames is located: looking at every frame costs a disk page each, which on 256 px
+images is a fifth of the data. Who reads the frames finds them then (see `locate`)."""
+
+
+@dataclass(frozen=True)
+class FilterTask:
+    """All that a worker needs to scan one shard.
+
+    Attributes:
+        size: of the shard, in bytes; a cost for balancing, and part of the fingerprint.
+        frames: "exact" locates every frame, "span" each camera's list.
+        verify: check the CRC of every record's data, which reads every byte.
+        skip_corrupt: count and list unreadable records instead of failing.
+    """
+
+    dataset: RldsDataset
+    shard: Shard
+    card: DatasetCard
+    recipe: str
+    criteria: Criteria
+    out: Folder
+    size: int
+    frames: Frames = "exact"
+    verify: bool = False
+    skip_corrupt: bool = False
+
+    @property
+    def output(self) -> str:
+        """The index file it makes."""
+        return self.shard.index_path
+
+    @property
+    def name(self) -> str:
+        """The shard, for messages."""
+        return f"{self.dataset.source}/{self.shard.path}"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the index file's contents."""
+        parts = {
+            "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
+            "card": asdict(self.card), "recipe": self.recipe, "criteria": asdict(self.criteria),
+            "frames": self.frames, "verify": self.verify, "skip_corrupt": self.skip_corrupt,
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def run(task: FilterTask) -> Summary:
+    """Scan a shard and publish its rows. Raises DataError, CorruptError or StorageError, naming shard and record."""
+    rows, summary = scan_shard(task)
+    write_shard(task.out, task.output, rows, summary, task.fingerprint)
+    return summary
+
+
+def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
+    """Read, standardise and screen every wanted record of a shard."""
+    scanner = _scanner(task.dataset, task.card, task.recipe)
+    source, remote = task.dataset.source, None
+    if source.is_local:
+        buffer, ensure = source.map(task.shard.path), None
+    else:
+        remote = RemoteShard(source, task.shard.path)
+        buffer, ensure = remote.buffer, remote.ensure
+    rows: list[IndexRow] = []
+    corrupt: list[str] = []
+    number, read = -1, 0
+    first, last = task.shard.skip, task.shard.skip + task.shard.take
+    found = tfrecord.records(buffer, ensure)
+    try:
+        for number, (offset, length) in enumerate(found):
+            if not first <= number < last:
+                continue
+            try:
+                if task.verify:
+                    if ensure:
+                        ensure(offset, length + tfrecord.FOOTER)
+                    tfrecord.check_data(buffer, offset, length)
+                    read += length
+                row, touched = scanner.row(task, buffer, number, offset, length, ensure)
+                rows.append(row)
+                read += touched
+            except (CorruptError, DataError) as error:
+                where = f"record {number} at byte {offset}: {error}"
+                if not task.skip_corrupt:
+                    raise type(error)(where) from error
+                corrupt.append(f"{task.shard.path}: {where}")
+        if number + 1 != task.shard.records:
+            raise CorruptError(f"dataset_info.json announces {task.shard.records} records, the file holds {number + 1}")
+    except (CorruptError, DataError) as error:
+        if task.skip_corrupt:
+            corrupt.append(f"{task.shard.path}: {error}")
+        else:
+            raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
+    summary = Summary.of(rows)
+    summary.corrupt = corrupt
+    summary.bytes_read = remote.bytes_fetched if remote else read
+    return rows, summary
+
+
+_ADVICE = {
+    True: "Download the shard again, or pass --skip-corrupt to count and list such records instead.",
+    False: "Compare the data set's features.json and its card (`oxe-curate datasets NAME`), or pass --skip-corrupt.",
+}
+
+
+class Scanner:
+    """Reads one data set's records by its card. Made once per process and data set."""
+
+    def __init__(self, dataset: RldsDataset, card: DatasetCard, recipe: str) -> None:
+        steps, other = leaves(dataset.features)
+        where = f"{dataset.label} features.json"
+        card.check_features({key: leaf.shape for key, leaf in steps.items()}, where)
+        self._standardize: Callable[[Any], Trajectory] | None = card.standardizer(recipe) if card.recipes else None
+        self.cameras = {camera_key(key, steps): c.role for key, c in card.cameras.items() if c.role in ROLES}
+        fields = {}
+        for rule in card.episode_filters:
+            fields[rule.field] = rule.field if rule.field in other else f"episode_metadata/{rule.field}"
+        self.reader = EpisodeReader(
+            dataset.features,
+            steps=[
+                *(card.step_keys(recipe) if card.recipes else ()),
+                *(key for key in card.language.keys if key in steps),
+            ],
+            cameras=self.cameras,
+            metadata=fields.values(),
+            where=where,
+        )
+
+    def row(
+        self, task: FilterTask, buffer: memoryview, number: int, offset: int, length: int, ensure: Any
+    ) -> tuple[IndexRow, int]:
+        """One record -> (its row, bytes looked at)."""
+        episode = self.reader.read(buffer, offset, length, ensure)
+        trajectory = self._standardize(episode.steps) if self._standardize else None
+        candidate = Candidate(task.card, episode, trajectory)
+        reason = screen(candidate, task.criteria)
+        spans: dict[str, tuple[int, int]] = {}
+        frames: dict[str, NDArray[np.int64]] = {}
+        for key, role in self.cameras.items():
+            span = episode.cameras.get(key)
+            if span is None or role in spans:
+                continue
+            spans[role] = (span.offset, span.length)
+            if task.frames == "exact" and trajectory is not None:
+                if ensure:
+                    ensure(span.offset, span.length)
+                frames[role] = locate(buffer, spans[role], episode.num_steps, role)[trajectory.frame_index]
+        shard = task.shard
+        row = IndexRow(
+            id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
+            shard=shard.path, record=(offset, length), source_steps=episode.num_steps, reason=reason,
+            trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz,
+        )  # fmt: skip
+        return row, _touched(episode, frames)
+
+
+def locate(buffer: memoryview, span: tuple[int, int], num_steps: int, role: str) -> NDArray[np.int64]:
+    """int64 (T, 2): offset and length of each source step's frame in a camera's list; DataError on a mismatch."""
+    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span))
+    if len(frames) != num_steps:
+        raise DataError(f"the {role} camera has {len(frames)} frames for {num_steps} steps")
+    return frames
+
+
+def _touched(episode: RawEpisode, frames: dict[str, NDArray[np.int64]]) -> int:
+    numbers = sum(array.nbytes if array.dtype != object else sum(map(len, array)) for array in episode.steps.values())
+    return tfrecord.HEADER + tfrecord.FOOTER + numbers + 4 * sum(len(f) for f in frames.values())
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_scanner(source: Folder, path: str, name: str, version: str, card: str, recipe: str) -> list[Scanner]:
+    return []
+
+
+def _scanner(dataset: RldsDataset, card: DatasetCard, recipe: str) -> Scanner:
+    """The scanner of a data set; parsing features.json takes as long as scanning a hundred episodes."""
+    held = _cached_scanner(dataset.source, dataset.path, dataset.name, dataset.version, repr(card), recipe)
+    if not held:
+        try:
+            held.append(Scanner(dataset, card, recipe))
+        except ConfigError as error:
+            raise DataError(f"{dataset.source}/{dataset.path}: the card {card.name!r} does not fit: {error}") from error
+    return held[0]

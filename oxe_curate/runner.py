@@ -1,0 +1,352 @@
+"""Runs a list of tasks through one Beam ParDo: here on all cores, or on the runner that the user names.
+
+A task makes one output file and is safe to repeat. Here, each worker process runs Beam's own FnApiRunner on its share
+of the tasks: its multi-process mode takes seconds to start and hangs when a worker is killed, and the default runner
+looks for a server on the network first. A dead worker is noticed, and finished files stay.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from oxe_curate import errors
+from oxe_curate.errors import CurateError, WorkerError
+from oxe_curate.storage import Folder, stderr_is_terminal
+
+FAILED = ".failed"
+_POLL = 0.2
+
+
+class Task(Protocol):
+    """What the runner needs of a task; it must pickle."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def output(self) -> str:
+        """The file it makes, relative to `out`."""
+
+    @property
+    def out(self) -> Folder:
+        """Where outputs go."""
+
+    @property
+    def size(self) -> int:
+        """Bytes to read, for balancing and the progress bar."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: well, by an error that the user can mend (kind and message), or by a fault (kind "")."""
+
+    output: str
+    size: int
+    steps: int = 0
+    kind: str | None = None
+    message: str = ""
+
+
+Work = Callable[[Any], Any]
+"""Does one task; returns something with `steps_seen`. A module-level function, so that it pickles by name."""
+
+_report: Callable[[Outcome], None] | None = None  # set in processes that this module runs itself
+
+
+def run(
+    tasks: Sequence[Task],
+    work: Work,
+    *,
+    title: str,
+    workers: int | None = None,
+    bytes_per_worker: int = 256 << 20,
+    beam_args: Sequence[str] = (),
+    progress: bool = True,
+) -> None:
+    """Do every task; return when all outputs are there.
+
+    Args:
+        tasks: in the order in which they are to be taken up.
+        work: does one of them.
+        title: of the progress bar.
+        workers: processes on this machine; None: one per core, but no more than the work is worth.
+        bytes_per_worker: below this much to read, another process costs more than it saves.
+        beam_args: Beam's own options; `--runner=...` hands the pipeline to that runner.
+        progress: whether to show a bar (never where stderr is not a terminal).
+
+    Raises:
+        CurateError: the first error of those that the user can mend, with the number of further ones; the other
+            tasks were done all the same.
+        WorkerError: a worker process was killed.
+        RuntimeError: a fault in our code, with the worker's traceback.
+    """
+    if not tasks:
+        return
+    out = tasks[0].out
+    total = sum(task.size for task in tasks)
+    with _Bar(title, total, enabled=progress) as bar:
+        if _named_runner(beam_args):
+            outcomes = _elsewhere(tasks, work, beam_args, bar)
+        else:
+            count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
+            if min(count, len(tasks)) == 1:
+                outcomes = _in_process(tasks, work, bar, beam_args)
+            else:
+                outcomes = _in_processes(tasks, work, min(count, len(tasks)), bar, beam_args)
+    _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _named_runner(beam_args: Sequence[str]) -> bool:
+    named = [a.partition("=")[2] or "?" for a in beam_args if a == "--runner" or a.startswith("--runner=")]
+    return bool(named) and named[-1] not in ("FnApiRunner", "DirectRunner", "direct")
+
+
+def build(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
+    """The Beam graph, the same on every runner: Create, Reshuffle, ParDo."""
+    from oxe_curate.beam_fn import DoTask, beam
+
+    return (
+        pipeline
+        | "Tasks" >> beam.Create(list(tasks))
+        | "Spread" >> beam.Reshuffle()
+        | "Work" >> beam.ParDo(DoTask(work))
+    )
+
+
+def do(task: Task, work: Work) -> None:
+    """Do one task and report how it ended: to this process's reporter, or to a file where there is none."""
+    report = _report or _publish_failure(task)
+    try:
+        result = work(task)
+    except CurateError as error:
+        report(Outcome(task.output, task.size, 0, type(error).__name__, str(error)))
+    except Exception:
+        report(Outcome(task.output, task.size, 0, "", f"{task.name}\n{traceback.format_exc()}"))
+    else:
+        report(Outcome(task.output, task.size, int(getattr(result, "steps_seen", 0))))
+
+
+def _publish_failure(task: Task) -> Callable[[Outcome], None]:
+    def publish(outcome: Outcome) -> None:
+        if outcome.kind is not None:
+            name = f"{FAILED}/{zlib.crc32(task.output.encode()):08x}.json"
+            task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())
+
+    return publish
+
+
+def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runner: Any) -> Any:
+    from oxe_curate.beam_fn import PipelineOptions, beam
+
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    try:
+        options = PipelineOptions(list(beam_args))
+    except SystemExit:
+        raise errors.ConfigError(f"Beam refuses the options after --: {' '.join(beam_args)}") from None
+    pipeline = beam.Pipeline(runner=runner, options=options)
+    build(pipeline, tasks, work)
+    return pipeline
+
+
+def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
+    from oxe_curate.beam_fn import FnApiRunner
+
+    local_args = [a for a in beam_args if not a.startswith("--runner")]
+    _pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
+
+
+def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequence[str]) -> list[Outcome]:
+    global _report
+    outcomes: list[Outcome] = []
+
+    def report(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        bar.add(outcome)
+
+    _report = report
+    try:
+        _run_here(tasks, work, beam_args)
+    finally:
+        _report = None
+    return outcomes
+
+
+def start_workers_early(module: str) -> None:
+    """Begin importing `module` in the server that worker processes are forked from, while the caller plans."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["oxe_curate.beam_fn", module])
+        from multiprocessing import forkserver
+
+        forkserver.ensure_running()
+
+
+def _context() -> Any:
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return multiprocessing.get_context(method)
+
+
+def _in_processes(
+    tasks: Sequence[Task], work: Work, workers: int, bar: _Bar, beam_args: Sequence[str]
+) -> list[Outcome]:
+    context = _context()
+    reports = context.SimpleQueue()
+    outcomes: list[Outcome] = []
+    shares = _balance(tasks, workers)
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(reports,)) as pool:
+        futures = [pool.submit(_work_through, share, work, tuple(beam_args)) for share in shares]
+        try:
+            while True:
+                done, pending = wait(futures, timeout=_POLL)
+                _drain(reports, outcomes, bar)
+                for future in done:
+                    future.result()
+                if not pending:
+                    break
+        except BrokenProcessPool:
+            finished = len(outcomes)
+            raise WorkerError(
+                f"a worker process was killed after {finished} of {len(tasks)} tasks (out of memory, or by hand). "
+                "Finished files are kept: run the same command again, with fewer --workers if memory is short."
+            ) from None
+        except BaseException:
+            _stop(pool, futures)
+            raise
+        _drain(reports, outcomes, bar)
+    return outcomes
+
+
+def _drain(reports: Any, outcomes: list[Outcome], bar: _Bar) -> None:
+    while not reports.empty():
+        outcome = reports.get()
+        outcomes.append(outcome)
+        bar.add(outcome)
+
+
+def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        future.cancel()
+    for process in list((pool._processes or {}).values()):  # there is no public way to end a running worker
+        process.terminate()
+
+
+def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
+    """Largest task first to the worker with the least: shares of nearly equal bytes."""
+    shares: list[list[Task]] = [[] for _ in range(workers)]
+    loads = [0] * workers
+    for task in sorted(tasks, key=lambda t: -t.size):
+        least = loads.index(min(loads))
+        shares[least].append(task)
+        loads[least] += max(task.size, 1)
+    return [share for share in shares if share]
+
+
+def _start_worker(reports: Any) -> None:
+    global _report
+    _report = reports.put
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    logging.disable(logging.WARNING)
+
+
+def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...]) -> None:
+    _run_here(tasks, work, beam_args)
+
+
+def _elsewhere(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: _Bar) -> list[Outcome]:
+    """Hand the pipeline to a named runner; outputs that appear move the bar, failures come back as files."""
+    out = tasks[0].out
+    _remove_failures(out)
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(tasks, bar, stop), daemon=True)
+    watcher.start()
+    try:
+        result = _pipeline(tasks, work, beam_args, None).run()
+        state = str(result.wait_until_finish() or "DONE")
+    finally:
+        stop.set()
+        watcher.join()
+    failures = [Outcome(**json.loads(out.read_bytes(name))) for name, _, _ in out.list(FAILED)]
+    _remove_failures(out)
+    missing = [t for t in tasks if not out.exists(t.output) and t.output not in {f.output for f in failures}]
+    if missing and not failures:
+        raise WorkerError(
+            f"the runner ended ({state}) and {len(missing)} of {len(tasks)} outputs are missing, {missing[0].output} "
+            "first. Its workers must see the same --out. Run the same command again: finished files are kept."
+        )
+    return failures
+
+
+def _remove_failures(out: Folder) -> None:
+    for name, _, _ in list(out.list(FAILED)):
+        out.remove(name)
+    if out.is_local and out.path(FAILED).is_dir():
+        out.path(FAILED).rmdir()
+
+
+def _watch(tasks: Sequence[Task], bar: _Bar, stop: threading.Event) -> None:
+    waiting = {task.output: task for task in tasks}
+    pause = 1.0 if tasks[0].out.is_local else 10.0
+    while waiting and not stop.wait(pause):
+        for output in [name for name in waiting if tasks[0].out.exists(name)]:
+            bar.add(Outcome(output, waiting.pop(output).size))
+
+
+def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> None:
+    if not failures:
+        return
+    faults = [f for f in failures if not f.kind]
+    if faults:
+        raise RuntimeError(faults[0].message)
+    first = min(failures, key=lambda f: f.output)
+    more = f"\n… and {len(failures) - 1} more of {total} tasks failed." if len(failures) > 1 else ""
+    kind = getattr(errors, str(first.kind), CurateError)
+    raise kind(f"{first.message}{more}\nWhat was finished is kept in {out}; run the same command again afterwards.")
+
+
+class _Bar:
+    """A tqdm bar over bytes with shards and steps beside it; silent where nobody would see it."""
+
+    def __init__(self, title: str, total: int, enabled: bool) -> None:
+        self._bar = tqdm(
+            total=total, desc=title, unit="B", unit_scale=True, disable=not (enabled and stderr_is_terminal()),
+            dynamic_ncols=True,
+        )  # fmt: skip
+        self._steps = self._files = 0
+        self._start = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a finished task."""
+        self._steps += outcome.steps
+        self._files += 1
+        seconds = max(time.monotonic() - self._start, 1e-3)
+        self._bar.set_postfix_str(f"{self._files} shards, {self._steps / seconds:,.0f} steps/s", refresh=False)
+        self._bar.update(outcome.size)
+
+
+__all__ = ["Task", "build", "do", "run", "start_workers_early"]
