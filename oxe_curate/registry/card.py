@@ -24,6 +24,9 @@ Role = Literal[
 """What a camera shows. primary, secondary and extra look at the workspace from outside; egocentric and body
 cameras ride on a mobile robot; none is a dummy, or an image that is not a robot's camera."""
 
+Widths = Mapping[str, tuple[int | None, ...]]
+"""Flat step key -> shape without the time axis."""
+
 THIRD_PERSON: frozenset[Role] = frozenset({"primary", "secondary", "extra"})
 
 ActionEncoding = Literal[
@@ -249,59 +252,67 @@ class DatasetCard:
     def _standardizers(self) -> dict[str, Standardizer]:
         return {}
 
-    def check_features(self, widths: Mapping[str, tuple[int | None, ...]], where: str = "features.json") -> None:
+    def check_features(
+        self, widths: Widths, recipe: str | None = None, where: str = "features.json"
+    ) -> tuple[str, ...]:
         """Compare the card with the shapes of a data set on disk.
 
         Args:
             widths: flat step key -> shape without the time axis: () for a scalar, None for an unknown length.
+            recipe: check this recipe; None checks all of the card's.
             where: what to call the other side in an error.
+
+        Returns:
+            Remarks on what will be left out: proprio whose keys are not there, cameras that are not there.
 
         Raises:
             ConfigError: a recipe, proprio or the language reads a key that is not there or slices beyond its
                 width; the message names the card, the place in it, and the closest key.
         """
-        problems = list(self._feature_problems(widths, where))
-        if problems:
-            raise ConfigError("\n".join(f"{self.name}.yaml: {p}" for p in problems[:5]))
-
-    def _feature_problems(self, widths: Mapping[str, tuple[int | None, ...]], where: str) -> list[str]:
-        problems = []
-        for name, recipe in self.recipes.items():
+        recipes = self.recipes if recipe is None else {recipe: self.recipe(recipe)}
+        problems: list[str] = []
+        for name, pieces in recipes.items():
             for part, expected in PART_WIDTHS.items():
-                counts = []
-                for i, piece in enumerate(getattr(recipe, part)):
-                    count, problem = _count_columns(piece, widths, where)
-                    counts.append(count)
-                    problems += [f"recipes.{name}.{part}.{i}: {problem}"] if problem else []
+                place = f"recipes.{name}.{part}"
+                counts = [
+                    _count_columns(p, f"{place}.{i}", widths, where, problems)
+                    for i, p in enumerate(getattr(pieces, part))
+                ]
                 total = sum(count for count in counts if count is not None)
                 if None not in counts and total != expected:
-                    problems.append(f"recipes.{name}.{part}: needs {expected} columns, {where} gives {total}")
-        for i, piece in enumerate(self.proprio):
-            problem = _count_columns(piece, widths, where)[1]
-            problems += [f"proprio.{i}: {problem}"] if problem else []
+                    problems.append(f"{place}: needs {expected} columns, {where} gives {total}")
+        has_proprio = all(piece.src in widths for piece in self.proprio if piece.src is not None)
+        for i, piece in enumerate(self.proprio if has_proprio else ()):
+            _count_columns(piece, f"proprio.{i}", widths, where, problems)
         keys = self.language.keys
         if keys and not any(key in widths for key in keys):
             problems.append(f"language.keys: {where} has no {keys[0]!r}. {did_you_mean(keys[0], widths)}")
-        return problems
+        if problems:
+            raise ConfigError("\n".join(f"{self.name}.yaml: {problem}" for problem in problems[:5]))
+        remarks = [f"camera {key!r} is not there" for key in self.cameras if key not in widths]
+        return tuple(remarks if has_proprio else ["proprio is left out: its keys are not there", *remarks])
 
 
-def _count_columns(piece: Piece, widths: Mapping[str, tuple[int | None, ...]], where: str) -> tuple[int | None, str]:
-    """How many columns the piece gives (None: not known), and what is wrong with it ("" for nothing)."""
+def _count_columns(piece: Piece, place: str, widths: Widths, where: str, problems: list[str]) -> int | None:
+    """How many columns the piece gives, None if that is not known; what is wrong with it joins `problems`."""
     if piece.src is None:
-        return piece.width, ""
+        return piece.width
     if piece.src not in widths:
-        return None, f"{where} has no step key {piece.src!r}. {did_you_mean(piece.src, widths)}"
+        problems.append(f"{place}.src: {where} has no step key {piece.src!r}. {did_you_mean(piece.src, widths)}")
+        return None
     shape = widths[piece.src]
-    if len(shape) > 1:
-        return None, f"{piece.src!r} has shape {shape} in {where}, expected one axis of columns at most"
     width = shape[0] if shape else 1
+    if len(shape) > 1:
+        problems.append(f"{place}.src: {piece.src!r} has shape {shape} in {where}, expected columns")
+        return None
     if width is not None and width < piece.needed_width:
-        asked = list(piece.cols or ())
-        return None, f"cols {asked} reach beyond {piece.src!r}, which is {width} wide in {where}"
+        problems.append(f"{place}.cols: {list(piece.cols or ())} reaches beyond {piece.src!r}, {width} wide in {where}")
+        return None
     try:
-        return piece.columns(width), ""
+        return piece.columns(width)
     except ValueError as error:
-        return None, str(error)
+        problems.append(f"{place}: {error}")
+        return None
 
 
 def read_card(path: Path) -> DatasetCard:

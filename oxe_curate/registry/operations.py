@@ -46,13 +46,19 @@ def clip(x: Columns, *, lo: float = 0.0, hi: float = 1.0) -> Columns:
     return np.minimum(np.maximum(x, lo), hi)
 
 
+def _per_column(function: Callable[..., Columns], x: Columns, *args: float) -> Columns:
+    if x.shape[1] == 1:
+        return function(x[:, 0], *args)[:, None]
+    return np.stack([function(column, *args) for column in x.T], axis=1)
+
+
 def rel_to_abs(x: Columns, *, threshold: float = 0.1) -> Columns:
     """Integrate relative gripper commands into a position: 1 = open, 0 = closed.
 
     x < -threshold opens, x > threshold closes (both strict), anything else holds; a command acts at its own
     step. Before the first command the gripper is in the opposite state; without any command it is open.
     """
-    return np.stack([_rel_to_abs(column, threshold) for column in x.T], axis=1)
+    return _per_column(_rel_to_abs, x, threshold)
 
 
 def _rel_to_abs(x: Columns, threshold: float) -> Columns:
@@ -73,7 +79,7 @@ def binarize(x: Columns, *, lo: float = 0.05, hi: float = 0.95) -> Columns:
     A value in between is a gripper on its way and takes the next decided value. An undecided tail takes the
     episode's last raw value, so it stays fractional: OpenVLA does so, and its statistics depend on it.
     """
-    return np.stack([_binarize(column, lo, hi) for column in x.T], axis=1)
+    return _per_column(_binarize, x, lo, hi)
 
 
 def _binarize(x: Columns, lo: float, hi: float) -> Columns:

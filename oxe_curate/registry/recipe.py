@@ -210,8 +210,13 @@ class ActionRecipe:
         for part, width in PART_WIDTHS.items():
             widths = [piece.columns(None) for piece in getattr(self, part)]
             total = sum(w for w in widths if w is not None)
-            if None not in widths and total != width:
+            unknown = widths.count(None)
+            if unknown > 1:
+                raise ValueError(f"{part}: more than one piece takes all columns of its src; give their cols")
+            if total > width or (total == width) == bool(unknown):
                 raise ValueError(f"{part} needs {width} columns, its pieces have {total}")
+        if all(piece.src is None for _, piece in self.pieces()):
+            raise ValueError("the recipe reads no step key")
 
     def pieces(self) -> Iterator[tuple[str, Piece]]:
         """Every piece with its place, as in ("xyz.0", piece)."""

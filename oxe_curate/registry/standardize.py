@@ -1,13 +1,14 @@
 """Raw step arrays -> Trajectory, by a card's recipe.
 
-A recipe is resolved once per card (`Standardizer`); per episode there is only slicing, arithmetic and one
-write into the (T', 7) result. What the recipes compute is set out in `operations`.
+A recipe is resolved once per card (`Standardizer`). Per episode, each source array is checked once, and each
+piece is one slice, its operations, and one write into the (T', 7) result.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from oxe_curate.episode import Trajectory
 from oxe_curate.errors import DataError, did_you_mean
 from oxe_curate.registry.operations import Columns
-from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Piece, Pieces, Trim
+from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Operation, Piece, Pieces
+from oxe_curate.registry.text import read_texts
 
 if TYPE_CHECKING:
     from oxe_curate.registry.card import DatasetCard
@@ -27,14 +29,18 @@ Steps = Mapping[str, NDArray[Any]]
 def standardize(card: DatasetCard, steps: Steps, recipe: str = "openvla") -> Trajectory:
     """Bring one episode into the common convention.
 
+    Proprio is built when every key that it reads is in `steps`; otherwise it has no columns, so that a reader
+    may leave the state out.
+
     Args:
         card: the data set's card.
-        steps: flat step key -> array with time first, as TFDS decodes it; texts as numpy bytes or str.
+        steps: flat step key -> array with time first, as TFDS decodes it; texts as numpy bytes or str. Keys that
+            the recipe does not read are ignored; no array is changed.
         recipe: the name of one of the card's recipes.
 
     Raises:
         ConfigError: the card has no such recipe.
-        DataError: a key is missing, too narrow, of another length than the others, or not numeric.
+        DataError: a key is missing, too narrow, of another length than the others, or of the wrong kind.
     """
     return card.standardizer(recipe)(steps)
 
@@ -52,128 +58,181 @@ class Standardizer:
     ) -> None:
         self._where = where
         self._trim = recipe.trim
-        self._parts = [
-            (part, width, [_Column(p) for p in getattr(recipe, part)]) for part, width in PART_WIDTHS.items()
-        ]
-        self._proprio = [_Column(p) for p in proprio]
+        self._rows = slice(recipe.trim.first, None, recipe.trim.stride)
+        self._action = _merge([column for part in PART_WIDTHS for column in _resolve_part(recipe, part)])
+        self._proprio = _merge([_resolve(piece, None, "proprio") for piece in proprio])
+        self._action_keys = _needed_widths(self._action)
+        self._proprio_keys = _needed_widths(self._proprio)
         self._language_keys = language_keys
-        self._decode = _from_codepoints if codepoints else _from_strings
+        self._codepoints = codepoints
 
     def __call__(self, steps: Steps) -> Trajectory:
         """Standardise one episode; the arrays in `steps` are left as they are. Raises DataError."""
-        kept = range(0)
         try:
-            num_steps = self._num_steps(steps)
+            num_steps = len(_get(steps, next(iter(self._action_keys))))
             kept = self._trim.kept(num_steps)
             # NaN, infinities and overflow pass through to the screen `not_finite`, which reports them
             with np.errstate(all="ignore"):
+                sources = self._sources(self._action_keys, steps, num_steps)
                 action = np.empty((len(kept), 7), np.float32)
-                start = 0
-                for part, width, columns in self._parts:
-                    stop = self._fill(action, start, columns, steps, num_steps)
-                    if stop != start + width:
-                        raise DataError(_width_message(part, width, columns, steps))
-                    start = stop
+                _fill(action, [_run(column, sources) for column in self._action])
                 proprio = self._build_proprio(steps, num_steps, len(kept))
-            texts = self._texts(steps, num_steps)
+            instructions, index = read_texts(
+                steps, self._language_keys, self._codepoints, num_steps, slice(kept.start, kept.stop, kept.step)
+            )
         except DataError as error:
             raise DataError(f"{self._where}: {error}") from None
-        return _with_language(action, proprio, kept, texts)
-
-    def _num_steps(self, steps: Steps) -> int:
-        for _, _, columns in self._parts:
-            for column in columns:
-                if column.src is not None:
-                    return len(_get(steps, column.src))
-        raise DataError("the recipe reads no step key, so the number of steps is not known")
-
-    def _fill(self, out: NDArray[np.float32], start: int, columns: list[_Column], steps: Steps, num_steps: int) -> int:
-        """Write the columns side by side from column `start`; return the column after them."""
-        for column in columns:
-            if column.src is None:
-                stop = start + column.width
-                out[:, start:stop] = column.const
-            else:
-                values = column.compute(steps, num_steps, self._trim)
-                stop = start + int(values.shape[1])
-                if stop > out.shape[1]:
-                    return stop
-                out[:, start:stop] = values[: len(out)]
-            start = stop
-        return start
-
-    def _build_proprio(self, steps: Steps, num_steps: int, kept: int) -> NDArray[np.float32]:
-        if not self._proprio:
-            return np.empty((kept, 0), np.float32)
-        return np.concatenate(
-            [
-                np.full((kept, column.width), column.const, np.float32)
-                if column.src is None
-                else column.compute(steps, num_steps, self._trim)[:kept].astype(np.float32)
-                for column in self._proprio
-            ],
-            axis=1,
+        return Trajectory(
+            action=action,
+            frame_index=np.arange(kept.start, kept.stop, kept.step, dtype=np.int32),
+            proprio=proprio,
+            instruction=instructions[0] if instructions else "",
+            instructions=instructions,
+            instruction_index=index,
         )
 
-    def _texts(self, steps: Steps, num_steps: int) -> list[str]:
-        """One text per surviving step: the first that is not empty among the card's language keys."""
-        texts: list[str] = []
-        present = [key for key in self._language_keys if key in steps]
-        if self._language_keys and not present:
-            _get(steps, self._language_keys[0])
-        for key in present:
-            array = steps[key]
-            _check_length(key, array, num_steps)
-            kept = array[self._trim.first :: self._trim.stride]
-            here = self._decode(key, kept[: max(len(kept) - self._trim.last, 0)])
-            texts = [a or b for a, b in zip(texts, here, strict=True)] if texts else here
-            if all(texts):
-                break
-        return texts
+    def _sources(self, keys: dict[str, int], steps: Steps, num_steps: int) -> dict[str, NDArray[Any]]:
+        """The arrays behind `keys` as (rows, columns) views without the trimmed steps, each checked once."""
+        sources = {}
+        for key, needed in keys.items():
+            x = _get(steps, key)
+            if len(x) != num_steps:
+                raise DataError(f"{key!r} has {len(x)} steps, the other keys have {num_steps}")
+            if x.ndim == 1:
+                x = x[:, None]
+            if x.ndim != 2 or x.shape[1] < needed:
+                raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
+            if x.dtype.kind not in "fbiu":
+                raise DataError(f"{key!r} holds {x.dtype}, expected numbers")
+            sources[key] = x[self._rows]
+        return sources
+
+    def _build_proprio(self, steps: Steps, num_steps: int, num_kept: int) -> NDArray[np.float32]:
+        if any(key not in steps for key in self._proprio_keys):
+            return np.empty((num_kept, 0), np.float32)
+        sources = self._sources(self._proprio_keys, steps, num_steps)
+        values = [_run(column, sources) for column in self._proprio]
+        widths = [v.shape[1] if isinstance(v, np.ndarray) else v.width for v in values]
+        proprio = np.empty((num_kept, sum(widths)), np.float32)
+        _fill(proprio, values)
+        return proprio
 
 
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    value: float
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Column:
-    """One piece of a recipe, ready to run."""
+    """A piece that reads `src`. `width` is what must come out of it, None where the recipe leaves it open."""
 
-    def __init__(self, piece: Piece) -> None:
-        self.src = piece.src
-        self.const = piece.const
-        self.width = piece.width or 0
-        self._selection = piece.selection
-        self._needed = piece.needed_width
-        self._cols = piece.cols
-        self._ops: list[tuple[str, int | None, Callable[[Columns], Columns]]] = [
-            (o.op, o.spec.width_in, functools.partial(o.spec.function, **o.parameters)) for o in piece.ops
-        ]
-
-    def compute(self, steps: Steps, num_steps: int, trim: Trim) -> Columns:
-        """Select, cast and run the operations: floating-point (rows, columns)."""
-        key = self.src or ""
-        x = _get(steps, key)
-        _check_length(key, x, num_steps)
-        if x.ndim != 2:
-            if x.ndim != 1:
-                raise DataError(f"{key!r} has shape (T, {', '.join(map(str, x.shape[1:]))}), expected (T, columns)")
-            x = x[:, None]
-        if x.shape[1] < self._needed:
-            raise DataError(f"{key!r} has {x.shape[1]} columns, the recipe wants {list(self._cols or ())}")
-        if trim.first or trim.stride != 1:
-            x = x[trim.first :: trim.stride]
-        if self._selection is not None:
-            x = x[:, self._selection]
-        if x.dtype != np.float32 and x.dtype != np.float64:
-            x = _as_float32(key, x)
-        for name, width, function in self._ops:
-            if width is not None and x.shape[1] != width:
-                raise DataError(f"{key!r}: {name} needs {width} columns, found {x.shape[1]}")
-            x = function(x)
-        return x
+    place: str
+    src: str
+    cols: tuple[int | None, ...] | None
+    selection: slice | list[int] | None
+    needed: int
+    operations: tuple[Operation, ...]
+    functions: tuple[Callable[[Columns], Columns], ...]
+    width: int | None
 
 
-def _as_float32(key: str, x: NDArray[Any]) -> NDArray[np.float32]:
-    if x.dtype.kind not in "biuf":
-        raise DataError(f"{key!r} holds {x.dtype}, expected numbers")
-    return x.astype(np.float32)
+def _resolve_part(recipe: ActionRecipe, part: str) -> list[_Column | _Constant]:
+    pieces: Pieces = getattr(recipe, part)
+    known = [piece.columns(None) for piece in pieces]
+    rest = PART_WIDTHS[part] - sum(width for width in known if width is not None)
+    return [_resolve(piece, rest if width is None else width, part) for piece, width in zip(pieces, known, strict=True)]
+
+
+def _resolve(piece: Piece, width: int | None, place: str) -> _Column | _Constant:
+    if piece.src is None:
+        return _Constant(piece.const or 0.0, piece.width or 0)
+    return _Column(
+        place=place,
+        src=piece.src,
+        cols=piece.cols,
+        selection=piece.selection,
+        needed=piece.needed_width,
+        operations=piece.ops,
+        functions=tuple(functools.partial(o.spec.function, **o.parameters) for o in piece.ops),
+        width=width,
+    )
+
+
+def _merge(columns: list[_Column | _Constant]) -> list[_Column | _Constant]:
+    """Join neighbours that read adjacent columns of one key through the same operations: fewer numpy calls."""
+    merged: list[_Column | _Constant] = []
+    for column in columns:
+        last = merged[-1] if merged else None
+        if isinstance(last, _Column) and isinstance(column, _Column) and _adjacent(last, column):
+            cols = (last.selection.start, column.selection.stop)  # type: ignore[union-attr]
+            merged[-1] = replace(
+                last,
+                place=f"{last.place}, {column.place}",
+                cols=cols,
+                selection=slice(*cols),
+                needed=column.needed,
+                width=(last.width or 0) + (column.width or 0),
+            )
+        else:
+            merged.append(column)
+    return merged
+
+
+def _adjacent(a: _Column, b: _Column) -> bool:
+    if not (isinstance(a.selection, slice) and isinstance(b.selection, slice)):
+        return False
+    bounds = (a.selection.start, a.selection.stop, b.selection.start, b.selection.stop)
+    return (
+        a.src == b.src
+        and a.operations == b.operations
+        and all(o.spec.width_in is None for o in a.operations)
+        and all(isinstance(bound, int) and bound >= 0 for bound in bounds)
+        and a.selection.stop == b.selection.start
+        and a.width is not None
+        and b.width is not None
+    )
+
+
+def _needed_widths(columns: list[_Column | _Constant]) -> dict[str, int]:
+    needed: dict[str, int] = {}
+    for column in columns:
+        if isinstance(column, _Column):
+            needed[column.src] = max(needed.get(column.src, 0), column.needed)
+    return needed
+
+
+def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Columns | _Constant:
+    """Select, cast and operate. float64 stays float64: the cast to float32 comes last, as in OpenVLA's loader."""
+    if isinstance(column, _Constant):
+        return column
+    x = sources[column.src]
+    if column.selection is not None:
+        x = x[:, column.selection]
+    if x.dtype != np.float32 and x.dtype != np.float64:
+        x = x.astype(np.float32)
+    for operation, function in zip(column.operations, column.functions, strict=True):
+        width = operation.spec.width_in
+        if width is not None and x.shape[1] != width:
+            raise DataError(f"{column.src!r}: {operation.op} needs {width} columns, found {x.shape[1]}")
+        x = function(x)
+    if column.width is not None and x.shape[1] != column.width:
+        raise DataError(f"{column.place}: {column.src!r} gives {x.shape[1]} columns, expected {column.width}")
+    return x
+
+
+def _fill(out: NDArray[np.float32], values: list[Columns | _Constant]) -> None:
+    """Write the values side by side; rows after the last kept one are left out."""
+    start = 0
+    for value in values:
+        if isinstance(value, _Constant):
+            stop = start + value.width
+            out[:, start:stop] = value.value
+        else:
+            stop = start + value.shape[1]
+            out[:, start:stop] = value[: len(out)]
+        start = stop
 
 
 def _get(steps: Steps, key: str) -> NDArray[Any]:
@@ -181,70 +240,3 @@ def _get(steps: Steps, key: str) -> NDArray[Any]:
         return steps[key]
     except KeyError:
         raise DataError(f"the step key {key!r} is missing. {did_you_mean(key, steps)}") from None
-
-
-def _check_length(key: str, array: NDArray[Any], num_steps: int) -> None:
-    if len(array) != num_steps:
-        raise DataError(f"{key!r} has {len(array)} steps, the other keys have {num_steps}")
-
-
-def _width_message(part: str, width: int, columns: Iterable[_Column], steps: Steps) -> str:
-    found = ", ".join(f"{c.src!r} {steps[c.src].shape[1:]}" for c in columns if c.src is not None)
-    return f"{part} needs {width} columns; what the recipe takes from {found} gives another number"
-
-
-def _from_strings(key: str, array: NDArray[Any]) -> list[str]:
-    if array.ndim != 1 or array.dtype.kind not in "SUO":
-        raise DataError(f"{key!r} has dtype {array.dtype} and shape {array.shape}, expected one text per step")
-    values: list[object] = array.tolist()
-    decoded = {value: _decode(key, value) for value in set(values)}
-    return [decoded[value] for value in values]
-
-
-def _decode(key: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
-        raise DataError(f"{key!r} holds {type(value).__name__}, expected text")
-    try:
-        return value.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{key!r} holds text that is not UTF-8: {error}") from None
-
-
-def _from_codepoints(key: str, array: NDArray[Any]) -> list[str]:
-    """Read rows of Unicode code points, cut at the first zero; TensorFlow too turns invalid ones to U+FFFD."""
-    if array.ndim != 2 or array.dtype.kind not in "iu":
-        raise DataError(f"{key!r} has dtype {array.dtype} and shape {array.shape}, expected (T, code points)")
-    decoded: dict[bytes, str] = {}
-    texts = []
-    # episodes repeat one instruction: compare rows as bytes, decode each distinct one once
-    for i, row in enumerate(map(bytes, np.ascontiguousarray(array))):
-        if row not in decoded:
-            codes = array[i]
-            valid = (codes >= 0) & (codes < 0x110000) & ~((codes >= 0xD800) & (codes < 0xE000))
-            end = int((codes == 0).argmax()) if (codes == 0).any() else len(codes)
-            decoded[row] = "".join(map(chr, np.where(valid, codes, 0xFFFD)[:end].tolist()))
-        texts.append(decoded[row])
-    return texts
-
-
-def _with_language(
-    action: NDArray[np.float32], proprio: NDArray[np.float32], kept: range, texts: list[str]
-) -> Trajectory:
-    distinct = tuple(dict.fromkeys(text for text in texts if text))
-    if len(distinct) == 1 and all(texts):
-        index = np.zeros(len(kept), np.int32)
-    elif distinct:
-        place = {"": -1} | {text: i for i, text in enumerate(distinct)}
-        index = np.array([place[text] for text in texts], np.int32)
-    else:
-        index = np.full(len(kept), -1, np.int32)
-    return Trajectory(
-        action=action,
-        frame_index=np.arange(kept.start, kept.stop, kept.step, dtype=np.int32),
-        proprio=proprio,
-        instruction=distinct[0] if distinct else "",
-        instructions=distinct,
-        instruction_index=index,
-    )

@@ -1,0 +1,96 @@
+"""Instructions: one text per step, as strings or as rows of code points -> the distinct texts and an index."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.errors import DataError, did_you_mean
+
+
+def read_texts(
+    steps: Mapping[str, NDArray[Any]], keys: tuple[str, ...], codepoints: bool, num_steps: int, kept: slice
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """Return the distinct texts of the kept steps and, per step, which of them it has.
+
+    A step's text is the first that is not empty among `keys`. A key that is absent is passed over, as long as
+    one is there: they are alternatives.
+
+    Args:
+        steps: flat step key -> array with time first.
+        keys: keys that hold texts, in order of preference; none at all gives no texts.
+        codepoints: the texts are rows of Unicode code points, zero-padded.
+        num_steps: length that each array must have.
+        kept: which steps survive.
+
+    Returns:
+        The distinct non-empty texts in order of appearance, and int32 (T',): index into them, -1 for no text.
+
+    Raises:
+        DataError: no key is there, or a key has another length, another type or invalid text.
+    """
+    present = [key for key in keys if key in steps]
+    if keys and not present:
+        raise DataError(f"the step key {keys[0]!r} is missing. {did_you_mean(keys[0], steps)}")
+    texts: list[str] = [""] * len(range(num_steps)[kept])
+    for key in present:
+        array = steps[key]
+        if len(array) != num_steps:
+            raise DataError(f"{key!r} has {len(array)} steps, the other keys have {num_steps}")
+        values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
+        if values and values.count(values[0]) == len(values):  # one text, as nearly every episode has
+            if text := _decode(key, values[0], codepoints):
+                texts = [old or text for old in texts] if any(texts) else [text] * len(values)
+        else:
+            decoded = {value: _decode(key, value, codepoints) for value in set(values)}
+            texts = [old or decoded[value] for old, value in zip(texts, values, strict=True)]
+        if "" not in texts:
+            break
+    distinct = tuple(dict.fromkeys(texts))
+    if len(distinct) == 1 and distinct[0]:
+        return distinct, np.zeros(len(texts), np.int32)
+    distinct = tuple(text for text in distinct if text)
+    place = {"": -1} | {text: i for i, text in enumerate(distinct)}
+    return distinct, np.array([place[text] for text in texts], np.int32)
+
+
+def _strings(key: str, array: NDArray[Any]) -> list[Any]:
+    if array.ndim != 1 or array.dtype.kind not in "SUO":
+        raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected a text a step")
+    values: list[Any] = array.tolist()
+    return values
+
+
+def _rows(key: str, array: NDArray[Any]) -> list[bytes]:
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected (steps, code points)")
+    array = np.ascontiguousarray(array, np.int32)
+    return [row.tobytes() for row in array]
+
+
+def _decode(key: str, value: object, codepoints: bool) -> str:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise DataError(f"{key!r} holds {type(value).__name__}, expected text")
+    if codepoints:
+        return from_codepoints(np.frombuffer(value, np.int32))
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{key!r} holds text that is not UTF-8: {error}") from None
+
+
+def from_codepoints(codes: NDArray[np.int32]) -> str:
+    """Read one row of Unicode code points up to the first zero; an invalid one becomes U+FFFD, as in TensorFlow.
+
+    >>> from_codepoints(np.array([104, 105, 0, 120], np.int32))
+    'hi'
+    """
+    zeros = np.flatnonzero(codes == 0)
+    codes = codes[: zeros[0]] if len(zeros) else codes
+    valid = (codes >= 0) & (codes < 0x110000) & ~((codes >= 0xD800) & (codes < 0xE000))
+    return "".join(map(chr, np.where(valid, codes, 0xFFFD).tolist()))
