@@ -95,7 +95,7 @@ def table(
             and (text is None or text.lower() in "\n".join(searched).lower())
         )
 
-    return [row for row in map(cards.as_row, load_all(cards_dir).values()) if wanted(row)]
+    return [row for row in map(_as_row, load_all(cards_dir).values()) if wanted(row)]
 
 
 def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -115,3 +115,29 @@ def _read(path: Path) -> DatasetCard:
     from oxe_curate.registry.card import read_card
 
     return read_card(path)
+
+
+def _as_row(card: DatasetCard) -> dict[str, Any]:
+    """One line of the catalogue, JSON-ready: the keys of `table`."""
+    cameras: dict[str, list[str]] = {}
+    for key, camera in card.cameras.items():
+        cameras.setdefault(camera.role, []).append(key)
+    episodes = [s.episodes for s in card.splits.values() if s.episodes is not None]
+    sizes = [s.bytes for s in card.splits.values() if s.bytes is not None]
+    return {
+        "name": card.name,
+        "verdict": card.verdict,
+        "reason": card.reason,
+        "failed": list(card.failed_criteria),
+        "robot": card.robot,
+        "arms": card.arms,
+        "cameras": cameras,
+        "action_encoding": card.action_encoding,
+        "control_hz": card.control_hz,
+        "simulated": card.simulated,
+        "episodes": sum(episodes) if episodes else None,
+        "bytes": sum(sizes) if sizes else None,
+        "num_transitions": card.num_transitions,
+        "recipes": list(card.recipes),
+        "aliases": list(card.aliases),
+    }

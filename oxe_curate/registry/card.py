@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Container
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from oxe_curate.config import STRICT, load
 from oxe_curate.episode import Trajectory
 from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Piece, Pieces
+from oxe_curate.registry.features import Widths, check_features
+from oxe_curate.registry.recipe import ActionRecipe, Pieces
 from oxe_curate.registry.standardize import Standardizer, Steps
 
 Role = Literal[
@@ -23,9 +24,6 @@ Role = Literal[
 ]  # fmt: skip
 """What a camera shows. primary, secondary and extra look at the workspace from outside; egocentric and body
 cameras ride on a mobile robot; none is a dummy, or an image that is not a robot's camera."""
-
-Widths = Mapping[str, tuple[int | None, ...]]
-"""Flat step key -> shape without the time axis."""
 
 THIRD_PERSON: frozenset[Role] = frozenset({"primary", "secondary", "extra"})
 
@@ -131,8 +129,8 @@ class DatasetCard:
         success_key: key of a flag that says whether the episode succeeded, where there is one.
         frame_filter: a rule by which OpenVLA drops single frames, in words.
         random_view: cameras among which OpenVLA draws the primary one, per episode.
-        action: how the source documents the action.
-        state: how the source documents the state.
+        documented_action: what the source says of the action.
+        state_layout: what the source says of the state.
         why: the reason for the verdict, in words.
         judgement: overrides the verdict where the facts below do not suffice for one.
         notes: where sources disagree, and what else a user should know.
@@ -159,8 +157,8 @@ class DatasetCard:
     success_key: str | None = None
     frame_filter: str | None = None
     random_view: tuple[str, ...] = ()
-    action: str | None = None
-    state: str | None = None
+    documented_action: str | None = None
+    state_layout: str | None = None
     judgement: Literal["conditional", "unknown"] | None = None
     notes: tuple[str, ...] = ()
 
@@ -191,7 +189,7 @@ class DatasetCard:
 
     @property
     def failed_criteria(self) -> tuple[str, ...]:
-        """Those of `CRITERIA` that the data set does not meet, in their order."""
+        """Those of `CRITERIA` that the card does not show to be met, in their order."""
         met = (self.has_third_person_camera, self.is_single_arm, self.is_end_effector)
         return tuple(name for name, ok in zip(CRITERIA, met, strict=True) if not ok)
 
@@ -227,10 +225,16 @@ class DatasetCard:
             )
         raise ConfigError(f"card {self.name!r} has no recipe {name!r}. {did_you_mean(name, self.recipes)}")
 
-    def step_keys(self, recipe: str = "openvla") -> frozenset[str]:
-        """Flat step keys that the recipe and proprio read (language and cameras not among them)."""
-        pieces = [*(piece for _, piece in self.recipe(recipe).pieces()), *self.proprio]
-        return frozenset(piece.src for piece in pieces if piece.src is not None)
+    def step_keys(self, recipe: str = "openvla", available: Container[str] | None = None) -> frozenset[str]:
+        """Flat step keys that the recipe and proprio read (language and cameras not among them).
+
+        Where `available` is given and lacks a key of proprio, only those of the action are returned.
+        """
+        action = {piece.src for _, piece in self.recipe(recipe).pieces() if piece.src is not None}
+        proprio = {piece.src for piece in self.proprio if piece.src is not None}
+        if available is not None and any(key not in available for key in proprio):
+            return frozenset(action)
+        return frozenset(action | proprio)
 
     def standardize(self, steps: Steps, recipe: str = "openvla") -> Trajectory:
         """Bring one episode into the common convention: see `registry.standardize.standardize`."""
@@ -253,66 +257,10 @@ class DatasetCard:
         return {}
 
     def check_features(
-        self, widths: Widths, recipe: str | None = None, where: str = "features.json"
+        self, widths: Widths, where: str = "features.json", recipe: str | None = None
     ) -> tuple[str, ...]:
-        """Compare the card with the shapes of a data set on disk.
-
-        Args:
-            widths: flat step key -> shape without the time axis: () for a scalar, None for an unknown length.
-            recipe: check this recipe; None checks all of the card's.
-            where: what to call the other side in an error.
-
-        Returns:
-            Remarks on what will be left out: proprio whose keys are not there, cameras that are not there.
-
-        Raises:
-            ConfigError: a recipe, proprio or the language reads a key that is not there or slices beyond its
-                width; the message names the card, the place in it, and the closest key.
-        """
-        recipes = self.recipes if recipe is None else {recipe: self.recipe(recipe)}
-        problems: list[str] = []
-        for name, pieces in recipes.items():
-            for part, expected in PART_WIDTHS.items():
-                place = f"recipes.{name}.{part}"
-                counts = [
-                    _count_columns(p, f"{place}.{i}", widths, where, problems)
-                    for i, p in enumerate(getattr(pieces, part))
-                ]
-                total = sum(count for count in counts if count is not None)
-                if None not in counts and total != expected:
-                    problems.append(f"{place}: needs {expected} columns, {where} gives {total}")
-        has_proprio = all(piece.src in widths for piece in self.proprio if piece.src is not None)
-        for i, piece in enumerate(self.proprio if has_proprio else ()):
-            _count_columns(piece, f"proprio.{i}", widths, where, problems)
-        keys = self.language.keys
-        if keys and not any(key in widths for key in keys):
-            problems.append(f"language.keys: {where} has no {keys[0]!r}. {did_you_mean(keys[0], widths)}")
-        if problems:
-            raise ConfigError("\n".join(f"{self.name}.yaml: {problem}" for problem in problems[:5]))
-        remarks = [f"camera {key!r} is not there" for key in self.cameras if key not in widths]
-        return tuple(remarks if has_proprio else ["proprio is left out: its keys are not there", *remarks])
-
-
-def _count_columns(piece: Piece, place: str, widths: Widths, where: str, problems: list[str]) -> int | None:
-    """How many columns the piece gives, None if that is not known; what is wrong with it joins `problems`."""
-    if piece.src is None:
-        return piece.width
-    if piece.src not in widths:
-        problems.append(f"{place}.src: {where} has no step key {piece.src!r}. {did_you_mean(piece.src, widths)}")
-        return None
-    shape = widths[piece.src]
-    width = shape[0] if shape else 1
-    if len(shape) > 1:
-        problems.append(f"{place}.src: {piece.src!r} has shape {shape} in {where}, expected columns")
-        return None
-    if width is not None and width < piece.needed_width:
-        problems.append(f"{place}.cols: {list(piece.cols or ())} reaches beyond {piece.src!r}, {width} wide in {where}")
-        return None
-    try:
-        return piece.columns(width)
-    except ValueError as error:
-        problems.append(f"{place}: {error}")
-        return None
+        """Compare the card with the shapes of a data set on disk: see `features.check_features`."""
+        return check_features(self, widths, where, recipe)
 
 
 def read_card(path: Path) -> DatasetCard:
@@ -321,29 +269,3 @@ def read_card(path: Path) -> DatasetCard:
     if card.name != path.stem:
         raise ConfigError(f"{path}: name is {card.name!r}; it must be the file's name, {path.stem!r}")
     return card
-
-
-def as_row(card: DatasetCard) -> dict[str, Any]:
-    """One line of the catalogue, JSON-ready: what `oxe-curate datasets` lists."""
-    cameras: dict[str, list[str]] = {}
-    for key, camera in card.cameras.items():
-        cameras.setdefault(camera.role, []).append(key)
-    episodes = [s.episodes for s in card.splits.values() if s.episodes is not None]
-    sizes = [s.bytes for s in card.splits.values() if s.bytes is not None]
-    return {
-        "name": card.name,
-        "verdict": card.verdict,
-        "reason": card.reason,
-        "failed": list(card.failed_criteria),
-        "robot": card.robot,
-        "arms": card.arms,
-        "cameras": cameras,
-        "action_encoding": card.action_encoding,
-        "control_hz": card.control_hz,
-        "simulated": card.simulated,
-        "episodes": sum(episodes) if episodes else None,
-        "bytes": sum(sizes) if sizes else None,
-        "num_transitions": card.num_transitions,
-        "recipes": list(card.recipes),
-        "aliases": list(card.aliases),
-    }
