@@ -80,8 +80,9 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
         ConfigError: no such file, none of these formats, or several files of which none is the obvious one.
     """
     source, *others = candidates(path)
-    if others and source.name not in ("tokenizer.json", "tokenizer.model"):
-        names = ", ".join(p.name for p in (source, *others))
+    rivals = [p.name for p in others if p.name != "vocab.json"]
+    if rivals and source.name not in ("tokenizer.json", "tokenizer.model"):
+        names = ", ".join([source.name, *rivals])
         raise ConfigError(f"{path}: holds several tokenizers ({names}); give the file you mean")
     try:
         if source.name == "vocab.json":
@@ -163,7 +164,7 @@ def _read_vocab_and_merges(folder: Path) -> Vocabulary:
 
     @functools.cache
     def build() -> Encode:
-        return _byte_level_encode(vocab, merges, _split_of(folder), ignore_merges=False)
+        return _byte_level_encode(vocab, merges, _split_of(folder), ignore_merges=False, nfc=True)
 
     return _vocabulary(
         {**vocab, **added},
@@ -231,7 +232,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
         letters = _byte_level_letters()
         spelled = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
         vocab = {spelled[piece]: rank for piece, rank in ranks.items()}
-        return _byte_level_encode(vocab, _merges_of(ranks, spelled), _LLAMA_3_SPLIT, ignore_merges=True)
+        return _byte_level_encode(vocab, _merges_of(ranks, spelled), _LLAMA_3_SPLIT, ignore_merges=True, nfc=False)
 
     return Vocabulary(
         size=size,
@@ -298,13 +299,15 @@ def _byte_level_values() -> dict[str, int]:
 
 
 def _byte_level_encode(
-    vocab: dict[str, int], merges: list[tuple[str, str]], split: str, *, ignore_merges: bool
+    vocab: dict[str, int], merges: list[tuple[str, str]], split: str, *, ignore_merges: bool, nfc: bool
 ) -> Encode:
     import tokenizers
-    from tokenizers import models, pre_tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers
 
     model = models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
     tokenizer = tokenizers.Tokenizer(model)
+    if nfc:
+        tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated")
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
