@@ -1,0 +1,75 @@
+"""What this project does, each timed in a process of its own; prints one line of JSON.
+
+    python -m benchmarks.product filter SOURCE INDEX
+
+The functions are those behind the commands. Imports are over before the clock starts (as with the peers); starting
+worker processes, with the imports in them, counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets.core.features  # noqa: F401  (imported on first use: before the clock starts)
+
+import oxe_curate.beam_fn  # noqa: F401  (likewise)
+from oxe_curate import runner
+from oxe_curate.filter import pipeline as filtering
+from oxe_curate.filter import scan
+from oxe_curate.rlds.dataset import find
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize.bounds import Bounds
+
+
+def without_beam(tasks: Sequence[Any], work: runner.Work, **_: object) -> None:
+    """Stands in for `runner.run`: the same tasks, done one after another."""
+    for task in tasks:
+        work(task)
+
+
+def run_filter(args: argparse.Namespace) -> dict[str, Any]:
+    options = filtering.FilterOptions(workers=args.workers, progress=False)
+    result = filtering.run_filter(args.source, args.out, options)
+    (summary,) = result.summaries.values()
+    return {"kept": summary.kept, "seen": summary.seen, "bytes_looked_at": summary.bytes_read}
+
+
+def statistics(args: argparse.Namespace) -> dict[str, Any]:
+    """dataset_statistics.json straight from the shards, without an index; over every episode, as OpenVLA does."""
+    options = filtering.FilterOptions(frames="span")
+    tasks = filtering.plan(find(Folder.of(args.source)), Folder.of(args.out), options)
+    rows = [row for task in tasks for row in scan.scan_shard(task)[0]]
+    trajectories = [row.trajectory for row in rows if row.trajectory is not None]
+    bounds = Bounds.fit([t.action for t in trajectories], num_trajectories=len(trajectories))
+    args.out.mkdir(parents=True)
+    (args.out / "dataset_statistics.json").write_text(json.dumps({tasks[0].dataset.name: bounds.to_json()}))
+    return {"source_steps": sum(row.source_steps for row in rows), **bounds.to_json()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("filter", run_filter), ("statistics", statistics)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("source", type=Path)
+        command.add_argument("out", type=Path)
+    for command in commands.choices.values():
+        command.add_argument("--workers", type=int)
+        command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
+    args = parser.parse_args()
+    if args.plain:
+        runner.run = without_beam
+    start = time.perf_counter()
+    result = args.function(args)
+    sys.stdout.write(json.dumps({"seconds": time.perf_counter() - start, **result}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
