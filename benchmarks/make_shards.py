@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,7 @@ def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, 
     sample = [len(make_episode(source, size, seed, 0, number)) for number in range(8)]
     episodes = max(1, round(gb * 1e9 / shards / (sum(sample) / len(sample))))
     make = partial(make_shard, folder, shards, episodes, source, size, seed)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         list(tqdm(pool.map(make, range(shards)), total=shards, desc=f"{gb} GB of {size} px", unit="shard"))
     write_description(source, folder, [episodes] * shards, size)
     return out

@@ -56,7 +56,7 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         RuntimeError: the command failed; the message ends with the end of its log.
     """
     files = list(data)
-    os.sync()  # no writeback of an earlier run beside this one; dirty pages could not be dropped either
+    os.sync()  # so that no writeback of an earlier run goes on beside this one
     if cold:
         drop(files)
     else:
@@ -123,6 +123,7 @@ def drop(files: Sequence[Path]) -> None:
     """Drop the files from the page cache (posix_fadvise DONTNEED). Raises RuntimeError where the kernel keeps them."""
     for path in files:
         with path.open("rb") as file:
+            os.fsync(file.fileno())  # dirty pages cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if (left := touched(files)) > 0.01:
         raise RuntimeError(f"{left:.0%} of the data stays in the page cache: no cold run is possible here")

@@ -1,0 +1,74 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import baselines, measure
+from benchmarks.measure import Measurement
+from benchmarks.report import Aim, Row, cells
+
+PARENT = """
+import json, subprocess, sys
+hold = bytearray(40_000_000)
+subprocess.run([sys.executable, "-c", "import time; hold = bytearray(60_000_000); time.sleep(0.3)"], check=True)
+print("a message"); print(json.dumps({"seconds": 0.25, "steps": 7}))
+"""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "x-train.tfrecord-00000-of-00001"
+    path.write_bytes(bytes(range(256)) * 4096)
+    return path
+
+
+def test_memory_is_summed_over_all_processes(data: Path, tmp_path: Path):
+    done = measure.run([sys.executable, "-c", PARENT], [data], cold=False, log=tmp_path / "log")
+    assert done.seconds == 0.25
+    assert done.result["steps"] == 7
+    assert done.process_seconds > 0.3
+    assert 100e6 < done.anonymous < done.rss < 250e6
+    assert done.touched is None
+
+
+def test_a_failure_shows_the_end_of_the_log(data: Path, tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"exit code 1\n(.|\n)*no such thing"):
+        measure.run([sys.executable, "-c", "raise KeyError('no such thing')"], [data], cold=False, log=tmp_path / "log")
+
+
+def test_touched_counts_pages_in_the_cache(data: Path):
+    measure.load([data])
+    assert measure.touched([data]) == 1
+    try:
+        measure.drop([data])
+    except RuntimeError:
+        pytest.skip("this file system keeps its pages")
+    assert measure.touched([data]) < 0.01
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_read_write_writes_the_sizes_it_is_given(tmp_path: Path, processes: int):
+    for number in range(3):
+        (tmp_path / f"x-train.tfrecord-0000{number}-of-00003").write_bytes(bytes(1_500_000))
+    command = [sys.executable, baselines.__file__, "read_write", tmp_path, "--out", tmp_path / "out"]
+    sizes = [2_000_000, 10, 1_100_000]
+    command += ["--sizes", ",".join(map(str, sizes)), "--processes", str(processes)]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert result["bytes"] == 4_500_000
+    assert sorted(path.stat().st_size for path in (tmp_path / "out").iterdir()) == sorted(sizes)
+
+
+def test_ratios_refer_to_the_first_row_and_partial_runs_are_scaled():
+    raw = Row("raw read", "", 1.0, [Measurement(2.0, 2.5, 10_000_000, 5_000_000, 0)])
+    tenth = Row("decoded", "", 0.1, [Measurement(s, s, 30_000_000, 20_000_000, 0) for s in (5.0, 1.0, 4.0)])
+    first, second = cells([raw, tenth], num_bytes=100_000_000, steps=1000)
+    assert first[1:5] == ["2", "1", "50", "500"]
+    assert second[1:5] == ["~40", "0.05", "2", "25"]
+    assert second[8:10] == ["30 MB", "20 MB"]
+
+
+def test_an_aim_is_met_on_its_side_of_the_bound():
+    assert Aim("", 21, 20, at_least=True).met
+    assert not Aim("", 21, 20, at_least=False).met
