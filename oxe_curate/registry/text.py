@@ -40,8 +40,10 @@ def read_texts(
         array = steps[key]
         if len(array) != num_steps:
             raise DataError(f"{key!r} has {len(array)} steps, the other keys have {num_steps}")
+        if not texts:
+            break
         values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
-        if values and values.count(values[0]) == len(values):  # one text, as nearly every episode has
+        if values.count(values[0]) == len(values):  # one text, as nearly every episode has
             if text := _decode(key, values[0], codepoints):
                 texts = [old or text for old in texts] if any(texts) else [text] * len(values)
         else:
