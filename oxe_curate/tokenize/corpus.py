@@ -1,0 +1,146 @@
+"""How often each token of a vocabulary occurs in a corpus of text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from oxe_curate.errors import ConfigError, DataError, did_you_mean
+from oxe_curate.tokenize.tokenizers import Vocabulary
+
+COLUMN = "text"
+SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl", ".parquet")
+"""What is read from a folder. A file that is named itself may have any suffix."""
+
+_PIECE = 1 << 16  # characters of a plain text that are tokenised at once, then on to the end of the line
+_ROWS = 256  # of a Parquet file
+
+Report = Callable[[int], object]
+
+
+def count_tokens(vocabulary: Vocabulary, paths: Iterable[str | Path], *, progress: bool = True) -> NDArray[np.int64]:
+    """Count every token of a corpus, reading it as a stream.
+
+    Text files are UTF-8 and are cut at ends of lines. Of .jsonl and .parquet files the column `text` is read, one
+    document a row; nulls are skipped. Folders are read recursively, in sorted order. Neither the order of `paths`
+    nor of the files changes the result.
+
+    Args:
+        vocabulary: whose tokens.
+        paths: files and folders.
+        progress: show a bar of bytes on a terminal.
+
+    Returns:
+        int64 (len(vocabulary.pieces),): occurrences of each id.
+
+    Raises:
+        ConfigError: a path is missing, a folder holds nothing to read, a column is missing, or the tokenizer's
+            files do not allow to tokenise a text.
+        DataError: a file is not UTF-8, JSON lines or Parquet.
+    """
+    files = corpus_files(paths)
+    counts = np.zeros(len(vocabulary.pieces), np.int64)
+    sizes = [file.stat().st_size for file in files]
+    with tqdm(
+        total=sum(sizes),
+        unit="B",
+        unit_scale=True,
+        desc="counting tokens",
+        disable=None if progress else True,  # None: only on a terminal
+    ) as bar:
+        done = 0
+        for file, size in zip(files, sizes, strict=True):
+            for text in _texts(file, bar.update):
+                ids = vocabulary.encode(text)
+                counts += np.bincount(ids, minlength=len(counts)) if ids else 0
+            done += size
+            bar.update(done - bar.n)  # characters are not bytes
+    return counts
+
+
+def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files of a corpus, sorted, each once.
+
+    Raises:
+        ConfigError: no path at all, a path is missing, or a folder holds nothing to read.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_file():
+            found.add(path)
+        elif path.is_dir():
+            inside = {p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES}
+            if not inside:
+                raise ConfigError(f"{path}: holds no text. Looked for {', '.join(SUFFIXES)}")
+            found |= inside
+        else:
+            raise ConfigError(f"{path}: no such file or folder")
+    if not found:
+        raise ConfigError("the corpus is empty: name at least one file or folder")
+    return sorted(found)
+
+
+def _texts(file: Path, report: Report) -> Iterator[str]:
+    try:
+        if file.suffix.lower() == ".parquet":
+            yield from _parquet_texts(file, report)
+        elif file.suffix.lower() == ".jsonl":
+            yield from _json_texts(file, report)
+        else:
+            yield from _plain_texts(file, report)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text: {error.reason}. Convert it, or leave it out") from None
+    except pa.ArrowException as error:
+        raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
+
+
+def _plain_texts(file: Path, report: Report) -> Iterator[str]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        while text := stream.read(_PIECE):
+            text += stream.readline(_PIECE)
+            yield text
+            report(len(text))
+
+
+def _json_texts(file: Path, report: Report) -> Iterator[str]:
+    with file.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{file}:{number}: is not JSON: {error}") from None
+            if not isinstance(row, dict) or COLUMN not in row:
+                known = did_you_mean(COLUMN, row) if isinstance(row, dict) else ""
+                raise ConfigError(f"{file}:{number}: has no key {COLUMN!r}. {known}".rstrip())
+            if row[COLUMN] is None:
+                continue
+            if not isinstance(row[COLUMN], str):
+                raise DataError(f"{file}:{number}: {COLUMN!r} is not a text")
+            yield row[COLUMN]
+            report(len(line))
+
+
+def _parquet_texts(file: Path, report: Report) -> Iterator[str]:
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        if COLUMN not in names:
+            raise ConfigError(f"{file}: has no column {COLUMN!r}. {did_you_mean(COLUMN, names)}")
+        kind = parquet.schema_arrow.field(COLUMN).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise DataError(f"{file}: the column {COLUMN!r} holds {kind}, not text")
+        for batch in parquet.iter_batches(_ROWS, columns=[COLUMN]):
+            for text in batch.column(0).to_pylist():
+                if text is not None:
+                    yield text
+                    report(len(text))

@@ -1,0 +1,129 @@
+"""What binning costs: actions to bins and back, with the error in metres and degrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from oxe_curate.errors import DataError
+from oxe_curate.tokenize.bins import ActionBins
+from oxe_curate.tokenize.bounds import Bounds
+
+DIMENSIONS = (
+    ("x", "m", 1.0),
+    ("y", "m", 1.0),
+    ("z", "m", 1.0),
+    ("roll", "deg", 180 / np.pi),
+    ("pitch", "deg", 180 / np.pi),
+    ("yaw", "deg", 180 / np.pi),
+    ("gripper", "", 1.0),
+)
+"""Name, unit and factor to it. A data set that does not use metres and radians has other units: its own."""
+
+_BLOCK = 1 << 16
+
+
+class RoundTrip:
+    """Accumulates the errors of normalise, bin, decode and denormalise over any number of actions.
+
+    Memory does not grow. Two accumulators of the same data set merge; sums of floats depend on the order in their
+    last digits, so merge in a fixed order where a result must be reproducible.
+
+    An action is clipped in a dimension if it lies outside the bounds there: outside q01 .. q99 where the mask is
+    True, outside -1 .. 1 where it is False. Clipped and unclipped values are told apart, because only the error of
+    the unclipped ones is that of the bins: at most half an interval.
+    """
+
+    def __init__(self, bounds: Bounds, bins: ActionBins) -> None:
+        self.bounds = bounds
+        self.bins = bins
+        # rows: unclipped, clipped
+        self._count = np.zeros((2, bounds.width), np.int64)
+        self._sum = np.zeros((2, bounds.width))
+        self._largest = np.zeros((2, bounds.width))
+
+    def add(self, actions: ArrayLike) -> None:
+        """Take in actions (..., D) in the units of the data set.
+
+        Raises:
+            DataError: another width, or a value that is not finite.
+        """
+        rows = np.asarray(actions, np.float32)
+        if rows.ndim == 0 or rows.shape[-1] != self.bounds.width:
+            raise DataError(f"actions have shape {rows.shape}, the bounds have {self.bounds.width} dimensions")
+        rows = rows.reshape(-1, self.bounds.width)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            error = np.abs(self.apply(block) - block)
+            clipped = self.clipped(block)
+            for row, chosen in enumerate((~clipped, clipped)):
+                self._count[row] += chosen.sum(axis=0)
+                self._sum[row] += np.where(chosen, error, 0).sum(axis=0)
+                np.maximum(self._largest[row], np.where(chosen, error, 0).max(axis=0), out=self._largest[row])
+
+    def apply(self, actions: ArrayLike) -> NDArray[np.float64]:
+        """Return what a policy that predicts every bin rightly would do, float64 (..., D)."""
+        normalized = self.bins.decode(self.bins.encode(self.bounds.normalize(actions)))
+        return self.bounds.denormalize(normalized)
+
+    def clipped(self, actions: ArrayLike) -> NDArray[np.bool_]:
+        """Return where actions (..., D) lie outside the bounds."""
+        x = np.asarray(actions, np.float64)
+        low = np.where(self.bounds.mask, self.bounds.q01, -1)
+        high = np.where(self.bounds.mask, self.bounds.q99, 1)
+        outside: NDArray[np.bool_] = ((x < low) | (x > high)) & ~self.bounds.constant
+        return outside
+
+    def merge(self, other: RoundTrip) -> None:
+        """Take in what another accumulator of the same bounds and bins has seen."""
+        self._count += other._count
+        self._sum += other._sum
+        np.maximum(self._largest, other._largest, out=self._largest)
+
+    def result(self) -> dict[str, Any]:
+        """Return the errors so far, ready for JSON.
+
+        `steps`, and under `dimensions` one entry each with `name`, `unit`, `constant` (min == max; OpenVLA's rule
+        sends it through 0, so an unscaled one comes back wrong), `interval` (width of a bin), `mean_error` and
+        `largest_error` over all steps, `share_clipped`, and the same two errors `unclipped` and `clipped`. A mean
+        or largest of nothing is null.
+        """
+        intervals = len(self.bins.edges) - 1
+        span = np.where(self.bounds.mask, self.bounds.q99 - self.bounds.q01, 2.0)
+        total = int(self._count[:, 0].sum()) if self.bounds.width else 0
+        dimensions = []
+        for d in range(self.bounds.width):
+            named = self.bounds.width == len(DIMENSIONS)
+            name, unit, factor = DIMENSIONS[d] if named else (str(d), "", 1.0)
+            largest = self._largest[:, d].max()
+            dimensions.append(
+                {
+                    "name": name,
+                    "unit": unit,
+                    "constant": bool(self.bounds.constant[d]),
+                    "interval": float(span[d] / intervals * factor),
+                    **_errors(total, self._sum[:, d].sum() * factor, largest * factor),
+                    "share_clipped": float(self._count[1, d] / total) if total else None,
+                    **{
+                        key: _errors(self._count[row, d], self._sum[row, d] * factor, self._largest[row, d] * factor)
+                        for row, key in enumerate(("unclipped", "clipped"))
+                    },
+                }
+            )
+        return {"steps": total, "dimensions": dimensions}
+
+
+def round_trip(actions: ArrayLike, bounds: Bounds, bins: ActionBins) -> dict[str, Any]:
+    """Return `RoundTrip.result` of some actions (..., D)."""
+    accumulator = RoundTrip(bounds, bins)
+    accumulator.add(actions)
+    return accumulator.result()
+
+
+def _errors(count: int, total: float, largest: float) -> dict[str, float | None]:
+    return {
+        "mean_error": float(total / count) if count else None,
+        "largest_error": float(largest) if count else None,
+    }
