@@ -56,12 +56,15 @@ class RoundTrip:
         rows = rows.reshape(-1, self.bounds.width)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            error = np.abs(self.apply(block) - block)
-            clipped = self.clipped(block)
-            for row, chosen in enumerate((~clipped, clipped)):
-                self._count[row] += chosen.sum(axis=0)
-                self._sum[row] += np.where(chosen, error, 0).sum(axis=0)
-                np.maximum(self._largest[row], np.where(chosen, error, 0).max(axis=0), out=self._largest[row])
+            # (D, n): sums along the long axis are the fast ones
+            error = np.ascontiguousarray(np.abs(self.apply(block) - block).T)
+            clipped = np.ascontiguousarray(self.clipped(block).T)
+            outside = error * clipped
+            number = np.count_nonzero(clipped, axis=1)
+            for row, (count, part) in enumerate(((len(block) - number, error - outside), (number, outside))):
+                self._count[row] += count
+                self._sum[row] += part.sum(axis=1)
+                np.maximum(self._largest[row], part.max(axis=1), out=self._largest[row])
 
     def apply(self, actions: ArrayLike) -> NDArray[np.float64]:
         """Return what a policy that predicts every bin rightly would do, float64 (..., D)."""
