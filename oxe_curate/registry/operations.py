@@ -85,6 +85,8 @@ def binarize(x: Columns, *, lo: float = 0.05, hi: float = 0.95) -> Columns:
 def _binarize(x: Columns, lo: float, hi: float) -> Columns:
     opened = x > hi
     decided = opened | (x < lo)
+    if decided.all():
+        return opened.astype(x.dtype)
     # index of the next decided step; len(x) stands for "none", where the last raw value is appended
     upcoming = np.minimum.accumulate(np.where(decided, np.arange(len(x)), len(x))[::-1])[::-1]
     return np.concatenate([opened.astype(x.dtype), x[-1:]])[upcoming]

@@ -62,7 +62,7 @@ class Standardizer:
         self._action = _merge([column for part in PART_WIDTHS for column in _resolve_part(recipe, part)])
         self._proprio = _merge([_resolve(piece, None, "proprio") for piece in proprio])
         self._action_keys = _needed_widths(self._action)
-        self._proprio_keys = _needed_widths(self._proprio)
+        self._all_keys = _needed_widths([*self._action, *self._proprio])
         self._language_keys = language_keys
         self._codepoints = codepoints
 
@@ -71,12 +71,12 @@ class Standardizer:
         try:
             num_steps = len(_get(steps, next(iter(self._action_keys))))
             kept = self._trim.kept(num_steps)
+            has_proprio = all(map(steps.__contains__, self._all_keys))
+            sources = self._sources(self._all_keys if has_proprio else self._action_keys, steps, num_steps)
             # NaN, infinities and overflow pass through to the screen `not_finite`, which reports them
             with np.errstate(all="ignore"):
-                sources = self._sources(self._action_keys, steps, num_steps)
-                action = np.empty((len(kept), 7), np.float32)
-                _fill(action, [_run(column, sources) for column in self._action])
-                proprio = self._build_proprio(steps, num_steps, len(kept))
+                action = _side_by_side([_run(column, sources) for column in self._action], len(kept))
+                proprio = _side_by_side([_run(c, sources) for c in self._proprio if has_proprio], len(kept))
             instructions, index = read_texts(
                 steps, self._language_keys, self._codepoints, num_steps, slice(kept.start, kept.stop, kept.step)
             )
@@ -96,26 +96,16 @@ class Standardizer:
         sources = {}
         for key, needed in keys.items():
             x = _get(steps, key)
-            if len(x) != num_steps:
-                raise DataError(f"{key!r} has {len(x)} steps, the other keys have {num_steps}")
             if x.ndim == 1:
                 x = x[:, None]
+            if len(x) != num_steps:
+                raise DataError(f"{key!r} has {len(x)} steps, the other keys have {num_steps}")
             if x.ndim != 2 or x.shape[1] < needed:
                 raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
             if x.dtype.kind not in "fbiu":
                 raise DataError(f"{key!r} holds {x.dtype}, expected numbers")
             sources[key] = x[self._rows]
         return sources
-
-    def _build_proprio(self, steps: Steps, num_steps: int, num_kept: int) -> NDArray[np.float32]:
-        if any(key not in steps for key in self._proprio_keys):
-            return np.empty((num_kept, 0), np.float32)
-        sources = self._sources(self._proprio_keys, steps, num_steps)
-        values = [_run(column, sources) for column in self._proprio]
-        widths = [v.shape[1] if isinstance(v, np.ndarray) else v.width for v in values]
-        proprio = np.empty((num_kept, sum(widths)), np.float32)
-        _fill(proprio, values)
-        return proprio
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +124,7 @@ class _Column:
     selection: slice | list[int] | None
     needed: int
     operations: tuple[Operation, ...]
-    functions: tuple[Callable[[Columns], Columns], ...]
+    chain: tuple[tuple[str, int | None, Callable[[Columns], Columns]], ...]
     width: int | None
 
 
@@ -155,7 +145,7 @@ def _resolve(piece: Piece, width: int | None, place: str) -> _Column | _Constant
         selection=piece.selection,
         needed=piece.needed_width,
         operations=piece.ops,
-        functions=tuple(functools.partial(o.spec.function, **o.parameters) for o in piece.ops),
+        chain=tuple((o.op, o.spec.width_in, functools.partial(o.spec.function, **o.parameters)) for o in piece.ops),
         width=width,
     )
 
@@ -210,33 +200,33 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
     x = sources[column.src]
     if column.selection is not None:
         x = x[:, column.selection]
-    if x.dtype != np.float32 and x.dtype != np.float64:
+    if x.dtype.char not in "fd":
         x = x.astype(np.float32)
-    for operation, function in zip(column.operations, column.functions, strict=True):
-        width = operation.spec.width_in
+    for name, width, function in column.chain:
         if width is not None and x.shape[1] != width:
-            raise DataError(f"{column.src!r}: {operation.op} needs {width} columns, found {x.shape[1]}")
+            raise DataError(f"{column.src!r}: {name} needs {width} columns, found {x.shape[1]}")
         x = function(x)
     if column.width is not None and x.shape[1] != column.width:
         raise DataError(f"{column.place}: {column.src!r} gives {x.shape[1]} columns, expected {column.width}")
     return x
 
 
-def _fill(out: NDArray[np.float32], values: list[Columns | _Constant]) -> None:
-    """Write the values side by side; rows after the last kept one are left out."""
+def _side_by_side(values: list[Columns | _Constant], num_rows: int) -> NDArray[np.float32]:
+    """Concatenate columns as float32; rows after the last kept one are left out."""
+    widths = [v.width if isinstance(v, _Constant) else v.shape[1] for v in values]
+    out = np.empty((num_rows, sum(widths)), np.float32)
     start = 0
-    for value in values:
-        if isinstance(value, _Constant):
-            stop = start + value.width
-            out[:, start:stop] = value.value
-        else:
-            stop = start + value.shape[1]
-            out[:, start:stop] = value[: len(out)]
-        start = stop
+    for value, width in zip(values, widths, strict=True):
+        out[:, start : start + width] = value.value if isinstance(value, _Constant) else value[:num_rows]
+        start += width
+    return out
 
 
 def _get(steps: Steps, key: str) -> NDArray[Any]:
     try:
-        return steps[key]
+        array = steps[key]
     except KeyError:
         raise DataError(f"the step key {key!r} is missing. {did_you_mean(key, steps)}") from None
+    if not array.ndim:
+        raise DataError(f"{key!r} is a single value, expected an array with time as its first axis")
+    return array

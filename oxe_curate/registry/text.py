@@ -43,18 +43,15 @@ def read_texts(
         if not texts:
             break
         values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
-        if values.count(values[0]) == len(values):  # one text, as nearly every episode has
+        if values.count(values[0]) == len(values) and not any(texts):  # nearly every episode has one text
             if text := _decode(key, values[0], codepoints):
-                texts = [old or text for old in texts] if any(texts) else [text] * len(values)
-        else:
-            decoded = {value: _decode(key, value, codepoints) for value in set(values)}
-            texts = [old or decoded[value] for old, value in zip(texts, values, strict=True)]
-        if "" not in texts:
+                return (text,), np.zeros(len(texts), np.int32)
+            continue
+        decoded = {value: _decode(key, value, codepoints) for value in set(values)}
+        texts = [old or decoded[value] for old, value in zip(texts, values, strict=True)]
+        if all(texts):
             break
-    distinct = tuple(dict.fromkeys(texts))
-    if len(distinct) == 1 and distinct[0]:
-        return distinct, np.zeros(len(texts), np.int32)
-    distinct = tuple(text for text in distinct if text)
+    distinct = tuple(dict.fromkeys(text for text in texts if text))
     place = {"": -1} | {text: i for i, text in enumerate(distinct)}
     return distinct, np.array([place[text] for text in texts], np.int32)
 

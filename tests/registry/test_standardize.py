@@ -155,6 +155,7 @@ def test_proprio_has_no_columns_where_its_keys_are_absent():
         ({"gripper": np.zeros(4)}, "'gripper' has 4 steps, the other keys have 3"),
         ({"gripper": np.zeros((3, 2))}, "gripper: 'gripper' gives 2 columns, expected 1"),
         ({"action": np.zeros((3, 5))}, r"'action' has shape \(3, 5\), expected \(steps, at least 6 columns\)"),
+        ({"gripper": np.float32(1)}, "'gripper' is a single value"),
         ({"action": np.zeros((3, 6, 1))}, r"'action' has shape \(3, 6, 1\)"),
         ({"gripper": np.array(["a", "b", "c"])}, "'gripper' holds <U1, expected numbers"),
         ({"text": None}, "the step key 'text' is missing"),
