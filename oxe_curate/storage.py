@@ -131,6 +131,13 @@ class Folder:
                 mapped.madvise(mmap.MADV_RANDOM)
             return memoryview(mapped)
 
+    @staticmethod
+    def advise(mapped: Buffer, offset: int, length: int) -> None:
+        """Let the system read a part of a mapped file ahead of its use."""
+        if hasattr(mmap, "MADV_WILLNEED") and isinstance(mapped.obj, mmap.mmap):
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.obj.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
+
     def publish(self, relative: str, write: Callable[[Any], None]) -> None:
         """Let `write(sink)` fill a file, which appears under its name complete or not at all."""
         name = f"{self.uri}/{relative}"

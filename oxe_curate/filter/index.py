@@ -247,7 +247,7 @@ def shard_files(index: Folder, dataset: str) -> list[str]:
     return [name for name, is_folder, _ in index.list(dataset, recursive=True) if name.endswith(".parquet")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
     """An opened index: what index.json says."""
 

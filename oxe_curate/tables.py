@@ -1,0 +1,129 @@
+"""What the commands print: results as tables, on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from oxe_curate.filter.index import Summary
+
+AXES = ("x mm", "y mm", "z mm", "roll °", "pitch °", "yaw °", "gripper")
+
+
+def console() -> Console:
+    """Standard output; 100 columns where it is not a terminal, so that logs and pipes read alike."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=100)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    return table
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def filtered(summaries: Mapping[str, Summary]) -> Table:
+    """Kept and dropped by reason, per data set."""
+    table = _table("Episodes kept and dropped", "data set", "episodes", "share", "steps", "share")
+    for name, summary in summaries.items():
+        table.add_row(Text(name, "bold"), f"{summary.seen:,}", "", f"{summary.steps_seen:,}", "")
+        table.add_row(
+            Text("  kept", "green" if summary.kept else "red"),
+            *_counts(summary.kept, summary.steps_kept, summary),
+        )
+        for reason, (episodes, steps) in sorted(summary.dropped.items(), key=lambda item: -item[1][0]):
+            table.add_row(Text(f"  {reason}", "yellow"), *_counts(episodes, steps, summary))
+        if summary.corrupt:
+            table.add_row(Text("  unreadable", "red"), f"{len(summary.corrupt):,}", "", "", "")
+    if len(summaries) > 1:
+        total = Summary()
+        for summary in summaries.values():
+            total.add(summary)
+        table.add_section()
+        table.add_row(Text("all", "bold"), f"{total.seen:,}", "", f"{total.steps_seen:,}", "")
+        table.add_row(Text("  kept", "green"), *_counts(total.kept, total.steps_kept, total))
+    return table
+
+
+def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
+    return [f"{episodes:,}", _share(episodes, summary.seen), f"{steps:,}", _share(steps, summary.steps_seen)]
+
+
+def tokenized(manifest: Mapping[str, Any]) -> Group:
+    """Rows and shares per data set, and what binning loses."""
+    rows = manifest["rows"]
+    drawn = _table(f"Mixture {manifest['mixture']}", "data set", "weight", "train", "validation", "asked", "drawn")
+    for name, share in manifest["share"].items():
+        drawn.add_row(
+            name, f"{share['weight']:g}", f"{rows['train'].get(name, 0):,}", f"{rows['validation'].get(name, 0):,}",
+            f"{100 * share['asked']:.2f} %", f"{100 * share['drawn']:.2f} %",
+        )  # fmt: skip
+    lost = _table("Mean error of bins and back, and share of values outside the bounds", "data set", *AXES)
+    for name, report in manifest["round_trip"].items():
+        axes = report["dimensions"]
+        lost.add_row(name, *(_error(axis) for axis in axes))
+        lost.add_row(Text("  outside", "dim"), *(Text(f"{100 * axis['share_clipped']:.1f} %", "dim") for axis in axes))
+    return Group(drawn, lost)
+
+
+def _error(axis: Mapping[str, Any]) -> str:
+    if axis["constant"]:
+        return "constant"
+    return f"{axis['mean_error'] * (1000 if axis['unit'] == 'm' else 1):.2g}"
+
+
+def catalogue(rows: list[dict[str, Any]]) -> Table:
+    """The cards, one line each."""
+    table = _table(f"{len(rows)} data sets", "data set", "verdict")
+    for column in ("robot", "cameras"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=34)
+    table.add_column("Hz", justify="right")
+    table.add_column("episodes", justify="right")
+    table.add_column("why", overflow="fold", ratio=1)
+    colours = {"pass": "green", "fail": "red", "conditional": "yellow", "unknown": "dim"}
+    for row in rows:
+        cameras = ", ".join(
+            f"{role}" if len(keys) == 1 else f"{role} x{len(keys)}" for role, keys in row["cameras"].items()
+        )
+        table.add_row(
+            row["name"], Text(row["verdict"], colours[row["verdict"]]), row["robot"], cameras,
+            f"{row['control_hz']:g}" if row["control_hz"] else "", f"{row['episodes']:,}" if row["episodes"] else "",
+            row["reason"],
+        )  # fmt: skip
+    return table
+
+
+def catalogue_markdown(rows: list[dict[str, Any]]) -> str:
+    """The cards as a Markdown table."""
+    lines = ["| data set | verdict | robot | cameras | Hz | episodes | why |", "|---|---|---|---|---|---|---|"]
+    for row in rows:
+        hz = f"{row['control_hz']:g}" if row["control_hz"] else ""
+        cells = [
+            row["name"],
+            row["verdict"],
+            row["robot"],
+            ", ".join(row["cameras"]),
+            hz,
+            row["episodes"] or "",
+            row["reason"],
+        ]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def chosen_tokens(report: list[dict[str, Any]]) -> Table:
+    """The tokens that a rule chose, the first and last of them."""
+    table = _table(f"{len(report)} action tokens", "bin", "token", "piece", "count", "why")
+    for row in report[:12] + report[-4:]:
+        table.add_row(str(row["bin"]), str(row["token_id"]), repr(row["piece"]), str(row["count"]), row["why"])
+    return table

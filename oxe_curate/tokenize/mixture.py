@@ -1,0 +1,192 @@
+"""The mixture YAML: which data sets, how often each step is seen, and the form of a sample. See docs/formats.md."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from dataclasses import dataclass as plain_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from oxe_curate import config, registry
+from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.filter.index import Index
+
+Role = Literal["primary", "secondary", "extra", "wrist", "egocentric"]
+
+
+@dataclass(frozen=True, config=config.STRICT)
+class MixtureEntry:
+    """One data set of a mixture.
+
+    Attributes:
+        name: a card's name or alias, or the data set's name in the index. Statistics and rows carry this name.
+        weight: expected copies of each step; OpenVLA's weights mean exactly this.
+        splits: source splits that rows are drawn from. Statistics are taken over all that the index holds.
+        swap_channels: whether frames are stored as BGR and must be swapped; None: as the card says.
+    """
+
+    name: str
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    splits: tuple[str, ...] = ("train",)
+    swap_channels: bool | None = None
+
+
+@dataclass(frozen=True, config=config.STRICT)
+class ImageSpec:
+    """Which frames a sample holds and how they are stored.
+
+    Attributes:
+        cameras: roles, a column image_<role> each.
+        size: None passes the source's bytes through; a number resizes to size x size pixels.
+        quality: of the JPEG that a resize (or a channel swap) writes.
+    """
+
+    cameras: tuple[Role, ...] = ("primary",)
+    size: int | None = Field(default=None, ge=16, le=2048)
+    quality: int = Field(default=95, ge=1, le=100)
+
+
+@dataclass(frozen=True, config=config.STRICT)
+class BoundsSpec:
+    """How actions are normalised.
+
+    Attributes:
+        low, high: quantiles that become -1 and +1.
+        over: "kept" episodes, "all" episodes with finite actions, or the path of a dataset_statistics.json.
+    """
+
+    low: float = Field(default=0.01, ge=0, lt=1)
+    high: float = Field(default=0.99, gt=0, le=1)
+    over: str = "kept"
+
+
+@dataclass(frozen=True, config=config.STRICT)
+class Mixture:
+    """A mixture as its file says it.
+
+    Attributes:
+        seed: decides fractional copies and the order of rows.
+        window: observations a sample, the last of them the current one.
+        chunk: actions a sample, from the current step on.
+        bins: "openvla" (256 edges, as the released checkpoints) or "uniform" (256 true intervals).
+        validation: share of episodes held out, by hash of the episode id.
+    """
+
+    name: str
+    datasets: tuple[MixtureEntry, ...]
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    window: int = Field(default=1, ge=1, le=1024)
+    chunk: int = Field(default=1, ge=1, le=1024)
+    image: ImageSpec = ImageSpec()
+    bounds: BoundsSpec = BoundsSpec()
+    bins: Literal["openvla", "uniform"] = "openvla"
+    validation: float = Field(default=0.05, ge=0, lt=1)
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("datasets is empty: name at least one data set with its weight")
+        if self.bounds.low >= self.bounds.high:
+            raise ValueError(f"bounds: low {self.bounds.low} must be below high {self.bounds.high}")
+        names = [entry.name for entry in self.datasets]
+        double = {name for name in names if names.count(name) > 1}
+        if double:
+            raise ValueError(f"datasets: {sorted(double)[0]!r} stands twice; add its weights up in one entry")
+        if len(set(self.image.cameras)) != len(self.image.cameras) or not self.image.cameras:
+            raise ValueError("image.cameras: name each camera once, and at least one")
+
+
+def read_mixture(path: Path) -> Mixture:
+    """Read a mixture file strictly. Raises ConfigError, which names the file, the key and the closest match."""
+    return config.load(Mixture, path)
+
+
+def to_yaml(mixture: Mixture) -> str:
+    """The mixture as resolved, with every default written out."""
+    return yaml.safe_dump(_plain(asdict(mixture)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@plain_dataclass(frozen=True)
+class Source:
+    """An entry of the mixture, found in the index.
+
+    Attributes:
+        dataset: the name in the index.
+        bgr: roles whose frames must be swapped to RGB.
+    """
+
+    entry: MixtureEntry
+    dataset: str
+    aliases: tuple[str, ...]
+    bgr: frozenset[str]
+
+
+def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = None) -> list[Source]:
+    """Find each entry's data set in the index, by name or by its card's names.
+
+    Raises:
+        ConfigError: an entry that the index lacks, two entries that mean the same data set, a data set without a kept
+            episode or without one of the splits.
+    """
+    names: dict[str, str] = {}  # every name that counts -> data set in the index
+    held = {}
+    for dataset, summary in index.datasets.items():
+        held[dataset] = registry.load(summary["card"], cards)
+        for name in (held[dataset].name, *held[dataset].aliases):
+            names.setdefault(name, dataset)
+    names.update({dataset: dataset for dataset in index.datasets})
+    found: list[Source] = []
+    taken: dict[str, str] = {}
+    for entry in mixture.datasets:
+        if entry.name not in names:
+            raise ConfigError(
+                f"{where}: datasets: {entry.name!r} is not in the index {index.folder}. "
+                f"{did_you_mean(entry.name, names)} Filter it first, or take it out of the mixture."
+            )
+        dataset = names[entry.name]
+        if dataset in taken:
+            raise ConfigError(
+                f"{where}: datasets: {taken[dataset]!r} and {entry.name!r} are both the data set {dataset}; "
+                "add their weights up in one entry"
+            )
+        taken[dataset] = entry.name
+        summary = index.datasets[dataset]
+        if summary["kept"] == 0:
+            reasons = ", ".join(f"{reason}: {n}" for reason, (n, _) in summary["dropped"].items()) or "it is empty"
+            raise ConfigError(
+                f"{where}: datasets: {entry.name!r} keeps no episode in the index ({reasons}). "
+                "Take it out, or filter it by other criteria."
+            )
+        have = {split.split("[")[0] for split in summary["splits"]}
+        for split in entry.splits:
+            if split not in have:
+                raise ConfigError(
+                    f"{where}: datasets: {entry.name!r} has no split {split!r} in the index. "
+                    f"{did_you_mean(split, have)} Set it with the entry's key 'splits'."
+                )
+        card = held[dataset]
+        cameras = card.cameras_by_role()
+        for role in mixture.image.cameras:
+            if role not in cameras:
+                raise ConfigError(
+                    f"{where}: image.cameras: {entry.name!r} has no {role} camera. {did_you_mean(role, cameras)}"
+                )
+        bgr = {role for role in mixture.image.cameras if card.cameras[cameras[role]].channels == "bgr"}
+        if entry.swap_channels is not None:
+            bgr = set(mixture.image.cameras) if entry.swap_channels else set()
+        found.append(Source(entry, dataset, (card.name, *card.aliases), frozenset(bgr)))
+    return found
+
+
+def with_statistics(mixture: Mixture, path: Path | None) -> Mixture:
+    """The mixture with its bounds taken from a published file instead."""
+    return replace(mixture, bounds=replace(mixture.bounds, over=str(path))) if path else mixture

@@ -1,0 +1,353 @@
+"""tokenize: episode index + mixture -> shuffled Parquet shards. One Beam element per output shard; manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate import __version__, runner
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.filter.index import Index
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize import build, samples, shards
+from oxe_curate.tokenize.action_tokens import ActionTokens
+from oxe_curate.tokenize.bins import ActionBins
+from oxe_curate.tokenize.bounds import Bounds, lookup, read_statistics
+from oxe_curate.tokenize.build import TokenizeTask
+from oxe_curate.tokenize.mixture import Mixture, Source, read_mixture, resolve, to_yaml, with_statistics
+from oxe_curate.tokenize.corpus import count_tokens
+from oxe_curate.tokenize.roundtrip import RoundTrip
+from oxe_curate.tokenize.token_rules import Rule
+from oxe_curate.tokenize.tokenizers import read_vocabulary
+
+FORMAT = 1
+MANIFEST, STATISTICS, TOKENS, RESOLVED = (
+    "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
+)  # fmt: skip
+SHARD_BYTES = 256 << 20
+BYTES_PER_WORKER = 512 << 20
+_SHARD_NAME = re.compile(r"(train|validation)-\d{5}-of-\d{5}\.parquet")
+_BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many
+
+
+@dataclass(frozen=True)
+class TokenizeOptions:
+    """What `tokenize` is asked to do besides the mixture.
+
+    Attributes:
+        tokenizer: a tokenizer folder or file; None: Llama 2's size and rule, bound to no file.
+        rule: "last", "counts" or "reserved". corpus: texts for "counts".
+        statistics: a published dataset_statistics.json, instead of the mixture's bounds.
+        cards: a folder of the user's own cards, as given to filter.
+        shard_bytes: images per output shard; a worker's memory follows it.
+        overwrite: replace another finished mixture in the output folder.
+    """
+
+    tokenizer: Path | None = None
+    rule: Rule = "last"
+    corpus: tuple[Path, ...] = ()
+    statistics: Path | None = None
+    cards: Path | None = None
+    shard_bytes: int = SHARD_BYTES
+    overwrite: bool = False
+    workers: int | None = None
+    beam_args: tuple[str, ...] = ()
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """What `tokenize` did: its manifest, and how many shards were done now or before."""
+
+    manifest: dict[str, Any]
+    shards_done: int
+    shards_kept: int
+    seconds: float
+    tokens: ActionTokens = field(repr=False)
+
+
+def run_tokenize(
+    mixture: str | Path, index: str | Path, out: str | Path, options: TokenizeOptions | None = None
+) -> TokenizeResult:
+    """Write a mixture's shards, statistics, action tokens and manifest to `out`.
+
+    Shards that an interrupted run of the same command finished are left as they are.
+
+    Raises:
+        ConfigError: the mixture, the index or a file of statistics or a tokenizer is wrong.
+        DataError: a source shard is not what the index says. StorageError: something cannot be read or written.
+    """
+    start = time.monotonic()
+    options = options or TokenizeOptions()
+    runner.start_workers_early("oxe_curate.tokenize.pipeline")
+    spec = with_statistics(read_mixture(Path(mixture)), options.statistics)
+    opened = Index.open(Folder.of(index))
+    sources = resolve(spec, opened, str(mixture), options.cards)
+    folder = Folder.of(out)
+    folder.check_writable()
+    folder.sweep()
+    tokens = _tokens(spec, options)
+    statistics = {s.entry.name: _bounds(spec, opened, s, Path(mixture).parent) for s in sources}
+    tasks = plan(spec, opened, sources, statistics, folder, options.shard_bytes)
+    _check_out(folder, tasks, options.overwrite)
+    todo = [task for task in tasks if not _is_done(task)]
+    if todo:
+        folder.remove(MANIFEST)
+    runner.run(
+        todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
+        beam_args=options.beam_args, progress=options.progress,
+    )  # fmt: skip
+    manifest = _finish(spec, opened, sources, statistics, tokens, tasks, folder)
+    return TokenizeResult(manifest, len(todo), len(tasks) - len(todo), time.monotonic() - start, tokens)
+
+
+def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
+    bins = ActionBins(spec.bins)
+    if options.tokenizer is None:
+        if options.rule != "last" or options.corpus:
+            raise ConfigError(f"--rule {options.rule} needs a tokenizer: name its folder or file with --tokenizer")
+        return ActionTokens.default(bins)
+    vocabulary = read_vocabulary(options.tokenizer)
+    counts = None
+    if options.rule == "counts":
+        if not options.corpus:
+            raise ConfigError("--rule counts needs texts to count tokens in: name files or folders with --corpus")
+        counts = count_tokens(vocabulary, options.corpus, progress=options.progress)
+    return ActionTokens.build(vocabulary, options.rule, bins, counts)
+
+
+class Actions:
+    """A data set's actions (or proprio), block by block; may be iterated again, so nothing is held."""
+
+    def __init__(self, index: Index, dataset: str, over: str, column: str = "action") -> None:
+        self._index, self._dataset, self._over, self._column = index, dataset, over, column
+        self.episodes = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        held: list[NDArray[np.float32]] = []
+        steps = self.episodes = 0
+        for _, table in self._index.tables(self._dataset, ["kept", "reason", "num_steps", self._column]):
+            keep = np.asarray(table["kept"])
+            if self._over == "all":  # a NaN has no quantile
+                keep = np.asarray(table[self._column].is_valid()) & np.array(
+                    [r != "not_finite" for r in table["reason"].to_pylist()], bool
+                )
+            self.episodes += int(keep.sum())
+            column = table[self._column].filter(keep).combine_chunks()
+            count = int(np.asarray(table["num_steps"])[keep].sum())
+            if count:
+                values = np.asarray(column.flatten().flatten())
+                held.append(values.reshape(count, -1))
+                steps += count
+            if steps >= _BLOCK:
+                yield np.concatenate(held)
+                held, steps = [], 0
+        if held:
+            yield np.concatenate(held)
+
+
+def _bounds(spec: Mixture, index: Index, source: Source, base: Path) -> Bounds:
+    over = spec.bounds.over
+    name = source.entry.name
+    if over not in ("kept", "all"):
+        path = Path(over) if Path(over).is_absolute() or Path(over).exists() else base / over
+        return lookup(read_statistics(path), name, source.aliases)
+    actions = Actions(index, source.dataset, over)
+    try:
+        fitted = Bounds.fit(
+            actions, low=spec.bounds.low, high=spec.bounds.high, proprio=Actions(index, source.dataset, over, "proprio")
+        )
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    return replace(fitted, num_trajectories=actions.episodes)
+
+
+def plan(
+    spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds], out: Folder, shard_bytes: int
+) -> list[TokenizeTask]:
+    """Decide which episodes go to which output shard: one task each. Reads ids and sizes alone."""
+    found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
+    for number, source in enumerate(sources):
+        for path in index.files(source.dataset):
+            if path.rsplit("/", 1)[-1].split("-")[0] not in source.entry.splits:
+                continue
+            table = index.table(path, ["episode_id", "kept", "num_steps", "source_steps", "camera_spans"])
+            rows = np.flatnonzero(np.asarray(table["kept"]))
+            if len(rows) == 0:
+                continue
+            ids = table["episode_id"].take(rows).to_pylist()
+            cost = _expected_bytes(table, spec, source.entry.weight)[rows]
+            found.append((number, path, rows, samples.held_out(ids, spec.validation), cost, ids))
+    if not found:
+        raise ConfigError(f"{index.folder}: the mixture's splits hold no kept episode")
+    decided = _fingerprint(spec, index, sources, bounds)
+    tasks = []
+    for validation in (False, True):
+        total = sum(float(cost[held == validation].sum()) for *_, held, cost, _ in found)
+        if not any((held == validation).any() for *_, held, _, _ in found):
+            continue
+        count = max(1, -int(-total // shard_bytes))
+        assigned = [samples.output_shards(spec.seed, ids, count) for *_, ids in found]
+        for shard in range(count):
+            episodes, size = [], 0.0
+            for (number, path, rows, held, cost, _), target in zip(found, assigned, strict=True):
+                mine = (held == validation) & (target == shard)
+                if mine.any():
+                    episodes.append((number, path, tuple(rows[mine].tolist())))
+                    size += float(cost[mine].sum())
+            name = f"{'validation' if validation else 'train'}-{shard:05d}-of-{count:05d}.parquet"
+            digest = hashlib.sha256(f"{decided}:{name}:{shard_bytes}".encode()).hexdigest()
+            tasks.append(
+                TokenizeTask(
+                    index=index.folder, source=index.source, out=out, output=name, validation=validation, mixture=spec,
+                    sources=tuple(sources), bounds=bounds, episodes=tuple(episodes), size=max(int(size), 1),
+                    fingerprint=digest,
+                )
+            )  # fmt: skip
+    return tasks
+
+
+def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
+    """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
+    lengths = np.zeros(len(table))
+    for row, spans in enumerate(table["camera_spans"].to_pylist()):
+        lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
+    kept = np.asarray(table["num_steps"]) / np.maximum(np.asarray(table["source_steps"]), 1)
+    scale = 1.0 if spec.image.size is None else 0.25  # a resized frame is smaller; how much is not known beforehand
+    return lengths * kept * weight * spec.window * scale
+
+
+def _fingerprint(spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]) -> str:
+    """Hash of everything that decides every shard."""
+    parts = {
+        "format": FORMAT, "version": __version__, "mixture": asdict(spec),
+        "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
+        "bounds": {name: b.to_json() for name, b in bounds.items()},
+        "index": _index_hashes(index, sources),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _index_hashes(index: Index, sources: Sequence[Source]) -> dict[str, str]:
+    """One hash per data set, over its index files."""
+    found = {}
+    for source in sources:
+        digest = hashlib.sha256()
+        for path in index.files(source.dataset):
+            digest.update(hashlib.sha256(index.folder.read_bytes(path)).digest())
+        found[source.dataset] = digest.hexdigest()
+    return found
+
+
+def _is_done(task: TokenizeTask) -> bool:
+    if not task.out.exists(task.output):
+        return False
+    try:
+        return bool(shards.read_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
+    except DataError:
+        return False
+
+
+def _check_out(out: Folder, tasks: Sequence[TokenizeTask], overwrite: bool) -> None:
+    """Remove shards of an unfinished other mixture. Raises ConfigError if a finished one is there."""
+    planned = {task.output for task in tasks}
+    present = [name for name, folder, _ in out.list() if not folder and _SHARD_NAME.fullmatch(name)]
+    same = all(_is_done(task) for task in tasks if task.output in present) and planned >= set(present)
+    if same:
+        return
+    if out.exists(MANIFEST) and not overwrite:
+        raise ConfigError(f"{out} holds another finished mixture. Use another --out, or --overwrite to replace it.")
+    out.remove(MANIFEST)
+    for name in present:
+        if name not in planned:
+            out.remove(name)
+
+
+def _finish(
+    spec: Mixture,
+    index: Index,
+    sources: Sequence[Source],
+    statistics: dict[str, Bounds],
+    tokens: ActionTokens,
+    tasks: Sequence[TokenizeTask],
+    out: Folder,
+) -> dict[str, Any]:
+    """Write the files beside the shards, then the manifest."""
+    text = json.dumps({name: b.to_json() for name, b in statistics.items()}, indent=2) + "\n"
+    out.publish_bytes(STATISTICS, text.encode())
+    out.publish_bytes(RESOLVED, to_yaml(spec).encode())
+    tokens.write(f"{out}/{TOKENS}")
+    rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
+    outputs = {}
+    for task in tasks:
+        meta = shards.read_meta(out, task.output)
+        split = "validation" if task.validation else "train"
+        for name, count in meta["counts"].items():
+            rows[split][name] = rows[split].get(name, 0) + count
+        outputs[task.output] = {"rows": meta["rows"], **_hash(out, task.output)}
+    for name in (STATISTICS, RESOLVED, TOKENS):
+        outputs[name] = _hash(out, name)
+    manifest = {
+        "format": FORMAT,
+        "software": f"oxe-curate {__version__}",
+        "mixture": spec.name,
+        "seed": spec.seed,
+        "rows": rows,
+        "share": _shares(spec, sources, statistics, index, rows["train"]),
+        "round_trip": _round_trip(spec, index, sources, statistics),
+        "bins": spec.bins,
+        "tokens": {
+            "rule": tokens.rule,
+            "tokenizer_sha256": tokens.tokenizer_sha256,
+            "vocabulary_size": tokens.vocabulary_size,
+        },
+        "inputs": {"source": index.source.uri, "index": _index_hashes(index, sources)},
+        "outputs": outputs,
+    }
+    out.publish_bytes(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def _hash(out: Folder, name: str) -> dict[str, Any]:
+    if out.is_local:
+        with out.path(name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    else:
+        digest = hashlib.sha256(out.read_bytes(name))
+    return {"bytes": out.size(name), "sha256": digest.hexdigest()}
+
+
+def _shares(
+    spec: Mixture, sources: Sequence[Source], bounds: dict[str, Bounds], index: Index, rows: dict[str, int]
+) -> dict[str, dict[str, float]]:
+    """Asked share (weight times steps) beside the drawn one, per data set."""
+    steps = {s.entry.name: index.datasets[s.dataset]["steps_kept"] for s in sources}
+    asked = {s.entry.name: s.entry.weight * steps[s.entry.name] for s in sources}
+    total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
+    return {
+        name: {"weight": s.entry.weight, "asked": asked[name] / total, "drawn": rows.get(name, 0) / drawn}
+        for s in sources
+        for name in [s.entry.name]
+    }
+
+
+def _round_trip(
+    spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]
+) -> dict[str, dict[str, Any]]:
+    """What binning loses, per data set, in metres and degrees."""
+    report = {}
+    for source in sources:
+        check = RoundTrip(bounds[source.entry.name], ActionBins(spec.bins))
+        for block in Actions(index, source.dataset, "kept"):
+            check.add(block)
+        report[source.entry.name] = check.result()
+    return report

@@ -1,0 +1,101 @@
+"""Which samples a mixture draws, and what each holds: pure functions of hashes, without sizes, order or state.
+
+Every worker decides alike because nothing but (seed, episode id, step) decides. The hash of an episode is BLAKE2b-64
+of "seed:episode_id"; the steps' hashes follow from it by SplitMix64 (Steele, Lea, Flood 2014), all at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+COPIES, ORDER, SHARD = (np.uint64(n) for n in (1, 2, 3))
+"""What a hash is for: each purpose has a stream of its own."""
+
+
+def episode_hash(seed: int | None, episode_id: str) -> np.uint64:
+    """64-bit hash of an episode under a seed (None: whatever the seed)."""
+    text = f"{'' if seed is None else seed}:{episode_id}"
+    return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+
+
+def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function on uint64 (n,), wrapping."""
+    with np.errstate(over="ignore"):
+        z = values + _GAMMA
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
+
+
+def hash01(values: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) from hashes: their upper 53 bits."""
+    return (splitmix64(values) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArray[np.uint64]:
+    """uint64 (T,): a hash per step of an episode, for one purpose."""
+    with np.errstate(over="ignore"):
+        base = splitmix64(np.array([episode + purpose], np.uint64))[0]
+        return np.asarray(base + np.arange(num_steps, dtype=np.uint64) * _GAMMA, np.uint64)
+
+
+def copies(weight: float, seed: int, episode_id: str, num_steps: int, validation: bool = False) -> NDArray[np.int64]:
+    """How often each step of an episode is drawn: floor(w) + (hash01(seed, step) < frac(w)), int64 (T,).
+
+    The sum is right in expectation for any weight. A validation sample is drawn once at most, since copies tell
+    nothing there.
+    """
+    whole, part = divmod(weight, 1.0)
+    if validation and whole:
+        whole, part = 1.0, 0.0
+    chance = hash01(step_hashes(episode_hash(seed, episode_id), num_steps, COPIES)) < part
+    return np.asarray(int(whole) + chance, np.int64)
+
+
+def episode_hashes(seed: int | None, episode_ids: Sequence[str]) -> NDArray[np.uint64]:
+    """`episode_hash` of many episodes, uint64 (n,)."""
+    return np.array([episode_hash(seed, name) for name in episode_ids], np.uint64)
+
+
+def held_out(episode_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
+    """Which episodes are for validation, bool (n,). The seed has no say: every mixture holds out the same ones."""
+    return np.asarray(hash01(episode_hashes(None, episode_ids)) < share)
+
+
+def output_shards(seed: int, episode_ids: Sequence[str], shards: int) -> NDArray[np.int64]:
+    """Which of `shards` output shards each episode goes to, int64 (n,)."""
+    with np.errstate(over="ignore"):
+        mixed = splitmix64(episode_hashes(seed, episode_ids) + SHARD)
+    return (mixed % np.uint64(shards)).astype(np.int64)
+
+
+def order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A permutation that depends on the rows' hashes alone, not on numpy's generator or on arrival."""
+    return np.argsort(splitmix64(keys), kind="stable").astype(np.int64)
+
+
+def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Observations of samples whose current step is `steps` (n,).
+
+    Returns:
+        int64 (n, window) step indices, oldest first; before the episode's start the first step is repeated, and
+        bool (n, window), False where it is such padding.
+    """
+    back = steps[:, None] + np.arange(1 - window, 1)
+    return np.maximum(back, 0), back >= 0
+
+
+def chunks(steps: NDArray[np.int64], chunk: int, num_steps: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Actions of samples whose current step is `steps` (n,), in an episode of `num_steps`.
+
+    Returns:
+        int64 (n, chunk) step indices; past the episode's end the last step is repeated, and bool (n, chunk), False
+        where it is such padding.
+    """
+    ahead = steps[:, None] + np.arange(chunk)
+    return np.minimum(ahead, num_steps - 1), ahead < num_steps

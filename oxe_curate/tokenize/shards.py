@@ -1,0 +1,235 @@
+"""Mixture shards: the Parquet schema, and writing one without copying an image in Python.
+
+Images travel as a `binary_view` column whose views point into the mapped source shards, so that shuffling is a
+permutation of 16-byte views. In the file they are plain binary, PLAIN encoded and uncompressed: any reader opens
+them, and a trainer can find each image's byte offset (JPEG does not shrink further).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from oxe_curate.errors import DataError
+from oxe_curate.storage import Folder
+
+ROW_GROUP = 256
+META = b"oxe_curate"
+_WINDOW = 30  # bits: a source buffer over 2 GiB is seen through overlapping windows that begin every GiB
+_INLINE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Encoded frames that lie in some buffers.
+
+    Attributes:
+        buffers: memoryviews of source shards, or bytes.
+        buffer: int64 (n,), which buffer each frame is in.
+        offset: int64 (n,). length: int64 (n,); 0 where there is no frame.
+    """
+
+    buffers: Sequence[memoryview]
+    buffer: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+    def take(self, rows: NDArray[np.int64]) -> Frames:
+        """The frames of some rows, in their order."""
+        return Frames(self.buffers, self.buffer[rows], self.offset[rows], self.length[rows])
+
+
+def binary_views(frames: Frames) -> Any:
+    """Frames -> an Arrow `binary_view` array over the same memory.
+
+    The layout of a view (Arrow columnar format, "Variable-size Binary View"): int32 length, then up to 12 bytes
+    inline, or 4 bytes of prefix, int32 buffer, int32 offset.
+    """
+    windows: list[Any] = []
+    views = np.zeros((len(frames.length), 4), np.int32)
+    views[:, 0] = frames.length
+    views[:, 3] = frames.offset & ((1 << _WINDOW) - 1)
+    raw = views.view(np.uint8).reshape(-1, 16)
+    for i in np.unique(frames.buffer).tolist():
+        data, here = frames.buffers[i], np.flatnonzero(frames.buffer == i)
+        views[here, 2] = len(windows) + (frames.offset[here] >> _WINDOW)
+        starts = range(0, max(len(data), 1), 1 << _WINDOW)
+        windows += [pa.py_buffer(data[start : start + 2**31 - 1]) for start in starts]
+        here = here[frames.length[here] > _INLINE]
+        raw[here, 4:8] = np.frombuffer(data, np.uint8)[frames.offset[here, None] + np.arange(4)]
+    for row in np.flatnonzero(frames.length <= _INLINE):
+        data, offset, length = frames.buffers[frames.buffer[row]], frames.offset[row], frames.length[row]
+        raw[row, 4:] = 0
+        raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
+    return pa.Array.from_buffers(pa.binary_view(), len(views), [None, pa.py_buffer(views), *windows])
+
+
+def schema(cameras: Sequence[str], window: int) -> Any:
+    """The schema of a mixture shard, with images as plain binary and Hugging Face's feature description."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("episode_id", pa.string()),
+        ("step", pa.int32()),
+        ("instruction", pa.string()),
+        *((f"image_{role}", image if window == 1 else pa.list_(image)) for role in cameras),
+        ("action", pa.list_(pa.list_(pa.float32(), 7))),
+        ("bins", pa.list_(pa.list_(pa.uint8(), 7))),
+        ("proprio", pa.list_(pa.float32())),
+        ("action_mask", pa.list_(pa.bool_())),
+    ]
+    if window > 1:
+        fields.append(("observation_mask", pa.list_(pa.bool_())))
+    return pa.schema(fields)
+
+
+def _hugging_face(fields: Any) -> str:
+    """The `huggingface` metadata entry, by which `datasets` shows pictures. `Sequence` is read by old and new."""
+
+    def feature(kind: Any, name: str) -> Any:
+        if pa.types.is_struct(kind):
+            return {"_type": "Image"}
+        if pa.types.is_fixed_size_list(kind):
+            return {"feature": feature(kind.value_type, name), "length": kind.list_size, "_type": "Sequence"}
+        if pa.types.is_list(kind):
+            return {"feature": feature(kind.value_type, name), "_type": "Sequence"}
+        names = {"float": "float32"}
+        return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
+
+    return json.dumps({"info": {"features": {f.name: feature(f.type, f.name) for f in fields}}})
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A shard's rows before they are shuffled; every array has one entry per row.
+
+    Attributes:
+        codes: for `dataset`, `episode_id` and `instruction`: int32 codes into `texts`.
+        sample_id: a string array.
+        frame: int64 (n, window): which of `frames` each observation shows.
+        frames: role -> Frames.
+        action: float32 (n, chunk, 7), normalised. bins: uint8 (n, chunk, 7). action_mask: bool (n, chunk).
+        observation_mask: bool (n, window).
+        proprio: float32 (n, P) per row, as a list since P differs between data sets.
+    """
+
+    sample_id: Any
+    texts: Mapping[str, Sequence[str]]
+    codes: Mapping[str, NDArray[np.int32]]
+    step: NDArray[np.int32]
+    frame: NDArray[np.int64]
+    frames: Mapping[str, Frames]
+    action: NDArray[np.float32]
+    bins: NDArray[np.uint8]
+    action_mask: NDArray[np.bool_]
+    observation_mask: NDArray[np.bool_]
+    proprio: NDArray[np.float32]
+    proprio_width: NDArray[np.int64]
+
+
+def to_table(rows: Rows, permutation: NDArray[np.int64]) -> Any:
+    """Some of the rows, in the order of `permutation` -> an Arrow table, images as views."""
+    n, window = len(permutation), rows.frame.shape[1]
+    chunk = rows.action.shape[1]
+    plain = schema(list(rows.frames), window)
+    columns: list[Any] = [rows.sample_id.take(pa.array(permutation))]
+    columns += [_decode(rows, "dataset", permutation), _decode(rows, "episode_id", permutation)]
+    columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
+    for frames in rows.frames.values():
+        picked = frames.take(rows.frame[permutation].ravel())
+        image = pa.StructArray.from_arrays([binary_views(picked), pa.nulls(n * window, pa.string())], ["bytes", "path"])
+        columns.append(image if window == 1 else _fixed(image, window))
+    columns.append(_fixed(_sevens(rows.action[permutation]), chunk))
+    columns.append(_fixed(_sevens(rows.bins[permutation]), chunk))
+    columns.append(_proprio(rows, permutation))
+    columns.append(_fixed(pa.array(rows.action_mask[permutation].ravel()), chunk))
+    if window > 1:
+        columns.append(_fixed(pa.array(rows.observation_mask[permutation].ravel()), window))
+    return pa.table(columns, names=plain.names)
+
+
+def _decode(rows: Rows, name: str, permutation: NDArray[np.int64]) -> Any:
+    codes = pa.array(rows.codes[name][permutation])
+    return pa.array(rows.texts[name], pa.string()).take(codes)
+
+
+def _sevens(array: NDArray[Any]) -> Any:
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(array).ravel()), 7)
+
+
+def _fixed(values: Any, size: int) -> Any:
+    """Values -> lists of `size` of them."""
+    offsets = np.arange(0, len(values) + 1, size, dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _proprio(rows: Rows, permutation: NDArray[np.int64]) -> Any:
+    starts = np.concatenate(([0], np.cumsum(rows.proprio_width)))
+    offsets = pa.array(starts.astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(rows.proprio)).take(pa.array(permutation))
+
+
+def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], meta: Mapping[str, Any]) -> None:
+    """Publish a shard, its rows in the order of `permutation`.
+
+    The ARROW:schema entry is our own, with plain binary: a reader that met `binary_view` there would fail on the
+    operations that Arrow lacks for it (Hugging Face streaming does).
+    """
+    window = rows.frame.shape[1]
+    plain = schema(list(rows.frames), window)
+    metadata = {b"huggingface": _hugging_face(plain).encode(), META: json.dumps(meta, sort_keys=True).encode()}
+    arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # where Arrow's reader takes metadata from
+    metadata[b"ARROW:schema"] = base64.b64encode(arrow)
+    images = [name for name in plain.names if name.startswith("image_")]
+    leaf = ".bytes" if window == 1 else ".list.element.bytes"
+    compression = dict.fromkeys(_leaves(plain), "zstd") | {f"{name}{leaf}": "none" for name in images}
+
+    def save(sink: Any) -> None:
+        first = to_table(rows, permutation[:ROW_GROUP])
+        with pq.ParquetWriter(
+            sink,
+            first.schema,
+            store_schema=False,
+            compression=compression,
+            use_dictionary=["dataset", "episode_id", "instruction"],
+            write_statistics=["dataset", "step"],
+        ) as writer:
+            writer.write_table(first)
+            # a table per row group: the writer cannot slice a view inside a struct
+            for start in range(ROW_GROUP, len(permutation), ROW_GROUP):
+                writer.write_table(to_table(rows, permutation[start : start + ROW_GROUP]))
+            writer.add_key_value_metadata(metadata)
+
+    out.publish(path, save)
+
+
+def _leaves(plain: Any) -> list[str]:
+    """Dotted paths of the Parquet leaf columns."""
+
+    def walk(kind: Any, path: str) -> list[str]:
+        if pa.types.is_struct(kind):
+            return [leaf for field in kind for leaf in walk(field.type, f"{path}.{field.name}")]
+        if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            return walk(kind.value_type, f"{path}.list.element")
+        return [path]
+
+    return [leaf for field in plain for leaf in walk(field.type, field.name)]
+
+
+def read_meta(out: Folder, path: str) -> dict[str, Any]:
+    """A shard's own metadata, from its footer. Raises DataError if it is not a mixture shard."""
+    try:
+        with out.open(path) as file:
+            footer = pq.read_metadata(file)
+        return {**json.loads(footer.metadata[META]), "rows": footer.num_rows}
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{out}/{path}: not a mixture shard ({error})") from None
