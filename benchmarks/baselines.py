@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +36,45 @@ def read_file(path: Path) -> int:
     return total
 
 
-def read_write_files(out: Path, sizes: list[int], sync: bool, paths: list[Path]) -> int:
-    """Read every byte of `paths`; write as many files of the given sizes as there are, from the bytes read.
+class FileCutter:
+    """A sink that cuts what it is given into files of the given sizes, OUT/PREFIX-0, OUT/PREFIX-1, ..."""
 
-    The writes are spread evenly over the reads, so that the two share the disk as they do in a real conversion.
+    def __init__(self, out: Path, prefix: str, sizes: list[int]) -> None:
+        self._files = iter([(out / f"{prefix}-{number}", size) for number, size in enumerate(sizes)])
+        self._file: FileIO | None = None
+        self._room = 0
+
+    def write(self, data: memoryview) -> None:
+        while data:
+            if self._file is None or self._room == 0:
+                self.close()
+                path, self._room = next(self._files)
+                self._file = FileIO(path, "w")
+            n = self._file.write(data[: self._room])
+            data, self._room = data[n:], self._room - n
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def read_write_files(out: Path, sizes: list[int], paths: list[Path]) -> int:
+    """Read every byte of `paths` and write files of the given sizes, from the bytes read; return the bytes read.
+
+    The writes are spread evenly over the reads, so that the two share the disk as in a real conversion.
     """
-    source_bytes, budget = sum(path.stat().st_size for path in paths), sum(sizes)
-    buffer, total, written = memoryview(bytearray(BLOCK)), 0, 0
-    left = list(sizes)
-    target, room = None, 0
+    source_size, budget = sum(path.stat().st_size for path in paths), sum(sizes)
+    sink, buffer = FileCutter(out, paths[0].name, sizes), memoryview(bytearray(BLOCK))
+    total = written = 0
     for path in paths:
         with path.open("rb", buffering=0) as file:
             while got := file.readinto(buffer):
                 total += got
-                due = budget * total // source_bytes - written
-                while due > 0:
-                    if room == 0:
-                        target, room = (
-                            (out / f"{paths[0].name}-{len(left)}").open("wb", buffering=0),
-                            left.pop(),
-                        )
-                    assert target is not None
-                    n = target.write(buffer[: min(due, room, BLOCK)])
-                    due, room, written = due - n, room - n, written + n
-                    if room == 0:
-                        if sync:
-                            os.fsync(target.fileno())
-                        target.close()
+                while written < (due := budget * total // source_size):
+                    block = buffer[: due - written]
+                    sink.write(block)
+                    written += len(block)
+    sink.close()
     return total
 
 
@@ -78,15 +90,11 @@ def read_write(args: argparse.Namespace) -> dict[str, Any]:
     n = min(args.processes, len(paths))
     work = [(sizes[i::n], paths[i::n]) for i in range(n)]
     if n == 1:
-        total = read_write_files(args.out, sizes, args.sync, paths)
+        total = read_write_files(args.out, sizes, paths)
     else:
         with multiprocessing.get_context("fork").Pool(n) as pool:
-            total = sum(pool.starmap(partial(_read_write, args.out, args.sync), work))
+            total = sum(pool.starmap(partial(read_write_files, args.out), work))
     return {"bytes": total, "written": sum(path.stat().st_size for path in args.out.iterdir())}
-
-
-def _read_write(out: Path, sync: bool, sizes: list[int], paths: list[Path]) -> int:
-    return read_write_files(out, sizes, sync, paths)
 
 
 def tf_data(args: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +149,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="read_write: folder to write to")
     parser.add_argument("--sizes", help="read_write: sizes of the files to write, in bytes, comma-separated")
     parser.add_argument("--processes", type=int, default=1, help="read_write: number of processes (%(default)s)")
-    parser.add_argument("--sync", action="store_true", help="read_write: fsync each file")
     args = parser.parse_args()
     start = time.perf_counter()
     result = CONTENDERS[args.contender](args)

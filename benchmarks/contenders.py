@@ -52,6 +52,12 @@ class Bench:
     def product(self, command: str, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "benchmarks.product", command, *map(str, arguments)]
 
+    def tokenize(self, out: str, *arguments: object) -> list[str]:
+        """From the index that `filter` wrote, with the Llama-2 tokenizer where it is at hand."""
+        file = self.args.shared / "data" / "tokenizers" / "llama2" / "tokenizer.model"
+        tokenizer = ["--tokenizer", file] if file.exists() else []
+        return self.product("tokenize", self.work / "index", self.output(out), *tokenizer, *arguments)
+
     def baseline(self, command: str, *arguments: object) -> list[str]:
         python = self.args.baseline_python or sys.executable
         return [python, str(HERE / "baselines.py"), command, str(self.folder), *map(str, arguments)]
@@ -85,7 +91,7 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
         Contender("raw read", "every byte, one process, 1 MiB blocks", lambda b: b.baseline("read")),
         Contender(
             "filter",
-            f"shards -> index through Beam, {cores} workers, as the command does",
+            "shards -> index through Beam, as the command does",
             lambda b: b.product("filter", b.source, b.output("index")),
         ),
         Contender(
@@ -100,23 +106,29 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
         ),
         Contender(
             "statistics",
-            "shards -> dataset_statistics.json, one process: the filter's functions, then the bounds",
+            "shards -> dataset_statistics.json by the functions behind filter and tokenize, one process",
             lambda b: b.product("statistics", b.source, b.output("index-statistics")),
         ),
         Contender(
             "tokenize",
-            f"index -> shuffled mixture, source bytes passed through, {cores} workers",
-            lambda b: b.product("tokenize", b.source, b.work / "index", b.output("mixture")),
+            "index -> shuffled mixture with tokens, the primary camera's bytes passed through, as the command does",
+            lambda b: b.tokenize("mixture"),
         ),
         Contender(
             "tokenize, one worker",
             "the same with one worker",
-            lambda b: b.product("tokenize", b.source, b.work / "index", b.output("mixture-one"), "--workers", 1),
+            lambda b: b.tokenize("mixture-one", "--workers", 1),
         ),
         Contender(
             "tokenize, no Beam",
             "the same functions called in a loop, one process",
-            lambda b: b.product("tokenize", b.source, b.work / "index", b.output("mixture-plain"), "--plain"),
+            lambda b: b.tokenize("mixture-plain", "--plain"),
+        ),
+        Contender(
+            "tokenize, 224 px",
+            "every picture decoded, resized with Lanczos, encoded anew",
+            lambda b: b.tokenize("mixture-224", "--image-size", 224),
+            slow=True,
         ),
         Contender("read + write", "every byte in, tokenize's bytes out, one process", lambda b: b.read_write(1)),
         Contender("read + write, all cores", "the same, one process a core", lambda b: b.read_write(cores)),

@@ -24,6 +24,7 @@ from oxe_curate.filter import pipeline as filtering
 from oxe_curate.filter import scan
 from oxe_curate.rlds.dataset import find
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize import pipeline as tokenizing
 from oxe_curate.tokenize.bounds import Bounds
 
 
@@ -52,17 +53,31 @@ def statistics(args: argparse.Namespace) -> dict[str, Any]:
     return {"source_steps": sum(row.source_steps for row in rows), **bounds.to_json()}
 
 
+def run_tokenize(args: argparse.Namespace) -> dict[str, Any]:
+    """A mixture of this one data set, every step once, the primary camera."""
+    args.out.mkdir(parents=True)
+    mixture = args.out.parent / f"{args.out.name}.yaml"
+    size = args.image_size or "null"
+    mixture.write_text(f"name: bench\ndatasets: [{{name: bridge_dataset, weight: 1.0}}]\nimage: {{size: {size}}}\n")
+    options = tokenizing.TokenizeOptions(tokenizer=args.tokenizer, workers=args.workers, progress=False)
+    result = tokenizing.run_tokenize(mixture, args.index, args.out, options)
+    rows = sum(sum(counts.values()) for counts in result.manifest["rows"].values())
+    written = sum(path.stat().st_size for path in args.out.glob("*.parquet"))
+    return {"rows": rows, "shards": result.shards_done, "written": written}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, function in (("filter", run_filter), ("statistics", statistics)):
+    for name, function in (("filter", run_filter), ("statistics", statistics), ("tokenize", run_tokenize)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("source", type=Path)
+        command.add_argument("index" if name == "tokenize" else "source", type=Path)
         command.add_argument("out", type=Path)
-    for command in commands.choices.values():
-        command.add_argument("--workers", type=int)
+        command.add_argument("--workers", type=int, help="processes; chosen by the size of the work if left out")
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
+        command.add_argument("--tokenizer", type=Path, help="tokenize: folder or file")
+        command.add_argument("--image-size", type=int, help="tokenize: resize to so many pixels")
     args = parser.parse_args()
     if args.plain:
         runner.run = without_beam

@@ -129,6 +129,19 @@ def cells(rows: Sequence[Row], num_bytes: int, steps: int) -> list[list[str]]:
     return lines
 
 
+def growth_header(part: int, whole: int) -> list[str]:
+    """Headings of `growth`, with the bytes of the two sets."""
+    kinds = ("s", "peak RSS", "anonymous")
+    return [f"{kind}, {size / 1e9:.2g} GB" for kind in kinds for size in (part, whole)]
+
+
+def growth(part: Row, whole: Row) -> list[str]:
+    """What a contender takes on a part of the data beside what it takes on the whole."""
+    seconds = [f"{row.seconds:.3g}" for row in (part, whole)]
+    memory = [f"{size / MB:,.0f} MB" for size in (part.rss, whole.rss, part.anonymous, whole.anonymous)]
+    return seconds + memory
+
+
 LEGEND = """\
 Seconds are medians of {rounds} warm and {cold} cold rounds in which the contenders take turns; they cover the work
 alone, `process s` also the interpreter's start and the imports. `ratio` is the time of `raw read` divided by the

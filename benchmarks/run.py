@@ -74,18 +74,17 @@ def one_size(args: argparse.Namespace, size: int, found: Sequence[Contender]) ->
     part = make_shards.link_part(whole, args.data / f"{name}-first-{quarter}", source, quarter)
     bench, small = (Bench(folder, args.data / "work" / folder.name, args) for folder in (whole, part))
     measure_all(bench, found, args.rounds, args.cold_rounds)
-    measure_all(small, [c for c in found if c.name in ("filter", "tokenize")], 1, 0)
+    ours = [c for c in found if c.name.startswith(("filter", "tokenize")) and not c.slow]
+    measure_all(small, ours, args.rounds, 0)
 
     table = rows(bench, found)
     title = f"{size} px: {bench.num_bytes / 1e9:.2f} GB, {len(bench.shards)} shards, {bench.steps:,} steps"
     lines = report.cells(table, bench.num_bytes, bench.steps)
     goals = [aim.cells() for aim in aims(table, size)]
-    memory = [
-        [name, *(f"{max(m.rss for m in b.runs[name]['warm']) / 1e6:,.0f} MB" for b in (small, bench))]
-        for name in small.runs
-    ]
-    sizes = ["peak RSS", *(f"{b.num_bytes / 1e9:.2f} GB" for b in (small, bench))]
-    sections = [(title, report.HEADER, lines), ("Aims", report.AIMS, goals), ("Memory at two sizes", sizes, memory)]
+    few = {row.name: row for row in rows(small, ours)}
+    growth = [[row.name, *report.growth(few[row.name], row)] for row in table if row.name in few]
+    header = ["contender", *report.growth_header(small.num_bytes, bench.num_bytes)]
+    sections = [(title, report.HEADER, lines), ("Aims", report.AIMS, goals), ("Two sizes", header, growth)]
     for heading, header, body in sections:
         report.show(heading, header, body)
     text = "\n\n".join(f"### {heading}\n\n{report.markdown(header, body)}" for heading, header, body in sections)
