@@ -90,9 +90,7 @@ class ActionBins:
             x = flat[start : start + _BLOCK]
             if np.isnan(np.min(x)):
                 place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
-                raise DataError(
-                    f"action at index {place} is not a number: drop such episodes (not_finite) first"
-                )
+                raise DataError(f"action at index {place} is not a number: drop such episodes (not_finite) first")
             n = len(x)
             c, g, i, a, out = clipped[:n], guess[:n], index[:n], above[:n], bins[start : start + n]
             np.clip(x, np.float32(-1), np.float32(1), out=c)

@@ -1,5 +1,7 @@
 """The table of action tokens against OpenVLA's ActionTokenizer and Llama 2's own files."""
 
+import pickle
+
 import numpy as np
 import polars
 import pyarrow.parquet as pq
@@ -102,6 +104,12 @@ def test_file_round_trip(tmp_path, bins):
         first = path.read_bytes()
         again.write(path)
         assert path.read_bytes() == first
+
+
+def test_travels_to_workers():
+    again = pickle.loads(pickle.dumps(LLAMA_2))
+    assert again.to_table().equals(LLAMA_2.to_table(), check_metadata=True)
+    assert again.ids([127])[0] == 31872
 
 
 def test_columns_of_the_file(tmp_path):

@@ -1,6 +1,7 @@
 """Bounds, and normalisation as OpenVLA's loader does it."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -184,6 +185,11 @@ def test_json_round_trip(actions, tmp_path):
     path.write_text(json.dumps({"bridge_orig": entry}))
     for source in (path, tmp_path):
         assert read_statistics(source)["bridge_orig"].to_json() == entry
+
+
+def test_travels_to_workers(actions):
+    bounds = Bounds.fit(actions, proprio=actions[:, :3])
+    assert pickle.loads(pickle.dumps(bounds)).to_json() == bounds.to_json()
 
 
 def test_no_proprio_is_left_out_and_read_from_zeros(actions):
