@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark
@@ -86,7 +86,7 @@ def build(cls: type[T], data: Any, where: str) -> T:
         ConfigError: names `where`, the key's path, what is wrong, and the closest known key.
     """
     try:
-        result: T = _adapter(cls).validate_python(data)
+        result: T = _adapter(cls).validate_python(data)  # type: ignore[arg-type]
     except ValidationError as error:
         lines = [_explain(cls, e) for e in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines[:5])) from None

@@ -65,7 +65,7 @@ def frame_record(data: bytes) -> bytes:
 
 
 def flatten_episode(features: tfds.FeaturesDict, episode: Episode) -> dict[str, Value]:
-    """Turn a nested episode into the flat features of the Example that TFDS would write.
+    """Turn a nested episode into the flat features of the Example that TFDS would write, in a fixed order.
 
     Keys are joined with "/"; the values of all steps lie one after another. Tensors with an encoding become
     one byte string a step, sequences inside a step become `ragged_flat_values` and `ragged_row_lengths_0`,
@@ -177,7 +177,7 @@ def _flatten(feature: Any, value: Any, path: str, rank: int, flat: dict[str, Val
         for key in value:
             if key not in feature:
                 raise DataError(f"{_join(path, key)}: features.json has no such key. {did_you_mean(key, feature)}")
-        for key, child in feature.items():
+        for key, child in sorted(feature.items()):  # FeaturesDict keeps the order of a protobuf map, which is none
             if key in value:
                 _flatten(child, value[key], _join(path, key), rank, flat)
             elif not getattr(child, "_optional", False):

@@ -49,13 +49,13 @@ def random_episode(features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num
         key: _sequence(feature.feature, key, steps, instruction, rng)
         if isinstance(feature, tfds.Dataset)
         else _metadata(feature, key, index, instruction, rng)
-        for key, feature in features.items()
+        for key, feature in sorted(features.items())
     }
 
 
 def _metadata(feature: Any, key: str, index: int, instruction: str, rng: Rng) -> Any:
     if isinstance(feature, tfds.FeaturesDict):
-        return {k: _metadata(f, k, index, instruction, rng) for k, f in feature.items()}
+        return {k: _metadata(f, k, index, instruction, rng) for k, f in sorted(feature.items())}
     if _is_text(feature) and not feature.shape and not _is_language(key):
         return f"synthetic/episode_{index:05d}"
     if key == "episode_id" and np.dtype(feature.np_dtype).kind in "iu":
@@ -66,7 +66,7 @@ def _metadata(feature: Any, key: str, index: int, instruction: str, rng: Rng) ->
 def _sequence(feature: Any, key: str, steps: int, instruction: str, rng: Rng) -> Any:
     """`steps` values of one feature: an array with time first, a list, or a dict of such."""
     if isinstance(feature, tfds.FeaturesDict):
-        return {k: _sequence(f, k, steps, instruction, rng) for k, f in feature.items()}
+        return {k: _sequence(f, k, steps, instruction, rng) for k, f in sorted(feature.items())}
     if isinstance(feature, tfds.Sequence):
         lengths = [feature._length or int(rng.integers(0, 4)) for _ in range(steps)]
         rows = [_sequence(feature.feature, key, n, instruction, rng) for n in lengths]

@@ -176,7 +176,7 @@ class EpisodeReader:
                 metadata[key] = rare[key]
             elif leaf.wire in spans:
                 value = _values(buffer, spans[leaf.wire], leaf)
-                metadata[key] = value.reshape(leaf.shape)[()] if len(value) <= 1 else value
+                metadata[key] = value[0] if len(value) == 1 else value
         return RawEpisode(num_steps, steps, cameras, metadata)
 
     def _count(self, buffer: memoryview, spans: Mapping[bytes, Span], steps: Steps) -> int:
@@ -261,7 +261,7 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
         return _stored_as_bytes(buffer, span, leaf)
     if span.kind == example.BYTES:
         raise DataError(f"{leaf.wire.decode()!r} holds bytes where features.json announces {leaf.dtype}")
-    flat = example.floats(buffer, span) if span.kind == example.FLOAT else example.ints(buffer, span)
+    flat: NDArray[Any] = example.floats(buffer, span) if span.kind == example.FLOAT else example.ints(buffer, span)
     if (flat.dtype.kind == "f") != (leaf.dtype.kind == "f"):
         raise DataError(f"{leaf.wire.decode()!r} holds {flat.dtype} where features.json announces {leaf.dtype}")
     width = leaf.width
@@ -269,7 +269,7 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
         raise DataError(f"{leaf.wire.decode()!r} holds {len(flat)} numbers, which is no multiple of {width} a step")
     if leaf.dtype == np.uint64:
         flat = flat.view(np.uint64)  # tfds stores the bits
-    return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)  # type: ignore[arg-type]
+    return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)
 
 
 def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]:
@@ -284,4 +284,4 @@ def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]
     dtype = np.dtype(np.uint8) if leaf.dtype == np.bool_ else leaf.dtype
     if len(raw) != len(rows) * leaf.width * dtype.itemsize:
         raise DataError(f"{leaf.wire.decode()!r}: {len(raw)} bytes are not {len(rows)} tensors of {leaf.shape}")
-    return np.frombuffer(raw, dtype).astype(leaf.dtype, copy=False).reshape(len(rows), *leaf.shape)  # type: ignore[arg-type]
+    return np.frombuffer(raw, dtype).astype(leaf.dtype, copy=False).reshape(len(rows), *leaf.shape)

@@ -149,7 +149,7 @@ def gather(task: TokenizeTask) -> tuple[shards.Rows, NDArray[np.uint64], dict[st
     chunk, window = mixture.chunk, mixture.window
     rows = shards.Rows(
         sample_id=pa.array(draft.sample_id, pa.string()),
-        texts={name: list(known) for name, known in draft.texts.items()} or dict.fromkeys(_TEXTS, []),
+        texts={name: list(known) for name, known in draft.texts.items()} or {name: [] for name in _TEXTS},
         codes={
             name: np.concatenate(draft.codes[name]) if name in draft.codes else np.empty(0, np.int32) for name in _TEXTS
         },

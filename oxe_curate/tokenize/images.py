@@ -54,6 +54,8 @@ def recode(
         frames: n frames.
         needed: bool (n,); the others come back empty.
         swap: bool (n,).
+        size: pixels of each side, or None.
+        quality: of the JPEG, 1 to 100.
         name: tells an error which episode frame i belongs to.
 
     Raises:

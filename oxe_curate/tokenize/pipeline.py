@@ -23,8 +23,8 @@ from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bins import ActionBins
 from oxe_curate.tokenize.bounds import Bounds, lookup, read_statistics
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.mixture import Mixture, Source, read_mixture, resolve, to_yaml, with_statistics
 from oxe_curate.tokenize.corpus import count_tokens
+from oxe_curate.tokenize.mixture import Mixture, Source, read_mixture, resolve, to_yaml, with_statistics
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.token_rules import Rule
 from oxe_curate.tokenize.tokenizers import read_vocabulary
@@ -223,7 +223,7 @@ def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.floa
         lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
     kept = np.asarray(table["num_steps"]) / np.maximum(np.asarray(table["source_steps"]), 1)
     scale = 1.0 if spec.image.size is None else 0.25  # a resized frame is smaller; how much is not known beforehand
-    return lengths * kept * weight * spec.window * scale
+    return np.asarray(lengths * kept * weight * spec.window * scale, np.float64)
 
 
 def _fingerprint(spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]) -> str:
