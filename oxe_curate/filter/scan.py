@@ -140,16 +140,18 @@ class Scanner:
     def __init__(self, dataset: RldsDataset, card: DatasetCard, recipe: str) -> None:
         steps, other = leaves(dataset.features)
         where = f"{dataset.label} features.json"
-        card.check_features({key: leaf.shape for key, leaf in steps.items()}, where)
+        if card.recipes:
+            card.check_features({key: leaf.shape for key, leaf in steps.items()}, where, recipe)
         self._standardize: Callable[[Any], Trajectory] | None = card.standardizer(recipe) if card.recipes else None
-        self.cameras = {camera_key(key, steps): c.role for key, c in card.cameras.items() if c.role in ROLES}
+        cameras = {camera_key(key, steps): c.role for key, c in card.cameras.items() if c.role in ROLES}
+        self.cameras = {key: role for key, role in cameras.items() if key in steps}
         fields = {}
         for rule in card.episode_filters:
             fields[rule.field] = rule.field if rule.field in other else f"episode_metadata/{rule.field}"
         self.reader = EpisodeReader(
             dataset.features,
             steps=[
-                *(card.step_keys(recipe) if card.recipes else ()),
+                *(card.step_keys(recipe, available=steps) if card.recipes else ()),
                 *(key for key in card.language.keys if key in steps),
             ],
             cameras=self.cameras,

@@ -136,8 +136,10 @@ class EpisodeReader:
         for leaf in self.cameras.values():
             if leaf.kind != "image":
                 raise DataError(f"{where}: camera {leaf.key!r} is not an image feature")
-        rare = [leaf for leaf in (*self.steps.values(), *self.metadata.values()) if leaf.kind == "rare"]
-        self._rare = _rare_features(rare) if rare else None
+        asked = any(leaf.kind == "rare" for leaf in (*self.steps.values(), *self.metadata.values()))
+        # all rare leaves, asked for or not: tfds stumbles over a ragged feature that it is not told of
+        rare = [leaf for leaf in (*step_leaves.values(), *other.values()) if leaf.kind == "rare"]
+        self._rare = _rare_features(rare) if asked else None
         # is_first is part of the RLDS standard; it tells the number of steps when nothing else is read
         self._clock = step_leaves.get("is_first")
         wanted = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
