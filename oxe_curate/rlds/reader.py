@@ -200,13 +200,11 @@ class EpisodeReader:
             decoded = self._rare.deserialize_example_np(bytes(buffer[offset : offset + length]))
         except Exception as error:  # tfds raises whatever its codecs raise
             raise DataError(f"tensorflow_datasets cannot decode it: {(str(error).splitlines() or [''])[0]}") from error
-        found: dict[str, Any] = {}
-        for key, leaf in (*self.steps.items(), *self.metadata.items()):
+        steps = list(decoded.get(STEPS, ()))
+        found: dict[str, Any] = {k: _get(decoded, k) for k, leaf in self.metadata.items() if leaf.kind == "rare"}
+        for key, leaf in self.steps.items():
             if leaf.kind == "rare":
-                value = decoded
-                for part in leaf.wire.decode().split("/"):
-                    value = value[part]
-                found[key] = _as_rows(value) if key in self.steps else value
+                found[key] = _as_rows([_get(step, key) for step in steps])
         return found
 
 
@@ -237,9 +235,14 @@ def _rare_features(rare: list[Leaf]) -> Any:
     return tfds.FeaturesDict(tree)
 
 
-def _as_rows(value: Any) -> NDArray[Any]:
-    """tfds's decoded sequence as an array with one row per step (object rows where steps differ in shape)."""
-    rows = list(value)
+def _get(value: Any, key: str) -> Any:
+    for part in key.split("/"):
+        value = value[part]
+    return value
+
+
+def _as_rows(rows: list[Any]) -> NDArray[Any]:
+    """One row per step; an object array where steps differ in shape."""
     try:
         return np.asarray(rows)
     except ValueError:
