@@ -1,0 +1,213 @@
+"""What stands on the table, how it moves with the gripper, and its solids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from oxe_curate.demo.render import Color, Solids, Vector
+from oxe_curate.demo.robot import OPENING, Pose
+
+BLOCK = 0.040
+"""Edge of a block in metres."""
+
+COLORS: dict[str, Color] = {
+    "red": (206, 52, 44),
+    "blue": (44, 98, 204),
+    "green": (62, 158, 74),
+    "yellow": (236, 190, 50),
+    "orange": (236, 122, 38),
+    "purple": (128, 76, 176),
+}
+
+_FLOOR = 0.070  # of the drawer, above the table
+_HANDLE_OUT = 0.045  # of the handle, before the drawer's front
+_REACH = 0.03  # how near a thing must be to be grasped
+
+
+@dataclass
+class Block:
+    """A cube; `position` is its centre."""
+
+    color: str
+    position: Vector
+    yaw: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A round plate on the table."""
+
+    x: float
+    y: float
+    color: Color = (116, 176, 172)
+
+    radius = 0.062
+    height = 0.010
+
+
+@dataclass(frozen=True)
+class Cabinet:
+    """A small chest whose upper drawer slides out.
+
+    Attributes:
+        x, y: foot of the middle of its front.
+        facing: unit vector (x, y) in which the drawer slides out.
+        wood: colour.
+    """
+
+    x: float
+    y: float
+    facing: tuple[float, float]
+    wood: Color = (150, 104, 66)
+
+    width, depth, height = 0.20, 0.17, 0.14
+    travel = 0.11
+
+    @property
+    def rotation(self) -> Vector:
+        """(3, 3): columns are the cabinet's right, outward and up."""
+        nx, ny = self.facing
+        return np.array([[ny, nx, 0], [-nx, ny, 0], [0, 0, 1.0]])
+
+    def point(self, right: float, out: float, up: float) -> Vector:
+        """World position of a point in the cabinet's own axes."""
+        world: Vector = self.rotation @ [right, out, up] + [self.x, self.y, 0]
+        return world
+
+    def handle(self, extent: float) -> Vector:
+        """Middle of the upper drawer's handle when the drawer stands `extent` metres out."""
+        return self.point(0, extent + 0.014 + _HANDLE_OUT, 0.098)
+
+    def inside(self, position: Vector, extent: float) -> bool:
+        """Whether a position lies over the open part of the drawer."""
+        right, out, _ = self.rotation.T @ (position - [self.x, self.y, 0])
+        return bool(abs(right) < self.width / 2 - 0.015 and 0 < out < extent)
+
+    def add_to(self, solids: Solids, extent: float) -> None:
+        """Add the chest with its drawer `extent` metres out."""
+        dark, front = _tint(self.wood, 0.30), _tint(self.wood, 1.16)
+        inner = _tint(self.wood, 0.85)
+
+        def box(right: float, out: float, up: float, size: tuple[float, float, float], color: Color) -> None:
+            solids.box(self.point(right, out, up), size, color, self.rotation)
+
+        box(0, -self.depth / 2, self.height / 2, (self.width, self.depth, self.height), self.wood)
+        box(0, -self.depth / 2 + 0.006, self.height + 0.005, (self.width + 0.02, self.depth + 0.02, 0.01), front)
+        box(0, 0.001, 0.098, (0.176, 0.004, 0.062), dark)
+        for up, out in ((0.034, 0.0), (0.098, extent)):
+            box(0, out + 0.008, up, (0.184, 0.012, 0.056), front)
+            solids.tube(
+                self.point(-0.035, out + 0.014 + _HANDLE_OUT, up),
+                self.point(0.035, out + 0.014 + _HANDLE_OUT, up),
+                0.006,
+                (188, 190, 196),
+            )
+            for right in (-0.03, 0.03):
+                box(right, out + 0.014 + _HANDLE_OUT / 2, up, (0.008, _HANDLE_OUT, 0.008), (150, 152, 158))
+        if extent > 0.004:
+            box(0, extent / 2, _FLOOR - 0.003, (0.168, extent, 0.006), inner)
+            for right in (-0.084, 0.084):
+                box(right, extent / 2, 0.092, (0.008, extent, 0.046), inner)
+
+
+def _tint(color: Color, factor: float) -> Color:
+    r, g, b = (min(255, int(c * factor)) for c in color)
+    return r, g, b
+
+
+@dataclass
+class World:
+    """Everything but the robot. `follow` lets it move with the gripper; nothing else changes it."""
+
+    blocks: dict[str, Block] = field(default_factory=dict)
+    plate: Plate | None = None
+    cabinet: Cabinet | None = None
+    extent: float = 0.0
+    held: str | None = None  # a block's colour, or "drawer"
+    _grasp: tuple[Vector, float] = field(default=(np.zeros(3), 0.0))  # block in the hand's axes, its yaw there
+
+    def snapshot(self) -> World:
+        """A copy that later motion leaves alone."""
+        return replace(self, blocks={color: replace(block) for color, block in self.blocks.items()})
+
+    def grasp(self, pose: Pose) -> float:
+        """Close the fingers: hold what is between them. Returns how far they stay open (0 to 1)."""
+        for block in self.blocks.values():
+            if np.linalg.norm(block.position - pose.position) < _REACH:
+                self.held = block.color
+                self._grasp = (pose.rotation.T @ (block.position - pose.position), block.yaw - pose.rpy[2])
+                return BLOCK / OPENING
+        if self.cabinet and np.linalg.norm(self.cabinet.handle(self.extent) - pose.position) < _REACH:
+            self.held = "drawer"
+            return 0.012 / OPENING
+        return 0.0
+
+    def release(self) -> None:
+        """Open the fingers: a held block falls onto what is below it."""
+        if self.held in self.blocks:
+            block = self.blocks[self.held]
+            block.position = np.array([*block.position[:2], self._support(block) + BLOCK / 2])
+        self.held = None
+
+    def follow(self, before: Pose, after: Pose) -> None:
+        """Move what is held, or what closed fingers push along the table, with the gripper."""
+        moved = after.position - before.position
+        if self.held == "drawer" and self.cabinet:
+            out = float(moved[:2] @ self.cabinet.facing)
+            extent = float(np.clip(self.extent + out, 0.0, self.cabinet.travel))
+            self._carry(extent - self.extent)
+            self.extent = extent
+        elif self.held:
+            offset, yaw = self._grasp
+            block = self.blocks[self.held]
+            block.position, block.yaw = after.position + after.rotation @ offset, after.rpy[2] + yaw
+        elif after.opening < 0.1 and after.position[2] < BLOCK:
+            self._push(after, moved)
+
+    def _carry(self, out: float) -> None:
+        """Blocks in the drawer go with it."""
+        assert self.cabinet is not None
+        for block in self.blocks.values():
+            if block.position[2] > _FLOOR and self.cabinet.inside(block.position, self.extent + 1e-6):
+                block.position = block.position + self.cabinet.rotation @ [0, out, 0]
+
+    def _push(self, pose: Pose, moved: Vector) -> None:
+        """Keep blocks ahead of the fingers: half a block and half a pair of fingers away, along the motion."""
+        speed = np.linalg.norm(moved[:2])
+        if speed < 1e-6:
+            return
+        ahead = moved[:2] / speed
+        for block in self.blocks.values():
+            gap = block.position[:2] - pose.position[:2]
+            along, aside = gap @ ahead, abs(gap @ [-ahead[1], ahead[0]])
+            contact = BLOCK / 2 + 0.013
+            if 0 < along < contact and aside < BLOCK and block.position[2] < BLOCK:
+                block.position = block.position + np.array([*ahead * (contact - along), 0.0])
+
+    def _support(self, falling: Block) -> float:
+        """Height of what lies under a block."""
+        x, y, z = falling.position
+        if self.cabinet and self.cabinet.inside(falling.position, self.extent):
+            return _FLOOR
+        below = [
+            b.position[2] + BLOCK / 2
+            for b in self.blocks.values()
+            if b is not falling and b.position[2] < z and np.hypot(*(b.position[:2] - [x, y])) < BLOCK * 0.8
+        ]
+        if self.plate and np.hypot(x - self.plate.x, y - self.plate.y) < self.plate.radius:
+            below.append(self.plate.height)
+        return float(max(below, default=0.0))
+
+    def add_to(self, solids: Solids) -> None:
+        """Add everything."""
+        if self.plate:
+            foot = np.array([self.plate.x, self.plate.y, 0.0])
+            rim = foot + np.array([0.0, 0.0, self.plate.height])
+            solids.tube(foot, rim, self.plate.radius * 0.8, self.plate.color, end_radius=self.plate.radius)
+        if self.cabinet:
+            self.cabinet.add_to(solids, self.extent)
+        for block in self.blocks.values():
+            c, s = np.cos(block.yaw), np.sin(block.yaw)
+            solids.box(block.position, (BLOCK,) * 3, COLORS[block.color], np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]))
