@@ -204,7 +204,8 @@ def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, 
     episodes = max(1, round(gb * 1e9 / shards / (sum(sample) / len(sample))))
     make = partial(make_shard, folder, shards, episodes, source, size, seed)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        list(tqdm(pool.map(make, range(shards)), total=shards, desc=f"{gb} GB of {size} px", unit="shard"))
+        done = pool.map(make, range(shards))
+        list(tqdm(done, total=shards, desc=f"{gb:g} GB of {size} px", unit="shard", disable=None))
     write_description(source, folder, [episodes] * shards, size)
     return out
 

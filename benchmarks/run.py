@@ -37,11 +37,16 @@ def measure_all(bench: Bench, found: Sequence[Contender], rounds: int, cold_roun
             for contender in found:
                 if contender.slow and (kind == "cold" or number > 1):
                     continue
-                sys.stderr.write(f"\r{bench.source.name}: {kind} {number + 1}/{count} {contender.name:40}")
-                sys.stderr.flush()
+                if sys.stderr.isatty():
+                    print(
+                        f"\r{bench.source.name}: {kind} {number + 1}/{count} {contender.name:40}",
+                        end="",
+                        file=sys.stderr,
+                    )
                 done = measure.run(contender.command(bench), bench.shards, cold=kind == "cold", log=log)
                 bench.runs.setdefault(contender.name, {"warm": [], "cold": []})[kind].append(done)
-    sys.stderr.write("\r" + " " * 90 + "\r")
+    if sys.stderr.isatty():
+        print("\r" + " " * 90, end="\r", file=sys.stderr)
 
 
 def rows(bench: Bench, found: Sequence[Contender]) -> list[Row]:
