@@ -62,8 +62,8 @@ class Arm:
 
     base: tuple[float, float, float] = (0.0, 0.0, 0.0)
     shoulder: float = 0.11
-    upper: float = 0.24
-    fore: float = 0.24
+    upper: float = 0.26
+    fore: float = 0.26
     hand: float = 0.15
     thickness: float = 0.026
     link: Color = (62, 64, 70)

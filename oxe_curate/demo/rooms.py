@@ -46,13 +46,13 @@ _WHITE_CHEST = Cabinet(0.33, 0.17, (0, -1), wood=(205, 198, 186))
 
 def _bridge(table: Table, cabinet: Cabinet | None, height: float) -> Scene:
     return Scene(
-        room=Room((0.20, 0.37), (-0.24, 0.02), _WIDOWX_HOME, cabinet, speed=0.040, turns=True),
+        room=Room((0.20, 0.37), (-0.24, 0.02), _WIDOWX_HOME, cabinet, speed=0.038, turns=True),
         arm=_WIDOWX,
         table=table,
         cameras=(
-            Camera((-0.12, -0.66, height), (0.235, 0.0, 0.10), 38, _SQUARE),  # over the right shoulder
-            Camera((0.80, -0.52, 0.40), (0.20, 0.0, 0.11), 36, _SQUARE),  # from the front, lower
-            Camera((0.05, -0.85, 0.26), (0.22, 0.02, 0.12), 34, _SQUARE),  # from the side
+            Camera((-0.12, -0.66, height), (0.225, 0.0, 0.12), 42, _SQUARE),  # over the right shoulder
+            Camera((0.80, -0.52, 0.40), (0.20, 0.02, 0.13), 40, _SQUARE),  # from the front, lower
+            Camera((0.05, -0.85, 0.26), (0.20, 0.02, 0.14), 38, _SQUARE),  # from the side
         ),
     )
 
@@ -65,12 +65,12 @@ BRIDGE = (
 """WidowX on three tables: two cameras over its shoulder and one in front of it, and sometimes one on the hand."""
 
 FRACTAL = Scene(
-    room=Room((0.34, 0.46), (-0.20, 0.14), (0.34, -0.10, 0.22), Cabinet(0.60, 0.02, (-1, 0)), speed=0.048, turns=True),
+    room=Room((0.34, 0.46), (-0.20, 0.14), (0.34, -0.10, 0.22), Cabinet(0.60, 0.02, (-1, 0)), speed=0.040, turns=True),
     arm=Arm(
         base=(0.06, -0.30, 0.0),
         shoulder=0.30,
-        upper=0.30,
-        fore=0.30,
+        upper=0.32,
+        fore=0.32,
         hand=0.15,
         thickness=0.032,
         link=(214, 216, 220),
@@ -83,7 +83,7 @@ FRACTAL = Scene(
 """A mobile manipulator at a counter, seen by the camera in its head."""
 
 JACO = Scene(
-    room=Room((0.24, 0.40), (-0.20, 0.16), (0.28, 0.0, 0.20), None, speed=0.036, turns=False),
+    room=Room((0.24, 0.40), (-0.20, 0.16), (0.28, 0.0, 0.20), None, speed=0.034, turns=False),
     arm=Arm(link=(38, 39, 42), joint=(150, 154, 160), finger=(70, 72, 78), shoulder=0.14, thickness=0.029),
     table=Table("walnut", floor=(150, 152, 150)),
     cameras=(Camera((0.84, -0.62, 0.50), (0.20, 0.0, 0.13), 40, (224, 224)),),  # facing the robot

@@ -159,7 +159,7 @@ class _Actor:
         self.move(self.above(block.position), block.yaw if self.room.turns else 0.0)
         self.move(block.position.copy(), straight=True)
         self.close()
-        self.move(self.above(block.position, 0.10))
+        self.move(self.above(block.position, 0.12))
 
     def put(self, spot: Vector) -> None:
         """Set down what is held at a position (of the gripper) and go up."""

@@ -174,7 +174,7 @@ class World:
                 block.position = block.position + self.cabinet.rotation @ [0, out, 0]
 
     def _push(self, pose: Pose, moved: Vector) -> None:
-        """Keep blocks ahead of the fingers: half a block and half a pair of fingers away, along the motion."""
+        """Keep blocks that were ahead of the fingers there: half a block and half a pair of fingers away."""
         speed = np.linalg.norm(moved[:2])
         if speed < 1e-6:
             return
@@ -183,7 +183,8 @@ class World:
             gap = block.position[:2] - pose.position[:2]
             along, aside = gap @ ahead, abs(gap @ [-ahead[1], ahead[0]])
             contact = BLOCK / 2 + 0.013
-            if 0 < along < contact and aside < BLOCK and block.position[2] < BLOCK:
+            was_ahead = along + speed > 0
+            if was_ahead and along < contact and aside < BLOCK and block.position[2] < BLOCK:
                 block.position = block.position + np.array([*ahead * (contact - along), 0.0])
 
     def _support(self, falling: Block) -> float:
