@@ -7,6 +7,8 @@ looks for a server on the network first. A dead worker is noticed, and finished 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import multiprocessing
@@ -96,6 +98,7 @@ def run(
         WorkerError: a worker process was killed.
         RuntimeError: a fault in our code, with the worker's traceback.
     """
+    check_beam_args(beam_args)
     if not tasks:
         return
     out = tasks[0].out
@@ -159,13 +162,33 @@ def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runne
     from oxe_curate.beam_fn import PipelineOptions, beam
 
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    try:
-        options = PipelineOptions(list(beam_args))
-    except SystemExit:
-        raise errors.ConfigError(f"Beam refuses the options after --: {' '.join(beam_args)}") from None
-    pipeline = beam.Pipeline(runner=runner, options=options)
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_args)))
     build(pipeline, tasks, work)
     return pipeline
+
+
+def check_beam_args(beam_args: Sequence[str]) -> None:
+    """Raise ConfigError for an option that Beam does not know or cannot read; Beam itself passes over the former."""
+    if not beam_args:
+        return
+    from oxe_curate.beam_fn import PipelineOptions
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("apache_beam.options.pipeline_options")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as usage:
+            PipelineOptions(list(beam_args)).get_all_options()
+    except SystemExit:
+        said.append(usage.getvalue().strip().rsplit("error: ", 1)[-1])
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+    if said:
+        raise errors.ConfigError(f"Beam refuses the options after --: {said[0]}")
 
 
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
