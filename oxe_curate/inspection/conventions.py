@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oxe_curate.inspection import gripper, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
@@ -69,13 +71,13 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
 
     quaternions = rotation.find_quaternions(episodes, states)
     free = [c for c in poses if not (at and c.key == at.key and len(c) <= 3)]
-    turned = motion.find_rotation(episodes, free, [s for s in states if _not_in(s, quaternions)], position)
+    turned = motion.find_rotation(episodes, free, _without(states, quaternions), position)
     turns = turned.action if turned else _turns_by_name_or_place(episodes, poses, at)
     angles = turned.state if turned else _angles_beside(episodes, held, quaternions)
     if turned:
         findings.append(motion.action_kind(episodes, turned.action, turned.state, control_hz))
-    elif turns and kind and not quaternions:
-        findings.append(motion.action_kind_alone(episodes, turns))
+    elif turns and kind:
+        findings.append(_kind_of_turns(episodes, turns, quaternions))
     findings += _rotation_findings(episodes, turns, angles, quaternions, kind)
     findings += [rotation.quaternion_order(episodes, q, turns) for q in quaternions]
     where_turned = angles or (quaternions[0] if quaternions else None)
@@ -84,7 +86,9 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
     command = gripper.find_command(episodes, actions, taken)
     aperture = None
     if command is None:
-        findings.append(unknown("which action column is the gripper's?", "no name, and no column with values at two ends"))
+        findings.append(
+            unknown("which action column is the gripper's?", "no name, and no column with values at two ends")
+        )
     else:
         form = gripper.command_form(episodes, command)
         used = [c for c in (held, where_turned, *quaternions) if c]
@@ -102,7 +106,9 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
 def _columns_found(position: Match | None, at: Columns | None) -> Finding:
     question = "which state columns does the action move?"
     if position:
-        why = f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; told from angles by names or order"
+        why = (
+            f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; a position by name or by order"
+        )
         return Finding(question, f"{position.action} -> {position.state}", position.confidence, why)
     why = f"no three state columns go with the action (r below {motion.SURE})" if at else "there is no numeric action"
     return unknown(question, why)
@@ -142,8 +148,20 @@ def _angles_beside(episodes: Episodes, held: Columns | None, quaternions: list[C
     return beside if fits and not any(beside.overlaps(q) for q in quaternions) else None
 
 
-def _not_in(columns: Columns, quaternions: list[Columns]) -> bool:
-    return not any(q.key == columns.key and q.start == columns.start and q.stop == columns.stop for q in quaternions)
+def _without(states: list[Columns], quaternions: list[Columns]) -> list[Columns]:
+    """The columns left and right of the quaternions."""
+    for q in quaternions:
+        states = [part for s in states for part in motion.without(s, q)]
+    return states
+
+
+def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns]) -> Finding:
+    """What the rotation columns mean where no angles of the state go with them."""
+    alone = motion.action_kind_alone(episodes, turns)
+    if alone.answer == "constant":
+        return alone
+    found = [rotation.turn_kind(episodes, turns, q, order) for q in quaternions for order in rotation.ORDERS]
+    return max(found, key=lambda f: f.confidence, default=alone) if any(f.known for f in found) else alone
 
 
 def _rotation_findings(
@@ -152,7 +170,7 @@ def _rotation_findings(
     found = []
     if angles and not any(angles.overlaps(q) for q in quaternions):
         found += [rotation.angle_unit(episodes, angles), rotation.rotation_kind(episodes, angles)]
-    if turns:
+    if turns and varies(pooled(episodes, turns)).any():
         displaced = kind is None or kind.answer != "absolute"
         found += [rotation.angle_unit(episodes, turns, displacement=displaced), rotation.rotation_kind(episodes, turns)]
     return found
@@ -166,7 +184,9 @@ def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
         gaps = np.concatenate([np.diff(clock.of(steps)[:, 0]) for steps in episodes])
         if len(gaps) > 10 and (gaps > 0).mean() > 0.98 and 0.005 < np.median(gaps) < 5:
             rate = 1 / float(np.median(gaps))
-            return Finding(question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} a step, if seconds")
+            return Finding(
+                question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} a step, if seconds"
+            )
     return unknown(question, "RLDS stores no rate, and no step feature is a clock")
 
 
@@ -183,13 +203,13 @@ def detect_cameras(cameras: Sequence[Camera], episodes: Episodes, conventions: C
     return found
 
 
-def _path(steps: motion.Episodes, at: np.ndarray, conventions: Conventions) -> Floats:  # type: ignore[type-arg]
+def _path(steps: Mapping[str, NDArray[Any]], at: NDArray[np.int64], conventions: Conventions) -> Floats:
     """How far the arm went between one frame and the next: by the state's position, else by the action's size."""
     if conventions.state_position:
-        x = conventions.state_position.of(steps)  # type: ignore[arg-type]
+        x = conventions.state_position.of(steps)
         travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(x, axis=0), axis=1))])
     elif conventions.position:
-        x = conventions.position.of(steps)  # type: ignore[arg-type]
+        x = conventions.position.of(steps)
         travelled = np.cumsum(np.linalg.norm(x, axis=1))
     else:
         travelled = np.arange(int(at.max(initial=0)) + 1, dtype=np.float64)

@@ -151,16 +151,17 @@ def find_rotation(
     """The action columns that turn three angles of the state, apart from the position's; None if nothing fits."""
     found = []
     for action in actions:
-        for free in _without(action, position.action if position else None):
+        for free in without(action, position.action if position else None):
             for state in states:
-                for rest in _without(state, position.state if position else None):
+                for rest in without(state, position.state if position else None):
                     if len(free) >= 3 and len(rest) >= 3:
                         found += match(episodes, free, rest)
     found = [m for m in found if m.r >= SURE]
     return max(found, key=lambda m: m.r, default=None)
 
 
-def _without(columns: Columns, taken: Columns | None) -> list[Columns]:
+def without(columns: Columns, taken: Columns | None) -> list[Columns]:
+    """The columns before and after those taken."""
     if taken is None or not columns.overlaps(taken):
         return [columns]
     parts = [Columns(columns.key, columns.start, taken.start), Columns(columns.key, taken.stop, columns.stop)]
@@ -175,7 +176,8 @@ def action_kind(episodes: Episodes, action: Columns, state: Columns, control_hz:
 
     Args:
         episodes: step dicts.
-        action, state: equally many columns.
+        action: columns of the action.
+        state: as many columns of the state, or more to choose from.
         control_hz: steps per second, where known.
     """
     question = f"what does {action} mean?"
@@ -189,8 +191,8 @@ def action_kind(episodes: Episodes, action: Columns, state: Columns, control_hz:
         "samples": m.samples,
     }  # fmt: skip
     numbers = (
-        f"r = {evidence['r_delta']:.2f} with the displacement of {m.state}, {evidence['r_absolute']:.2f} with its value, "
-        f"{m.samples} stretches"
+        f"r = {evidence['r_delta']:.2f} with the displacement of {m.state}, {evidence['r_absolute']:.2f} with its "
+        f"value, {m.samples} stretches"
     )
     if m.r < SURE or m.confidence < 0.1:
         return unknown(question, f"neither reading stands out: {numbers}", **evidence)
@@ -222,11 +224,13 @@ def _is_exact(episodes: Episodes, action: Columns, state: Columns) -> bool:
 
 
 def action_kind_alone(episodes: Episodes, action: Columns) -> Finding:
-    """The same without a state: from names and from how smooth the action is. Never sure."""
+    """The same without a state: from names and from how smooth the action is. Never sure, unless it is constant."""
     question = f"what does {action} mean?"
     x = pooled(episodes, action)
-    if len(x) < 10 or not varies(x).any():
-        return unknown(question, f"{action} hardly varies and there is no state to compare it with")
+    if len(x) and not varies(x).any():
+        return Finding(question, "constant", 0.95, f"it is {', '.join(f'{v:g}' for v in x[0])} at every step read")
+    if len(x) < 10:
+        return unknown(question, f"only {len(x)} steps, and no state to compare it with")
     parts = [action.of(steps)[:, varies(x)] for steps in episodes if len(steps[action.key]) > 2]
     rough = float(np.nanmedian([np.diff(p, axis=0).std() / (p.std() + 1e-12) for p in parts]))
     side = float(np.median(np.abs(x.mean(axis=0)) / (x.std(axis=0) + 1e-12)))

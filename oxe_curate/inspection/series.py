@@ -78,9 +78,7 @@ def unwrap(x: Floats) -> Floats:
     return out
 
 
-def displacements(
-    actions: Iterable[Floats], states: Iterable[Floats], window: int, lag: int
-) -> tuple[Floats, Floats]:
+def displacements(actions: Iterable[Floats], states: Iterable[Floats], window: int, lag: int) -> tuple[Floats, Floats]:
     """Sums of `window` actions beside the displacement of the state over the same steps, `lag` steps later.
 
     Returns:
@@ -153,4 +151,5 @@ def window_for(episodes: Episodes) -> int:
 def pooled(episodes: Episodes, columns: Columns) -> Floats:
     """The columns of all episodes, one after another, finite rows only."""
     x = np.concatenate([columns.of(steps) for steps in episodes]) if episodes else np.empty((0, len(columns)))
-    return x[np.isfinite(x).all(axis=1)]
+    out: Floats = x[np.isfinite(x).all(axis=1)]
+    return out
