@@ -234,12 +234,11 @@ def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, 
 
 def write_description(source: Path, folder: Path, lengths: list[int], size: int) -> None:
     """Write features.json and dataset_info.json for the train shards that lie in `folder`."""
-    features = json.loads((source / "features.json").read_text())
-    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    for camera in CAMERAS:
-        image = steps["observation"]["featuresDict"]["features"][camera]["image"]
-        image["shape"]["dimensions"] = [str(size), str(size), "3"]
-    (folder / "features.json").write_text(json.dumps(features, indent=2))
+    features = dict(tfds.FeaturesDict.from_config(str(source)).items())
+    steps = dict(features["steps"].feature.items())
+    images = {camera: tfds.Image(shape=(size, size, 3), encoding_format="jpeg") for camera in CAMERAS}
+    steps["observation"] = {**dict(steps["observation"].items()), **images}
+    tfds.FeaturesDict({**features, "steps": tfds.Dataset(steps)}).save_config(str(folder))
     info = json.loads((source / "dataset_info.json").read_text())
     payload = sum(path.stat().st_size for path in folder.glob("*.tfrecord-*")) - 16 * sum(lengths)
     train = next(split for split in info["splits"] if split["name"] == "train")

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs="+", default=[256, 64], help="one set each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="warm rounds (%(default)s)")
     parser.add_argument("--cold-rounds", type=int, default=3, help="cold rounds (%(default)s)")
-    parser.add_argument("--limit", type=int, default=2000, help="steps after which decoding peers stop (%(default)s)")
+    parser.add_argument("--limit", type=int, default=5000, help="steps after which decoding peers stop (%(default)s)")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
     parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
     parser.add_argument("--baseline-python", help="interpreter that has TensorFlow and tensorflow-datasets")
