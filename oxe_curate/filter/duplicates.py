@@ -67,6 +67,8 @@ def near_copies(
     copies = np.full(count, -1, np.int64)
     told = np.bitwise_count(hashes).sum(axis=1) >= INFORMATIVE
     rows = np.flatnonzero(valid & told)
+    if not len(rows):
+        return copies
     parts = frames * bits + 1
     # bit i goes to part i modulo parts: a part then holds bits of every frame and place, not one still corner
     unpacked = np.unpackbits(hashes[rows].astype(">u8").view(np.uint8).reshape(len(rows), -1), axis=1)
