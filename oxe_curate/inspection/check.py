@@ -6,7 +6,7 @@ makes of them, which must be displacements with a gripper of 1 = open.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from oxe_curate.storage import Folder
 
 Verdict = Literal["agrees", "contradicts", "undecided"]
 ENOUGH = 0.5
-"""Confidence from which a disagreement is a contradiction; below, it is undecided."""
+"""Confidence from which the data count as saying something."""
 _KINDS = {
     "EEF_POS": ("delta", "scaled delta"), "EEF_OSC": ("delta", "scaled delta"),
     "EEF_VEL": ("velocity", "scaled delta", "delta"), "EEF_POSE": ("absolute",), "EEF_GOAL": ("absolute",),
@@ -40,7 +40,7 @@ class Comparison:
 
     Attributes:
         confidence: of the data's answer, 0 to 1.
-        verdict: "contradicts" only where the data's answer has a confidence of `ENOUGH`.
+        verdict: "undecided" where the data's answer has less confidence than `ENOUGH`.
     """
 
     question: str
@@ -144,7 +144,8 @@ def _stated(question: str, card: str, data: str, why: str) -> Comparison:
 def _judge(question: str, card: str, finding: Finding, agrees: bool) -> Comparison:
     verdict: Verdict = "undecided"
     if finding.known:
-        verdict = "agrees" if agrees else "contradicts" if finding.confidence >= ENOUGH else "undecided"
+        told = finding.confidence >= ENOUGH
+        verdict = "undecided" if not told else "agrees" if agrees else "contradicts"
     return Comparison(question, card, finding.answer, finding.confidence, finding.why, verdict)
 
 
@@ -273,9 +274,10 @@ def _standardised(card: DatasetCard, name: str, report: Report) -> list[Comparis
     idle = report.conventions.of("is the first step idle")
     if idle and idle.answer == "yes" and recipe.trim.first == 0:
         why = f"{idle.why}; the recipe keeps it"
-        found.append(Comparison("idle first step", "kept", "idle", idle.confidence, why, "undecided"))
+        found.append(Comparison("first step", "kept", "idle", idle.confidence, why, "undecided"))
     elif idle and recipe.trim.first:
-        found.append(_judge("idle first step", "dropped", idle, idle.answer == "yes"))
+        data = replace(idle, answer={"yes": "idle", "no": "moves"}.get(idle.answer, idle.answer))
+        found.append(_judge("first step", "dropped, as idle", data, idle.answer == "yes"))
     return found
 
 

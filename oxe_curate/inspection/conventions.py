@@ -53,54 +53,98 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
     """
     actions, states = number_keys(episodes, "action"), number_keys(episodes, "observation/")
     poses = [c for c in actions if not _NOT_POSE.search(c.key.rsplit("/", 1)[-1])]
-    findings: list[Finding] = []
-
     position = motion.find_position(episodes, poses, states)
     at = position.action if position else _by_name_or_place(episodes, poses)
     held = position.state if position else None
-    findings.append(_columns_found(position, at))
-    kind: Finding | None = None
-    if position:
-        kind = motion.action_kind(episodes, position.action, position.state, control_hz)
-    elif at:
-        kind = motion.action_kind_alone(episodes, at)
-    findings += [kind] if kind else []
-    if at and (JOINTS.search(at.key) or (held and JOINTS.search(held.key))):
-        why = f"the key says so: {at.key if JOINTS.search(at.key) else held}"
-        findings.append(Finding("is the action the end effector's?", "joints", 0.9, why))
+    findings = [_columns_found(position, at), *_position_findings(episodes, position, at, control_hz)]
+    absolute = any(f.answer == "absolute" for f in findings)
+    turns, where_turned, found = _rotation(episodes, poses, states, position, at, absolute, control_hz)
+    findings += found
+    taken = [c for c in (at, turns) if c]
+    used = [c for c in (held, where_turned, *rotation.find_quaternions(episodes, states)) if c]
+    command, aperture, found = _gripper(episodes, actions, states, taken, used)
+    findings += [*found, *motion.idle_ends(episodes, taken), _control_rate(episodes, states)]
+    return Conventions(at, turns, command, held, where_turned, aperture, tuple(findings))
 
+
+def _position_findings(
+    episodes: Episodes, position: Match | None, at: Columns | None, control_hz: float | None
+) -> list[Finding]:
+    """What the position columns mean, and whether they are joints."""
+    if at is None:
+        return []
+    found = [
+        motion.action_kind(episodes, position.action, position.state, control_hz)
+        if position
+        else motion.action_kind_alone(episodes, at)
+    ]
+    named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
+    if named:
+        found.append(Finding("is the action the end effector's?", "joints", 0.9, f"the key says so: {named[0]}"))
+    return found
+
+
+def _rotation(
+    episodes: Episodes, poses: list[Columns], states: list[Columns], position: Match | None, at: Columns | None,
+    absolute: bool, control_hz: float | None,
+) -> tuple[Columns | None, Columns | None, list[Finding]]:  # fmt: skip
+    """The action's rotation columns, those of the state that they turn, and what was found of both."""
+    held = position.state if position else None
     quaternions = rotation.find_quaternions(episodes, states)
+    stored = [q for q in rotation.find_quaternions(episodes, poses) if not q.overlaps(at)]
+    if stored:  # the action itself holds a quaternion
+        where = quaternions[0] if quaternions else None
+        return stored[0], where, [rotation.quaternion_order(episodes, q) for q in (*quaternions, *stored)]
     free = [c for c in poses if not (at and c.key == at.key and len(c) <= 3)]
     turned = motion.find_rotation(episodes, free, _without(states, quaternions), position)
     turns = turned.action if turned else _turns_by_name_or_place(episodes, poses, at)
     angles = turned.state if turned else _angles_beside(episodes, held, quaternions)
+    found: list[Finding] = []
+    kind = None
     if turned:
-        findings.append(motion.action_kind(episodes, turned.action, turned.state, control_hz))
-    elif turns and kind:
-        findings.append(_kind_of_turns(episodes, turns, quaternions))
-    findings += _rotation_findings(episodes, turns, angles, quaternions, kind)
-    findings += [rotation.quaternion_order(episodes, q, turns) for q in quaternions]
-    where_turned = angles or (quaternions[0] if quaternions else None)
+        kind = motion.action_kind(episodes, turned.action, turned.state, control_hz)
+    elif turns:
+        kind = _kind_of_turns(episodes, turns, quaternions, control_hz)
+    found += [kind] if kind else []
+    unit = None
+    if angles:
+        unit = rotation.angle_unit(episodes, angles)
+        found += [unit, rotation.rotation_kind(episodes, angles)]
+    if turns and kind and varies(pooled(episodes, turns)).any():
+        absolute = kind.answer == "absolute" or (absolute and not kind.known)
+        found += [_unit_of_turns(episodes, turns, kind, unit, absolute), rotation.rotation_kind(episodes, turns)]
+    found += [rotation.quaternion_order(episodes, q, turns) for q in quaternions]
+    return turns, angles or (quaternions[0] if quaternions else None), found
 
-    taken = [c for c in (at, turns) if c]
+
+def _unit_of_turns(episodes: Episodes, turns: Columns, kind: Finding, state: Finding | None, absolute: bool) -> Finding:
+    """Radians or degrees, by the state that the columns turn where there is one, else by their size."""
+    question = f"is {turns} in radians or degrees?"
+    if kind.answer in ("scaled delta", "velocity"):
+        return unknown(question, f"it is a {kind.answer}: its size tells nothing")
+    if "unit" in kind.evidence:  # the gain of a quaternion's rotation is in radians
+        why = f"a unit turns the state by {kind.evidence['gain']:.3g} rad"
+        return Finding(question, kind.evidence["unit"], kind.confidence, why, {"gain": kind.evidence["gain"]})
+    same = kind.answer in ("delta", "absolute") and 0.6 < kind.evidence.get("gain", 0.0) < 1.6
+    if state is not None and state.known and same:
+        sure = round(min(state.confidence, kind.confidence), 2)
+        return Finding(question, state.answer, sure, f"as the state's angles, which it moves one to one: {state.why}")
+    return rotation.angle_unit(episodes, turns, displacement=not absolute)
+
+
+def _gripper(
+    episodes: Episodes, actions: list[Columns], states: list[Columns], taken: list[Columns], used: list[Columns]
+) -> tuple[Columns | None, Columns | None, list[Finding]]:
+    """The command's column, the state's aperture, and what was found of both."""
     command = gripper.find_command(episodes, actions, taken)
-    aperture = None
     if command is None:
-        findings.append(
-            unknown("which action column is the gripper's?", "no name, and no column with values at two ends")
-        )
-    else:
-        form = gripper.command_form(episodes, command)
-        used = [c for c in (held, where_turned, *quaternions) if c]
-        relative = form.answer == "relative"
-        aperture = gripper.find_aperture(episodes, command, states, used, relative=relative)
-        findings += [form, gripper.polarity(episodes, command, aperture, relative=relative)]
-    findings += motion.idle_ends(episodes, taken)
-    findings.append(_control_rate(episodes, states))
-    return Conventions(
-        position=at, rotation=turns, gripper=command, state_position=held, state_rotation=where_turned,
-        aperture=aperture.state if aperture else None, findings=tuple(findings),
-    )  # fmt: skip
+        why = "no column has the name of one, or values at two ends"
+        return None, None, [unknown("which action column is the gripper's?", why)]
+    form = gripper.command_form(episodes, command)
+    relative = form.answer == "relative"
+    aperture = gripper.find_aperture(episodes, command, states, used, relative=relative)
+    sign = gripper.polarity(episodes, command, aperture, relative=relative)
+    return command, aperture.state if aperture else None, [form, sign]
 
 
 def _columns_found(position: Match | None, at: Columns | None) -> Finding:
@@ -155,25 +199,15 @@ def _without(states: list[Columns], quaternions: list[Columns]) -> list[Columns]
     return states
 
 
-def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns]) -> Finding:
+def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns], control_hz: float | None) -> Finding:
     """What the rotation columns mean where no angles of the state go with them."""
     alone = motion.action_kind_alone(episodes, turns)
     if alone.answer == "constant":
         return alone
-    found = [rotation.turn_kind(episodes, turns, q, order) for q in quaternions for order in rotation.ORDERS]
-    return max(found, key=lambda f: f.confidence, default=alone) if any(f.known for f in found) else alone
-
-
-def _rotation_findings(
-    episodes: Episodes, turns: Columns | None, angles: Columns | None, quaternions: list[Columns], kind: Finding | None
-) -> list[Finding]:
-    found = []
-    if angles and not any(angles.overlaps(q) for q in quaternions):
-        found += [rotation.angle_unit(episodes, angles), rotation.rotation_kind(episodes, angles)]
-    if turns and varies(pooled(episodes, turns)).any():
-        displaced = kind is None or kind.answer != "absolute"
-        found += [rotation.angle_unit(episodes, turns, displacement=displaced), rotation.rotation_kind(episodes, turns)]
-    return found
+    found = [
+        rotation.turn_kind(episodes, turns, q, order, control_hz) for q in quaternions for order in rotation.ORDERS
+    ]
+    return max((f for f in found if f.known), key=lambda f: f.confidence, default=alone)
 
 
 def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:

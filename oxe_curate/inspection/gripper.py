@@ -28,6 +28,7 @@ GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
 _CLOSED = re.compile(r"clos")
 _OPEN = re.compile(r"open|width|aperture")
 _OTHER = re.compile(r"terminate|base_|mode|discount|reward")
+_COMMAND = re.compile(r"command|target|desired")
 _LAGS = range(9)
 
 
@@ -99,6 +100,12 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
         return Finding(
             question, "relative", round(float(np.clip(0.35 + 0.3 * zero + 0.3 * pulses, 0, 0.95)), 2), why, evidence
         )
+    longest = _longest_pulse(episodes, command)
+    if low in (-1.0, 0.0) and high in (0.0, 1.0) and set(common) <= {"-1", "0", "1"} and zero > 0.8 and longest <= 4:
+        why = (
+            f"{told}; zero at {100 * zero:.0f} % of the steps where used, pulses of one sign of {longest} steps at most"
+        )
+        return Finding(question, "relative", 0.4, why, evidence)
     ends = _at_ends(x)
     evidence["share_at_ends"] = round(ends, 3)
     told += f", {100 * ends:.0f} % of them at the ends"
@@ -128,6 +135,15 @@ def _pulses(episodes: Episodes, command: Columns) -> tuple[float, float]:
     return (alternating / runs if runs > 0 else 0.5), (zeros / steps_seen if steps_seen else 1.0)
 
 
+def _longest_pulse(episodes: Episodes, command: Columns) -> int:
+    """Steps of the longest run of values that are not zero."""
+    longest = 0
+    for steps in episodes:
+        zero = np.flatnonzero(np.abs(np.concatenate([[0], command.of(steps)[:, 0], [0]])) <= 0.05)
+        longest = max(longest, int(np.diff(zero).max(initial=1)) - 1)
+    return longest
+
+
 def find_aperture(
     episodes: Episodes, command: Columns, states: list[Columns], taken: list[Columns], *, relative: bool = False
 ) -> Aperture | None:
@@ -142,7 +158,7 @@ def find_aperture(
             if any(column.overlaps(t) for t in taken):
                 continue
             s = [column.of(steps) for steps in episodes]
-            named = bool(GRIPPER.search(column.key))
+            named = bool(GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
             for lag in _LAGS:
                 x, y = displacements(a, s, 3, lag) if relative else levels(a, s, lag, centre=False)
                 r = float(correlation(x, y)[0, 0]) if len(x) else 0.0
@@ -218,7 +234,8 @@ def polarity(episodes: Episodes, command: Columns, aperture: Aperture | None, *,
         sense = aperture_sense(episodes, aperture.state)
         evidence = {"aperture": str(aperture.state), "r": round(aperture.r, 3), "lag": aperture.lag} | sense.evidence
         low, high = sense.evidence.get("low", 0.0), sense.evidence.get("high", 0.0)
-        told = f"{aperture.state} ({low:.3g} to {high:.3g}) follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
+        span = f"{aperture.state} ({low:.3g} to {high:.3g})"
+        told = f"{span} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
         if not sense.known:
             return unknown(question, f"{told}, but which end of that is open is unclear: {sense.why}", **evidence)
         opens = (aperture.r > 0) == (sense.answer == "high")
@@ -257,6 +274,7 @@ def _polarity_alone(episodes: Episodes, command: Columns, relative: bool, questi
         return unknown(
             question, f"no state column follows it, and the cues disagree ({'; '.join(cues) or 'none'})", **evidence
         )
-    sure = round(float(1 / (1 + np.exp(-abs(odds)))), 2)
+    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # how episodes begin is not enough alone
+    sure = round(weight * float(1 / (1 + np.exp(-abs(odds)))), 2)
     why = f"no state column follows it; weak cues: {'; '.join(cues)}"
     return Finding(question, "high opens" if odds > 0 else "high closes", sure, why, evidence)

@@ -154,8 +154,11 @@ def find_rotation(
         for free in without(action, position.action if position else None):
             for state in states:
                 for rest in without(state, position.state if position else None):
+                    beside = position is not None and free.key == position.action.key
                     if len(free) >= 3 and len(rest) >= 3:
-                        found += match(episodes, free, rest)
+                        # angles stand right beside the position; three columns further on would take in the gripper
+                        first = Columns(free.key, free.start, free.start + 3) if beside else free
+                        found += match(episodes, first, rest)
     found = [m for m in found if m.r >= SURE]
     return max(found, key=lambda m: m.r, default=None)
 
@@ -204,13 +207,21 @@ def action_kind(episodes: Episodes, action: Columns, state: Columns, control_hz:
         why = f"a[t] is s[t+1] - s[t] of {m.state} to float32's precision"
         return Finding(question, "delta", 0.99, why, evidence)
     per_unit = f"a unit moves the state by {m.gain:.3g} (lag {m.lag})"
-    if control_hz and 0.6 < m.gain * control_hz < 1.6 and not 0.6 < m.gain < 1.6:
+    answer = reading(m.gain, control_hz)
+    if answer == "velocity":
         why = f"{numbers}; {per_unit}, and {m.gain:.3g} x {control_hz:g} Hz is near 1"
         return Finding(question, "velocity", m.confidence, why, evidence)
-    if 0.6 < m.gain < 1.6:
+    if answer == "delta":
         return Finding(question, "delta", m.confidence, f"{numbers}; {per_unit}", evidence)
     rate = f", or a velocity if the rate is {1 / m.gain:.0f} Hz" if 0.01 < m.gain < 1 else ""
     return Finding(question, "scaled delta", m.confidence, f"{numbers}; {per_unit}{rate}", evidence)
+
+
+def reading(factor: float, control_hz: float | None) -> Literal["delta", "velocity", "scaled delta"]:
+    """What a gain near 1, near 1 / rate, or anything else makes of a displacement; followers fall short of commands."""
+    if 0.6 < factor < 1.6:
+        return "delta"
+    return "velocity" if control_hz and 0.6 < factor * control_hz < 1.6 else "scaled delta"
 
 
 def _is_exact(episodes: Episodes, action: Columns, state: Columns) -> bool:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from oxe_curate.inspection import motion
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.series import Columns, Episodes, Floats, correlation, gain, pooled, varies
 
@@ -94,8 +95,13 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
     return unknown(question, why, **evidence)
 
 
-def turn_kind(episodes: Episodes, turns: Columns, quaternion: Columns, order: Order) -> Finding:
-    """Is the action's rotation a displacement of this quaternion? Answers "delta" or "scaled delta" in its axes."""
+def turn_kind(
+    episodes: Episodes, turns: Columns, quaternion: Columns, order: Order, control_hz: float | None = None
+) -> Finding:
+    """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, less "absolute".
+
+    A gain near 1 is a displacement in radians, one near pi / 180 a displacement in degrees.
+    """
     question = f"what does {turns} mean?"
     q = [quaternion.of(steps) for steps in episodes]
     found = {frame: _compare(episodes, q, turns, order, frame) for frame in _FRAMES}
@@ -112,7 +118,11 @@ def turn_kind(episodes: Episodes, turns: Columns, quaternion: Columns, order: Or
         if margin > 0.05
         else "; the axes do not matter here"
     )
-    answer = "delta" if 0.6 < factor < 1.6 else "scaled delta"
+    answer = motion.reading(factor, control_hz)
+    if answer == "delta":
+        evidence["unit"] = "radians"
+    elif motion.reading(factor * 180 / np.pi, None) == "delta":
+        answer, evidence["unit"] = "delta", "degrees"
     sure = round(float(np.clip((r - 0.3) / 0.6, 0, 0.97)) * samples / (samples + 20), 2)
     return Finding(question, answer, sure, f"{numbers}{axes}; a unit turns it by {factor:.3g} rad", evidence)
 
@@ -164,10 +174,14 @@ def angle_unit(episodes: Episodes, angles: Columns, *, displacement: bool = Fals
         why = f"values jump by 2 pi in {jumps} places, as angles in radians do at pi"
         return Finding(question, "radians", 0.95, why, evidence | {"jumps": jumps})
     if displacement:
-        sure = 0.7 if 0.1 <= largest < 1 else 0.4
-        much = "much in radians, hardly anything in degrees" if largest >= 0.1 else "little in either"
-        why = f"the largest turn in a step is {largest:.3g}: {much}"
-        return Finding(question, "radians", sure, why, evidence)
+        usual = float(np.quantile(np.abs(x).max(axis=1), 0.95))
+        why = f"the largest turns in a step are about {usual:.3g}"
+        if usual > 1.5:
+            return Finding(question, "degrees", 0.6, f"{why}, more than an arm turns in a step in radians", evidence)
+        if usual > 0.7:
+            return unknown(question, f"{why}: fast in radians, slow in degrees", **evidence)
+        much = "much in radians, hardly anything in degrees" if usual >= 0.05 else "little in either"
+        return Finding(question, "radians", 0.7 if usual >= 0.05 else 0.4, f"{why}: {much}", evidence)
     if largest <= np.pi + 0.01:
         sure = round(float(np.clip(0.45 + 0.15 * np.log10(max(spread, 1e-3) / 0.01), 0.3, 0.85)), 2)
         if largest > 2.9:
