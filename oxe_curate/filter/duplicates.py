@@ -5,7 +5,7 @@ Pure functions over arrays in order of precedence: of two copies, the one that s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,11 +75,8 @@ def near_copies(
     found: list[NDArray[np.int64]] = []
     for part in range(parts):
         keys = np.packbits(unpacked[:, part::parts], axis=1)
-        for a, b in _pairs(keys):
+        for a, b in _pairs(keys, num_steps[rows]):
             i, j = np.minimum(rows[a], rows[b]), np.maximum(rows[a], rows[b])
-            longer = np.maximum(num_steps[i], num_steps[j])
-            close = np.abs(num_steps[i] - num_steps[j]) <= np.maximum(2, LENGTH_TOLERANCE * longer)
-            i, j = i[close], j[close]
             alike = (np.bitwise_count(hashes[i] ^ hashes[j]) <= bits).all(axis=1)
             found.append(np.stack([j[alike], i[alike]], axis=1))
     for later, earlier in np.unique(np.concatenate(found), axis=0).tolist() if found else []:
@@ -89,25 +86,25 @@ def near_copies(
     return copies
 
 
-def _pairs(keys: NDArray[np.uint8]) -> Any:
-    """Yield index arrays (a, b) of all pairs of rows with equal keys (n, bytes), in bounded pieces."""
-    if len(keys) < 2:
-        return
+def _pairs(keys: NDArray[np.uint8], num_steps: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """Yield index arrays (a, b) of all pairs of rows with equal keys (n, bytes) and like lengths, in bounded pieces."""
     packed = np.ascontiguousarray(keys).view(f"V{keys.shape[1]}")[:, 0]
     _, group = np.unique(packed, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    sizes = np.bincount(group)
-    ends = np.repeat(np.cumsum(sizes), sizes)
-    following = ends - np.arange(len(order)) - 1  # how many rows of the same key come after each
+    order = np.lexsort((num_steps, group))
+    steps = num_steps[order]
+    longest = np.maximum(steps + 2, np.floor(steps / (1 - LENGTH_TOLERANCE)).astype(np.int64))
+    place = group[order] * (int(longest.max()) + 1)
+    # sorted by group and length, an episode's partners follow it directly
+    following = np.searchsorted(place + steps, place + longest, side="right") - np.arange(len(order)) - 1
+    total = np.cumsum(following)
     start = 0
     while start < len(order):
-        total = np.cumsum(following[start:])
-        stop = start + max(1, int(np.searchsorted(total, _PAIRS, side="right")))
+        done = total[start] - following[start]
+        stop = max(start + 1, int(np.searchsorted(total, done + _PAIRS, side="right")))
         counts = following[start:stop]
         first = np.repeat(np.arange(start, stop), counts)
         step = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
-        if len(first):
-            yield order[first], order[first + 1 + step]
+        yield order[first], order[first + 1 + step]
         start = stop
 
 
