@@ -136,7 +136,7 @@ def test_dask_makes_the_same_files(tmp_path: Path) -> None:
     assert "val.tfrecord-00000-of-00002: record 0 at byte 0" in done.stdout
 
     def tree(kind: str) -> dict[str, bytes]:
-        files = [p for p in (tmp_path / kind).rglob("*.parquet")]
+        files = list((tmp_path / kind).rglob("*.parquet"))
         return {str(p.relative_to(tmp_path / kind)): p.read_bytes() for p in files}
 
     assert tree("dask") == tree("here")

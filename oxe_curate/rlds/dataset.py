@@ -6,8 +6,8 @@ tensorflow_datasets reads both files and resolves splits without importing Tenso
 from __future__ import annotations
 
 import functools
-import tempfile
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,23 +203,21 @@ def _named(source: Folder, path: str) -> RldsDataset:
 
 
 def _read(source: Folder, path: str) -> tuple[Any, Any]:
-    """Parse the two JSON files with tfds's own classes (by a local copy: tfds knows no pyarrow file systems)."""
-    from tensorflow_datasets.core import dataset_info, features
+    """Parse the two JSON files with tfds's own classes (not its readers, which load TensorFlow where they find it)."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import features
+    from tensorflow_datasets.core.proto import dataset_info_pb2
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (INFO, FEATURES):
-            if not source.exists(f"{path}/{name}"):
-                raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
-            Path(folder, name).write_bytes(source.read_bytes(f"{path}/{name}"))
+    def parse(name: str, build: Callable[[bytes], Any]) -> Any:
+        if not source.exists(f"{path}/{name}"):
+            raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
         try:
-            info = dataset_info.read_proto_from_builder_dir(folder)
-        except Exception as error:  # tfds raises protobuf's and json's errors alike
-            raise DataError(f"{source}/{path}/{INFO}: cannot be read: {_first_line(error)}") from error
-        try:
-            parsed = features.FeaturesDict.from_config(folder)
-        except Exception as error:
-            raise DataError(f"{source}/{path}/{FEATURES}: cannot be read: {_first_line(error)}") from error
-    return info, parsed
+            return build(source.read_bytes(f"{path}/{name}"))
+        except Exception as error:  # json, protobuf and tfds raise errors of many kinds
+            raise DataError(f"{source}/{path}/{name}: cannot be read: {_first_line(error)}") from error
+
+    info = parse(INFO, lambda data: json_format.Parse(data, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True))
+    return info, parse(FEATURES, lambda data: features.FeatureConnector.from_json(json.loads(data)))
 
 
 def _first_line(error: Exception) -> str:

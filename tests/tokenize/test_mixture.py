@@ -125,8 +125,10 @@ def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
         (mixture("bridge_orig", "bridge_dataset"), {"bridge_dataset": BRIDGE}, "are both the data set bridge_dataset"),
         (mixture("bridge_orig"), {"bridge_dataset": {**BRIDGE, "kept": 0, "dropped": {"no_language": [7, 9]}}},
          "keeps no episode in the index (no_language: 7)"),
-        (mixture({"name": "bridge_orig", "weight": 1, "splits": ["tets"]}), {"bridge_dataset": BRIDGE}, "has no split 'tets'"),
-        (mixture("bridge_orig", image={"cameras": ["wrist"]}), {"bridge_dataset": BRIDGE}, "'bridge_orig' has no wrist camera"),
+        (mixture({"name": "bridge_orig", "weight": 1, "splits": ["tets"]}), {"bridge_dataset": BRIDGE},
+         "has no split 'tets'"),
+        (mixture("bridge_orig", image={"cameras": ["wrist"]}), {"bridge_dataset": BRIDGE},
+         "'bridge_orig' has no wrist camera"),
     ],
 )  # fmt: skip
 def test_nothing_is_skipped(chosen: Mixture, have: dict[str, Any], message: str) -> None:
