@@ -156,6 +156,56 @@ def convert_(
         typer.echo(convert.to_text(mixture) if to == "weights" else quantities(values), nl=False)
 
 
+@mixture_app.command("propose")
+def propose_(
+    index: Annotated[str, typer.Option("--index", help="Folder that filter wrote; its source must be readable.")],
+    mixture: Annotated[
+        str | None, typer.Argument(help="Whose data sets to weigh. Default: all that the index keeps.")
+    ] = None,
+    method: Annotated[
+        Literal["diversity", "proxy"],
+        typer.Option("--method", help="diversity: by what varies. proxy: by what a small model finds hard."),
+    ] = "diversity",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the proposal as a mixture.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proxy model.")] = 0,
+    sample: Annotated[int, typer.Option("--episodes", min=1, help="Of each data set, to look at.")] = 256,
+    cards: Cards = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Propose weights, with the reason for each; docs/decisions/weights.md says what the methods assume."""
+    from oxe_curate.errors import ConfigError
+    from oxe_curate.mixtures.propose import propose
+    from oxe_curate.mixtures.published import path_of
+    from oxe_curate.tokenize.mixture import read_mixture
+
+    if out and out.exists():
+        raise ConfigError(f"{out} exists already. Name another --out, or delete it.")
+    opened = _open(index)
+    assert opened is not None
+    result = propose(
+        opened,
+        read_mixture(path_of(mixture)) if mixture else None,
+        method,
+        seed=seed,
+        sample=sample,
+        cards=cards,
+        progress=lambda name: None if quiet else typer.echo(f"looking at {name}", err=True),
+    )
+    if out:
+        from oxe_curate.storage import Folder
+
+        Folder.of(out.absolute().parent).publish_bytes(out.name, result.to_text().encode())
+    if as_json:
+        _print_json(result.to_json())
+        return
+    from oxe_curate.mixtures import show
+
+    _print(show.proposal(result))
+    if out:
+        typer.echo(f"Mixture: {out}")
+
+
 def _read(file_or_name: str, index: Index | None, cards: Path | None) -> tuple[Mixture, Sequence[Member]]:
     from oxe_curate.mixtures.members import members
     from oxe_curate.mixtures.published import path_of

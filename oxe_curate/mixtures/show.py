@@ -11,6 +11,7 @@ from rich.text import Text
 
 from oxe_curate.mixtures.check import Finding
 from oxe_curate.mixtures.diff import Change, Difference
+from oxe_curate.mixtures.propose import Proposal
 from oxe_curate.mixtures.published import Published
 from oxe_curate.mixtures.shares import Breakdown, Row
 
@@ -107,6 +108,13 @@ def _cells(change: Change) -> list[str]:
         "–" if before is None else _percent(change.share[0]),
         "–" if after is None else _percent(change.share[1]),
     ]
+
+
+def proposal(result: Proposal) -> RenderableType:
+    """The change, and the reason for each weight."""
+    reasons = [Text(f"- {row.reason}") for row in result.rows]
+    absent = f"not in the index, weights kept: {', '.join(result.absent)}" if result.absent else ""
+    return Group(difference(result.change, unchanged=True), *reasons, *([Text(absent, "dim")] if absent else []))
 
 
 def quantities(values: dict[str, float]) -> str:

@@ -1,8 +1,9 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oxe_curate.errors import ConfigError
@@ -14,10 +15,11 @@ SOUP = published.load("oxe_magic_soup_plus")
 FOUND = members(SOUP)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 100), min_size=27, max_size=27), st.sampled_from(["shares", "epochs"]))
 def test_round_trip(weights: list[float], unit: convert.Unit) -> None:
     mixture = convert.with_weights(SOUP, weights)
-    found = members(mixture)
+    found = [replace(member, entry=entry) for member, entry in zip(FOUND, mixture.datasets, strict=True)]
     pass_ = sum(weights[i] * m.steps * 0.95 for i, m in enumerate(found) if m.steps)
     values = convert.quantities(mixture, found, unit, samples=10**7)
     back = convert.with_quantities(mixture, found, values, unit, samples=pass_)
