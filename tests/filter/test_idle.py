@@ -48,6 +48,16 @@ def test_libero_equals_the_loop_it_stands_for():
         assert idle.libero(action).tolist() == as_published(action)
 
 
+def test_libero_of_several_episodes_is_that_of_each():
+    rng = np.random.default_rng(1)
+    parts = [
+        actions(rng.choice([0, 1], n, p=[0.7, 0.3]), rng.integers(0, 2, n)) for n in rng.integers(1, 9, 50).tolist()
+    ]
+    starts = np.cumsum([0] + [len(part) for part in parts[:-1]])
+    expected = np.concatenate([idle.libero(part) for part in parts])
+    assert idle.libero(np.concatenate(parts), starts).tolist() == expected.tolist()
+
+
 def test_droid_asks_every_pose_value_but_not_the_gripper():
     # x: q99 - q01 = 1.5374, so that 1e-5 after normalisation is 7.687e-6
     action = actions([0, 7.6e-6, 7.8e-6, -7.8e-6, 0], [0, 1, 0, 0, 1])
