@@ -143,6 +143,9 @@ def do(task: Task, work: Work) -> None:
         result = work(task)
     except CurateError as error:
         report(Outcome(task.output, task.size, 0, type(error).__name__, str(error)))
+    except KeyboardInterrupt:
+        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would make a RuntimeError of it
+        raise
     except Exception:
         report(Outcome(task.output, task.size, 0, "", f"{task.name}\n{traceback.format_exc()}"))
     else:
@@ -161,7 +164,8 @@ def _publish_failure(task: Task) -> Callable[[Outcome], None]:
 def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runner: Any) -> Any:
     from oxe_curate.beam_fn import PipelineOptions, beam
 
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    # what a task raises comes back as its outcome; Beam would print it a second time
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if runner else logging.ERROR)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_args)))
     build(pipeline, tasks, work)
     return pipeline
@@ -178,6 +182,7 @@ def check_beam_args(beam_args: Sequence[str]) -> None:
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("apache_beam.options.pipeline_options")
     logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
     logger.propagate = False
     try:
         with contextlib.redirect_stderr(io.StringIO()) as usage:
@@ -186,6 +191,7 @@ def check_beam_args(beam_args: Sequence[str]) -> None:
         said.append(usage.getvalue().strip().rsplit("error: ", 1)[-1])
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
         logger.propagate = True
     if said:
         raise errors.ConfigError(f"Beam refuses the options after --: {said[0]}")
@@ -209,6 +215,10 @@ def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequenc
     _report = report
     try:
         _run_here(tasks, work, beam_args)
+    except RuntimeError:
+        if any(outcome.kind == KeyboardInterrupt.__name__ for outcome in outcomes):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         _report = None
     return outcomes

@@ -89,6 +89,30 @@ def test_beam_options_that_it_does_not_know_are_not_passed_over(tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, workers: int) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time\n"
+        "from tests import test_runner as t\n"
+        "def slow(task):\n    t.work(task)\n    time.sleep(1)\n"
+        "sys.modules['slow'] = sys.modules['__main__']; slow.__module__ = 'slow'\n"
+        "if __name__ == '__main__':\n"
+        f"    t.runner.run(t.tasks(t.Path(sys.argv[1])), slow, title='', workers={workers})\n"
+    )
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    running = subprocess.Popen([sys.executable, script, out], env=env, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*.txt")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "RuntimeError" not in said
+    assert 1 <= len(list(out.glob("*.txt"))) < 7
+
+
 def test_nothing_to_do_is_done_at_once(tmp_path: Path) -> None:
     run([])
     assert not list(tmp_path.iterdir())
