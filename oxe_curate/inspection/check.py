@@ -15,7 +15,7 @@ import numpy as np
 from oxe_curate import registry
 from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
-from oxe_curate.inspection import gripper, motion
+from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.report import EPISODES, CameraFeature, Report, report_of
 from oxe_curate.inspection.sample import read_sample
@@ -257,11 +257,11 @@ def _standardised(card: DatasetCard, name: str, report: Report) -> list[Comparis
     recipe, found = card.recipe(name), []
     states_of = number_keys(episodes, "observation/")
     made = any(piece.src and piece.src.startswith("observation/") for piece in recipe.xyz)
-    matches = [m for s in states_of for m in motion.match(episodes, Columns("action", 0, 3), s)]
+    matches = [m for s in states_of for m in matching.match(episodes, Columns("action", 0, 3), s)]
     best = max(matches, key=lambda m: m.r, default=None)
-    moved = best.state if best and best.r >= motion.SURE else None
-    if moved and not made:
-        kind = motion.action_kind(episodes, Columns("action", 0, 3), moved, card.control_hz)
+    moved = best.state if best and best.r >= matching.SURE else None
+    if best and moved and not made:
+        kind = motion.kind_of(episodes, best, card.control_hz)
         agrees = kind.answer in ("delta", "scaled delta", "velocity")
         found.append(_judge(f"xyz of recipe {name}", "displacement", kind, agrees))
     found += _standardised_gripper(episodes, name, states_of, moved)

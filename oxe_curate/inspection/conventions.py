@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.inspection import gripper, motion, rotation, vision
+from oxe_curate.inspection import gripper, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
-from oxe_curate.inspection.motion import JOINTS, TURNS, Match
+from oxe_curate.inspection.matching import TURNS, Match
+from oxe_curate.inspection.motion import JOINTS
 from oxe_curate.inspection.sample import Camera
 from oxe_curate.inspection.series import Columns, Episodes, Floats, number_keys, pooled, varies
 
@@ -53,7 +54,7 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
     """
     actions, states = number_keys(episodes, "action"), number_keys(episodes, "observation/")
     poses = [c for c in actions if not _NOT_POSE.search(c.key.rsplit("/", 1)[-1])]
-    position = motion.find_position(episodes, poses, states)
+    position = matching.find_position(episodes, poses, states)
     at = position.action if position else _by_name_or_place(episodes, poses)
     held = position.state if position else None
     findings = [_columns_found(position, at), *_position_findings(episodes, position, at, control_hz)]
@@ -73,11 +74,7 @@ def _position_findings(
     """What the position columns mean, and whether they are joints."""
     if at is None:
         return []
-    found = [
-        motion.action_kind(episodes, position.action, position.state, control_hz)
-        if position
-        else motion.action_kind_alone(episodes, at)
-    ]
+    found = [motion.kind_of(episodes, position, control_hz) if position else motion.action_kind_alone(episodes, at)]
     named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
     if named:
         found.append(Finding("is the action the end effector's?", "joints", 0.9, f"the key says so: {named[0]}"))
@@ -96,13 +93,13 @@ def _rotation(
         where = quaternions[0] if quaternions else None
         return stored[0], where, [rotation.quaternion_order(episodes, q) for q in (*quaternions, *stored)]
     free = [c for c in poses if not (at and c.key == at.key and len(c) <= 3)]
-    turned = motion.find_rotation(episodes, free, _without(states, quaternions), position)
+    turned = matching.find_rotation(episodes, free, _without(states, quaternions), position)
     turns = turned.action if turned else _turns_by_name_or_place(episodes, poses, at)
     angles = turned.state if turned else _angles_beside(episodes, held, quaternions)
     found: list[Finding] = []
     kind = None
     if turned:
-        kind = motion.action_kind(episodes, turned.action, turned.state, control_hz)
+        kind = motion.kind_of(episodes, turned, control_hz)
     elif turns:
         kind = _kind_of_turns(episodes, turns, quaternions, control_hz)
     found += [kind] if kind else []
@@ -154,7 +151,7 @@ def _columns_found(position: Match | None, at: Columns | None) -> Finding:
             f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; a position by name or by order"
         )
         return Finding(question, f"{position.action} -> {position.state}", position.confidence, why)
-    why = f"no three state columns go with the action (r below {motion.SURE})" if at else "there is no numeric action"
+    why = f"no three state columns go with the action (r below {matching.SURE})" if at else "there is no numeric action"
     return unknown(question, why)
 
 
@@ -195,7 +192,7 @@ def _angles_beside(episodes: Episodes, held: Columns | None, quaternions: list[C
 def _without(states: list[Columns], quaternions: list[Columns]) -> list[Columns]:
     """The columns left and right of the quaternions."""
     for q in quaternions:
-        states = [part for s in states for part in motion.without(s, q)]
+        states = [part for s in states for part in matching.without(s, q)]
     return states
 
 

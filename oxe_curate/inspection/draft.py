@@ -250,12 +250,19 @@ def _rpy(report: Report, absolute: bool) -> list[str]:
             if finding.question.startswith(f"{question} {c.rotation}"):
                 lines += _comment(_because(finding), "    ")
     operations = []
-    unit = c.of(f"is {c.rotation} in radians")
+    unit, kind = c.of(f"is {c.rotation} in radians"), c.of(f"what does {c.rotation} mean?")
+    scale = 1.0
+    if kind and kind.answer == "scaled delta":
+        scale = nominal(float(kind.evidence["gain"])) or 1.0
+        lines += _comment(f"gain {kind.evidence['gain']}, taken as {scale:g}", "    ")
+        unit = c.of(f"is {c.state_rotation} in radians")  # a quaternion has none: its gain is in radians
+    if unit and unit.answer == "degrees":
+        scale *= _DEGREE
     if len(c.rotation) == 4:
         order = c.of(f"in which order is the quaternion {c.rotation}")
         operations.append(f"{{op: euler_from_quat, order: {order.answer if order and order.known else 'xyzw'}}}")
-    elif unit and unit.answer == "degrees":
-        operations.append(f"{{op: affine, scale: {_DEGREE}}}")
+    elif scale != 1.0:
+        operations.append(f"{{op: affine, scale: {scale:.16g}}}")
     if absolute:
         operations += ["delta", "wrap"]
     return [*lines, f"    rpy: [{_piece(c.rotation, operations)}]"]

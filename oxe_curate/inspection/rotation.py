@@ -78,7 +78,8 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
             return Finding(question, best[0], sure, why, evidence | {"frame": best[1]})
     x = np.concatenate(q)
     x = x[np.isfinite(x).all(axis=1)]
-    signs = [bool(len(c) and (c >= -1e-3).all() and c.max() > 0.05) for c in x.T]
+    # a large scalar part is positive by itself: only one that comes near zero shows that it is kept so
+    signs = [bool(len(c) and -1e-3 <= c.min() < 0.2 and c.max() > 0.05) for c in x.T]
     largest = int(np.abs(x).mean(axis=0).argmax()) if len(x) else 0
     evidence |= {"never_negative": [i for i, s in enumerate(signs) if s], "largest": largest}
     crossing = [bool((c > 0.02).any() and (c < -0.02).any()) for c in x.T]

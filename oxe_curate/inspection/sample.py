@@ -86,7 +86,8 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
     """
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: at least one episode must be read")
-    steps, other = leaves(dataset.features)
+    # sorted: the order of features.json is lost in protobuf, and a report should not change from run to run
+    steps, other = (dict(sorted(part.items())) for part in leaves(dataset.features))
     images = [key for key, leaf in steps.items() if leaf.kind == "image"]
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
     wanted = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]

@@ -89,8 +89,7 @@ def displacements(actions: Iterable[Floats], states: Iterable[Floats], window: i
     for action, state in zip(actions, states, strict=True):
         count = len(action) - window - lag
         if count > 0:
-            total = np.concatenate([np.zeros((1, action.shape[1])), np.cumsum(action, axis=0)])
-            sums.append((total[window:] - total[:-window])[:count])
+            sums.append(np.lib.stride_tricks.sliding_window_view(action, window, axis=0).sum(axis=-1)[:count])
             moves.append((state[window:] - state[:-window])[lag : lag + count])
     return _finite(sums, moves)
 

@@ -17,6 +17,10 @@ BLACK = 12
 _SIDE = 64
 _PATTERN = 6.0  # grey levels of standard deviation inside a block
 _ALIKE = 0.3
+MOVING, FIXED = 0.22, 0.35
+"""Share of places that stay: a camera on the hand is below the first, one that stands still above the second. Measured:
+0.79 to 0.84 and 0.65 on fixed cameras of Bridge and Meta-World, 0.41 to 0.54 on drawn ones, 0.17 and less on drawn
+cameras on the hand."""
 
 
 def black_share(frames: Sequence[Frames]) -> float:
@@ -38,9 +42,9 @@ def grey(frames: Frames) -> NDArray[np.float32]:
 def places_that_stay(frames: Frames) -> float:
     """Of the blocks of the picture that have a pattern, the share that look alike through most of an episode.
 
-    The picture is cut into blocks of about a twelfth of its side. A block stays when, in half of the frames at least,
-    it differs from its median over time by less than `_ALIKE` of its own contrast. Bare blocks do not count, since a
-    bare table looks the same from anywhere. NaN where nothing has a pattern.
+    The picture is cut into blocks of about a twelfth of its side. A block stays when, in two thirds of the frames
+    at least, it differs from its median over time by less than `_ALIKE` of its own contrast. Bare blocks do not
+    count, since a bare table looks the same from anywhere. NaN where nothing has a pattern.
     """
     x = grey(frames)
     side = max(2, min(x.shape[1:]) // 12)
@@ -52,7 +56,7 @@ def places_that_stay(frames: Frames) -> float:
     if pattern.mean() < 0.02:
         return float("nan")
     off = np.abs(blocks - np.median(blocks, axis=0)).mean(axis=2)[:, pattern] / contrast[pattern]
-    return float((np.median(off, axis=0) < _ALIKE).mean())
+    return float((np.quantile(off, 0.65, axis=0) < _ALIKE).mean())
 
 
 def camera_mount(frames: Sequence[Frames], motion: Sequence[NDArray[np.float64]], key: str = "the camera") -> Finding:
@@ -90,11 +94,13 @@ def camera_mount(frames: Sequence[Frames], motion: Sequence[NDArray[np.float64]]
         f"change goes with motion at r = {r:.2f}"
     )
     amount = len(kept) / (len(kept) + 0.5)
-    if stay >= 0.4:
-        sure = float(np.clip(0.6 + (stay - 0.4), 0.6, 0.97)) * amount
+    if stay >= FIXED and r < 0.15:
+        return unknown(question, f"{why}: so little that no arm seems to be in the picture", **evidence)
+    if stay >= FIXED:
+        sure = float(np.clip(0.6 + (stay - FIXED), 0.6, 0.97)) * amount
         return Finding(question, "third-person", round(sure, 2), why, evidence)
-    if stay <= 0.25:
-        sure = float(np.clip(0.6 + (0.25 - stay) * 1.2, 0.6, 0.9)) * amount
+    if stay <= MOVING:
+        sure = float(np.clip(0.6 + (MOVING - stay) * 1.3, 0.6, 0.9)) * amount
         return Finding(question, "wrist", round(sure, 2), f"{why}; a camera on a moving base looks alike", evidence)
     return unknown(question, f"{why}: between a fixed camera and one on the hand", **evidence)
 
