@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.index import Index
-from oxe_curate.mixtures import convert, diversity
+from oxe_curate.mixtures import convert, diversity, shares
 from oxe_curate.mixtures.diff import Difference, diff
 from oxe_curate.mixtures.members import Member, members
 from oxe_curate.mixtures.survey import SAMPLE, survey
@@ -170,4 +172,39 @@ def _by_proxy(
     sample: int,
     progress: Callable[[str], None],
 ) -> list[ProposedWeight]:
-    raise ConfigError("--method proxy is not there yet; use --method diversity")
+    from oxe_curate.mixtures import proxy
+    from oxe_curate.mixtures.proxy_data import CLASSES, read_examples
+
+    examples = []
+    for member in held:
+        progress(member.entry.name)
+        assert member.dataset is not None
+        examples.append(read_examples(index, member.dataset, member.entry.splits, sample))
+    steps = np.array([m.steps for m in held], np.float64)
+    progress("training two small models")
+    result = proxy.optimise(examples, steps.tolist(), seed)
+    one_pass = sum(m.entry.weight * m.steps for m in held if m.steps) if has_current else float(steps.sum())
+    weights = shares.weights_for_shares(result.shares, steps, one_pass)
+    by_size, mean = steps / steps.sum(), float(result.shares @ result.excess)
+    rows = []
+    for i, member in enumerate(held):
+        reason = (
+            f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to "
+            f"{100 * result.shares[i]:.3g} %: on held-out episodes the reference model loses "
+            f"{result.reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
+            f"model lay {result.excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
+            f"{f', held to {diversity.MOST:g} copies' if weights[i] > diversity.MOST else ''}."
+        )
+        rows.append(
+            ProposedWeight(
+                name=member.entry.name,
+                weight=float(f"{min(weights[i], diversity.MOST):.4g}"),
+                current=member.entry.weight if has_current else None,
+                reason=reason,
+                numbers={
+                    "examples": len(examples[i]), "share_by_size": float(by_size[i]), "share": float(result.shares[i]),
+                    "reference_loss": float(result.reference[i]), "excess_loss": float(result.excess[i]),
+                },
+            )
+        )  # fmt: skip
+    return rows

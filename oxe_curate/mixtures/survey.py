@@ -72,6 +72,43 @@ def survey(
         ConfigError: no episode of these splits is kept.
         DataError: a frame cannot be decoded. StorageError: a shard cannot be read.
     """
+    steps, texts, episodes = choose(index, dataset, splits, sample)
+    actions = normalised(episodes)
+    frames = []
+    for episode in episodes:
+        (first,) = thumbnails(index, episode, np.zeros(1, np.int64))
+        frames.append(variety.embed(first))
+        seen()
+    embedded = np.stack(frames)
+    return Survey(
+        episodes=len(steps),
+        steps=int(steps.sum()),
+        median_steps=float(np.median(steps)),
+        tasks=len(texts),
+        effective_tasks=variety.effective_number(list(texts.values())),
+        sampled=len(episodes),
+        effective_scenes=variety.effective_scenes(embedded),
+        coverage=variety.action_coverage(np.concatenate(actions)),
+        duplicates=variety.near_duplicates(
+            [variety.task(e.instruction) for e in episodes],
+            embedded,
+            np.stack([variety.action_signature(a) for a in actions]),
+        ),
+    )
+
+
+def choose(
+    index: Index, dataset: str, splits: Sequence[str], sample: int
+) -> tuple[NDArray[np.int64], Counter[str], list[Episode]]:
+    """The kept episodes of some splits.
+
+    Returns:
+        int64 (episodes,) their lengths; task -> how many episodes have it; and the sampled episodes, in the index's
+        order.
+
+    Raises:
+        ConfigError: there is none.
+    """
     lengths: list[NDArray[np.int64]] = []
     texts: Counter[str] = Counter()
     rows: list[tuple[np.uint64, str, int]] = []  # hash, index file, row
@@ -86,59 +123,38 @@ def survey(
         hashes = episode_hashes(None, table["episode_id"].to_pylist())
         rows += zip(hashes, [path] * len(kept), kept.tolist(), strict=True)
         rows = sorted(rows)[:sample]
-    steps = np.concatenate(lengths) if lengths else np.empty(0, np.int64)
-    if len(steps) == 0:
+    if not rows:
         raise ConfigError(f"{index.folder}: {dataset} keeps no episode in {', '.join(splits)}: nothing to survey")
-    episodes = _episodes(index, rows)
-    actions = _normalised(episodes)
-    frames = _first_frames(index, episodes, seen)
-    return Survey(
-        episodes=len(steps),
-        steps=int(steps.sum()),
-        median_steps=float(np.median(steps)),
-        tasks=len(texts),
-        effective_tasks=variety.effective_number(list(texts.values())),
-        sampled=len(episodes),
-        effective_scenes=variety.effective_scenes(frames),
-        coverage=variety.action_coverage(np.concatenate(actions)),
-        duplicates=variety.near_duplicates(
-            [variety.task(e.instruction) for e in episodes],
-            frames,
-            np.stack([variety.action_signature(a) for a in actions]),
-        ),
-    )
-
-
-def _episodes(index: Index, rows: Sequence[tuple[np.uint64, str, int]]) -> list[Episode]:
-    """The sampled episodes, file by file."""
     by_file: dict[str, list[int]] = {}
     for _, path, row in sorted(rows, key=lambda item: item[1:]):
         by_file.setdefault(path, []).append(row)
-    found = [e for path, numbers in by_file.items() for e in Episode.read(index.folder, path, numbers)]
-    return [episode for episode in found if episode.num_steps > 0]
+    episodes = [e for path, numbers in by_file.items() for e in Episode.read(index.folder, path, numbers)]
+    return np.concatenate(lengths), texts, episodes
 
 
-def _normalised(episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
-    """Actions between their 1st and 99th percentiles of the sample; outliers are cut off."""
+def normalised(episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
+    """Each episode's actions, (T, 7), scaled so that their 1st and 99th percentiles here become -1 and +1."""
     bounds = Bounds.fit([np.concatenate([e.action for e in episodes])])
-    return [np.clip(bounds.normalize(e.action), -1, 1) for e in episodes]
+    return [bounds.normalize(e.action) for e in episodes]
 
 
-def _first_frames(index: Index, episodes: Sequence[Episode], seen: Callable[[], None]) -> NDArray[np.float64]:
-    """Embeddings of the episodes' first frames, float64 (n, 54)."""
+def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Small pictures of some steps of an episode, uint8 (32, 32, 3) each, from its first third-person camera.
+
+    Raises:
+        DataError: it has no such camera, or a frame cannot be decoded.
+    """
+    role = next((role for role in _ROLES if role in episode.spans), None)
+    if role is None:
+        raise DataError(f"{episode.id}: it has no third-person camera. Filter it by the default criteria.")
+    pool = FramePool(index.source, role)
+    start = pool.add(episode, steps, swap=False)
+    frames = pool.finish(ImageSpec())
     found = []
-    for episode in episodes:
-        role = next((role for role in _ROLES if role in episode.spans), None)
-        if role is None:
-            raise DataError(f"{episode.id}: it has no third-person camera. Filter it by the default criteria.")
-        pool = FramePool(index.source, role)
-        first = pool.add(episode, np.zeros(1, np.int64), swap=False)
-        frames = pool.finish(ImageSpec())
-        start, length = int(frames.offset[first]), int(frames.length[first])
+    for i in (start + steps).tolist():
+        data = frames.buffers[frames.buffer[i]][int(frames.offset[i]) : int(frames.offset[i] + frames.length[i])]
         try:
-            image = images.decode(frames.buffers[frames.buffer[first]][start : start + length])
+            found.append(variety.thumbnail(images.decode(data)))
         except ValueError as error:
-            raise DataError(f"{episode.id}: its first frame cannot be decoded ({error})") from None
-        found.append(variety.colour_layout(image))
-        seen()
-    return np.stack(found)
+            raise DataError(f"{episode.id}: a frame of its {role} camera cannot be decoded ({error})") from None
+    return found

@@ -62,20 +62,24 @@ def _dct(size: int, kept: int) -> Floats:
     return np.asarray(matrix, np.float64)
 
 
-def colour_layout(image: NDArray[np.uint8]) -> Floats:
-    """Embed a picture by where its colours are: low DCT frequencies of a 32 x 32 thumbnail in YCbCr.
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Average a picture down to uint8 (32, 32, 3)."""
+    return np.asarray(Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX))
+
+
+def embed(small: NDArray[np.uint8]) -> Floats:
+    """Embed a thumbnail by where its colours are: its low DCT frequencies in YCbCr.
 
     Scaled so that, by Parseval, the Euclidean distance of two embeddings is the RMS difference per pixel of the two
     low-passed thumbnails, as a share of the range (chroma counts like luma).
 
     Args:
-        image: uint8 (H, W, 3), RGB.
+        small: uint8 (32, 32, 3), RGB, as `thumbnail` gives it.
 
     Returns:
         float64 (54,).
     """
-    small = Image.fromarray(image).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).convert("YCbCr")
-    planes = np.asarray(small, np.float64).transpose(2, 0, 1) / 255
+    planes = np.asarray(Image.fromarray(small).convert("YCbCr"), np.float64).transpose(2, 0, 1) / 255
     parts = []
     for plane, kept in zip(planes, (LUMA, CHROMA, CHROMA), strict=True):
         matrix = _dct(THUMBNAIL, kept)

@@ -8,12 +8,14 @@ from typer.testing import CliRunner
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.index import Index
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.mixtures import proxy
 from oxe_curate.mixtures.cli import mixture_app
 from oxe_curate.mixtures.propose import propose
 from oxe_curate.mixtures.survey import survey
 from oxe_curate.tokenize.mixture import Mixture, MixtureEntry, read_mixture
 from tests.mixtures.sets import episode, index_of, picture
 
+SHORT = proxy.ProxySettings(steps=4, batch=12, width=8)
 TASKS = ("open the drawer", "close the drawer", "pick up the cup", "wipe the table", "push the block", "turn the tap")
 
 
@@ -89,6 +91,17 @@ def test_command(index: Index, tmp_path: Path) -> None:
     assert tasks == {"bridge_dataset": 6, "bridge_v2": 2, "bridge_data_v2": 1}
 
 
+def test_proxy_over_an_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(proxy, "ProxySettings", lambda: SHORT)
+    result = propose(index, method="proxy", seed=3)
+    assert [row.name for row in result.rows] == ["bridge_data_v2", "bridge_dataset", "bridge_v2"]
+    assert sum(e.weight * 48 for e in result.mixture.datasets) == pytest.approx(144, rel=1e-2)
+    assert all(row.numbers["examples"] == 48 for row in result.rows)
+    assert "33.3 % of the samples by size" in result.rows[0].reason
+    assert propose(index, method="proxy", seed=3) == result
+
+
 def test_real_bridge_frames(shared: Path, tmp_path: Path) -> None:
     options = FilterOptions(datasets=("bridge_dataset",), workers=1, progress=False)
     run_filter(shared / "data" / "rlds", tmp_path, options)
@@ -106,5 +119,7 @@ def test_a_frame_that_is_no_picture_is_named(index: Index, tmp_path: Path) -> No
     broken = index_of(tmp_path, {"bridge_dataset": ("1.0.0", [episode("go", image, np.full((4, 6), 0.1))])})
     (path,) = (tmp_path / "raw" / "bridge_dataset" / "1.0.0").glob("*tfrecord*")
     path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))
-    with pytest.raises(DataError, match=r"bridge_dataset/1.0.0/train/00000/00000: its first frame cannot be decoded"):
+    with pytest.raises(
+        DataError, match=r"bridge_dataset/1.0.0/train/00000/00000: a frame of its primary camera cannot be decoded"
+    ):
         survey(broken, "bridge_dataset")

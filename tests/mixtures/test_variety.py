@@ -7,6 +7,10 @@ from oxe_curate.mixtures import variety
 from tests.mixtures.sets import picture
 
 
+def layout(image: np.ndarray) -> np.ndarray:
+    return variety.embed(variety.thumbnail(image))
+
+
 def test_effective_number() -> None:
     assert variety.effective_number([3, 3, 3]) == 3
     assert variety.effective_number([1000, 0, 0]) == 1
@@ -26,16 +30,16 @@ def test_spellings_of_a_task() -> None:
 
 def test_distance_of_embeddings_is_the_rms_difference_of_flat_pictures() -> None:
     dark, light = (np.full((64, 48, 3), value, np.uint8) for value in (100, 151))
-    distance = np.linalg.norm(variety.colour_layout(dark) - variety.colour_layout(light))
+    distance = np.linalg.norm(layout(dark) - layout(light))
     assert distance == pytest.approx(51 / 255, abs=2e-3)  # luma alone: chroma is the same
 
 
 def test_a_picture_and_its_small_copy_lie_close_and_its_mirror_image_far() -> None:
     half = np.zeros((64, 64, 3), np.uint8)
     half[:, :32] = 255
-    embedded = variety.colour_layout(half)
-    assert np.linalg.norm(embedded - variety.colour_layout(half[::2, ::2])) < 0.01
-    assert np.linalg.norm(embedded - variety.colour_layout(half[:, ::-1])) > 0.5
+    embedded = layout(half)
+    assert np.linalg.norm(embedded - layout(half[::2, ::2])) < 0.01
+    assert np.linalg.norm(embedded - layout(half[:, ::-1])) > 0.5
 
 
 def test_scenes_are_counted() -> None:
@@ -58,7 +62,7 @@ def test_coverage_of_uniform_constant_and_one_sided_actions() -> None:
 
 
 def test_near_duplicates_need_all_three() -> None:
-    frames = np.stack([variety.colour_layout(picture((200, 50, 50)))] * 4)
+    frames = np.stack([layout(picture((200, 50, 50)))] * 4)
     still, moving = np.zeros((20, 7)), np.full((20, 7), 0.5)
     signatures = np.stack([variety.action_signature(a) for a in (still, still[:9], moving, still + 0.01)])
     assert variety.near_duplicates(["a"] * 4, frames, signatures) == 0.5  # the second and the fourth
