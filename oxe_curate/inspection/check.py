@@ -179,6 +179,8 @@ def _camera(camera: Camera, seen: CameraFeature, report: Report) -> list[Compari
     for finding in report.findings:
         if finding.question == f"is {seen.key} on the hand?" and camera.role in (*THIRD_PERSON, "wrist"):
             expected = "wrist" if camera.role == "wrist" else "third-person"
+            if camera.note:
+                finding = replace(finding, why=f"{finding.why} (the card notes: {camera.note})")
             found.append(_judge(f"where is {seen.key}?", camera.role, finding, finding.answer == expected))
         if finding.question == f"are red and blue exchanged in {seen.key}?":
             agrees = finding.answer == camera.channels

@@ -49,7 +49,7 @@ class Match:
         action, state: the columns, equally many.
         kind: which of the two hypotheses fits better.
         r: mean correlation of the columns under it; `other`: under the other hypothesis.
-        chance: the best r of the same search on the state shifted in time.
+        chance: the best r of the same search on the state shifted in time; 1 where r is below `SURE` anyway.
         gain: state displacement per unit of summed action (delta), or state per unit of action (absolute).
         lag: steps after which the state follows best.
         samples: number of stretches that do not overlap.
@@ -143,12 +143,15 @@ def _describe(
     table, other = (scores.delta, scores.absolute) if kind == "delta" else (scores.absolute, scores.delta)
     lag, size = int(table[:, best].argmax()), len(moving)
     x, y = displacements(a, s, window, lag) if kind == "delta" else levels(a, s, lag)
-    shifted = [_Scores.of(a, [np.roll(e, round(len(e) * f), axis=0) for e in s], moving, window) for f in _SHIFTS]
+    r, by_chance = float(table[lag, best]), 1.0
+    if r >= SURE:  # below, there is no confidence to take it off
+        shifted = [_Scores.of(a, [np.roll(e, round(len(e) * f), axis=0) for e in s], moving, window) for f in _SHIFTS]
+        by_chance = max(float(max(c.delta.max(), c.absolute.max())) for c in shifted)
     return Match(
         action=Columns(at.key, at.start, at.start + size),
         state=Columns(state.key, state.start + best, state.start + best + size),
-        kind=kind, r=float(table[lag, best]), other=float(other[:, best].max()),
-        chance=max(float(max(c.delta.max(), c.absolute.max())) for c in shifted),
+        kind=kind, r=r, other=float(other[:, best].max()),
+        chance=by_chance,
         gain=gain(x[:, moving], y[:, best : best + size][:, moving]) if len(x) else 0.0,
         lag=lag, samples=len(x) // window,
     )  # fmt: skip

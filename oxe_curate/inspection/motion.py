@@ -46,7 +46,7 @@ def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Fi
     }
     numbers = (
         f"r = {evidence['r_delta']:.2f} with the displacement of {m.state}, {evidence['r_absolute']:.2f} with its "
-        f"value, {m.chance:.2f} by chance, {m.samples} stretches"
+        f"value{f', {m.chance:.2f} by chance' if m.chance < 1 else ''}, {m.samples} stretches"
     )
     if m.r < SURE or m.confidence < 0.1:
         return unknown(question, f"neither reading stands out: {numbers}", **evidence)

@@ -93,7 +93,7 @@ def camera_mount(frames: Sequence[Frames], motion: Sequence[NDArray[np.float64]]
         f"{100 * stay:.0f} % of the places with a pattern stay as they are while the arm moves ({len(kept)} episodes); "
         f"change goes with motion at r = {r:.2f}"
     )
-    amount = len(kept) / (len(kept) + 0.5)
+    amount = len(kept) / (len(kept) + 1)
     if stay >= FIXED and r < 0.15:
         return unknown(question, f"{why}: so little that no arm seems to be in the picture", **evidence)
     if stay >= FIXED:
