@@ -8,7 +8,9 @@ looks for a server on the network first. A dead worker is noticed, and finished 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -104,7 +106,7 @@ def run(
     out = tasks[0].out
     total = sum(task.size for task in tasks)
     with _Bar(title, total, enabled=progress) as bar:
-        if _named_runner(beam_args):
+        if _runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
             outcomes = _elsewhere(tasks, work, beam_args, bar)
         else:
             count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
@@ -119,9 +121,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _named_runner(beam_args: Sequence[str]) -> bool:
-    named = [a.partition("=")[2] or "?" for a in beam_args if a == "--runner" or a.startswith("--runner=")]
-    return bool(named) and named[-1] not in ("FnApiRunner", "DirectRunner", "direct")
+def _runner_name(beam_args: Sequence[str]) -> str:
+    """The runner that the options name, "" for none."""
+    pairs = itertools.pairwise([*beam_args, ""])
+    named = [after if a == "--runner" else a[9:] for a, after in pairs if a == "--runner" or a.startswith("--runner=")]
+    return named[-1] if named else ""
 
 
 def build(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
@@ -177,6 +181,12 @@ def check_beam_args(beam_args: Sequence[str]) -> None:
         return
     from oxe_curate.beam_fn import PipelineOptions
 
+    module = _runner_name(beam_args).rpartition(".")[0]
+    if module:  # a runner's options are known once it is imported
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise errors.ConfigError(f"Beam's runner {_runner_name(beam_args)} cannot be imported: {error}") from None
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -200,7 +210,8 @@ def check_beam_args(beam_args: Sequence[str]) -> None:
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
     from oxe_curate.beam_fn import FnApiRunner
 
-    local_args = [a for a in beam_args if not a.startswith("--runner")]
+    name = _runner_name(beam_args)
+    local_args = [a for a in beam_args if a not in ("--runner", name, f"--runner={name}")]
     _pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
 
 

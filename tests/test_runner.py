@@ -46,6 +46,11 @@ def work(task: Double) -> None:
     task.out.publish_bytes(task.output, str(2 * task.number).encode())
 
 
+def slow(task: Double) -> None:
+    work(task)
+    time.sleep(1)
+
+
 def tasks(out: Path, **acts: str) -> list[Double]:
     return [Double(Folder.of(out), n, acts.get(f"n{n}", "")) for n in range(7)]
 
@@ -91,17 +96,14 @@ def test_beam_options_that_it_does_not_know_are_not_passed_over(tmp_path: Path, 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, workers: int) -> None:
-    script = tmp_path / "slow.py"
+    script = tmp_path / "script.py"
     script.write_text(
-        "import sys, time\n"
-        "from tests import test_runner as t\n"
-        "def slow(task):\n    t.work(task)\n    time.sleep(1)\n"
-        "sys.modules['slow'] = sys.modules['__main__']; slow.__module__ = 'slow'\n"
+        "from tests.test_runner import *\n"
         "if __name__ == '__main__':\n"
-        f"    t.runner.run(t.tasks(t.Path(sys.argv[1])), slow, title='', workers={workers})\n"
+        f"    runner.run(tasks(Path(sys.argv[1])), slow, title='', workers={workers})\n"
     )
     out = tmp_path / "out"
-    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     running = subprocess.Popen([sys.executable, script, out], env=env, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("*.txt")):
         assert running.poll() is None, running.communicate()

@@ -146,7 +146,10 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     Raises:
         ConfigError: nothing is found, or a named data set or version is not there.
     """
-    everything = _walk(source)
+    chosen_names = list(names)
+    everything = _walk(source, [name.partition(":")[0] for name in chosen_names])
+    if not everything and chosen_names:
+        everything = _walk(source)  # for the closest name
     if not everything:
         raise ConfigError(
             f"{source}: no TFDS data set below it (looked for <name>/<version>/{INFO}). "
@@ -156,7 +159,7 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     for dataset in everything:
         by_name.setdefault(dataset.name, []).append(dataset)
     chosen = []
-    for wanted in list(names) or list(by_name):
+    for wanted in chosen_names or list(by_name):
         name, _, version = wanted.partition(":")
         if name not in by_name:
             raise ConfigError(f"{source} has no data set {name!r}. {did_you_mean(name, by_name)}")
@@ -171,12 +174,14 @@ def _version_key(dataset: RldsDataset) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in dataset.version.split("."))
 
 
-def _walk(source: Folder) -> list[RldsDataset]:
+def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     if source.exists(INFO) or source.exists(FEATURES):
         # the version folder itself: paths stay relative to the root above it
         parts = source.uri.rstrip("/").rsplit("/", 2)
         if len(parts) == 3:
             return [RldsDataset(Folder(parts[0]), f"{parts[1]}/{parts[2]}", parts[1], parts[2])]
+    if not source.is_local:
+        return _walk_objects(source, names)
     found: list[RldsDataset] = []
     level = [""]
     for depth in range(_DEPTH):
@@ -192,6 +197,17 @@ def _walk(source: Folder) -> list[RldsDataset]:
         if depth == _DEPTH - 1:
             found += [_named(source, folder) for folder in level if source.exists(f"{folder}/{INFO}")]
     return sorted(found, key=lambda d: d.path)
+
+
+def _walk_objects(source: Folder, names: Iterable[str]) -> list[RldsDataset]:
+    """Find data sets by their files' names: pyarrow's gs:// lists no folder that has no object of its own."""
+    found = set()
+    for name in list(names) or [""]:
+        for path, is_folder, _ in source.list(name, recursive=True):
+            folder, _, file = path.rpartition("/")
+            if not is_folder and file in (INFO, FEATURES) and folder and folder.count("/") < _DEPTH:
+                found.add(folder)
+    return [_named(source, folder) for folder in sorted(found)]
 
 
 def _named(source: Folder, path: str) -> RldsDataset:
