@@ -44,9 +44,9 @@ def score(truth: Truth, rng: np.random.Generator, count: int) -> dict[str, bool]
         "polarity": says("does a high action[6]", truth.gripper),
         "idle": says("is the first step idle", "yes" if truth.idle_first else "no"),
     }
-    if truth.rotation != "euler":
+    if truth.rotation != "euler" and truth.kind != "absolute":  # an action of Euler angles does not tell the order
         found["quaternion order"] = says("in which order is the quaternion observation/state", truth.rotation)
-    else:
+    elif truth.rotation == "euler":
         found["unit"] = says("is observation/state[3:6] in radians", truth.angles)
     return found
 
