@@ -71,7 +71,7 @@ def agreement(bench: Bench) -> str:
     return f"Largest difference between our statistics and OpenVLA's, over {', '.join(keys)}: {worst:.1e}.\n"
 
 
-def one_size(args: argparse.Namespace, size: int, found: Sequence[Contender]) -> tuple[str, dict[str, object]]:
+def one_size(args: argparse.Namespace, size: int) -> tuple[str, dict[str, object]]:
     """Measure on the data set of one image size; return its section of the report, and the raw numbers."""
     source = make_shards.find_base(args.shared, args.data / "base")
     kind = "varied from real Bridge episodes" if args.shared in source.parents else "varied from drawn episodes"
@@ -80,9 +80,13 @@ def one_size(args: argparse.Namespace, size: int, found: Sequence[Contender]) ->
     quarter = max(1, args.shards // 4)
     part = make_shards.link_part(whole, args.data / f"{name}-first-{quarter}", source, quarter)
     bench, small = (Bench(folder, args.data / "work" / folder.name, args) for folder in (whole, part))
+    found = [c for c in contenders(args, size) if c.name in ALWAYS or re.search(args.only, c.name)]
     measure_all(bench, found, args.rounds, args.cold_rounds)
     ours = [c for c in found if c.name.startswith(("filter", "tokenize")) and not c.slow]
     measure_all(small, ours, args.rounds, 0)
+
+    for measured in (bench, small):
+        measured.clean()
 
     table = rows(bench, found)
     title = f"{size} px: {bench.num_bytes / 1e9:.2f} GB, {len(bench.shards)} shards, {bench.steps:,} steps, {kind}"
@@ -128,10 +132,9 @@ def main() -> None:
     machine = report.machine(args.data)
     if args.baseline_python:
         machine |= {f"peers' {k}": v for k, v in report.versions(args.baseline_python, TF_PACKAGES).items()}
-    found = [c for c in contenders(args) if c.name in ALWAYS or re.search(args.only, c.name)]
     sections, raw = [], {}
     for size in args.image_size:
-        text, raw[str(size)] = one_size(args, size, found)
+        text, raw[str(size)] = one_size(args, size)
         sections.append(text)
     command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
     head = [
@@ -139,7 +142,7 @@ def main() -> None:
         f"`{command}`",
         "\n".join(f"- {key}: {value}" for key, value in machine.items()),
         report.LEGEND.format(rounds=args.rounds, cold=args.cold_rounds),
-        "\n".join(f"- {c.name}: {c.note}" for c in found),
+        "\n".join(f"- {c.name}: {c.note}" for c in contenders(args, max(args.image_size))),
     ]
     results = HERE / "results"
     results.mkdir(exist_ok=True)
