@@ -19,6 +19,8 @@ from oxe_curate.mixtures.survey import SAMPLE, survey
 from oxe_curate.tokenize.mixture import Mixture, MixtureEntry
 
 Method = Literal["diversity", "proxy"]
+RUNS = 2
+"""Of the proxy, from different seeds: how far they lie apart says how much a share means."""
 
 
 @dataclass(frozen=True)
@@ -181,18 +183,24 @@ def _by_proxy(
         assert member.dataset is not None
         examples.append(read_examples(index, member.dataset, member.entry.splits, sample))
     steps = np.array([m.steps for m in held], np.float64)
-    progress("training two small models")
-    result = proxy.optimise(examples, steps.tolist(), seed)
+    runs = []
+    for run in range(RUNS):
+        progress(f"two small models, run {run + 1} of {RUNS}")
+        runs.append(proxy.optimise(examples, steps.tolist(), RUNS * seed + run))
+    share, reference, excess = (
+        np.mean([getattr(run, name) for run in runs], axis=0) for name in ("shares", "reference", "excess")
+    )
     one_pass = sum(m.entry.weight * m.steps for m in held if m.steps) if has_current else float(steps.sum())
-    weights = shares.weights_for_shares(result.shares, steps, one_pass)
-    by_size, mean = steps / steps.sum(), float(result.shares @ result.excess)
+    weights = shares.weights_for_shares(share, steps, one_pass)
+    by_size, mean = steps / steps.sum(), float(share @ excess)
     rows = []
     for i, member in enumerate(held):
+        each = [run.shares[i] for run in runs]
         reason = (
-            f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to "
-            f"{100 * result.shares[i]:.3g} %: on held-out episodes the reference model loses "
-            f"{result.reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
-            f"model lay {result.excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
+            f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to {100 * share[i]:.3g} % "
+            f"({' and '.join(f'{100 * s:.3g}' for s in each)} in {RUNS} runs): on held-out episodes the reference model "
+            f"loses {reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
+            f"model lay {excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
             f"{f', held to {diversity.MOST:g} copies' if weights[i] > diversity.MOST else ''}."
         )
         rows.append(
@@ -202,8 +210,8 @@ def _by_proxy(
                 current=member.entry.weight if has_current else None,
                 reason=reason,
                 numbers={
-                    "examples": len(examples[i]), "share_by_size": float(by_size[i]), "share": float(result.shares[i]),
-                    "reference_loss": float(result.reference[i]), "excess_loss": float(result.excess[i]),
+                    "examples": len(examples[i]), "share_by_size": float(by_size[i]), "share": float(share[i]),
+                    "reference_loss": float(reference[i]), "excess_loss": float(excess[i]),
                 },
             )
         )  # fmt: skip

@@ -99,6 +99,7 @@ def test_proxy_over_an_index(index: Index, monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(e.weight * 48 for e in result.mixture.datasets) == pytest.approx(144, rel=1e-2)
     assert all(row.numbers["examples"] == 48 for row in result.rows)
     assert "33.3 % of the samples by size" in result.rows[0].reason
+    assert " in 2 runs)" in result.rows[0].reason
     assert propose(index, method="proxy", seed=3) == result
 
 
