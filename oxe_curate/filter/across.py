@@ -197,34 +197,29 @@ def _leaks(file: _File, held: Sequence[_File], original: NDArray[np.int64], reas
 def _mark_outliers(out: Folder, held: Sequence[_File], reason: list[str | None], times: float) -> None:
     for dataset in dict.fromkeys(file.dataset for file in held):
         mine = [file for file in held if file.dataset == dataset]
-        bounds = _quantiles(out, mine, reason)
-        if bounds is None:
+        # one dimension at a time: 4 bytes a step are held, not 24
+        bounds = np.array([_quantiles(out, mine, reason, dimension) for dimension in range(6)], np.float64).T
+        if not np.isfinite(bounds).all():
             continue
         for file in mine:
-            for row, action in _actions(out, file, reason):
-                if outliers(action, bounds, times).any():
-                    reason[file.start + row] = "action_outlier"
+            action, row = _actions(out, file, reason)
+            for number in np.unique(row[outliers(action, bounds, times)]).tolist():
+                reason[file.start + number] = "action_outlier"
 
 
-def _quantiles(out: Folder, files: Sequence[_File], reason: list[str | None]) -> NDArray[np.float64] | None:
-    """float64 (2, 6) over the episodes kept so far, None if there are none; one dimension at a time bounds memory."""
-    found = []
-    for dimension in range(6):
-        values = [action[:, dimension].copy() for file in files for _, action in _actions(out, file, reason)]
-        if not values:
-            return None
-        found.append(np.quantile(np.concatenate(values), QUANTILES))
-    return np.array(found, np.float64).T
+def _quantiles(out: Folder, files: Sequence[_File], reason: list[str | None], dimension: int) -> NDArray[np.float64]:
+    """float64 (2,) of one dimension over the episodes kept so far; NaN if there are none."""
+    values = np.concatenate([_actions(out, file, reason)[0][:, dimension] for file in files])
+    return np.quantile(values, QUANTILES).astype(np.float64) if len(values) else np.full(2, np.nan)
 
 
-def _actions(out: Folder, file: _File, reason: list[str | None]) -> Iterable[tuple[int, NDArray[np.float32]]]:
-    """(row, action) of a file's episodes that are kept so far and have actions."""
+def _actions(out: Folder, file: _File, reason: list[str | None]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Actions (n, 7) of a file's episodes that are kept so far, and the row that each belongs to (n,)."""
     column = read_table(out, file.path, ["action"])["action"].combine_chunks()
-    offsets = np.asarray(column.offsets)
-    flat = np.asarray(column.values.flatten()).reshape(-1, 7)
-    for row in range(file.rows):
-        if reason[file.start + row] is None and column[row].is_valid:
-            yield row, flat[offsets[row] : offsets[row + 1]]
+    lengths = np.diff(np.asarray(column.offsets))  # 0 where there are no actions
+    row = np.repeat(np.arange(file.rows), lengths)
+    kept = np.array([r is None for r in reason[file.start : file.start + file.rows]], bool)[row]
+    return np.asarray(column.values.flatten()).reshape(-1, 7)[kept], row[kept]
 
 
 __all__ = ["Change", "apply", "decide", "outliers"]

@@ -23,6 +23,7 @@ BINS = 60
 MARGIN = 0.25
 """Of the 1 % .. 99 % range: what lies further out is counted in the outermost bars."""
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+_BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many, since each costs a histogram
 _EXAMPLE = ["episode_id", "shard", "source_steps", "num_steps", "frame_index", "instruction", "cameras", "camera_spans"]
 
 Tick = Callable[[], object]
@@ -169,8 +170,10 @@ def _histogram(
 
 
 def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Counts per bin; what lies outside counts in the outermost ones."""
-    return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].astype(np.int64)
+    """Counts per bin of even width; what lies outside counts in the outermost ones."""
+    bins = len(edges) - 1
+    place = (values - edges[0]) * (bins / (edges[-1] - edges[0]))
+    return np.bincount(np.clip(place, 0, bins - 1).astype(np.int64), minlength=bins)
 
 
 class _Stream:
@@ -184,14 +187,26 @@ class _Stream:
 
     def pairs(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
         """Yield (actions (n, 7), whether each belongs to a kept episode (n,))."""
+        held: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
         for _, table in self._index.tables(self._dataset, ["kept", "num_steps", "action"]):
             column = table["action"].combine_chunks()
             has = np.asarray(column.is_valid())
             action = np.asarray(column.flatten().flatten()).reshape(-1, 7)
             keep = np.repeat(np.asarray(table["kept"])[has], np.asarray(table["num_steps"])[has])
             finite = np.isfinite(action).all(axis=1)
+            held.append((action, keep) if finite.all() else (action[finite], keep[finite]))
             self._tick()
-            yield (action, keep) if finite.all() else (action[finite], keep[finite])
+            if sum(len(k) for _, k in held) >= _BLOCK:
+                yield _joined(held)
+                held = []
+        if held:
+            yield _joined(held)
+
+
+def _joined(
+    parts: list[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    return np.concatenate([action for action, _ in parts]), np.concatenate([keep for _, keep in parts])
 
 
 def _actions(index: Index, dataset: str, tick: Tick) -> Actions | None:
