@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from oxe_curate.config import build, parse_yaml
+from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.report import CameraFeature, Report
 from oxe_curate.inspection.series import Columns
 from oxe_curate.registry.card import DatasetCard
+from oxe_curate.storage import Folder
 
 _DEGREE = 0.017453292519943295
 _WRIST = re.compile(r"wrist|hand|gripper|eye_in")
@@ -60,6 +63,20 @@ def draft_card(report: Report, name: str | None = None) -> str:
     text = "\n".join(lines) + "\n"
     build(DatasetCard, parse_yaml(text, "draft"), "draft")  # a draft that cannot be read is a fault of this module
     return text
+
+
+def write_draft(report: Report, path: Path) -> None:
+    """Write the draft to a new file, whose stem becomes the card's name.
+
+    Raises:
+        ConfigError: the file is there already (it may be corrected by hand), or is not called .yaml.
+    """
+    if path.suffix != ".yaml":
+        raise ConfigError(f"{path}: a card's file ends in .yaml, and its stem is the card's name")
+    if path.exists():
+        raise ConfigError(f"{path} is there already, perhaps corrected by hand. Give another name, or remove it.")
+    text = draft_card(report, path.stem).encode()
+    Folder.of(path.parent).publish_bytes(path.name, text)
 
 
 def action_encoding(report: Report) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Fi
         "state": str(m.state),
         "r_delta": round(m.r if m.kind == "delta" else m.other, 3),
         "r_absolute": round(m.other if m.kind == "delta" else m.r, 3),
-        "r_by_chance": round(m.chance, 3),
+        "r_by_chance": round(m.chance, 3) if m.chance < 1 else None,
         "gain": float(f"{m.gain:.4g}"),
         "lag": m.lag,
         "samples": m.samples,

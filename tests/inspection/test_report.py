@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from oxe_curate.errors import ConfigError, CorruptError
-from oxe_curate.inspection import Report, draft_card, inspect_dataset
+from oxe_curate.inspection import Report, draft_card, inspect_dataset, write_draft
 from oxe_curate.inspection import report as reports
 from oxe_curate.inspection import sample as samples
 from oxe_curate.inspection.draft import gripper_operations, nominal
@@ -122,8 +122,12 @@ def test_a_draft_says_how_sure_it_is(report: Report) -> None:
 
 def test_a_draft_of_another_name_keeps_the_data_sets_as_an_alias(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(draft_card(report, "mine"))
+    write_draft(report, path)
     assert read_card(path).aliases == ("arm",)
+    with pytest.raises(ConfigError, match="there already"):
+        write_draft(report, path)
+    with pytest.raises(ConfigError, match=r"ends in \.yaml"):
+        write_draft(report, tmp_path / "mine.txt")
 
 
 @pytest.mark.parametrize(
