@@ -59,6 +59,26 @@ def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
     return [f"{episodes:,}", _share(episodes, summary.seen), f"{steps:,}", _share(steps, summary.steps_seen)]
 
 
+def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
+    """What the table does not show: data sets that vanish, copies, leaking splits, tasks that disappear."""
+    from oxe_curate.filter.index import Index
+    from oxe_curate.filter.tasks import lost_tasks
+
+    lines = [f"{name}: nothing is kept." for name, summary in summaries.items() if summary.kept == 0]
+    for name, summary in summaries.items():
+        if summary.copies:
+            lines.append(f"{name}: {summary.copies:,} kept episodes are copies of others (--criterion duplicate=true).")
+        lines += [
+            f"{name}: {count:,} episodes of {split} are copies of train episodes: it is not held out."
+            for split, count in summary.leaks.items()
+        ]
+    for name, texts in lost_tasks(Index.open(index)).items():
+        if summaries[name].kept:
+            shown = ", ".join(map(repr, texts[:5])) + (" …" if texts[5:] else "")
+            lines.append(f"{name}: {len(texts)} tasks disappear: {shown}")
+    return lines
+
+
 def tokenized(manifest: Mapping[str, Any]) -> Group:
     """Rows and shares per data set, and what binning loses."""
     rows = manifest["rows"]
