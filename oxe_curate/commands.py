@@ -223,7 +223,8 @@ def datasets(
     elif markdown:
         typer.echo(tables.catalogue_markdown(rows))
     else:
-        tables.console().print(tables.catalogue(rows))
+        screen = tables.console()
+        screen.print(tables.catalogue(rows, screen.width))
 
 
 @app.command("report")
