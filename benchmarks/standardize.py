@@ -51,7 +51,7 @@ def main() -> None:
     lines = []
     for dataset in find(Folder.of(source)):
         for frames in ("span", "exact"):
-            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]  # type: ignore[arg-type]
+            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]
             scanner = Scanner(dataset, task.card, task.recipe)
             shard = dataset.source.map(task.shard.path)
             episodes = [scanner.reader.read(shard, offset, length) for offset, length in tfrecord.records(shard)]
