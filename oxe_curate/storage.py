@@ -154,7 +154,7 @@ class Folder:
         with _explained(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with temporary.open("wb") as sink:
+                with pa.OSFile(str(temporary), "wb") as sink:  # a fifth faster than Python's for Parquet
                     write(sink)
                 temporary.replace(target)
             finally:

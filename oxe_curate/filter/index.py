@@ -7,6 +7,7 @@ and where its frames are, so that everything after the filter works from the ind
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.filter.idle import libero
 from oxe_curate.storage import Folder
 
 FORMAT = 1
@@ -54,6 +56,9 @@ SCHEMA = pa.schema(
         ("cameras", pa.map_(pa.string(), pa.list_(FRAME))),
         ("camera_spans", pa.map_(pa.string(), SPAN)),
         ("metrics", METRICS),
+        ("action_hash", pa.uint64()),
+        ("image_hash", pa.list_(pa.uint64())),
+        ("duplicate_of", pa.string()),
     ]
 )
 
@@ -70,6 +75,7 @@ class IndexRow:
         frames: role -> int64 (T', 2) of (offset, length) of each surviving step's encoded frame; empty where the
             frames were not located (see `spans`).
         spans: role -> (offset, length) of the whole list of frames in the shard.
+        image_hash: perceptual hashes of a few frames, where they were asked for (see `frames.FrameLook.hashes`).
     """
 
     id: EpisodeId
@@ -81,14 +87,25 @@ class IndexRow:
     frames: Mapping[str, NDArray[np.int64]]
     spans: Mapping[str, tuple[int, int]]
     control_hz: float | None
+    image_hash: tuple[int, ...] | None = None
+
+
+def action_hash(trajectory: Trajectory) -> int | None:
+    """64 bits that two episodes share only if their standardised actions are equal, bit for bit.
+
+    None where the actions say nothing about the episode: fewer than two steps, or all steps alike.
+    """
+    action = trajectory.action
+    if len(action) < 2 or not np.count_nonzero(action[1:] != action[0]):
+        return None
+    return int.from_bytes(hashlib.blake2b(action.tobytes(), digest_size=8).digest(), "little")
 
 
 def metrics(trajectory: Trajectory, control_hz: float | None) -> dict[str, float | None]:
     """How much happens in an episode.
 
     Returns:
-        idle_share: share of steps whose six pose dimensions have a norm below 1e-4 and whose gripper is that of the
-            step before (the rule by which OpenVLA removes idle steps from LIBERO, without its memory of kept steps).
+        idle_share: share of idle steps by OpenVLA's rule for LIBERO (see `idle.libero`).
         largest_action: largest absolute pose value. path_length: sum of the xyz displacements' norms.
         seconds: steps divided by the control rate; None where the rate is not known.
     """
@@ -96,13 +113,10 @@ def metrics(trajectory: Trajectory, control_hz: float | None) -> dict[str, float
     if steps == 0:
         return {"idle_share": None, "largest_action": None, "path_length": None, "seconds": 0.0}
     with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
-        squares = action[:, :6] * action[:, :6]
-        still = squares.sum(axis=1) < 1e-8
-        still[1:] &= action[1:, 6] == action[:-1, 6]
         return {
-            "idle_share": float(still.mean()),
+            "idle_share": float(np.count_nonzero(libero(action)) / steps),
             "largest_action": float(np.abs(action[:, :6]).max()),
-            "path_length": float(np.sqrt(squares[:, :3].sum(axis=1)).sum()),
+            "path_length": float(np.sqrt((action[:, :3] * action[:, :3]).sum(axis=1)).sum()),
             "seconds": steps / control_hz if control_hz else None,
         }
 
@@ -110,29 +124,30 @@ def metrics(trajectory: Trajectory, control_hz: float | None) -> dict[str, float
 def to_table(rows: Sequence[IndexRow]) -> pa.Table:
     """Rows -> one Arrow table with `SCHEMA`, its numeric columns built without a Python object per step."""
     trajectories = [row.trajectory for row in rows]
-    lengths = [len(t) if t else 0 for t in trajectories]
+    lengths = [len(t) if t is not None else 0 for t in trajectories]
     missing = np.array([t is None for t in trajectories], bool)
     columns: dict[str, Any] = {
         "episode_id": [str(row.id) for row in rows],
         "shard": [row.shard for row in rows],
         "record_offset": [row.record[0] for row in rows],
         "record_length": [row.record[1] for row in rows],
-        "num_steps": [len(r.trajectory) if r.trajectory else r.source_steps for r in rows],
+        "num_steps": [len(r.trajectory) if r.trajectory is not None else r.source_steps for r in rows],
         "source_steps": [row.source_steps for row in rows],
         "kept": [row.reason is None for row in rows],
         "reason": [row.reason for row in rows],
-        "instruction": [t.instruction if t else "" for t in trajectories],
-        "instructions": [list(t.instructions) if t else [] for t in trajectories],
+        "instruction": [t.instruction if t is not None else "" for t in trajectories],
+        "instructions": [list(t.instructions) if t is not None else [] for t in trajectories],
         # one text for the whole episode is the rule, so its index is left out
         "instruction_index": [
-            t.instruction_index if t and t.instructions and np.any(t.instruction_index) else None for t in trajectories
+            t.instruction_index if t is not None and t.instructions and np.any(t.instruction_index) else None
+            for t in trajectories
         ],
         "frame_index": _lists(
-            _join([t.frame_index for t in trajectories if t], np.int32), lengths, pa.int32(), missing
+            _join([t.frame_index for t in trajectories if t is not None], np.int32), lengths, pa.int32(), missing
         ),
         "action": _lists(
             pa.FixedSizeListArray.from_arrays(
-                pa.array(_join([t.action.ravel() for t in trajectories if t], np.float32)), 7
+                pa.array(_join([t.action.ravel() for t in trajectories if t is not None], np.float32)), 7
             ),
             lengths,
             pa.list_(pa.float32(), 7),
@@ -141,7 +156,10 @@ def to_table(rows: Sequence[IndexRow]) -> pa.Table:
         "proprio": _proprio(trajectories, lengths, missing),
         "cameras": _cameras(rows),
         "camera_spans": [[(role, {"offset": o, "length": n}) for role, (o, n) in r.spans.items()] for r in rows],
-        "metrics": [metrics(r.trajectory, r.control_hz) if r.trajectory else None for r in rows],
+        "metrics": [metrics(r.trajectory, r.control_hz) if r.trajectory is not None else None for r in rows],
+        "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
+        "image_hash": [row.image_hash for row in rows],
+        "duplicate_of": [None] * len(rows),  # across.py fills it in
     }
     return pa.table(
         [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA
@@ -163,8 +181,8 @@ def _lists(values: Any, lengths: Sequence[int], kind: Any, missing: NDArray[np.b
 
 
 def _proprio(trajectories: Sequence[Trajectory | None], lengths: Sequence[int], missing: NDArray[np.bool_]) -> Any:
-    widths = np.repeat([t.proprio.shape[1] if t else 0 for t in trajectories], lengths)
-    flat = _join([t.proprio.ravel() for t in trajectories if t], np.float32)
+    widths = np.repeat([t.proprio.shape[1] if t is not None else 0 for t in trajectories], lengths)
+    flat = _join([t.proprio.ravel() for t in trajectories if t is not None], np.float32)
     return _lists(_lists(flat, widths.tolist(), pa.float32()), lengths, pa.list_(pa.float32()), missing)
 
 
@@ -192,6 +210,10 @@ class Summary:
     bytes_read: int = 0
     corrupt: list[str] = field(default_factory=list)
     """What --skip-corrupt left out, in words."""
+    copies: int = 0
+    """Kept episodes that are copies of others."""
+    leaks: dict[str, int] = field(default_factory=dict)
+    """split -> kept episodes that are copies of kept ones of a train split."""
 
     def add(self, other: Summary) -> None:
         """Add another summary's counts to this one."""
@@ -201,6 +223,9 @@ class Summary:
         self.steps_kept += other.steps_kept
         self.bytes_read += other.bytes_read
         self.corrupt += other.corrupt
+        self.copies += other.copies
+        for split, episodes in other.leaks.items():
+            self.leaks[split] = self.leaks.get(split, 0) + episodes
         for reason, (episodes, steps) in other.dropped.items():
             mine = self.dropped.setdefault(reason, [0, 0])
             mine[0] += episodes
@@ -209,16 +234,20 @@ class Summary:
     @classmethod
     def of(cls, rows: Sequence[IndexRow]) -> Summary:
         """Count a shard's rows."""
+        return cls.count((len(r.trajectory) if r.trajectory is not None else r.source_steps, r.reason) for r in rows)
+
+    @classmethod
+    def count(cls, episodes: Iterable[tuple[int, str | None]]) -> Summary:
+        """Count episodes, each told by its steps and the reason it is dropped."""
         summary = cls()
-        for row in rows:
-            steps = len(row.trajectory) if row.trajectory else row.source_steps
+        for steps, reason in episodes:
             summary.seen += 1
             summary.steps_seen += steps
-            if row.reason is None:
+            if reason is None:
                 summary.kept += 1
                 summary.steps_kept += steps
             else:
-                count = summary.dropped.setdefault(row.reason, [0, 0])
+                count = summary.dropped.setdefault(reason, [0, 0])
                 count[0] += 1
                 count[1] += steps
         return summary
@@ -226,8 +255,13 @@ class Summary:
 
 def write_shard(out: Folder, path: str, rows: Sequence[IndexRow], summary: Summary, fingerprint: str) -> None:
     """Publish one shard's rows, with their summary and the hash of all that decided them in the file's metadata."""
+    write_table(out, path, to_table(rows), summary, fingerprint)
+
+
+def write_table(out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str) -> None:
+    """Publish rows that are a table already, as `write_shard` does."""
     meta = {"format": FORMAT, "fingerprint": fingerprint, "summary": asdict(summary)}
-    table = to_table(rows).replace_schema_metadata({_META: json.dumps(meta, sort_keys=True)})
+    table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True)})
     # zstd 1: the actions are noise to any codec, the offsets and texts shrink at any level
     out.publish(path, lambda sink: pq.write_table(table, sink, compression="zstd", compression_level=1))
 

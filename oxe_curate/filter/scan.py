@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from oxe_curate import __version__
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, CorruptError, DataError
+from oxe_curate.filter.frames import FrameLook
+from oxe_curate.filter.idle import drop_idle_frames
 from oxe_curate.filter.index import FORMAT, IndexRow, Summary, write_shard
-from oxe_curate.filter.screen import Candidate, Criteria, screen
+from oxe_curate.filter.screen import Candidate, Criteria, screen, third_person_camera
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
@@ -70,7 +72,7 @@ class FilterTask:
         """Hash of everything that decides the index file's contents."""
         parts = {
             "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
-            "card": asdict(self.card), "recipe": self.recipe, "criteria": asdict(self.criteria),
+            "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_one_episode(),
             "frames": self.frames, "verify": self.verify, "skip_corrupt": self.skip_corrupt,
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
@@ -148,11 +150,14 @@ class Scanner:
         fields = {}
         for rule in card.episode_filters:
             fields[rule.field] = rule.field if rule.field in other else f"episode_metadata/{rule.field}"
+        flag = card.success_key
+        if flag is not None and flag in other:
+            fields[flag] = flag
         self.reader = EpisodeReader(
             dataset.features,
             steps=[
                 *(card.step_keys(recipe, available=steps) if card.recipes else ()),
-                *(key for key in card.language.keys if key in steps),
+                *(key for key in (*card.language.keys, flag) if key in steps),
             ],
             cameras=self.cameras,
             metadata=fields.values(),
@@ -165,8 +170,16 @@ class Scanner:
         """One record -> (its row, bytes looked at)."""
         episode = self.reader.read(buffer, offset, length, ensure)
         trajectory = self._standardize(episode.steps) if self._standardize else None
-        candidate = Candidate(task.card, episode, trajectory)
-        reason = screen(candidate, task.criteria)
+        criteria = task.criteria
+        if trajectory is not None and criteria.drop_idle_frames:
+            trajectory = drop_idle_frames(trajectory, criteria.drop_idle_frames)
+        look = FrameLook(buffer, ensure)
+        candidate = Candidate(task.card, episode, trajectory, look)
+        reason = screen(candidate, criteria)
+        hashes = None
+        if criteria.near_duplicate is not None and reason is None:
+            camera = third_person_camera(candidate, criteria.black_level)
+            hashes = look.hashes(camera) if camera else None
         spans: dict[str, tuple[int, int]] = {}
         frames: dict[str, NDArray[np.int64]] = {}
         for key, role in self.cameras.items():
@@ -182,9 +195,9 @@ class Scanner:
         row = IndexRow(
             id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
             shard=shard.path, record=(offset, length), source_steps=episode.num_steps, reason=reason,
-            trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz,
+            trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz, image_hash=hashes,
         )  # fmt: skip
-        return row, _touched(episode, frames)
+        return row, _touched(episode, frames) + look.touched
 
 
 def locate(buffer: memoryview, span: tuple[int, int], num_steps: int, role: str) -> NDArray[np.int64]:

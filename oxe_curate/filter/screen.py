@@ -1,18 +1,24 @@
 """Criteria: pure functions that return the reason an episode is dropped, or None.
 
-Each is switched, and given its threshold, in one block (`--criteria FILE`):
+Each is switched, and given its threshold, in one block (`--criteria FILE`); see `Criteria` for all of them:
 
     no_third_person_camera: true
     too_short: 10
     no_language: false
+    idle: 0.8
+    duplicate: true
+
+`action_outlier`, `duplicate` and `near_duplicate` need the other episodes: `across.py` decides them once every shard is
+scanned. All others look at one episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,8 +26,14 @@ from pydantic.dataclasses import dataclass
 
 from oxe_curate import config
 from oxe_curate.episode import Trajectory
+from oxe_curate.filter.frames import FrameLook
+from oxe_curate.filter.idle import RULES, Rule
 from oxe_curate.registry.card import THIRD_PERSON, DatasetCard
+from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.reader import RawEpisode
+
+ACROSS = ("action_outlier", "duplicate", "near_duplicate")
+"""Reasons that are decided over all episodes."""
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -29,22 +41,64 @@ class Criteria:
     """What an episode must satisfy; the defaults are OpenVLA's.
 
     Attributes:
-        no_third_person_camera: drop where no camera looks from outside, or its list of frames is empty.
+        no_third_person_camera: drop where no camera looks from outside, or those that do have no frames, empty ones
+            or black ones.
+        black_level: of 255. A frame is black when no block of 8 x 8 pixels is as bright on average; 0 looks at no
+            frame. Flags such as Bridge's `has_image_0` are not asked: they read false where there are pictures.
         not_single_arm: drop where the card says anything but one arm.
         not_end_effector: drop where the action is not the end effector's, or the card has no recipe for it.
         failed: drop what the card's episode filters refuse (kuka: success is not true).
+        success_key: under `failed`, also drop where the card's success flag, at the last step if it is one of the
+            steps', is not true. OpenVLA does not ask it.
         no_language: drop where no step has a text.
         too_short: drop episodes of fewer steps, counted after the recipe's trim; at least 1.
+        too_long: drop episodes of more steps; null for any length.
         not_finite: drop where an action or proprio value is NaN or infinite.
+        idle: drop where a larger share of the steps is idle by `idle_rule`; null to keep them.
+        idle_rule: "libero" or "droid", see `idle.py`.
+        drop_idle_frames: a rule by which idle steps are cut out of every episode, before all else; null for none.
+        bad_image: drop where a frame of a located camera cannot be decoded. Decodes every picture: slow.
+        action_outlier: drop where a pose value lies further outside the data set's 1 % .. 99 % range than so many
+            times that range; null to keep them.
+        duplicate: true drops an episode whose standardised actions are those of an earlier one, in any split or data
+            set (train comes first, then the lower id); "report" keeps and marks it; false does not look.
+        near_duplicate: also take as a copy what has nearly the same length and pictures whose hashes differ by at most
+            so many of their 64 bits; null for exact copies only.
+        allow_leak: let a mixture draw from a split whose episodes are copies of the train split's.
     """
 
     no_third_person_camera: bool = True
+    black_level: int = Field(default=8, ge=0, le=255)
     not_single_arm: bool = True
     not_end_effector: bool = True
     failed: bool = True
+    success_key: bool = False
     no_language: bool = True
     too_short: int = Field(default=1, ge=1)
+    too_long: int | None = Field(default=None, ge=1)
     not_finite: bool = True
+    idle: float | None = Field(default=None, ge=0, le=1)
+    idle_rule: Rule = "libero"
+    drop_idle_frames: Rule | None = None
+    bad_image: bool = False
+    action_outlier: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    duplicate: Literal[True, False, "report"] = "report"
+    near_duplicate: int | None = Field(default=None, ge=0, le=16)
+    allow_leak: bool = False
+
+    def __post_init__(self) -> None:
+        if self.too_long is not None and self.too_long < self.too_short:
+            raise ValueError(f"too_long {self.too_long} is below too_short {self.too_short}")
+        if self.near_duplicate is not None and self.duplicate is False:
+            raise ValueError("near_duplicate needs duplicate: true or report")
+
+    def of_one_episode(self) -> dict[str, Any]:
+        """What decides a shard's scan: changing the rest does not scan again."""
+        decided = asdict(self)
+        for name in ("action_outlier", "duplicate", "allow_leak"):
+            del decided[name]
+        decided["near_duplicate"] = self.near_duplicate is not None  # then pictures are hashed
+        return decided
 
 
 def read_criteria(path: Path | None) -> Criteria:
@@ -54,21 +108,32 @@ def read_criteria(path: Path | None) -> Criteria:
 
 @plain_dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a criterion may look at. `trajectory` is None where the card has no recipe."""
+    """What a criterion may look at.
+
+    Attributes:
+        trajectory: None where the card has no recipe.
+        look: looks at single frames; None where there is no shard to look into.
+    """
 
     card: DatasetCard
     episode: RawEpisode
     trajectory: Trajectory | None
+    look: FrameLook | None = None
 
 
-def no_third_person_camera(candidate: Candidate, criteria: Criteria) -> str | None:
-    """No camera of an outside role, or none that has frames in this episode."""
+def third_person_camera(candidate: Candidate, level: int) -> Span | None:
+    """Where the frames of the first camera are that looks from outside and shows something in this episode."""
     for key, camera in candidate.card.cameras.items():
         if camera.role in THIRD_PERSON:
             span = candidate.episode.cameras.get(key)
-            if span is not None and span.length > 0:
-                return None
-    return "no_third_person_camera"
+            if span is not None and span.length > 0 and (candidate.look is None or candidate.look.shows(span, level)):
+                return span
+    return None
+
+
+def no_third_person_camera(candidate: Candidate, criteria: Criteria) -> str | None:
+    """No camera of an outside role, or none whose frames show something."""
+    return None if third_person_camera(candidate, criteria.black_level) else "no_third_person_camera"
 
 
 def not_single_arm(candidate: Candidate, criteria: Criteria) -> str | None:
@@ -82,9 +147,13 @@ def not_end_effector(candidate: Candidate, criteria: Criteria) -> str | None:
 
 
 def failed(candidate: Candidate, criteria: Criteria) -> str | None:
-    """The card's own filters, such as kuka's success flag."""
+    """The card's own filters, such as kuka's success flag; on request its success flag, where it has one."""
     for rule in candidate.card.episode_filters:
         if find_metadata(candidate.episode.metadata, rule.field) != rule.equals:
+            return "failed"
+    if criteria.success_key and candidate.card.success_key:
+        flag = find_flag(candidate.episode, candidate.card.success_key)
+        if flag is not None and not flag:
             return "failed"
     return None
 
@@ -97,15 +166,31 @@ def find_metadata(metadata: dict[str, Any], field: str) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def find_flag(episode: RawEpisode, key: str) -> Any:
+    """A flag of the episode, or of its last step; None where it is not stored."""
+    if key in episode.steps:
+        values = episode.steps[key]
+        return bool(np.all(values[-1])) if len(values) else None
+    return find_metadata(episode.metadata, key)
+
+
 def no_language(candidate: Candidate, criteria: Criteria) -> str | None:
     """No step has a text (OpenVLA keeps an episode when any step has one)."""
     return None if candidate.trajectory is None or candidate.trajectory.instructions else "no_language"
 
 
+def _length(candidate: Candidate) -> int:
+    return candidate.episode.num_steps if candidate.trajectory is None else len(candidate.trajectory)
+
+
 def too_short(candidate: Candidate, criteria: Criteria) -> str | None:
     """Fewer steps than asked for, after the trim."""
-    length = candidate.episode.num_steps if candidate.trajectory is None else len(candidate.trajectory)
-    return "too_short" if length < criteria.too_short else None
+    return "too_short" if _length(candidate) < criteria.too_short else None
+
+
+def too_long(candidate: Candidate, criteria: Criteria) -> str | None:
+    """More steps than asked for, after the trim."""
+    return "too_long" if criteria.too_long is not None and _length(candidate) > criteria.too_long else None
 
 
 def not_finite(candidate: Candidate, criteria: Criteria) -> str | None:
@@ -116,18 +201,36 @@ def not_finite(candidate: Candidate, criteria: Criteria) -> str | None:
     return "not_finite"
 
 
+def idle(candidate: Candidate, criteria: Criteria) -> str | None:
+    """A larger share of idle steps than asked for."""
+    trajectory = candidate.trajectory
+    if criteria.idle is None or trajectory is None or not len(trajectory):
+        return None
+    return "idle" if RULES[criteria.idle_rule](trajectory.action).mean() > criteria.idle else None
+
+
+def bad_image(candidate: Candidate, criteria: Criteria) -> str | None:
+    """A frame that cannot be decoded, of any camera that the card names."""
+    look = candidate.look
+    if look is None:
+        return None
+    return "bad_image" if any(look.undecodable(span) for span in candidate.episode.cameras.values()) else None
+
+
 CRITERIA: dict[str, Callable[[Candidate, Criteria], str | None]] = {
     check.__name__: check
     for check in (
-        no_third_person_camera, not_single_arm, not_end_effector, failed, too_short, not_finite, no_language,
+        no_third_person_camera, not_single_arm, not_end_effector, failed, too_short, too_long, not_finite, no_language,
+        idle, bad_image,
     )
 }  # fmt: skip
-"""In the order they are asked; an episode gets the first reason that holds."""
+"""Those of one episode, in the order they are asked; an episode gets the first reason that holds."""
 
 
 def screen(candidate: Candidate, criteria: Criteria) -> str | None:
-    """The first reason to drop the episode, or None to keep it."""
+    """The first reason to drop the episode, or None to keep it. `ACROSS` is for `across.py`."""
     for name, check in CRITERIA.items():
-        if getattr(criteria, name) and (reason := check(candidate, criteria)):
+        switch = getattr(criteria, name)
+        if switch is not None and switch is not False and (reason := check(candidate, criteria)):
             return reason
     return None

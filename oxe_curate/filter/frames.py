@@ -1,0 +1,183 @@
+"""Looking at encoded frames: is a picture black, does it decode, what is its perceptual hash.
+
+The filter reads no pictures; these few looks are as cheap as can be proved right. Whether a JPEG is black is mostly
+settled by the one block in its upper left corner, which stands in the frame's first bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from oxe_curate.errors import CorruptError
+from oxe_curate.filter.jpeg import MAGIC, corner_brightness
+from oxe_curate.rlds import example
+from oxe_curate.rlds.example import Span
+from oxe_curate.rlds.tfrecord import Ensure
+
+HEAD = 1024
+"""Bytes of a frame looked at first: a JPEG's header is of 600 to 700."""
+FLAT = 2
+"""Grey levels; a smaller difference between neighbours says nothing in a perceptual hash: it is the coder's noise."""
+HASHED = 4
+"""Frames of an episode that are hashed: first, last, and at thirds."""
+
+
+class FrameLook:
+    """Looks at single frames of a shard.
+
+    Args:
+        buffer: the shard.
+        ensure: fetches bytes of a remote shard before they are looked at.
+
+    Attributes:
+        touched: bytes looked at so far.
+    """
+
+    def __init__(self, buffer: memoryview, ensure: Ensure | None = None) -> None:
+        self._buffer, self._ensure = buffer, ensure
+        self.touched = 0
+
+    def shows(self, span: Span, level: int) -> bool:
+        """Whether the first, the middle or the last frame of a camera's list is not black.
+
+        A frame that cannot be decoded is not black either; `bad_image` is about those.
+
+        Args:
+            span: the camera's list of frames.
+            level: see `is_black`; 0 asks only that the list holds something.
+        """
+        if span.length == 0:
+            return False
+        if level == 0:
+            return True
+        first = self._first(span)
+        if first[1] and not self._black(*first, level):
+            return True
+        frames = self.ranges(span)
+        return any(
+            length and not self._black(offset, length, level)
+            for offset, length in (frames[i].tolist() for i in {len(frames) // 2, len(frames) - 1})
+        )
+
+    def hashes(self, span: Span) -> tuple[int, ...] | None:
+        """Perceptual hashes of `HASHED` frames, evenly spaced over a camera's list; None if one cannot be decoded."""
+        frames = self.ranges(span)
+        if not len(frames):
+            return None
+        chosen = np.linspace(0, len(frames) - 1, HASHED).round().astype(int)
+        try:
+            return tuple(dhash(self._bytes(*frames[i].tolist())) for i in chosen)
+        except ValueError:
+            return None
+
+    def undecodable(self, span: Span) -> bool:
+        """Whether a frame of the list cannot be decoded; a list of empty frames is a missing camera, not a bad one."""
+        frames = self.ranges(span)
+        if not frames[:, 1].any():
+            return False
+        try:
+            for offset, length in frames.tolist():
+                grey(self._bytes(offset, length), strict=True)
+        except ValueError:
+            return True
+        return False
+
+    def ranges(self, span: Span) -> NDArray[np.int64]:
+        """int64 (T, 2): offset and length of each frame."""
+        self._need(span.offset, span.length)
+        return example.byte_ranges(self._buffer, span)
+
+    def _first(self, span: Span) -> tuple[int, int]:
+        # a list of bytes begins with a tag and a length, at most 11 bytes
+        self._need(span.offset, min(span.length, 11))
+        if self._buffer[span.offset] != 0x0A:
+            raise CorruptError(f"byte {span.offset}: not a list of frames")
+        length, position = 0, span.offset + 1
+        for shift in range(0, 35, 7):
+            byte = self._buffer[position]
+            length |= (byte & 0x7F) << shift
+            position += 1
+            if byte < 0x80:
+                break
+        if position + length > span.offset + span.length:
+            raise CorruptError(f"byte {position}: a value runs past its list's end")
+        return position, length
+
+    def _black(self, offset: int, length: int, level: int) -> bool:
+        head = min(length, HEAD)
+        self._need(offset, head)
+        self.touched += head
+        corner = corner_brightness(self._buffer[offset : offset + head])
+        if corner is not None and corner >= level:
+            return False
+        try:
+            return is_black(self._bytes(offset, length), level)
+        except ValueError:
+            return False
+
+    def _bytes(self, offset: int, length: int) -> memoryview:
+        self._need(offset, length)
+        self.touched += length
+        return self._buffer[offset : offset + length]
+
+    def _need(self, offset: int, length: int) -> None:
+        if self._ensure:
+            self._ensure(offset, length)
+
+
+def is_black(data: bytes | memoryview, level: int) -> bool:
+    """Whether no block of 8 x 8 pixels has a mean brightness of `level` (of 255) or more.
+
+    Raises:
+        ValueError: it is no picture that can be decoded.
+    """
+    return bool(grey(data).max() < level)
+
+
+def grey(data: bytes | memoryview, strict: bool = False) -> NDArray[Any]:
+    """Brightness (H / 8, W / 8) of a JPEG or PNG, averaged over blocks of 8 x 8 pixels.
+
+    Args:
+        data: the encoded picture.
+        strict: whether damage that a JPEG decoder can patch over (a truncated file) is an error.
+
+    Raises:
+        ValueError: it is no picture that can be decoded.
+    """
+    if bytes(data[:2]) == MAGIC:
+        return np.asarray(simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=strict))
+    return np.asarray(_open(data).reduce(8))
+
+
+def dhash(data: bytes | memoryview) -> int:
+    """Perceptual hash: 64 bits, which say where brightness rises from left to right on a grid of 9 x 8.
+
+    It hardly changes when a picture is encoded or resized again. A plain picture gives 0.
+
+    Raises:
+        ValueError: it is no picture that can be decoded.
+    """
+    if bytes(data[:2]) == MAGIC:
+        picture = simplejpeg.decode_jpeg(data, "GRAY", min_height=32, min_width=36, min_factor=8, strict=False)
+        image = Image.fromarray(picture[:, :, 0])
+    else:
+        image = _open(data)
+    cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)
+    return int.from_bytes(np.packbits(cells[:, 1:] - cells[:, :-1] >= FLAT).tobytes(), "big")
+
+
+def _open(data: bytes | memoryview) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith(("I", "F")):  # 16 bits and more: keep the upper 8
+                values = np.asarray(image, np.float64)
+                return Image.fromarray((values / 256).clip(0, 255).astype(np.uint8))
+            return image.convert("L")
+    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
+        raise ValueError(str(error)) from None

@@ -1,0 +1,87 @@
+"""Steps in which nothing happens, by the rules of those who dropped them from published data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.episode import Trajectory
+
+Rule = Literal["libero", "droid"]
+
+LIBERO_NORM = 1e-4
+DROID_TOLERANCE = 1e-5
+DROID_Q01 = np.array(
+    [-0.7776297926902771, -0.5803514122962952, -0.5795090794563293,
+     -0.6464047729969025, -0.7041108310222626, -0.8895104378461838]
+)  # fmt: skip
+DROID_Q99 = np.array(
+    [0.7597932070493698, 0.5726242214441299, 0.7351000607013702,
+     0.6705610305070877, 0.6464948207139969, 0.8897542208433151]
+)  # fmt: skip
+"""DROID's quantiles as they stand in OpenVLA's filter (prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py)."""
+
+
+def libero(action: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """OpenVLA's rule for LIBERO (experiments/robot/libero/regenerate_libero_dataset.py).
+
+    A step is idle when the norm of its six pose values is below 1e-4 and its gripper equals that of the step kept
+    last; before any step is kept, the norm alone decides. Meant for data whose pose is of the order of 1.
+
+    Args:
+        action: float32 (T, 7).
+
+    Returns:
+        bool (T,), True where idle.
+    """
+    with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
+        pose = action[:, :6]
+        still: NDArray[np.bool_] = (pose * pose).sum(axis=1) < LIBERO_NORM**2
+    idle = still.copy()
+    # an idle step has the gripper of the step kept last, so that comparing with the step before is the same
+    idle[1:] &= action[1:, 6] == action[:-1, 6]
+    moving = np.flatnonzero(~still)
+    idle[: moving[0] if len(moving) else None] = True
+    return idle
+
+
+def droid(action: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """OpenVLA's rule for DROID: every pose value lies within 1e-5 of zero after normalisation; the gripper has no say.
+
+    Normalisation there is by DROID's own quantiles, whatever the statistics in use: `2 x / (q99 - q01 + 1e-8)`. Here
+    as there, so that for other data sets the rule means "all six below about 1e-5 in the data set's own units".
+
+    Args:
+        action: float32 (T, 7).
+
+    Returns:
+        bool (T,), True where idle.
+    """
+    with np.errstate(all="ignore"):
+        scaled = np.abs(action[:, :6]) * (2 / (DROID_Q99 - DROID_Q01 + 1e-8))
+    return np.asarray((scaled <= DROID_TOLERANCE).all(axis=1))
+
+
+RULES: dict[Rule, Callable[[NDArray[np.float32]], NDArray[np.bool_]]] = {"libero": libero, "droid": droid}
+
+
+def drop_idle_frames(trajectory: Trajectory, rule: Rule) -> Trajectory:
+    """The trajectory without its idle steps; the very same one if there are none.
+
+    Actions are displacements, so what is left still adds up to the same path but for the idle steps' own motion.
+    """
+    idle = RULES[rule](trajectory.action)
+    if not idle.any():
+        return trajectory
+    keep, texts = ~idle, trajectory.instruction_index
+    return replace(
+        trajectory,
+        action=trajectory.action[keep],
+        frame_index=trajectory.frame_index[keep],
+        proprio=trajectory.proprio[keep],
+        instruction_index=texts[keep] if len(texts) else texts,
+    )

@@ -1,0 +1,199 @@
+"""Quaternions and their order, degrees or radians, Euler angles or a rotation vector."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from oxe_curate.inspection.finding import Finding, unknown
+from oxe_curate.inspection.series import Columns, Episodes, Floats, correlation, pooled, varies
+
+Order = Literal["xyzw", "wxyz"]
+_TURN = 2 * np.pi
+
+
+def find_quaternions(episodes: Episodes, keys: list[Columns]) -> list[Columns]:
+    """Four neighbouring columns of unit length at every step, of which two at least vary.
+
+    Constant columns of unit length, such as 0 0 0 1, are not counted: a gripper that stays open looks the same.
+    """
+    found: list[Columns] = []
+    for columns in keys:
+        x = pooled(episodes, columns)
+        start = columns.start
+        while start + 4 <= columns.stop and len(x):
+            four = x[:, start - columns.start : start - columns.start + 4]
+            unit = np.abs(np.sqrt((four * four).sum(axis=1)) - 1) < 2e-3
+            if unit.mean() >= 0.99 and varies(four).sum() >= 2:
+                found.append(Columns(columns.key, start, start + 4))
+                start += 4
+            else:
+                start += 1
+    return found
+
+
+def rotation_vectors(q: Floats, order: Order, frame: Literal["world", "hand"] = "world") -> Floats:
+    """Rotation from each quaternion to the next as a rotation vector [rad], (T, 4) -> (T - 1, 3).
+
+    In the world's axes r = q[t+1] q[t]*, in the hand's r = q[t]* q[t+1]; v = 2 atan2(|xyz|, w) xyz / |xyz|, with w >= 0.
+    """
+    xyz, w = (q[:, :3], q[:, 3]) if order == "xyzw" else (q[:, 1:], q[:, 0])
+    a, aw, b, bw = -xyz[:-1], w[:-1], xyz[1:], w[1:]
+    cross = np.cross(b, a) if frame == "world" else np.cross(a, b)
+    vector = bw[:, None] * a + aw[:, None] * b + cross
+    scalar = aw * bw - (a * b).sum(axis=1)
+    vector *= np.where(scalar < 0, -1.0, 1.0)[:, None]
+    length = np.sqrt((vector * vector).sum(axis=1))
+    angle = 2 * np.arctan2(length, np.abs(scalar))
+    out: Floats = vector * np.divide(angle, length, out=np.full_like(angle, 2.0), where=length > 1e-12)[:, None]
+    return out
+
+
+def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | None = None) -> Finding:
+    """Is the scalar part of a quaternion its last column (xyzw) or its first (wxyz)?
+
+    Sure only where the action's rotation columns (`turns`) go with the rotation under one order. Otherwise: many
+    libraries keep the scalar part positive, so a column that alone never changes its sign is a fair cue. Which
+    column is largest says little: a hand that points down is near (1, 0, 0, 0) in either order.
+    """
+    question = f"in which order is the quaternion {quaternion}?"
+    q = [quaternion.of(steps) for steps in episodes]
+    evidence: dict[str, object] = {}
+    if turns is not None:
+        scores = {}
+        for order in ("xyzw", "wxyz"):
+            for frame in ("world", "hand"):
+                scores[order, frame] = _follow(episodes, q, turns, order, frame)
+        best = max(scores, key=lambda k: scores[k])
+        rival = max(value for (order, _), value in scores.items() if order != best[0])
+        evidence = {f"r_{order}_{frame}": round(value, 3) for (order, frame), value in scores.items()}
+        if scores[best] > 0.5 and scores[best] - rival > 0.1:
+            sure = round(float(np.clip(0.6 + scores[best] - rival, 0, 0.97)), 2)
+            why = f"{turns} goes with its rotation in the {best[1]}'s axes: r = {scores[best]:.2f} against {rival:.2f}"
+            return Finding(question, best[0], sure, why, evidence | {"frame": best[1]})
+    x = np.concatenate(q)
+    x = x[np.isfinite(x).all(axis=1)]
+    signs = [bool(len(c) and (c >= -1e-3).all() and c.max() > 0.05) for c in x.T]
+    largest = int(np.abs(x).mean(axis=0).argmax()) if len(x) else 0
+    evidence |= {"never_negative": [i for i, s in enumerate(signs) if s], "largest": largest}
+    crossing = [bool((c > 0.02).any() and (c < -0.02).any()) for c in x.T]
+    for column, order in ((3, "xyzw"), (0, "wxyz")):
+        if signs[column] and sum(signs) == 1 and sum(crossing) >= 2:
+            why = f"column {column} alone never changes its sign, as a scalar part that is kept positive"
+            return Finding(question, order, 0.6, why, evidence)
+    if largest == 3:
+        why = "a weak cue: the last column is the largest, as near no rotation in xyzw order"
+        return Finding(question, "xyzw", 0.35, why, evidence)
+    why = "no action goes with its rotation, and the largest column says nothing (a hand that points down is (1, 0, 0, 0))"
+    return unknown(question, why, **evidence)
+
+
+def _follow(episodes: Episodes, q: list[Floats], turns: Columns, order: Order, frame: Literal["world", "hand"]) -> float:
+    """Mean r of the action's rotation columns with the quaternion's rotation, at the better of two lags."""
+    best = 0.0
+    for lag in (0, 1):
+        left, right = [], []
+        for steps, quaternion in zip(episodes, q, strict=True):
+            moved = rotation_vectors(quaternion, order, frame)[lag:]
+            left.append(turns.of(steps)[: len(moved)])
+            right.append(moved[: len(left[-1])])
+        x, y = np.concatenate(left), np.concatenate(right)
+        good = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
+        x, y = x[good], y[good]
+        moving = varies(x) if len(x) else np.zeros(3, bool)
+        if moving.any():
+            best = max(best, float(np.diag(correlation(x, y))[moving].mean()))
+    return best
+
+
+def angle_unit(episodes: Episodes, angles: Columns, *, displacement: bool = False) -> Finding:
+    """Radians or degrees?
+
+    Angles beyond a full turn in radians are degrees; angles that jump by 2 pi are radians. Small ones could be
+    either: then a range of a few degrees would be an arm that hardly turns, which is a cue, not a proof.
+
+    Args:
+        episodes: step dicts.
+        angles: the columns.
+        displacement: they are angles per step, which are small in both units.
+    """
+    question = f"is {angles} in radians or degrees?"
+    x = pooled(episodes, angles)
+    if len(x) == 0 or not varies(x).any():
+        return unknown(question, f"{angles} hardly varies")
+    largest, spread = float(np.abs(x).max()), float(np.quantile(np.abs(x - np.median(x, axis=0)), 0.9))
+    evidence = {"largest": round(largest, 4), "q90_from_median": round(spread, 4)}
+    if largest > _TURN + 0.1:
+        why = f"values reach {largest:.3g}, more than a full turn of 6.28 rad"
+        return Finding(question, "degrees", 0.95 if largest > 20 else 0.75, why, evidence)
+    jumps = 0 if displacement else int(_jumps(episodes, angles).sum())
+    if jumps:
+        why = f"values jump by 2 pi in {jumps} places, as angles in radians do at pi"
+        return Finding(question, "radians", 0.95, why, evidence | {"jumps": jumps})
+    if displacement:
+        sure = 0.7 if largest < 1 else 0.4
+        why = f"the largest turn in a step is {largest:.3g}: much in radians, {'hardly anything' if largest < 1 else 'small'} in degrees"
+        return Finding(question, "radians", sure, why, evidence)
+    if largest <= np.pi + 0.01:
+        sure = round(float(np.clip(0.45 + 0.15 * np.log10(max(spread, 1e-3) / 0.01), 0.3, 0.85)), 2)
+        if largest > 2.9:
+            sure = max(sure, 0.85)
+        why = f"all values lie within {largest:.3g}; in degrees the arm would hardly turn"
+        return Finding(question, "radians", sure, why, evidence)
+    return Finding(question, "radians", 0.6, f"values reach {largest:.3g}, within a full turn of 6.28 rad", evidence)
+
+
+def _jumps(episodes: Episodes, angles: Columns) -> np.ndarray:
+    """int (C,): how often each column jumps by about 2 pi between two steps."""
+    total = np.zeros(len(angles), int)
+    for steps in episodes:
+        size = np.abs(np.diff(angles.of(steps), axis=0))
+        total += ((size > _TURN - 0.7) & (size < _TURN + 0.1)).sum(axis=0)
+    return total
+
+
+def rotation_kind(episodes: Episodes, angles: Columns) -> Finding:
+    """Three angles: Euler angles or a rotation vector (axis times angle)?
+
+    Told by what happens at pi: an Euler angle jumps by 2 pi alone, a rotation vector turns round as a whole, and no
+    rotation vector is longer than pi. Below about 0.3 rad the two are the same numbers, and nothing can tell them.
+    """
+    question = f"is {angles} Euler angles or a rotation vector?"
+    x = pooled(episodes, angles)
+    length = np.sqrt((x * x).sum(axis=1)) if len(x) else np.zeros(1)
+    largest = float(length.max())
+    evidence = {"longest": round(largest, 3)}
+    if np.abs(x).max(initial=0.0) > _TURN + 0.1:
+        return unknown(question, "the values are no radians", **evidence)
+    if largest < 0.3:
+        return unknown(question, f"no rotation exceeds {largest:.2g} rad, where both are the same numbers", **evidence)
+    whole, alone = _wraps(episodes, angles)
+    over = float((length > np.pi + 0.05).mean())
+    evidence |= {"wraps_of_the_whole": whole, "wraps_of_one": alone, "share_beyond_pi": round(over, 3)}
+    if over > 0.02:
+        why = f"{100 * over:.0f} % of the steps have a length above pi, which no rotation vector needs"
+        return Finding(question, "euler", 0.85, why, evidence)
+    if whole + alone and max(whole, alone) >= 3 * min(whole, alone):
+        answer = "axis-angle" if whole > alone else "euler"
+        told = "turns round as a whole" if whole > alone else "jumps by 2 pi in one angle alone"
+        count = max(whole, alone)
+        return Finding(question, answer, round(0.9 * count / (count + 1), 2), f"it {told} {count} times", evidence)
+    return unknown(question, f"lengths up to {largest:.2g} rad, and no jump at pi tells which it is", **evidence)
+
+
+def _wraps(episodes: Episodes, angles: Columns) -> tuple[int, int]:
+    """Jumps at pi that fit a rotation vector (v - 2 pi v / |v|), and those that fit one Euler angle (plus or minus 2 pi)."""
+    whole = alone = 0
+    for steps in episodes:
+        v = angles.of(steps)
+        before, after = v[:-1], v[1:]
+        jump = np.abs(after - before)
+        for t in np.flatnonzero(jump.max(axis=1) > 2.5):
+            b, a = before[t], after[t]
+            turned = b - _TURN * b / (np.linalg.norm(b) + 1e-12)
+            stepped = b - _TURN * np.round((b - a) / _TURN)
+            vector, euler = float(np.linalg.norm(a - turned)), float(np.linalg.norm(a - stepped))
+            whole += vector < 0.4 * euler
+            alone += euler < 0.4 * vector
+    return whole, alone

@@ -1,0 +1,216 @@
+"""A few whole episodes of a data set, spread over its shards: numbers, texts, flags, and some decoded frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.episode import Steps
+from oxe_curate.errors import ConfigError, CorruptError, DataError
+from oxe_curate.inspection.series import WIDEST
+from oxe_curate.inspection.vision import Frames
+from oxe_curate.rlds import example, tfrecord
+from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.reader import EpisodeReader, Leaf, RawEpisode, leaves
+from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.tokenize.images import decode
+
+PICTURED = 8
+"""Episodes whose frames are decoded."""
+FRAMES = 10
+"""Frames of each camera and episode, spread evenly from the first to the last."""
+_TEXT_WIDTH = 2048  # int features up to this wide may be texts as code points
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Camera:
+    """One camera's frames in the sample.
+
+    Attributes:
+        key: full step key.
+        encoding: "jpeg" or "png" by the bytes, "tensor" for plain arrays, "unspecified" where no frame was read.
+        shape: (height, width, channels) of the first frame that was decoded, else as features.json has it.
+        frames: per pictured episode, uint8 (n, H, W, 3); empty for tensors, which are not decoded.
+        at: per pictured episode, the steps that the frames belong to.
+        missing: frames without bytes. unreadable: frames that cannot be decoded.
+        looked_at: frames looked at in all.
+    """
+
+    key: str
+    encoding: str
+    shape: tuple[int | None, ...]
+    dtype: str
+    frames: tuple[Frames, ...]
+    at: tuple[NDArray[np.int64], ...]
+    missing: int
+    unreadable: int
+    looked_at: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """What was read.
+
+    Attributes:
+        episodes: step dicts; numbers and texts.
+        ids: "split/shard/record" of each.
+        flags: per episode, the metadata that are true or false. Nothing else beside the steps is read.
+        metadata: names of all features beside the steps -> "bool", "text" and so on.
+        steps: the step features as features.json has them.
+        cameras: frames.
+        not_read: step keys too large or too odd to look at -> why.
+    """
+
+    episodes: tuple[Steps, ...]
+    ids: tuple[str, ...]
+    flags: tuple[dict[str, bool], ...]
+    metadata: Mapping[str, str]
+    steps: Mapping[str, Leaf]
+    cameras: tuple[Camera, ...]
+    not_read: Mapping[str, str]
+
+
+def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Sample:
+    """Read `episodes` episodes, drawn by `seed` from as many shards as possible.
+
+    Raises:
+        ConfigError: less than one episode is asked for.
+        DataError, CorruptError: the data set holds no episode, or a record does not match features.json.
+    """
+    if episodes < 1:
+        raise ConfigError(f"--episodes {episodes}: at least one episode must be read")
+    steps, other = leaves(dataset.features)
+    images = [key for key, leaf in steps.items() if leaf.kind == "image"]
+    not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
+    wanted = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
+    flags = [key for key, leaf in other.items() if leaf.kind == "number" and leaf.dtype == np.bool_ and not leaf.shape]
+    reader = EpisodeReader(dataset.features, wanted, images, flags, where=f"{dataset.label} features.json")
+    read: list[tuple[str, RawEpisode]] = []
+    film = _Film(images)
+    for shard, records in draw(dataset.shards(), episodes, seed):
+        for number, episode, buffer, ensure in _read_shard(dataset, shard, records, reader):
+            read.append((f"{shard.split}/{shard.number:05d}/{number:05d}", episode))
+            if len(read) <= PICTURED:
+                film.add(episode, buffer, ensure)
+    if not read:
+        raise DataError(f"{dataset.source}/{dataset.path}: its shards hold no episode")
+    tensors = [_tensor_camera(leaf) for leaf in steps.values() if _is_picture(leaf)]
+    return Sample(
+        episodes=tuple(episode.steps for _, episode in read),
+        ids=tuple(name for name, _ in read),
+        flags=tuple({key: bool(value) for key, value in episode.metadata.items()} for _, episode in read),
+        metadata={key: "text" if leaf.kind == "text" else str(leaf.dtype) for key, leaf in other.items()},
+        steps=steps,
+        cameras=(*(film.camera(steps[key]) for key in images), *tensors),
+        not_read=not_read,
+    )
+
+
+def draw(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Shard, list[int]]]:
+    """Which records to read: shards in a random order, each giving as few records as will do."""
+    rng = np.random.default_rng(seed)
+    order = [shards[i] for i in rng.permutation(len(shards)) if shards[i].take > 0]
+    taken = [0] * len(order)
+    left = episodes
+    while left and any(n < shard.take for n, shard in zip(taken, order, strict=True)):
+        for i, shard in enumerate(order):
+            if left and taken[i] < shard.take:
+                taken[i], left = taken[i] + 1, left - 1
+    return [
+        (shard, sorted(shard.skip + int(r) for r in rng.choice(shard.take, n, replace=False)))
+        for shard, n in zip(order, taken, strict=True)
+        if n
+    ]
+
+
+def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: EpisodeReader) -> Any:
+    """Yield (record number, episode, buffer, ensure); errors name shard and record."""
+    if dataset.source.is_local:
+        buffer, ensure = dataset.source.map(shard.path), None
+    else:
+        remote = RemoteShard(dataset.source, shard.path)
+        buffer, ensure = remote.buffer, remote.ensure
+    wanted, where = set(records), f"{dataset.source}/{shard.path}"
+    number = -1
+    try:
+        for number, (offset, length) in enumerate(tfrecord.records(buffer, ensure)):
+            if number in wanted:
+                yield number, reader.read(buffer, offset, length, ensure), buffer, ensure
+            if number >= records[-1]:
+                return
+    except (CorruptError, DataError) as error:
+        raise type(error)(f"{where}, record {max(number, 0)}: {error}") from error
+    raise CorruptError(f"{where}: dataset_info.json announces {shard.records} records, the file holds {number + 1}")
+
+
+def _too_much(leaf: Leaf) -> str:
+    """Why a step feature is not read, "" if it is."""
+    if leaf.kind == "rare":
+        return "nested, ragged or video"
+    if leaf.kind == "number" and _is_picture(leaf):
+        return "a picture as a plain tensor"
+    limit = _TEXT_WIDTH if leaf.dtype.kind in "iu" else WIDEST
+    if leaf.kind == "number" and leaf.width > limit:
+        return f"{leaf.width} numbers a step"
+    return ""
+
+
+def _is_picture(leaf: Leaf) -> bool:
+    shape = [d or 0 for d in leaf.shape]
+    return leaf.kind == "number" and len(shape) in (2, 3) and min(shape[:2]) >= 16
+
+
+def _tensor_camera(leaf: Leaf) -> Camera:
+    return Camera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
+
+
+class _Film:
+    """Collects the frames of the pictured episodes."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._frames: dict[str, list[Frames]] = {key: [] for key in keys}
+        self._at: dict[str, list[NDArray[np.int64]]] = {key: [] for key in keys}
+        self._encoding = dict.fromkeys(keys, "unspecified")
+        self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, looked at
+
+    def add(self, episode: RawEpisode, buffer: memoryview, ensure: Any) -> None:
+        at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), FRAMES).astype(np.int64))
+        for key in self._frames:
+            pictures: list[NDArray[np.uint8]] = []
+            steps: list[int] = []
+            span = episode.cameras.get(key)
+            if span is not None and ensure:
+                ensure(span.offset, span.length)
+            ranges = example.byte_ranges(buffer, span).tolist() if span is not None else []
+            for t in at.tolist() if episode.num_steps else []:
+                self._counts[key][2] += 1
+                offset, length = ranges[t] if t < len(ranges) else (0, 0)
+                if length == 0:
+                    self._counts[key][0] += 1
+                    continue
+                data = buffer[offset : offset + length]
+                try:
+                    picture = decode(data)
+                except ValueError:
+                    self._counts[key][1] += 1
+                    continue
+                self._encoding[key] = "jpeg" if bytes(data[:2]) == b"\xff\xd8" else "png"
+                if not pictures or picture.shape == pictures[0].shape:
+                    pictures.append(picture)
+                    steps.append(t)
+            self._frames[key].append(np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8))
+            self._at[key].append(np.array(steps, np.int64))
+
+    def camera(self, leaf: Leaf) -> Camera:
+        missing, unreadable, looked_at = self._counts[leaf.key]
+        shown = next((f for f in self._frames[leaf.key] if len(f)), None)
+        channels = leaf.shape[2] if len(leaf.shape) == 3 else 3
+        shape = leaf.shape if shown is None else (*shown.shape[1:3], channels)
+        dtype = str(np.dtype(leaf.feature.np_dtype))
+        encoding = self._encoding[leaf.key]
+        frames, at = tuple(self._frames[leaf.key]), tuple(self._at[leaf.key])
+        return Camera(leaf.key, encoding, shape, dtype, frames, at, missing, unreadable, looked_at)

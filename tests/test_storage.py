@@ -1,0 +1,87 @@
+import os
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oxe_curate.errors import StorageError
+from oxe_curate.storage import TEMPORARY, Folder
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+
+    def breaks_off(sink: Any) -> None:
+        sink.write(b"half")
+        assert not (tmp_path / "a/b.bin").exists()
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        folder.publish("a/b.bin", breaks_off)
+    assert list((tmp_path / "a").iterdir()) == []
+    folder.publish("a/b.bin", lambda sink: sink.write(b"whole"))
+    assert (tmp_path / "a/b.bin").read_bytes() == b"whole"
+
+
+def test_reading_listing_removing(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+    folder.publish_bytes("x/one", b"0123456789")
+    folder.publish_bytes("x/y/two", b"")
+    assert [(n, d) for n, d, _ in folder.list("x", recursive=True)] == [
+        ("x/one", False),
+        ("x/y", True),
+        ("x/y/two", False),
+    ]
+    assert folder.read_bytes("x/one", 2, 3) == b"234"
+    assert (folder.size("x/one"), folder.exists("x/y"), folder.exists("z")) == (10, True, False)
+    assert bytes(folder.map("x/one")[4:6]) == b"45"
+    assert len(folder.map("x/y/two")) == 0
+    Folder.advise(folder.map("x/one"), 3, 2)
+    folder.remove("x/one")
+    folder.remove("x/one")
+    assert not folder.exists("x/one")
+    assert list(folder.list("nowhere")) == []
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / f"deep/{TEMPORARY}123-a.parquet").write_bytes(b"half")
+    (tmp_path / "deep/a.parquet").write_bytes(b"whole")
+    Folder.of(tmp_path).sweep()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.parquet"]
+
+
+def test_a_folder_pickles_as_its_name_and_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Folder.of("data")
+    assert pickle.loads(pickle.dumps(folder)).uri == str(tmp_path / "data")
+    assert Folder.of("gs://bucket/a/").sub("b").uri == "gs://bucket/a/b"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(StorageError, match="permission denied"):
+        Folder.of(tmp_path).check_writable()
+
+
+def test_errors_say_which_file_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError, match="file/below"):
+        Folder.of(tmp_path).publish_bytes("file/below", b"")
+    with pytest.raises(StorageError, match=r"missing: no such file"):
+        Folder.of(tmp_path).read_bytes("missing")
+    with pytest.raises(StorageError, match=r"cannot read ftp://"):
+        Folder.of("ftp://host/x").exists("y")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, the device that is always full")
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    real = pa.OSFile
+    monkeypatch.setattr(pa, "OSFile", lambda path, mode: real("/dev/full", mode))
+    with pytest.raises(StorageError, match=r"out/a: the disk is full.*finished work is kept"):
+        Folder.of(tmp_path / "out").publish_bytes("a", bytes(1 << 20))
