@@ -96,6 +96,7 @@ class Document:
     _shift: int
     _aliases: dict[tuple[int, int], Span] = field(repr=False)
     _pairs: dict[int, list[tuple[yaml.Node, yaml.Node]]] = field(repr=False)
+    _spans: dict[int, Span] = field(repr=False, default_factory=dict)
 
     def find(self, path: Path) -> Found | None:
         """The value at `path`; None if it is not written there (a merged key is not).
@@ -144,6 +145,11 @@ class Document:
         return int(node.start_mark.index) + self._shift
 
     def _span(self, node: yaml.Node) -> Span:
+        if id(node) not in self._spans:
+            self._spans[id(node)] = self._find_span(node)
+        return self._spans[id(node)]
+
+    def _find_span(self, node: yaml.Node) -> Span:
         start, end = self.start(node), int(node.end_mark.index) + self._shift
         if isinstance(node, yaml.ScalarNode):
             skipped = _PROPERTIES.match(self.text, start, end)
@@ -190,8 +196,13 @@ class Document:
         return found.group() if found else "\n"
 
 
+@functools.lru_cache(maxsize=8)
 def parse(text: str) -> Document:
-    """Parse one YAML document. Raises TextError, with the place, if it is none or a key stands twice."""
+    """Parse one YAML document; `data` belongs to the cache: copy it before changing it.
+
+    Raises:
+        TextError: it is no YAML document, or a key stands twice; with the place.
+    """
     if len(text) > MAX_CHARACTERS:
         raise TextError(f"the text has {len(text):,} characters; a mixture has at most {MAX_CHARACTERS:,}")
     shift = len(BOM) if text.startswith(BOM) else 0
