@@ -13,12 +13,11 @@ import numpy as np
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.index import Index
+from oxe_curate.filter.scan import ROLES
 from oxe_curate.mixtures import members, published
 from oxe_curate.mixtures.members import Member
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.tokenize.mixture import Mixture, MixtureEntry
-
-_ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,22 @@ class Catalogue:
     def __init__(self, index: Index | None, cards: Path | None = None) -> None:
         self.index, self.cards = index, cards
         self._members = members.Catalogue(index, cards)
-        self._found: dict[tuple[str, tuple[str, ...]], Member] = {}
+        self._found: dict[tuple[str, tuple[str, ...]], Member | str] = {}  # a member, or why there is none
 
     def member(self, name: str, splits: tuple[str, ...] = ("train",)) -> Member:
         """What is known of a name. Raises ConfigError, with the closest match, if nothing carries it."""
         key = (name, splits)
         if key not in self._found:
-            self._found[key] = self._members.member(MixtureEntry(name=name, weight=1.0, splits=splits))
-        return self._found[key]
+            if len(self._found) > 5000:  # every spelling on the way of somebody who types a name
+                self._found.clear()
+            try:
+                self._found[key] = self._members.member(MixtureEntry(name=name, weight=1.0, splits=splits))
+            except ConfigError as error:
+                self._found[key] = str(error)
+        found = self._found[key]
+        if isinstance(found, str):
+            raise ConfigError(found)
+        return found
 
     @functools.cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -64,14 +71,14 @@ class Catalogue:
 
     def _fact(self, member: Member) -> dict[str, Any]:
         card = member.card
-        roles = {camera.role: key for key, camera in reversed(card.cameras.items()) if camera.role in _ROLES}
+        roles = {camera.role: key for key, camera in reversed(card.cameras.items()) if camera.role in ROLES}
         return {
             "name": member.dataset or card.name,
             "card": card.name,
             "aliases": sorted({card.name, *card.aliases} - {member.dataset or card.name}),
             "robot": card.robot,
             "arms": card.arms,
-            "cameras": [role for role in _ROLES if role in roles],
+            "cameras": [role for role in ROLES if role in roles],
             "hz": card.control_hz,
             "simulated": card.simulated,
             "action": card.action_encoding,

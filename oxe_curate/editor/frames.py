@@ -16,7 +16,7 @@ from PIL import Image
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.index import Index
-from oxe_curate.filter.scan import locate
+from oxe_curate.filter.scan import ROLES, locate
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import images, samples
@@ -99,7 +99,7 @@ class Frames:
         for file, row, steps in self._examples(dataset):
             episode = self._episode(dataset, file, row)
             examples.append(
-                {"file": file, "row": row, "steps": steps, "roles": sorted(episode.spans),
+                {"file": file, "row": row, "steps": steps, "roles": [role for role in ROLES if role in episode.spans],
                  "id": episode.id, "instruction": episode.instruction}
             )  # fmt: skip
         texts: Counter[str] = Counter()

@@ -31,8 +31,11 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-_ENTER = '<!doctype html><meta http-equiv="refresh" content="0;url=/"><title>oxe-curate</title>'
-_LOCKED = """<!doctype html><html lang="en"><title>oxe-curate</title>
+_ENTER = (
+    '<!doctype html><meta http-equiv="refresh" content="0;url=/"><link rel="icon" href="data:,">'
+    "<title>oxe-curate</title>"
+)
+_LOCKED = """<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>oxe-curate</title>
 <p>This page opens with the address that <code>oxe-curate edit</code> printed: it carries a token.</p>"""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import threading
 import webbrowser
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -265,6 +266,10 @@ def listen(port: int | None) -> socket.socket:
     raise AssertionError
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)  # who reads a pipe waits for the address
+
+
 def serve(
     mixture: str | Path,
     index: str | Path | None = None,
@@ -273,7 +278,7 @@ def serve(
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
     open_browser: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = _say,
 ) -> None:
     """Serve the editor until it is interrupted.
 
@@ -308,6 +313,7 @@ def serve(
     address = f"http://127.0.0.1:{access.port}/?token={access.token}"
 
     def ready() -> None:
+        threading.Thread(target=lambda: (catalogue.facts, catalogue.references), daemon=True).start()
         if file.is_link:
             say(f"{file.path} is a link: {file.target} is what is edited")
         say(f"Editing {file.path}\n\n  {address}\n\nCtrl+C ends it.")

@@ -69,7 +69,7 @@ function take(result) {
 export async function check() {
   const asked = version;
   try {
-    const { findings } = await api.post("/api/check", { text: text.text, samples: S.samples ?? S.analysis?.samples ?? null });
+    const { findings } = await api.post("/api/check", { text: text.text, samples: S.samples });
     if (asked !== version) return;
     update({ findings });
     if (S.error === null) text.diagnose(findings);
@@ -100,6 +100,11 @@ export function operate(operation, held = text.begin()) {
     operate(next.operation, next.held).then(next.resolve);
   });
   return inFlight;
+}
+
+/** Resolves when no change is on its way. */
+export async function settled() {
+  while (inFlight) await inFlight;
 }
 
 export const beginGesture = () => text.begin();

@@ -5,7 +5,7 @@ const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSig
 
 export const count = (n) => (n == null ? "–" : Math.abs(n) < 10000 ? plain.format(Math.round(n)) : compact.format(n));
 export const exact = (n) => (n == null ? "not known" : plain.format(Math.round(n)));
-export const weight = (w) => (w == null ? "" : String(Number(w.toPrecision(7))));
+export const weight = (w) => (w == null ? "" : String(Number(w.toPrecision(6))));
 export const percent = (s) => (s == null ? "–" : s > 0 && s < 0.00005 ? "<0.01" : (100 * s).toFixed(2));
 export const epochs = (e) => {
   if (e == null) return "–";

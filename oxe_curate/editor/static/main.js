@@ -54,11 +54,11 @@ function TopBar() {
 
 function Summary() {
   const { totals } = S.analysis;
-  const [by, setBy] = useState("robot");
+  const by = S.stackBy;
   const samples = S.samples ?? totals.samples;
   const errors = S.findings.filter((f) => f.level === "error").length;
   const warnings = S.findings.length - errors;
-  const groups = grouped(by === "camera" ? "robot" : by);
+  const groups = grouped(by);
   const unknown = totals.unknownSteps.length;
   return html`<section class="summary" aria-label="The mixture in numbers">
     <dl>
@@ -71,6 +71,7 @@ function Summary() {
           onCommit=${(v) => { remember({ samples: v && v >= 1 ? Math.round(v) : null }); act.analyse().then(act.check); }} /><small>samples at</small>
         <${NumberField} kind="boxed speed" label="Samples a second" shown=${String(S.speed)} title="OpenVLA's own step ran at 28 samples a second on one H200 (LoRA, rank 32)" onCommit=${(v) => v > 0 && remember({ speed: v })} /><small>/s =</small> ${format.duration(samples / S.speed)}</dd></div>
       <div class="spring"></div>
+      <label class="muted bar-by">Bar by <select value=${by} onChange=${(e) => remember({ stackBy: e.target.value })}>${["robot", "dataset", "rate"].map((key) => html`<option key=${key} value=${key} selected=${key === by}>${GROUPS[key][0].toLowerCase()}</option>`)}</select></label>
       <button class=${`pill ${errors ? "bad" : warnings ? "warn" : "good"}`} onClick=${() => remember({ panel: "checks" })}>${errors ? `${errors} error${errors > 1 ? "s" : ""}` : ""}${errors && warnings ? ", " : ""}${warnings ? `${warnings} warning${warnings > 1 ? "s" : ""}` : ""}${!errors && !warnings ? "Checks passed" : ""}</button>
     </dl>
     <div class="stack" role="img" aria-label=${`Share by ${GROUPS[by][0].toLowerCase()}: ${groups.slice(0, 5).map(([n, s]) => `${n} ${format.percent(s)} %`).join(", ")}`}>
@@ -92,8 +93,8 @@ function Toolbar() {
     event.target.value = "";
     act.addDataset(found[0]);
   };
-  return html`<div class="toolbar main" role="toolbar" aria-label="Rows">
-    <input id="filter" type="search" placeholder="Filter: name, robot, camera  ( / )" aria-label="Filter the rows" value=${S.filter} onInput=${(e) => update({ filter: e.target.value })} />
+  return html`<div class=${`toolbar main${n ? " selecting" : ""}`} role="toolbar" aria-label="Rows">
+    <input id="filter" type="search" placeholder="Filter ( / )" aria-label="Filter the rows" value=${S.filter} onInput=${(e) => update({ filter: e.target.value })} />
     <input type="text" class="boxed add" list="known" placeholder="Add a data set…" aria-label="Add a data set" autocomplete="off" onChange=${add} onInput=${(e) => e.inputType === undefined && add(e)} />
     <datalist id="known">${missing.map(([id, f]) => html`<option key=${id} value=${f.name}>${f.robot}${f.verdict === "pass" ? "" : ` (${f.verdict})`}</option>`)}</datalist>
     <label class="check" title="One pass stays as large as it is: when a row is edited, the rows that are not locked give or take in proportion"><input type="checkbox" checked=${S.keepTotal} onChange=${(e) => update({ keepTotal: e.target.checked })} />Rebalance the rest</label>
@@ -191,7 +192,7 @@ addEventListener("keydown", (event) => {
   if (command && key === "s") {
     event.preventDefault();
     document.activeElement?.blur?.();
-    if (S.dirty || S.file?.new) act.save();
+    act.settled().then(() => (S.dirty || S.file?.new) && act.save());
   } else if (command && (key === "z" || key === "y") && !(event.composedPath()[0].closest?.(".cm-editor, [type=search]"))) {
     event.preventDefault();
     key === "y" || event.shiftKey ? act.redo() : act.undo();

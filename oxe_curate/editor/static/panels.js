@@ -56,7 +56,7 @@ function Balance() {
     const largest = Math.max(...groups.map(([, share]) => share), 1e-9);
     const shown = groups.slice(0, 12);
     const rest = groups.slice(12).reduce((sum, [, share]) => sum + share, 0);
-    return html`<section key=${key}><h3>${label}${key === "camera" ? html`<small> share of samples that have it</small>` : ""}</h3>
+    return html`<section key=${key}><h3>${label} <small>${key === "camera" ? "% of the samples that have it" : "% of the samples"}</small></h3>
       <ul class="bars">${shown.map(([name, share], i) => html`<li key=${name} title=${`${name}: ${format.percent(share)} %`}><span class="label">${name}</span><${Bar} share=${share} scale=${largest} colour=${key === "robot" ? colour(i) : undefined} /><span class="value">${format.percent(share)}</span></li>`)}
       ${rest > 0 && html`<li><span class="label muted">${groups.length - 12} more</span><${Bar} share=${rest} scale=${largest} colour="var(--muted)" /><span class="value">${format.percent(rest)}</span></li>`}</ul></section>`;
   })}</div>`;
@@ -120,7 +120,7 @@ function Compare() {
   return html`<div class="toolbar"><label for="compare-with">With</label><${ReferenceSelect} id="compare-with" /><span class="spring"></span>
       <button disabled=${list.length === 0} onClick=${() => act.adopt(reference.weights)}>Take over all ${list.length || ""}</button></div>
     <p class="muted small">${reference.source}</p>
-    ${list.length === 0 ? html`<p class="empty"><${Icon} name="ok" /> Same data sets, same weights.</p>` : html`<table class="list"><thead><tr><th scope="col">Data set</th><th scope="col" class="num">Here</th><th scope="col" class="num">There</th><th scope="col"></th><td></td></tr></thead><tbody>
+    ${list.length === 0 ? html`<p class="empty"><${Icon} name="ok" /> Same data sets, same weights.</p>` : html`<table class="list"><thead><tr><th scope="col">Data set</th><th scope="col" class="num">Here</th><th scope="col" class="num">There</th><th scope="col">Change</th><td></td></tr></thead><tbody>
       ${list.map((d) => html`<tr key=${d.id}><th scope="row">${d.name}</th><td class="num">${d.mine === null ? "–" : format.weight(d.mine)}</td><td class="num">${d.theirs === null ? "–" : format.weight(d.theirs)}</td><td class="muted">${kind(d)}</td>
         <td><button class="small" aria-label=${`${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"} ${d.name}`} onClick=${() => act.adopt(reference.weights, [d.id])}>${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"}</button></td></tr>`)}
     </tbody></table>`}`;

@@ -23,6 +23,7 @@ export const S = {
   samples: remembered.samples ?? null, // length of the training; null: one pass
   speed: remembered.speed ?? 28, // samples a second
   panel: remembered.panel ?? "balance",
+  stackBy: remembered.stackBy ?? "robot", // what the bar across the page shows
   overlay: null, // the second data set of the histograms
   serverGone: false,
   conflict: null, // {text, base} on disk
@@ -52,8 +53,8 @@ export function update(patch) {
 
 export function remember(patch) {
   update(patch);
-  const { reference, samples, speed, panel } = S;
-  localStorage.setItem("oxe-curate:view", JSON.stringify({ reference, samples, speed, panel }));
+  const { reference, samples, speed, panel, stackBy } = S;
+  localStorage.setItem("oxe-curate:view", JSON.stringify({ reference, samples, speed, panel, stackBy }));
 }
 
 let timer;

@@ -19,7 +19,7 @@ const COLUMNS = [
   ["weight", "Weight", "Expected copies of each step in one pass. Slider: logarithmic, 0.001 to 100"],
   ["share", "Share %", "Of the samples: weight × steps over the sum"],
   ["epochs", "Epochs", "How often each step is seen in the training"],
-  ["passHours", "Hours seen", "Hours of data in one pass, copies counted"],
+  ["passHours", "Seen h", "Hours of data seen in one pass, copies counted"],
 ];
 
 export function Table() {
@@ -39,12 +39,12 @@ export function Table() {
   };
   return html`<table class="rows">
     <caption class="hidden">Data sets of the mixture</caption>
-    <colgroup><col class="c-check" /><col class="c-thumb" /><col class="c-name" /><col class="c-num" /><col class="c-num" /><col class="c-num" />
+    <colgroup><col class="c-check" /><col class="c-thumb" /><col class="c-name" /><col class="c-num" /><col class="c-num" /><col class="c-num c-hours" />
       <col class="c-slider" /><col class="c-weight" /><col class="c-share" /><col class="c-field" /><col class="c-field" /><col class="c-tools" /></colgroup>
     <thead><tr>
       <th scope="col"><input ref=${box} type="checkbox" aria-label="Select all rows shown" checked=${all} onChange=${toggleAll} /></th>
       <td></td>
-      ${COLUMNS.map(([key, label, title]) => html`<th key=${key} scope="col" class=${key} colspan=${key === "weight" ? 2 : 1}
+      ${COLUMNS.map(([key, label, title]) => html`<th key=${key} scope="col" class=${key} colspan=${key === "weight" ? 2 : undefined}
         aria-sort=${sort.key === key ? (sort.down ? "descending" : "ascending") : "none"}>
         <button class="plain" title=${`${title}. Click to sort.`} onClick=${() => sortBy(key)}>${label}<span class="arrow" aria-hidden="true">${sort.key === key ? (sort.down ? "↓" : "↑") : ""}</span></button></th>`)}
       <td></td>
@@ -100,14 +100,14 @@ function Row(props) {
         </button></th>
       <td class="num" title=${format.exact(row.episodes)}>${format.count(row.episodes)}</td>
       <td class=${`num ${row.origin}`} title=${`${format.exact(row.steps)} steps${row.origin === "published" ? " as published; not in the index" : ""}`}>${format.count(row.steps)}</td>
-      <td class="num">${format.hours(row.hours)}</td>
+      <td class="num hours">${format.hours(row.hours)}</td>
       <td class="slider"><div class="track">
         <input type="range" min=${LOW} max=${HIGH} step="0.01" aria-label=${`Weight of ${row.name}, logarithmic`} aria-valuetext=${format.weight(row.weight)}
           value=${sliderValue} disabled=${locked && S.keepTotal} onInput=${slide} onChange=${release} onBlur=${release} />
         ${published != null && html`<button class=${`ghost${differs ? " differs" : ""}`} tabindex=${differs ? 0 : -1} style=${{ left: `calc(${place(published)} * (100% - ${THUMB}px) + ${THUMB / 2}px)` }}
           title=${`${published_title}${differs ? ". Click to return to it." : ""}`} aria-label=${`Return ${row.name} to ${published_title}`} onClick=${() => act.setQuantity(row, "weight", published)}></button>`}
       </div></td>
-      <td><${NumberField} kind="boxed" label=${`Weight of ${row.name}`} shown=${format.weight(row.weight)} exact=${row.weight == null ? "" : String(row.weight)} disabled=${locked && S.keepTotal} onCommit=${commit("weight")} /></td>
+      <td class="exact"><${NumberField} kind="boxed" label=${`Weight of ${row.name}`} shown=${format.weight(row.weight)} exact=${row.weight == null ? "" : String(row.weight)} disabled=${locked && S.keepTotal} onCommit=${commit("weight")} /></td>
       <td class="share"><div class="bar" aria-hidden="true"><span style=${{ width: `${Math.min(100, (100 * (row.share ?? 0)) / scale)}%` }}></span></div>
         <${NumberField} label=${`Share of ${row.name} in percent`} shown=${format.percent(row.share)} exact=${row.share == null ? "" : String(Number((100 * row.share).toPrecision(6)))} disabled=${!known} onCommit=${commit("share", 0.01)} /></td>
       <td><${NumberField} label=${`Epochs of ${row.name}`} shown=${format.epochs(row.epochs)} exact=${row.epochs == null ? "" : String(Number(row.epochs.toPrecision(6)))} disabled=${!known} onCommit=${commit("epochs")} /></td>

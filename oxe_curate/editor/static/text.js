@@ -44,6 +44,7 @@ const theme = cm.EditorView.theme({
   ".cm-textfield, .cm-button": { background: "var(--surface)", color: "var(--text)", border: "1px solid var(--line)", borderRadius: "5px" },
   ".cm-changedLine": { backgroundColor: "var(--accent-soft) !important" },
   ".cm-deletedChunk, .cm-merge-a .cm-changedLine": { backgroundColor: "var(--error-soft) !important" },
+  ".cm-lintRange-warning": { backgroundImage: "none" }, // the gutter says it
   ".cm-diagnostic": { fontFamily: "var(--sans)", fontSize: "12.5px" },
 });
 
