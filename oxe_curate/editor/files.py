@@ -71,13 +71,26 @@ def restore(text: str, original: bytes) -> bytes:
     if len(set(breaks)) <= 1:
         return mark + text.replace("\n", common).encode()
     new = text.split("\n")
-    ends = [common] * (len(new) - 1)
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
+    source = _lines_of(old, new)
+    ends = [common if i is None or i >= len(breaks) else breaks[i] for i in source[:-1]]
+    return mark + "".join(a + b for a, b in zip(new, [*ends, ""], strict=True)).encode()
+
+
+def _lines_of(old: list[str], new: list[str]) -> list[int | None]:
+    """Which old line each new line comes from: those before and after the change, and equal ones within."""
+    shorter = min(len(old), len(new))
+    head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
+    tail = next((i for i in range(shorter - head) if old[-1 - i] != new[-1 - i]), shorter - head)
+    source: list[int | None] = [None] * len(new)
+    source[:head] = range(head)
+    source[len(new) - tail :] = range(len(old) - tail, len(old))
+    matcher = difflib.SequenceMatcher(
+        None, old[head : len(old) - tail], new[head : len(new) - tail], autojunk=False
+    )  # fmt: skip
     for tag, i, i_end, j, j_end in matcher.get_opcodes():
         if tag == "equal" or i_end - i == j_end - j:
-            for k in range(min(i_end - i, len(ends) - j, len(breaks) - i)):
-                ends[j + k] = breaks[i + k]
-    return mark + "".join(a + b for a, b in zip(new, [*ends, ""], strict=True)).encode()
+            source[head + j : head + j_end] = range(head + i, head + i_end)
+    return source
 
 
 class MixtureFile:
@@ -113,8 +126,11 @@ class MixtureFile:
             return Snapshot(None)
         except OSError as error:
             raise StorageError(f"{self.target}: {explain(error)}") from None
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            os.close(handle)
+            raise ConfigError(f"{self.target}: is a folder")
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
                 raise ConfigError(f"{self.target}: not a mixture: a plain file of at most 4 MB is wanted")
             return Snapshot(file.read())

@@ -188,7 +188,9 @@ def application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Star
         Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", picture, methods=["GET"]),
         *(_static(path, data, kind) for path, (data, kind) in static_files().items()),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
+    app.router.redirect_slashes = False
+    return app
 
 
 def static_files() -> dict[str, tuple[bytes, str]]:

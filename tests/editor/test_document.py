@@ -1,3 +1,4 @@
+import copy
 import re
 
 import pytest
@@ -24,7 +25,7 @@ def changed_lines(before: str, after: str) -> int:
 @pytest.mark.parametrize("name", ODD_FILES)
 def test_a_weight_changes_one_line_and_nothing_else(name):
     text = ODD_FILES[name]
-    before = parse(text).data
+    before = copy.deepcopy(parse(text).data)
     done = edit(text, [Set(("datasets", 1, "weight"), 0.123)])
     assert changed_lines(text, done.text) == 1
     assert len(done.splices) == 1
@@ -203,7 +204,7 @@ def mixtures(draw):
 @given(mixtures(), st.floats(1e-12, 1e12))
 def test_any_layout_survives_a_change_of_weight(drawn, weight):
     text, i = drawn
-    expected = parse(text).data
+    expected = copy.deepcopy(parse(text).data)
     done = edit(text, [Set(("datasets", i, "weight"), weight)])
     assert changed_lines(text, done.text) == (1 if done.splices else 0)
     assert bool(done.splices) == (expected["datasets"][i]["weight"] != weight)
