@@ -15,6 +15,7 @@ from benchmarks.measure import Measurement
 from benchmarks.report import Aim, Row
 
 HERE = Path(__file__).parent
+RESIZED = 224  # pixels, what OpenVLA takes in
 
 
 @dataclass
@@ -48,6 +49,12 @@ class Bench:
         folder = self.work / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
+
+    def clean(self) -> None:
+        """Remove what the contenders wrote; the log stays."""
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
 
     def product(self, command: str, *arguments: object) -> list[str]:
         return [sys.executable, "-m", "benchmarks.product", command, *map(str, arguments)]
@@ -84,8 +91,8 @@ class Contender:
     partial: bool = False
 
 
-def contenders(args: argparse.Namespace) -> list[Contender]:
-    """Who takes part, in the order of a round."""
+def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
+    """Who takes part on pictures of this size, in the order of a round."""
     cores = len(os.sched_getaffinity(0))
     found = [
         Contender("raw read", "every byte, one process, 1 MiB blocks", lambda b: b.baseline("read")),
@@ -124,15 +131,18 @@ def contenders(args: argparse.Namespace) -> list[Contender]:
             "the same functions called in a loop, one process",
             lambda b: b.tokenize("mixture-plain", "--plain"),
         ),
-        Contender(
-            "tokenize, 224 px",
-            "every picture decoded, resized with Lanczos, encoded anew",
-            lambda b: b.tokenize("mixture-224", "--image-size", 224),
-            slow=True,
-        ),
         Contender("read + write", "every byte in, tokenize's bytes out, one process", lambda b: b.read_write(1)),
         Contender("read + write, all cores", "the same, one process a core", lambda b: b.read_write(cores)),
     ]
+    if image_size >= RESIZED:
+        found.append(
+            Contender(
+                f"tokenize, {RESIZED} px",
+                "every picture decoded, resized with Lanczos, encoded anew",
+                lambda b: b.tokenize("mixture-resized", "--image-size", RESIZED),
+                slow=True,
+            )
+        )
     if args.baseline_python:
         found += [
             Contender("tf.data raw", "TFRecordDataset, records not parsed", lambda b: b.baseline("tf_data")),
@@ -197,7 +207,7 @@ def aims(table: Sequence[Row], image_size: int) -> list[Aim]:
         ratio(f"tokenize: the same, one process, {kind}", "read + write", "tokenize, one worker", 0.6, cold)
     overhead("filter: time against the same functions without Beam", "filter, one worker", "filter, no Beam")
     overhead("tokenize: time against the same functions without Beam", "tokenize, one worker", "tokenize, no Beam")
-    for name in ("filter", "tokenize"):
+    for name in ("filter", "tokenize", f"tokenize, {RESIZED} px"):
         if name in row:
             for text, value in (("RSS", row[name].rss), ("anonymous", row[name].anonymous)):
                 found.append(Aim(f"{name}: peak memory, {text}", value / 1e6, 1000, at_least=False, unit=" MB"))

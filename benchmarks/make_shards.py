@@ -1,12 +1,12 @@
-"""Build a large multi-shard RLDS data set by varying the real Bridge episodes: no two frames or states alike.
+"""Build a large multi-shard RLDS data set by varying real Bridge episodes: no two frames or states alike.
 
     python -m benchmarks.make_shards FOLDER --gb 1.6 --image-size 256
 
-The 25 real episodes of 10 steps (64 px) are played forwards and backwards to 30 to 50 steps, so that the
-state goes on without a jump. Offsets, drift and the gripper's moments are drawn anew for each episode, actions
-follow the states, wordings change; every picture is cropped, brightened, resized, given sensor noise and
-encoded anew (JPEG 95, 4:2:0, as TFDS writes them). The noise brings the pictures to about the sizes of real
-Bridge frames: 3.5 kB at 64 px, 20 to 25 kB at 256 px.
+The 25 real episodes of 10 steps (64 px) are played forwards and backwards to 30 to 50 steps, so that the state goes on
+without a jump. Offsets, drift and the gripper's moments are drawn anew for each episode, actions follow the states,
+wordings change; every picture is cropped, brightened, resized, given sensor noise and encoded anew (JPEG 95, 4:2:0, as
+TFDS writes them). The noise brings the pictures to about the sizes of real Bridge frames: 3.5 kB at 64 px, 20 to 25 kB
+at 256 px. Where the real shard is not at hand, episodes of the demo take its place.
 
 Every shard depends on (seed, shard) alone: all cores work, and a second run makes only what is missing.
 """
@@ -32,9 +32,13 @@ from PIL import Image
 from tensorflow_datasets.core import features as tfds
 from tqdm import tqdm
 
+from oxe_curate.demo import episodes as demo
+from oxe_curate.demo.structure import features_json
 from oxe_curate.rlds.encode import encode_example, frame_record
+from oxe_curate.rlds.synthetic import write_dataset
 
-CAMERAS = ("image_0", "image_1", "image_2", "image_3")  # image_3 is black in the real shard, and stays so
+CAMERAS = ("image_0", "image_1", "image_2", "image_3")
+BLACK = 8  # a camera that never gets brighter was not there (image_3 of the real shard), and stays black
 NOISE = 2.5  # standard deviation, in grey levels
 NAME = "bridge_dataset"
 
@@ -44,17 +48,34 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class BaseEpisode:
-    """A real episode: states (T, 7), text, embedding (512,), pictures (camera, T, 64, 64, 3)."""
+    """An episode to vary: states (T, 7), text, embedding (512,), pictures (camera, T, side, side, 3)."""
 
     state: NDArray[np.float32]
     instruction: str
     embedding: NDArray[np.float32]
     images: NDArray[np.uint8]
 
+    @property
+    def lit(self) -> list[bool]:
+        """Which cameras show anything."""
+        return [bool(pictures.max() > BLACK) for pictures in self.images]
+
 
 def shared_folder() -> Path:
     """Where the real data lies: $OXE_CURATE_SHARED, or `shared` beside the checkout."""
     return Path(os.environ.get("OXE_CURATE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def find_base(shared: Path, scratch: Path) -> Path:
+    """The folder of episodes to vary: the real shard below `shared`, or else drawn ones, written to `scratch`."""
+    real = shared / "data" / "rlds" / NAME / "1.0.0"
+    if real.is_dir():
+        return real
+    drawn = scratch / NAME / "1.0.0"
+    if not drawn.exists():
+        episodes = (demo.bridge(number, np.random.default_rng(number)) for number in range(12))
+        write_dataset(scratch, NAME, "1.0.0", features_json(NAME), episodes, shards=1)
+    return drawn
 
 
 def records(shard: Path) -> Iterator[bytes]:
@@ -68,7 +89,7 @@ def records(shard: Path) -> Iterator[bytes]:
 
 @cache
 def base_episodes(source: Path) -> list[BaseEpisode]:
-    """Read and decode the real train split of the folder `source` (<name>/<version>)."""
+    """Read and decode the train split, one shard, of the folder `source` (<name>/<version>)."""
     features = tfds.FeaturesDict.from_config(str(source))
     out = []
     for record in records(next(source.glob("*-train.tfrecord-*"))):
@@ -129,17 +150,18 @@ def make_episode(source: Path, size: int, seed: int, shard: int, number: int) ->
     bases = base_episodes(source)
     base = bases[int(rng.integers(len(bases)))]
     state, action, index = vary_states(base.state, rng)
-    text, embedding = (
-        vary_text(base.instruction, rng),
-        base.embedding + rng.normal(0, 0.001, base.embedding.shape),
-    )
-    crop, gain = rng.uniform(56, 64), rng.uniform(0.8, 1.2)
-    x, y = rng.uniform(0, 64 - crop, 2)
+    text = vary_text(base.instruction, rng)
+    embedding = base.embedding + rng.normal(0, 0.001, base.embedding.shape)
+    side = base.images.shape[2]
+    crop, gain = rng.uniform(7 / 8, 1) * side, rng.uniform(0.8, 1.2)
+    x, y = rng.uniform(0, side - crop, 2)
     steps = len(index)
     first, last = np.arange(steps) == 0, np.arange(steps) == steps - 1
-    yes, no = np.array([True]), np.array([False])
+    has_image = [np.array([lit]) for lit in base.lit]
 
     def frames(camera: int) -> list[bytes]:
+        if not base.lit[camera]:
+            return [encode_black(size)] * steps
         places = rng.integers(0, size, (steps, 2))
         box = (x, y, x + crop, y + crop)
         pictures = zip(base.images[camera, index], places, strict=True)
@@ -150,8 +172,8 @@ def make_episode(source: Path, size: int, seed: int, shard: int, number: int) ->
         "steps/reward": last.astype(np.float32),
         "steps/observation/image_0": frames(0),
         "steps/observation/state": state,
-        "episode_metadata/has_image_0": yes,
-        "episode_metadata/has_image_1": yes,
+        "episode_metadata/has_image_0": has_image[0],
+        "episode_metadata/has_image_1": has_image[1],
         "steps/is_terminal": last,
         "steps/is_first": first,
         "steps/action": action,
@@ -160,11 +182,11 @@ def make_episode(source: Path, size: int, seed: int, shard: int, number: int) ->
         "episode_metadata/has_language": np.array([text != ""]),
         "episode_metadata/episode_id": np.array([number]),
         "steps/observation/image_1": frames(1),
-        "steps/observation/image_3": [encode_black(size)] * steps,
-        "episode_metadata/has_image_2": yes,
+        "steps/observation/image_3": frames(3),
+        "episode_metadata/has_image_2": has_image[2],
         "episode_metadata/file_path": [f"varied/{shard:05d}/{number:05d}/out.npy".encode()],
         "steps/observation/image_2": frames(2),
-        "episode_metadata/has_image_3": no,
+        "episode_metadata/has_image_3": has_image[3],
         "steps/is_last": last,
         "steps/language_embedding": np.tile(embedding.astype(np.float32), (steps, 1)),
     }
@@ -212,12 +234,11 @@ def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, 
 
 def write_description(source: Path, folder: Path, lengths: list[int], size: int) -> None:
     """Write features.json and dataset_info.json for the train shards that lie in `folder`."""
-    features = json.loads((source / "features.json").read_text())
-    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-    for camera in CAMERAS:
-        image = steps["observation"]["featuresDict"]["features"][camera]["image"]
-        image["shape"]["dimensions"] = [str(size), str(size), "3"]
-    (folder / "features.json").write_text(json.dumps(features, indent=2))
+    features = dict(tfds.FeaturesDict.from_config(str(source)).items())
+    steps = dict(features["steps"].feature.items())
+    images = {camera: tfds.Image(shape=(size, size, 3), encoding_format="jpeg") for camera in CAMERAS}
+    steps["observation"] = {**dict(steps["observation"].items()), **images}
+    tfds.FeaturesDict({**features, "steps": tfds.Dataset(steps)}).save_config(str(folder))
     info = json.loads((source / "dataset_info.json").read_text())
     payload = sum(path.stat().st_size for path in folder.glob("*.tfrecord-*")) - 16 * sum(lengths)
     train = next(split for split in info["splits"] if split["name"] == "train")
@@ -248,9 +269,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=shared_folder(), help="folder with data/rlds (%(default)s)")
     args = parser.parse_args()
-    source = args.shared / "data" / "rlds" / NAME / "1.0.0"
-    if not source.is_dir():
-        raise SystemExit(f"{source} not found: name the folder with the real Bridge shard by --shared")
+    source = find_base(args.shared, args.out / "base")
     make_dataset(args.out, source, gb=args.gb, shards=args.shards, size=args.image_size, seed=args.seed)
 
 

@@ -29,6 +29,8 @@ class Measurement:
         rss: largest sum of resident memory over all its processes [bytes]. Pages that processes share, and pages of
             mapped files, which the kernel takes back when it needs them, count in each process.
         anonymous: the same without pages of files: what the machine must have.
+        cpu: seconds of processor time of the whole process tree, imports included: what noise from other work moves
+            least.
         storage: bytes fetched from storage, readahead included (getrusage, waited-for children included).
         touched: share of the data's pages that lay in the page cache afterwards; only after a cold start.
         result: what the command printed.
@@ -39,6 +41,7 @@ class Measurement:
     rss: int
     anonymous: int
     storage: int
+    cpu: float = 0.0
     touched: float | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -88,6 +91,7 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         rss=rss,
         anonymous=anonymous,
         storage=usage.ru_inblock * 512,
+        cpu=usage.ru_utime + usage.ru_stime,
         touched=touched(files) if cold else None,
         result=result,
     )

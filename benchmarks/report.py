@@ -179,6 +179,7 @@ def machine(folder: Path) -> dict[str, str]:
     return {
         "processor": f"{(models or [platform.machine()])[0]}, {len(os.sched_getaffinity(0))} cores",
         "memory": f"{memory / 2**30:.0f} GiB",
+        "load at the start": f"{os.getloadavg()[0]:.1f}",
         "kernel": platform.release(),
         "file system": kind.strip(),
         "commit": commit.stdout.strip(),

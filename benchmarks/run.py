@@ -1,11 +1,12 @@
 """Time filter, statistics and tokenize against what else reads RLDS; write benchmarks/results/NAME.{md,json}.
 
-    python -m benchmarks.run                                             # needs nothing but this project
-    python -m benchmarks.run --baseline-python ~/tf/bin/python           # and tf.data, TFDS
-    python -m benchmarks.run --baseline-python ~/tf/bin/python --openvla ~/openvla --dlimp ~/dlimp_openvla
+    python -m benchmarks.run                                     # needs nothing but this project
+    python -m benchmarks.run --baseline-python TF/bin/python     # and tf.data, TFDS
+    python -m benchmarks.run --baseline-python TF/bin/python --openvla CHECKOUT --dlimp CHECKOUT
 
-The data (1.6 GB, varied from the real Bridge shard) is made first where it is missing. The contenders then take turns,
-round after round, each in a process of its own; the table shows medians. Nothing else should run meanwhile.
+The data (1.6 GB of each image size, see make_shards.py) is made first where it is missing. The contenders then take
+turns, round after round, each in a process of its own; the tables show medians. Nothing else should run meanwhile.
+README.md beside this file says how to set up the peers.
 """
 
 from __future__ import annotations
@@ -70,20 +71,25 @@ def agreement(bench: Bench) -> str:
     return f"Largest difference between our statistics and OpenVLA's, over {', '.join(keys)}: {worst:.1e}.\n"
 
 
-def one_size(args: argparse.Namespace, size: int, found: Sequence[Contender]) -> tuple[str, dict[str, object]]:
+def one_size(args: argparse.Namespace, size: int) -> tuple[str, dict[str, object]]:
     """Measure on the data set of one image size; return its section of the report, and the raw numbers."""
-    source = args.shared / "data" / "rlds" / make_shards.NAME / "1.0.0"
-    name = f"bridge-{size}px-{args.gb:g}gb"
+    source = make_shards.find_base(args.shared, args.data / "base")
+    kind = "varied from real Bridge episodes" if args.shared in source.parents else "varied from drawn episodes"
+    name = f"{'bridge' if args.shared in source.parents else 'drawn'}-{size}px-{args.gb:g}gb"
     whole = make_shards.make_dataset(args.data / name, source, gb=args.gb, shards=args.shards, size=size)
     quarter = max(1, args.shards // 4)
     part = make_shards.link_part(whole, args.data / f"{name}-first-{quarter}", source, quarter)
     bench, small = (Bench(folder, args.data / "work" / folder.name, args) for folder in (whole, part))
+    found = [c for c in contenders(args, size) if c.name in ALWAYS or re.search(args.only, c.name)]
     measure_all(bench, found, args.rounds, args.cold_rounds)
     ours = [c for c in found if c.name.startswith(("filter", "tokenize")) and not c.slow]
     measure_all(small, ours, args.rounds, 0)
 
+    for measured in (bench, small):
+        measured.clean()
+
     table = rows(bench, found)
-    title = f"{size} px: {bench.num_bytes / 1e9:.2f} GB, {len(bench.shards)} shards, {bench.steps:,} steps"
+    title = f"{size} px: {bench.num_bytes / 1e9:.2f} GB, {len(bench.shards)} shards, {bench.steps:,} steps, {kind}"
     lines = report.cells(table, bench.num_bytes, bench.steps)
     goals = [aim.cells() for aim in aims(table, size)]
     few = {row.name: row for row in rows(small, ours)}
@@ -112,7 +118,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, nargs="+", default=[256, 64], help="one set each (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="warm rounds (%(default)s)")
     parser.add_argument("--cold-rounds", type=int, default=3, help="cold rounds (%(default)s)")
-    parser.add_argument("--limit", type=int, default=2000, help="steps after which decoding peers stop (%(default)s)")
+    parser.add_argument("--limit", type=int, default=5000, help="steps after which decoding peers stop (%(default)s)")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
     parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
     parser.add_argument("--baseline-python", help="interpreter that has TensorFlow and tensorflow-datasets")
@@ -122,13 +128,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.openvla and not (args.dlimp and args.baseline_python):
         parser.error("--openvla needs --dlimp and --baseline-python")
-    machine = report.machine(args.shared)
+    args.data.mkdir(parents=True, exist_ok=True)
+    machine = report.machine(args.data)
     if args.baseline_python:
         machine |= {f"peers' {k}": v for k, v in report.versions(args.baseline_python, TF_PACKAGES).items()}
-    found = [c for c in contenders(args) if c.name in ALWAYS or re.search(args.only, c.name)]
     sections, raw = [], {}
     for size in args.image_size:
-        text, raw[str(size)] = one_size(args, size, found)
+        text, raw[str(size)] = one_size(args, size)
         sections.append(text)
     command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
     head = [
@@ -136,7 +142,7 @@ def main() -> None:
         f"`{command}`",
         "\n".join(f"- {key}: {value}" for key, value in machine.items()),
         report.LEGEND.format(rounds=args.rounds, cold=args.cold_rounds),
-        "\n".join(f"- {c.name}: {c.note}" for c in found),
+        "\n".join(f"- {c.name}: {c.note}" for c in contenders(args, max(args.image_size))),
     ]
     results = HERE / "results"
     results.mkdir(exist_ok=True)

@@ -7,6 +7,10 @@ looks for a server on the network first. A dead worker is noticed, and finished 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import itertools
 import json
 import logging
 import multiprocessing
@@ -96,12 +100,13 @@ def run(
         WorkerError: a worker process was killed.
         RuntimeError: a fault in our code, with the worker's traceback.
     """
+    check_beam_args(beam_args)
     if not tasks:
         return
     out = tasks[0].out
     total = sum(task.size for task in tasks)
     with _Bar(title, total, enabled=progress) as bar:
-        if _named_runner(beam_args):
+        if _runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
             outcomes = _elsewhere(tasks, work, beam_args, bar)
         else:
             count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
@@ -116,9 +121,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _named_runner(beam_args: Sequence[str]) -> bool:
-    named = [a.partition("=")[2] or "?" for a in beam_args if a == "--runner" or a.startswith("--runner=")]
-    return bool(named) and named[-1] not in ("FnApiRunner", "DirectRunner", "direct")
+def _runner_name(beam_args: Sequence[str]) -> str:
+    """The runner that the options name, "" for none."""
+    pairs = itertools.pairwise([*beam_args, ""])
+    named = [after if a == "--runner" else a[9:] for a, after in pairs if a == "--runner" or a.startswith("--runner=")]
+    return named[-1] if named else ""
 
 
 def build(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
@@ -140,6 +147,9 @@ def do(task: Task, work: Work) -> None:
         result = work(task)
     except CurateError as error:
         report(Outcome(task.output, task.size, 0, type(error).__name__, str(error)))
+    except KeyboardInterrupt:
+        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would make a RuntimeError of it
+        raise
     except Exception:
         report(Outcome(task.output, task.size, 0, "", f"{task.name}\n{traceback.format_exc()}"))
     else:
@@ -158,20 +168,50 @@ def _publish_failure(task: Task) -> Callable[[Outcome], None]:
 def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runner: Any) -> Any:
     from oxe_curate.beam_fn import PipelineOptions, beam
 
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    try:
-        options = PipelineOptions(list(beam_args))
-    except SystemExit:
-        raise errors.ConfigError(f"Beam refuses the options after --: {' '.join(beam_args)}") from None
-    pipeline = beam.Pipeline(runner=runner, options=options)
+    # what a task raises comes back as its outcome; Beam would print it a second time
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if runner else logging.ERROR)
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_args)))
     build(pipeline, tasks, work)
     return pipeline
+
+
+def check_beam_args(beam_args: Sequence[str]) -> None:
+    """Raise ConfigError for an option that Beam does not know or cannot read; Beam itself passes over the former."""
+    if not beam_args:
+        return
+    from oxe_curate.beam_fn import PipelineOptions
+
+    module = _runner_name(beam_args).rpartition(".")[0]
+    if module:  # a runner's options are known once it is imported
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise errors.ConfigError(f"Beam's runner {_runner_name(beam_args)} cannot be imported: {error}") from None
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("apache_beam.options.pipeline_options")
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as usage:
+            PipelineOptions(list(beam_args)).get_all_options()
+    except SystemExit:
+        said.append(usage.getvalue().strip().rsplit("error: ", 1)[-1])
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+    if said:
+        raise errors.ConfigError(f"Beam refuses the options after --: {said[0]}")
 
 
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
     from oxe_curate.beam_fn import FnApiRunner
 
-    local_args = [a for a in beam_args if not a.startswith("--runner")]
+    name = _runner_name(beam_args)
+    local_args = [a for a in beam_args if a not in ("--runner", name, f"--runner={name}")]
     _pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
 
 
@@ -186,6 +226,10 @@ def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequenc
     _report = report
     try:
         _run_here(tasks, work, beam_args)
+    except RuntimeError:
+        if any(outcome.kind == KeyboardInterrupt.__name__ for outcome in outcomes):
+            raise KeyboardInterrupt from None
+        raise
     finally:
         _report = None
     return outcomes

@@ -26,27 +26,32 @@ DROID_Q99 = np.array(
 """DROID's quantiles as they stand in OpenVLA's filter (prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py)."""
 
 
-def libero(action: NDArray[np.float32]) -> NDArray[np.bool_]:
+def libero(action: NDArray[np.float32], starts: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
     """OpenVLA's rule for LIBERO (experiments/robot/libero/regenerate_libero_dataset.py).
 
     A step is idle when the norm of its six pose values is below 1e-4 and its gripper equals that of the step kept
     last; before any step is kept, the norm alone decides. Meant for data whose pose is of the order of 1.
 
     Args:
-        action: float32 (T, 7).
+        action: float32 (T, 7), one episode, or several one after the other.
+        starts: int64 (episodes,), where each of several begins; none may be empty.
 
     Returns:
         bool (T,), True where idle.
     """
+    if not len(action):
+        return np.zeros(0, np.bool_)
+    first = np.zeros(1, np.int64) if starts is None else starts
     with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
         pose = action[:, :6]
-        still: NDArray[np.bool_] = (pose * pose).sum(axis=1) < LIBERO_NORM**2
-    idle = still.copy()
+        still: NDArray[np.bool_] = np.einsum("ij,ij->i", pose, pose) < LIBERO_NORM**2
     # an idle step has the gripper of the step kept last, so that comparing with the step before is the same
-    idle[1:] &= action[1:, 6] == action[:-1, 6]
-    moving = np.flatnonzero(~still)
-    idle[: moving[0] if len(moving) else None] = True
-    return idle
+    same = np.empty(len(action), np.bool_)
+    same[1:] = action[1:, 6] == action[:-1, 6]
+    same[first] = True
+    moved = np.cumsum(~still)
+    before: NDArray[np.int64] = np.repeat(moved[first] - ~still[first], np.diff(np.append(first, len(action))))
+    return np.asarray(still & (same | (moved == before)))
 
 
 def droid(action: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -7,7 +7,6 @@ and where its frames are, so that everything after the filter works from the ind
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter.idle import libero
+from oxe_curate.filter.metrics import action_hash, metrics
 from oxe_curate.storage import Folder
 
 FORMAT = 1
@@ -90,35 +89,13 @@ class IndexRow:
     image_hash: tuple[int, ...] | None = None
 
 
-def action_hash(trajectory: Trajectory) -> int | None:
-    """64 bits that two episodes share only if their standardised actions are equal, bit for bit.
-
-    None where the actions say nothing about the episode: fewer than two steps, or all steps alike.
-    """
-    action = trajectory.action
-    if len(action) < 2 or not np.count_nonzero(action[1:] != action[0]):
-        return None
-    return int.from_bytes(hashlib.blake2b(action.tobytes(), digest_size=8).digest(), "little")
-
-
-def metrics(trajectory: Trajectory, control_hz: float | None) -> dict[str, float | None]:
-    """How much happens in an episode.
-
-    Returns:
-        idle_share: share of idle steps by OpenVLA's rule for LIBERO (see `idle.libero`).
-        largest_action: largest absolute pose value. path_length: sum of the xyz displacements' norms.
-        seconds: steps divided by the control rate; None where the rate is not known.
-    """
-    action, steps = trajectory.action, len(trajectory)
-    if steps == 0:
-        return {"idle_share": None, "largest_action": None, "path_length": None, "seconds": 0.0}
-    with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
-        return {
-            "idle_share": float(np.count_nonzero(libero(action)) / steps),
-            "largest_action": float(np.abs(action[:, :6]).max()),
-            "path_length": float(np.sqrt((action[:, :3] * action[:, :3]).sum(axis=1)).sum()),
-            "seconds": steps / control_hz if control_hz else None,
-        }
+def _metrics(rows: Sequence[IndexRow], action: NDArray[np.float32], lengths: Sequence[int]) -> Any:
+    columns = metrics(action, np.array(lengths, np.int64), [row.control_hz for row in rows])
+    return pa.StructArray.from_arrays(
+        [pa.array(columns[field.name], from_pandas=True) for field in METRICS],
+        fields=list(METRICS),
+        mask=pa.array([row.trajectory is None for row in rows], pa.bool_()),
+    )
 
 
 def to_table(rows: Sequence[IndexRow]) -> pa.Table:
@@ -126,6 +103,7 @@ def to_table(rows: Sequence[IndexRow]) -> pa.Table:
     trajectories = [row.trajectory for row in rows]
     lengths = [len(t) if t is not None else 0 for t in trajectories]
     missing = np.array([t is None for t in trajectories], bool)
+    action = _join([t.action for t in trajectories if t is not None], np.float32).reshape(-1, 7)
     columns: dict[str, Any] = {
         "episode_id": [str(row.id) for row in rows],
         "shard": [row.shard for row in rows],
@@ -146,17 +124,12 @@ def to_table(rows: Sequence[IndexRow]) -> pa.Table:
             _join([t.frame_index for t in trajectories if t is not None], np.int32), lengths, pa.int32(), missing
         ),
         "action": _lists(
-            pa.FixedSizeListArray.from_arrays(
-                pa.array(_join([t.action.ravel() for t in trajectories if t is not None], np.float32)), 7
-            ),
-            lengths,
-            pa.list_(pa.float32(), 7),
-            missing,
+            pa.FixedSizeListArray.from_arrays(pa.array(action.ravel()), 7), lengths, pa.list_(pa.float32(), 7), missing
         ),
         "proprio": _proprio(trajectories, lengths, missing),
         "cameras": _cameras(rows),
         "camera_spans": [[(role, {"offset": o, "length": n}) for role, (o, n) in r.spans.items()] for r in rows],
-        "metrics": [metrics(r.trajectory, r.control_hz) if r.trajectory is not None else None for r in rows],
+        "metrics": _metrics(rows, action, lengths),
         "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
         "image_hash": [row.image_hash for row in rows],
         "duplicate_of": [None] * len(rows),  # across.py fills it in
@@ -276,6 +249,16 @@ def read_meta(out: Folder, path: str) -> dict[str, Any]:
         raise DataError(f"{out}/{path}: not an episode index file ({error}). Run filter again.") from None
 
 
+def read_table(out: Folder, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one index file, or some of its columns. Raises DataError if it is damaged."""
+    try:
+        with out.open(path) as file:
+            # pq.read_table would import pyarrow.dataset for 0.2 s
+            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
+    except pa.ArrowException as error:
+        raise DataError(f"{out}/{path}: damaged ({error}). Delete it and run filter again.") from None
+
+
 def shard_files(index: Folder, dataset: str) -> list[str]:
     """The index files of one data set (all versions and splits), sorted."""
     return [name for name, is_folder, _ in index.list(dataset, recursive=True) if name.endswith(".parquet")]
@@ -317,11 +300,7 @@ class Index:
 
     def table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one index file. Raises DataError if it is damaged."""
-        try:
-            with self.folder.open(path) as file:
-                return pq.read_table(file, columns=list(columns) if columns else None, use_threads=False)
-        except pa.ArrowException as error:
-            raise DataError(f"{self.folder}/{path}: damaged ({error}). Delete it and run filter again.") from None
+        return read_table(self.folder, path, columns)
 
 
 def write_index_json(out: Folder, data: Mapping[str, Any]) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 from oxe_curate import __version__, registry, runner
 from oxe_curate.errors import ConfigError, DataError, StorageError
-from oxe_curate.filter import scan
+from oxe_curate.filter import across, scan
 from oxe_curate.filter.index import INDEX_JSON, Summary, read_meta, shard_files, write_index_json
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask, Frames
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
+UNFINISHED = "unfinished.json"
+"""What index.json said of data sets that a run is about to change although it was not asked to scan them."""
 BYTES_PER_WORKER = 2 << 30
 """Scanning passes over images, so another process is worth its start only above this much data."""
 
@@ -87,6 +89,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
         todo, scan.run, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
         beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
+    previous = _compare(folder, datasets, todo, options.criteria, previous)
     seconds = time.monotonic() - start
     summaries = _write_json(folder, root, datasets, tasks, todo, options, previous, seconds)
     return FilterResult(summaries, len(todo), len(tasks) - len(todo), seconds, sum(t.size for t in todo))
@@ -140,10 +143,13 @@ def _is_done(task: FilterTask) -> bool:
 
 def _previous(out: Folder, root: Folder, options: FilterOptions, names: set[str]) -> dict[str, Any]:
     """What an earlier run left in `out`. Raises ConfigError if the two indexes cannot be one."""
-    if not out.exists(INDEX_JSON):
+    found = [name for name in (INDEX_JSON, UNFINISHED) if out.exists(name)]
+    if not found:
         return {}
     try:
-        data: dict[str, Any] = json.loads(out.read_bytes(INDEX_JSON))
+        data: dict[str, Any] = json.loads(out.read_bytes(found[0]))
+        if found[1:]:
+            data["datasets"] = json.loads(out.read_bytes(UNFINISHED))["datasets"] | data["datasets"]
         others = set(data["datasets"]) - names
         problem = None
         if data["source"] != root.uri:
@@ -166,6 +172,37 @@ def _retract(out: Folder, previous: dict[str, Any], names: set[str]) -> None:
         out.remove(INDEX_JSON)
 
 
+def _compare(
+    out: Folder,
+    datasets: Sequence[RldsDataset],
+    todo: Sequence[FilterTask],
+    criteria: Criteria,
+    previous: dict[str, Any],
+) -> dict[str, Any]:
+    """Decide what needs all episodes of the index; return `previous` with the counts of what changed besides."""
+    mine = {d.name: d.version for d in datasets}
+    entries: dict[str, Any] = dict(previous.get("datasets", {}))
+    versions = {name: entry["version"] for name, entry in entries.items()} | mine
+    changes = across.decide(out, versions, criteria)
+    touched = {change.dataset for change in changes}
+    others = {name: entry for name, entry in entries.items() if name in touched - mine.keys()}
+    if others:
+        out.publish_bytes(UNFINISHED, json.dumps({**previous, "datasets": others}).encode())
+    if touched - {task.dataset.name for task in todo}:
+        _retract(out, previous, touched | {task.dataset.name for task in todo})
+    across.apply(out, changes)
+    for name, entry in others.items():
+        entries[name] = {**entry, **asdict(_count(out, name, entry["version"]))}
+    return {**previous, "datasets": entries} if previous else previous
+
+
+def _count(out: Folder, name: str, version: str) -> Summary:
+    summary = Summary()
+    for path in shard_files(out, f"{name}/{version}"):
+        summary.add(Summary(**read_meta(out, path)["summary"]))
+    return summary
+
+
 def _write_json(
     out: Folder,
     root: Folder,
@@ -179,9 +216,7 @@ def _write_json(
     entries: dict[str, Any] = dict(previous.get("datasets", {}))
     for dataset in datasets:
         mine = [task for task in tasks if task.dataset == dataset]
-        summary = Summary()
-        for path in shard_files(out, f"{dataset.name}/{dataset.version}"):
-            summary.add(Summary(**read_meta(out, path)["summary"]))
+        summary = _count(out, dataset.name, dataset.version)
         before = entries.get(dataset.name, {})
         entries[dataset.name] = {
             "version": dataset.version,
@@ -203,6 +238,7 @@ def _write_json(
             "datasets": {name: entries[name] for name in sorted(entries)},
         },
     )
+    out.remove(UNFINISHED)
     return {name: _summary(entry) for name, entry in sorted(entries.items())}
 
 

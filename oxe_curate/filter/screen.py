@@ -63,7 +63,7 @@ class Criteria:
         duplicate: true drops an episode whose standardised actions are those of an earlier one, in any split or data
             set (train comes first, then the lower id); "report" keeps and marks it; false does not look.
         near_duplicate: also take as a copy what has nearly the same length and pictures whose hashes differ by at most
-            so many of their 64 bits; null for exact copies only.
+            so many of their 64 bits, 8 at most; null for exact copies only. Decodes four pictures an episode.
         allow_leak: let a mixture draw from a split whose episodes are copies of the train split's.
     """
 
@@ -83,7 +83,7 @@ class Criteria:
     bad_image: bool = False
     action_outlier: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     duplicate: Literal[True, False, "report"] = "report"
-    near_duplicate: int | None = Field(default=None, ge=0, le=16)
+    near_duplicate: int | None = Field(default=None, ge=0, le=8)
     allow_leak: bool = False
 
     def __post_init__(self) -> None:

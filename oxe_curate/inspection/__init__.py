@@ -1,0 +1,16 @@
+"""A data set that no card covers: what is in it, what its conventions are, and how sure that is.
+
+    report = inspect_dataset("data/my_robot/1.0.0")     # cameras, ranges, languages, findings
+    text = draft_card(report)                           # a card to correct by hand
+    comparisons = check_dataset("bridge_orig", "data")  # the same detectors against a card
+
+Detectors are plain numpy functions on step dicts and return a `Finding`; where the evidence is thin the answer is
+"unknown" with the reason.
+"""
+
+from oxe_curate.inspection.check import Comparison, check_dataset
+from oxe_curate.inspection.draft import draft_card, write_draft
+from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.report import Report, inspect_dataset
+
+__all__ = ["Comparison", "Finding", "Report", "check_dataset", "draft_card", "inspect_dataset", "write_draft"]

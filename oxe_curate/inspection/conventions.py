@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from oxe_curate.inspection import gripper, motion, rotation, vision
+from oxe_curate.inspection import gripper, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
-from oxe_curate.inspection.motion import JOINTS, TURNS, Match
+from oxe_curate.inspection.matching import TURNS, Match
+from oxe_curate.inspection.motion import JOINTS
 from oxe_curate.inspection.sample import Camera
 from oxe_curate.inspection.series import Columns, Episodes, Floats, number_keys, pooled, varies
 
@@ -51,60 +54,104 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
     """
     actions, states = number_keys(episodes, "action"), number_keys(episodes, "observation/")
     poses = [c for c in actions if not _NOT_POSE.search(c.key.rsplit("/", 1)[-1])]
-    findings: list[Finding] = []
-
-    position = motion.find_position(episodes, poses, states)
+    position = matching.find_position(episodes, poses, states)
     at = position.action if position else _by_name_or_place(episodes, poses)
     held = position.state if position else None
-    findings.append(_columns_found(position, at))
-    kind: Finding | None = None
-    if position:
-        kind = motion.action_kind(episodes, position.action, position.state, control_hz)
-    elif at:
-        kind = motion.action_kind_alone(episodes, at)
-    findings += [kind] if kind else []
-    if at and (JOINTS.search(at.key) or (held and JOINTS.search(held.key))):
-        why = f"the key says so: {at.key if JOINTS.search(at.key) else held}"
-        findings.append(Finding("is the action the end effector's?", "joints", 0.9, why))
+    findings = [_columns_found(position, at), *_position_findings(episodes, position, at, control_hz)]
+    absolute = any(f.answer == "absolute" for f in findings)
+    turns, where_turned, found = _rotation(episodes, poses, states, position, at, absolute, control_hz)
+    findings += found
+    taken = [c for c in (at, turns) if c]
+    used = [c for c in (held, where_turned, *rotation.find_quaternions(episodes, states)) if c]
+    command, aperture, found = _gripper(episodes, actions, states, taken, used)
+    findings += [*found, *motion.idle_ends(episodes, taken), _control_rate(episodes, states)]
+    return Conventions(at, turns, command, held, where_turned, aperture, tuple(findings))
 
+
+def _position_findings(
+    episodes: Episodes, position: Match | None, at: Columns | None, control_hz: float | None
+) -> list[Finding]:
+    """What the position columns mean, and whether they are joints."""
+    if at is None:
+        return []
+    found = [motion.kind_of(episodes, position, control_hz) if position else motion.action_kind_alone(episodes, at)]
+    named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
+    if named:
+        found.append(Finding("is the action the end effector's?", "joints", 0.9, f"the key says so: {named[0]}"))
+    return found
+
+
+def _rotation(
+    episodes: Episodes, poses: list[Columns], states: list[Columns], position: Match | None, at: Columns | None,
+    absolute: bool, control_hz: float | None,
+) -> tuple[Columns | None, Columns | None, list[Finding]]:  # fmt: skip
+    """The action's rotation columns, those of the state that they turn, and what was found of both."""
+    held = position.state if position else None
     quaternions = rotation.find_quaternions(episodes, states)
+    stored = [q for q in rotation.find_quaternions(episodes, poses) if not q.overlaps(at)]
+    if stored:  # the action itself holds a quaternion
+        where = quaternions[0] if quaternions else None
+        return stored[0], where, [rotation.quaternion_order(episodes, q) for q in (*quaternions, *stored)]
     free = [c for c in poses if not (at and c.key == at.key and len(c) <= 3)]
-    turned = motion.find_rotation(episodes, free, [s for s in states if _not_in(s, quaternions)], position)
+    turned = matching.find_rotation(episodes, free, _without(states, quaternions), position)
     turns = turned.action if turned else _turns_by_name_or_place(episodes, poses, at)
     angles = turned.state if turned else _angles_beside(episodes, held, quaternions)
+    found: list[Finding] = []
+    kind = None
     if turned:
-        findings.append(motion.action_kind(episodes, turned.action, turned.state, control_hz))
-    elif turns and kind and not quaternions:
-        findings.append(motion.action_kind_alone(episodes, turns))
-    findings += _rotation_findings(episodes, turns, angles, quaternions, kind)
-    findings += [rotation.quaternion_order(episodes, q, turns) for q in quaternions]
-    where_turned = angles or (quaternions[0] if quaternions else None)
+        kind = motion.kind_of(episodes, turned, control_hz)
+    elif turns:
+        kind = _kind_of_turns(episodes, turns, quaternions, control_hz)
+    found += [kind] if kind else []
+    unit = None
+    if angles:
+        unit = rotation.angle_unit(episodes, angles)
+        found += [unit, rotation.rotation_kind(episodes, angles)]
+    if turns and kind and varies(pooled(episodes, turns)).any():
+        absolute = kind.answer == "absolute" or (absolute and not kind.known)
+        found += [_unit_of_turns(episodes, turns, kind, unit, absolute), rotation.rotation_kind(episodes, turns)]
+    found += [rotation.quaternion_order(episodes, q, turns) for q in quaternions]
+    return turns, angles or (quaternions[0] if quaternions else None), found
 
-    taken = [c for c in (at, turns) if c]
+
+def _unit_of_turns(episodes: Episodes, turns: Columns, kind: Finding, state: Finding | None, absolute: bool) -> Finding:
+    """Radians or degrees, by the state that the columns turn where there is one, else by their size."""
+    question = f"is {turns} in radians or degrees?"
+    if kind.answer in ("scaled delta", "velocity"):
+        return unknown(question, f"it is a {kind.answer}: its size tells nothing")
+    if "unit" in kind.evidence:  # the gain of a quaternion's rotation is in radians
+        why = f"a unit turns the state by {kind.evidence['gain']:.3g} rad"
+        return Finding(question, kind.evidence["unit"], kind.confidence, why, {"gain": kind.evidence["gain"]})
+    same = kind.answer in ("delta", "absolute") and 0.6 < kind.evidence.get("gain", 0.0) < 1.6
+    if state is not None and state.known and same:
+        sure = round(min(state.confidence, kind.confidence), 2)
+        return Finding(question, state.answer, sure, f"as the state's angles, which it moves one to one: {state.why}")
+    return rotation.angle_unit(episodes, turns, displacement=not absolute)
+
+
+def _gripper(
+    episodes: Episodes, actions: list[Columns], states: list[Columns], taken: list[Columns], used: list[Columns]
+) -> tuple[Columns | None, Columns | None, list[Finding]]:
+    """The command's column, the state's aperture, and what was found of both."""
     command = gripper.find_command(episodes, actions, taken)
-    aperture = None
     if command is None:
-        findings.append(unknown("which action column is the gripper's?", "no name, and no column with values at two ends"))
-    else:
-        form = gripper.command_form(episodes, command)
-        used = [c for c in (held, where_turned, *quaternions) if c]
-        relative = form.answer == "relative"
-        aperture = gripper.find_aperture(episodes, command, states, used, relative=relative)
-        findings += [form, gripper.polarity(episodes, command, aperture, relative=relative)]
-    findings += motion.idle_ends(episodes, taken)
-    findings.append(_control_rate(episodes, states))
-    return Conventions(
-        position=at, rotation=turns, gripper=command, state_position=held, state_rotation=where_turned,
-        aperture=aperture.state if aperture else None, findings=tuple(findings),
-    )  # fmt: skip
+        why = "no column has the name of one, or values at two ends"
+        return None, None, [unknown("which action column is the gripper's?", why)]
+    form = gripper.command_form(episodes, command)
+    relative = form.answer == "relative"
+    aperture = gripper.find_aperture(episodes, command, states, used, relative=relative)
+    sign = gripper.polarity(episodes, command, aperture, relative=relative)
+    return command, aperture.state if aperture else None, [form, sign]
 
 
 def _columns_found(position: Match | None, at: Columns | None) -> Finding:
     question = "which state columns does the action move?"
     if position:
-        why = f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; told from angles by names or order"
+        why = (
+            f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; a position by name or by order"
+        )
         return Finding(question, f"{position.action} -> {position.state}", position.confidence, why)
-    why = f"no three state columns go with the action (r below {motion.SURE})" if at else "there is no numeric action"
+    why = f"no three state columns go with the action (r below {matching.SURE})" if at else "there is no numeric action"
     return unknown(question, why)
 
 
@@ -142,20 +189,22 @@ def _angles_beside(episodes: Episodes, held: Columns | None, quaternions: list[C
     return beside if fits and not any(beside.overlaps(q) for q in quaternions) else None
 
 
-def _not_in(columns: Columns, quaternions: list[Columns]) -> bool:
-    return not any(q.key == columns.key and q.start == columns.start and q.stop == columns.stop for q in quaternions)
+def _without(states: list[Columns], quaternions: list[Columns]) -> list[Columns]:
+    """The columns left and right of the quaternions."""
+    for q in quaternions:
+        states = [part for s in states for part in matching.without(s, q)]
+    return states
 
 
-def _rotation_findings(
-    episodes: Episodes, turns: Columns | None, angles: Columns | None, quaternions: list[Columns], kind: Finding | None
-) -> list[Finding]:
-    found = []
-    if angles and not any(angles.overlaps(q) for q in quaternions):
-        found += [rotation.angle_unit(episodes, angles), rotation.rotation_kind(episodes, angles)]
-    if turns:
-        displaced = kind is None or kind.answer != "absolute"
-        found += [rotation.angle_unit(episodes, turns, displacement=displaced), rotation.rotation_kind(episodes, turns)]
-    return found
+def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns], control_hz: float | None) -> Finding:
+    """What the rotation columns mean where no angles of the state go with them."""
+    alone = motion.action_kind_alone(episodes, turns)
+    if alone.answer == "constant":
+        return alone
+    found = [
+        rotation.turn_kind(episodes, turns, q, order, control_hz) for q in quaternions for order in rotation.ORDERS
+    ]
+    return max((f for f in found if f.known), key=lambda f: f.confidence, default=alone)
 
 
 def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
@@ -166,7 +215,9 @@ def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
         gaps = np.concatenate([np.diff(clock.of(steps)[:, 0]) for steps in episodes])
         if len(gaps) > 10 and (gaps > 0).mean() > 0.98 and 0.005 < np.median(gaps) < 5:
             rate = 1 / float(np.median(gaps))
-            return Finding(question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} a step, if seconds")
+            return Finding(
+                question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} a step, if seconds"
+            )
     return unknown(question, "RLDS stores no rate, and no step feature is a clock")
 
 
@@ -183,13 +234,13 @@ def detect_cameras(cameras: Sequence[Camera], episodes: Episodes, conventions: C
     return found
 
 
-def _path(steps: motion.Episodes, at: np.ndarray, conventions: Conventions) -> Floats:  # type: ignore[type-arg]
+def _path(steps: Mapping[str, NDArray[Any]], at: NDArray[np.int64], conventions: Conventions) -> Floats:
     """How far the arm went between one frame and the next: by the state's position, else by the action's size."""
     if conventions.state_position:
-        x = conventions.state_position.of(steps)  # type: ignore[arg-type]
+        x = conventions.state_position.of(steps)
         travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(x, axis=0), axis=1))])
     elif conventions.position:
-        x = conventions.position.of(steps)  # type: ignore[arg-type]
+        x = conventions.position.of(steps)
         travelled = np.cumsum(np.linalg.norm(x, axis=1))
     else:
         travelled = np.arange(int(at.max(initial=0)) + 1, dtype=np.float64)

@@ -1,8 +1,8 @@
 """The gripper: which column commands it, in what range, as a level or as pulses, and which end is open.
 
-The command's sign comes from the state's aperture, which follows it late. Which end of the aperture is open comes from
-three cues, each weighed as odds: its name, that fingers stop on things when they close but always open to the same width,
-and that episodes mostly begin with an open hand.
+The command's sign comes from the state's aperture, which follows it late. Which end of the aperture is open comes
+from three cues, each weighed as odds: its name, that fingers stop on things when they close but always open to the same
+width, and that episodes mostly begin with an open hand.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
 _CLOSED = re.compile(r"clos")
 _OPEN = re.compile(r"open|width|aperture")
 _OTHER = re.compile(r"terminate|base_|mode|discount|reward")
+_COMMAND = re.compile(r"command|target|desired")
 _LAGS = range(9)
 
 
@@ -95,8 +96,16 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
     evidence |= {"share_zero_while_used": round(zero, 3), "alternating_pulses": round(pulses, 2)}
     told = f"values from {low:.3g} to {high:.3g}"
     if low < -0.5 and high > 0.5 and zero > 0.6:
-        why = f"{told}; zero at {100 * zero:.0f} % of the steps of episodes that use it; {100 * pulses:.0f} % of pulses alternate"
-        return Finding(question, "relative", round(float(np.clip(0.35 + 0.3 * zero + 0.3 * pulses, 0, 0.95)), 2), why, evidence)
+        why = f"{told}; zero at {100 * zero:.0f} % of the steps where used; {100 * pulses:.0f} % of pulses alternate"
+        return Finding(
+            question, "relative", round(float(np.clip(0.35 + 0.3 * zero + 0.3 * pulses, 0, 0.95)), 2), why, evidence
+        )
+    longest = _longest_pulse(episodes, command)
+    if low in (-1.0, 0.0) and high in (0.0, 1.0) and set(common) <= {"-1", "0", "1"} and zero > 0.8 and longest <= 4:
+        why = (
+            f"{told}; zero at {100 * zero:.0f} % of the steps where used, pulses of one sign of {longest} steps at most"
+        )
+        return Finding(question, "relative", 0.4, why, evidence)
     ends = _at_ends(x)
     evidence["share_at_ends"] = round(ends, 3)
     told += f", {100 * ends:.0f} % of them at the ends"
@@ -105,7 +114,9 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
     if -1.1 < low < -0.9 and 0.9 < high < 1.1:
         return Finding(question, "-1..1", 0.95, told, evidence)
     if low < -0.9 and high < 0.05:
-        return Finding(question, "-1..1", 0.4, f"{told}: half of -1..1, if +1 does not occur in these episodes", evidence)
+        return Finding(
+            question, "-1..1", 0.4, f"{told}: half of -1..1, if +1 does not occur in these episodes", evidence
+        )
     return Finding(question, "level", 0.6, told, evidence)
 
 
@@ -124,6 +135,15 @@ def _pulses(episodes: Episodes, command: Columns) -> tuple[float, float]:
     return (alternating / runs if runs > 0 else 0.5), (zeros / steps_seen if steps_seen else 1.0)
 
 
+def _longest_pulse(episodes: Episodes, command: Columns) -> int:
+    """Steps of the longest run of values that are not zero."""
+    longest = 0
+    for steps in episodes:
+        zero = np.flatnonzero(np.abs(np.concatenate([[0], command.of(steps)[:, 0], [0]])) <= 0.05)
+        longest = max(longest, int(np.diff(zero).max(initial=1)) - 1)
+    return longest
+
+
 def find_aperture(
     episodes: Episodes, command: Columns, states: list[Columns], taken: list[Columns], *, relative: bool = False
 ) -> Aperture | None:
@@ -138,7 +158,7 @@ def find_aperture(
             if any(column.overlaps(t) for t in taken):
                 continue
             s = [column.of(steps) for steps in episodes]
-            named = bool(GRIPPER.search(column.key))
+            named = bool(GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
             for lag in _LAGS:
                 x, y = displacements(a, s, 3, lag) if relative else levels(a, s, lag, centre=False)
                 r = float(correlation(x, y)[0, 0]) if len(x) else 0.0
@@ -154,7 +174,7 @@ def aperture_sense(episodes: Episodes, aperture: Columns) -> Finding:
     x = pooled(episodes, aperture)[:, 0]
     low, high = (float(v) for v in np.quantile(x, [0.01, 0.99])) if len(x) else (0.0, 0.0)
     if high - low < 1e-6:
-        return unknown(question, "it hardly varies")
+        return unknown(question, "it hardly varies", low=low, high=high)
     odds, cues = 0.0, []
     name = aperture.key.rsplit("/", 1)[-1]
     if _CLOSED.search(name) or _OPEN.search(name):
@@ -171,9 +191,12 @@ def aperture_sense(episodes: Episodes, aperture: Columns) -> Finding:
     began = float((starts > (low + high) / 2).mean())
     if began >= 0.75 or began <= 0.25:
         odds += 1.0 if began > 0.5 else -1.0
-        share = max(began, 1 - began)
-        cues.append(f"{100 * share:.0f} % of the episodes begin {'high' if began > 0.5 else 'low'}, and most begin open")
-    evidence = {"log_odds_high_open": round(odds, 2), "begins_high": round(began, 2), "low": round(low, 4), "high": round(high, 4)}  # fmt: skip
+        end = "high" if began > 0.5 else "low"
+        cues.append(f"{100 * max(began, 1 - began):.0f} % of the episodes begin {end}, and most begin open")
+    evidence = {
+        "log_odds_high_open": round(odds, 2), "begins_high": round(began, 2), "low": round(low, 4),
+        "high": round(high, 4),
+    }  # fmt: skip
     if abs(odds) < 0.5:
         return unknown(question, f"the cues disagree or are missing ({'; '.join(cues) or 'none'})", **evidence)
     sure = round(float(1 / (1 + np.exp(-abs(odds)))), 2)
@@ -210,7 +233,9 @@ def polarity(episodes: Episodes, command: Columns, aperture: Aperture | None, *,
     if aperture is not None:
         sense = aperture_sense(episodes, aperture.state)
         evidence = {"aperture": str(aperture.state), "r": round(aperture.r, 3), "lag": aperture.lag} | sense.evidence
-        told = f"{aperture.state} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
+        low, high = sense.evidence.get("low", 0.0), sense.evidence.get("high", 0.0)
+        span = f"{aperture.state} ({low:.3g} to {high:.3g})"
+        told = f"{span} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
         if not sense.known:
             return unknown(question, f"{told}, but which end of that is open is unclear: {sense.why}", **evidence)
         opens = (aperture.r > 0) == (sense.answer == "high")
@@ -241,10 +266,15 @@ def _polarity_alone(episodes: Episodes, command: Columns, relative: bool, questi
         begins_open = 0.8 if high > 0.5 else -0.8
         odds += -begins_open if relative else begins_open  # the first pulse of an open hand closes it
         what = "act first with a" if relative else "begin with a"
-        cues.append(f"{100 * max(high, 1 - high):.0f} % of the episodes {what} {'high' if high > 0.5 else 'low'} command")
+        cues.append(
+            f"{100 * max(high, 1 - high):.0f} % of the episodes {what} {'high' if high > 0.5 else 'low'} command"
+        )
     evidence = {"log_odds_high_opens": round(odds, 2), "first_high": round(high, 2), "episodes": len(first)}
     if abs(odds) < 0.5:
-        return unknown(question, f"no state column follows it, and the cues disagree ({'; '.join(cues) or 'none'})", **evidence)
-    sure = round(float(1 / (1 + np.exp(-abs(odds)))), 2)
+        return unknown(
+            question, f"no state column follows it, and the cues disagree ({'; '.join(cues) or 'none'})", **evidence
+        )
+    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # how episodes begin is not enough alone
+    sure = round(weight * float(1 / (1 + np.exp(-abs(odds)))), 2)
     why = f"no state column follows it; weak cues: {'; '.join(cues)}"
     return Finding(question, "high opens" if odds > 0 else "high closes", sure, why, evidence)

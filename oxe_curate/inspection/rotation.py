@@ -6,10 +6,14 @@ from typing import Literal
 
 import numpy as np
 
+from oxe_curate.inspection import motion
 from oxe_curate.inspection.finding import Finding, unknown
-from oxe_curate.inspection.series import Columns, Episodes, Floats, correlation, pooled, varies
+from oxe_curate.inspection.series import Columns, Episodes, Floats, correlation, gain, pooled, varies
 
 Order = Literal["xyzw", "wxyz"]
+Frame = Literal["world", "hand"]
+ORDERS: tuple[Order, ...] = ("xyzw", "wxyz")
+_FRAMES: tuple[Frame, ...] = ("world", "hand")
 _TURN = 2 * np.pi
 
 
@@ -33,10 +37,10 @@ def find_quaternions(episodes: Episodes, keys: list[Columns]) -> list[Columns]:
     return found
 
 
-def rotation_vectors(q: Floats, order: Order, frame: Literal["world", "hand"] = "world") -> Floats:
+def rotation_vectors(q: Floats, order: Order, frame: Frame = "world") -> Floats:
     """Rotation from each quaternion to the next as a rotation vector [rad], (T, 4) -> (T - 1, 3).
 
-    In the world's axes r = q[t+1] q[t]*, in the hand's r = q[t]* q[t+1]; v = 2 atan2(|xyz|, w) xyz / |xyz|, with w >= 0.
+    In the world's axes r = q[t+1] q[t]*, in the hand's r = q[t]* q[t+1]; v = 2 atan2(|xyz|, w) xyz / |xyz|, w >= 0.
     """
     xyz, w = (q[:, :3], q[:, 3]) if order == "xyzw" else (q[:, 1:], q[:, 0])
     a, aw, b, bw = -xyz[:-1], w[:-1], xyz[1:], w[1:]
@@ -62,9 +66,9 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
     evidence: dict[str, object] = {}
     if turns is not None:
         scores = {}
-        for order in ("xyzw", "wxyz"):
-            for frame in ("world", "hand"):
-                scores[order, frame] = _follow(episodes, q, turns, order, frame)
+        for order in ORDERS:
+            for frame in _FRAMES:
+                scores[order, frame] = _compare(episodes, q, turns, order, frame)[0]
         best = max(scores, key=lambda k: scores[k])
         rival = max(value for (order, _), value in scores.items() if order != best[0])
         evidence = {f"r_{order}_{frame}": round(value, 3) for (order, frame), value in scores.items()}
@@ -74,7 +78,8 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
             return Finding(question, best[0], sure, why, evidence | {"frame": best[1]})
     x = np.concatenate(q)
     x = x[np.isfinite(x).all(axis=1)]
-    signs = [bool(len(c) and (c >= -1e-3).all() and c.max() > 0.05) for c in x.T]
+    # a large scalar part is positive by itself: only one that comes near zero shows that it is kept so
+    signs = [bool(len(c) and -1e-3 <= c.min() < 0.2 and c.max() > 0.05) for c in x.T]
     largest = int(np.abs(x).mean(axis=0).argmax()) if len(x) else 0
     evidence |= {"never_negative": [i for i, s in enumerate(signs) if s], "largest": largest}
     crossing = [bool((c > 0.02).any() and (c < -0.02).any()) for c in x.T]
@@ -85,14 +90,50 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
     if largest == 3:
         why = "a weak cue: the last column is the largest, as near no rotation in xyzw order"
         return Finding(question, "xyzw", 0.35, why, evidence)
-    why = "no action goes with its rotation, and the largest column says nothing (a hand that points down is (1, 0, 0, 0))"
+    why = (
+        "no action goes with its rotation, and its largest column says nothing: a hand that points down is (1, 0, 0, 0)"
+    )
     return unknown(question, why, **evidence)
 
 
-def _follow(episodes: Episodes, q: list[Floats], turns: Columns, order: Order, frame: Literal["world", "hand"]) -> float:
-    """Mean r of the action's rotation columns with the quaternion's rotation, at the better of two lags."""
-    best = 0.0
-    for lag in (0, 1):
+def turn_kind(
+    episodes: Episodes, turns: Columns, quaternion: Columns, order: Order, control_hz: float | None = None
+) -> Finding:
+    """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, less "absolute".
+
+    A gain near 1 is a displacement in radians, one near pi / 180 a displacement in degrees.
+    """
+    question = f"what does {turns} mean?"
+    q = [quaternion.of(steps) for steps in episodes]
+    found = {frame: _compare(episodes, q, turns, order, frame) for frame in _FRAMES}
+    frame = max(_FRAMES, key=lambda f: found[f][0])
+    r, factor, samples = found[frame]
+    evidence = {"state": str(quaternion), "gain": float(f"{factor:.4g}"), "samples": samples}
+    evidence |= {f"r_{f}": round(found[f][0], 3) for f in _FRAMES}
+    numbers = f"r = {r:.2f} with the rotation of {quaternion} in the {frame}'s axes, {samples} steps"
+    if r < 0.5:
+        return unknown(question, numbers, **evidence)
+    margin = abs(found["world"][0] - found["hand"][0])
+    axes = (
+        f"; in the other axes {min(found[f][0] for f in _FRAMES):.2f}"
+        if margin > 0.05
+        else "; the axes do not matter here"
+    )
+    answer = motion.reading(factor, control_hz)
+    if answer == "delta":
+        evidence["unit"] = "radians"
+    elif motion.reading(factor * 180 / np.pi, None) == "delta":
+        answer, evidence["unit"] = "delta", "degrees"
+    sure = round(float(np.clip((r - 0.3) / 0.6, 0, 0.97)) * samples / (samples + 20), 2)
+    return Finding(question, answer, sure, f"{numbers}{axes}; a unit turns it by {factor:.3g} rad", evidence)
+
+
+def _compare(
+    episodes: Episodes, q: list[Floats], turns: Columns, order: Order, frame: Frame
+) -> tuple[float, float, int]:
+    """Mean r of the action's rotation columns with the quaternion's rotation, its gain, steps; at the better lag."""
+    best = (0.0, 0.0, 0)
+    for lag in (0, 1, 2):
         left, right = [], []
         for steps, quaternion in zip(episodes, q, strict=True):
             moved = rotation_vectors(quaternion, order, frame)[lag:]
@@ -103,7 +144,9 @@ def _follow(episodes: Episodes, q: list[Floats], turns: Columns, order: Order, f
         x, y = x[good], y[good]
         moving = varies(x) if len(x) else np.zeros(3, bool)
         if moving.any():
-            best = max(best, float(np.diag(correlation(x, y))[moving].mean()))
+            r = float(np.diag(correlation(x, y))[moving].mean())
+            if r > best[0]:
+                best = (r, gain(x[:, moving], y[:, moving]), len(x))
     return best
 
 
@@ -132,9 +175,14 @@ def angle_unit(episodes: Episodes, angles: Columns, *, displacement: bool = Fals
         why = f"values jump by 2 pi in {jumps} places, as angles in radians do at pi"
         return Finding(question, "radians", 0.95, why, evidence | {"jumps": jumps})
     if displacement:
-        sure = 0.7 if largest < 1 else 0.4
-        why = f"the largest turn in a step is {largest:.3g}: much in radians, {'hardly anything' if largest < 1 else 'small'} in degrees"
-        return Finding(question, "radians", sure, why, evidence)
+        usual = float(np.quantile(np.abs(x).max(axis=1), 0.95))
+        why = f"the largest turns in a step are about {usual:.3g}"
+        if usual > 1.5:
+            return Finding(question, "degrees", 0.6, f"{why}, more than an arm turns in a step in radians", evidence)
+        if usual > 0.7:
+            return unknown(question, f"{why}: fast in radians, slow in degrees", **evidence)
+        much = "much in radians, hardly anything in degrees" if usual >= 0.05 else "little in either"
+        return Finding(question, "radians", 0.7 if usual >= 0.05 else 0.4, f"{why}: {much}", evidence)
     if largest <= np.pi + 0.01:
         sure = round(float(np.clip(0.45 + 0.15 * np.log10(max(spread, 1e-3) / 0.01), 0.3, 0.85)), 2)
         if largest > 2.9:
@@ -183,7 +231,7 @@ def rotation_kind(episodes: Episodes, angles: Columns) -> Finding:
 
 
 def _wraps(episodes: Episodes, angles: Columns) -> tuple[int, int]:
-    """Jumps at pi that fit a rotation vector (v - 2 pi v / |v|), and those that fit one Euler angle (plus or minus 2 pi)."""
+    """Jumps at pi that fit a rotation vector, v - 2 pi v / |v|, and those that fit an Euler angle, 2 pi up or down."""
     whole = alone = 0
     for steps in episodes:
         v = angles.of(steps)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, CorruptError, DataError
@@ -23,6 +24,8 @@ PICTURED = 8
 """Episodes whose frames are decoded."""
 FRAMES = 10
 """Frames of each camera and episode, spread evenly from the first to the last."""
+LARGEST = 128
+"""Frames are kept at less than twice this many pixels on their shorter side."""
 _TEXT_WIDTH = 2048  # int features up to this wide may be texts as code points
 
 
@@ -34,7 +37,7 @@ class Camera:
         key: full step key.
         encoding: "jpeg" or "png" by the bytes, "tensor" for plain arrays, "unspecified" where no frame was read.
         shape: (height, width, channels) of the first frame that was decoded, else as features.json has it.
-        frames: per pictured episode, uint8 (n, H, W, 3); empty for tensors, which are not decoded.
+        frames: per pictured episode, uint8 (n, h, w, 3), made smaller; empty for tensors, which are not decoded.
         at: per pictured episode, the steps that the frames belong to.
         missing: frames without bytes. unreadable: frames that cannot be decoded.
         looked_at: frames looked at in all.
@@ -83,7 +86,8 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
     """
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: at least one episode must be read")
-    steps, other = leaves(dataset.features)
+    # sorted: the order of features.json is lost in protobuf, and a report should not change from run to run
+    steps, other = (dict(sorted(part.items())) for part in leaves(dataset.features))
     images = [key for key, leaf in steps.items() if leaf.kind == "image"]
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
     wanted = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
@@ -168,6 +172,12 @@ def _tensor_camera(leaf: Leaf) -> Camera:
     return Camera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
 
 
+def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At most `LARGEST` pixels on the shorter side, by averaging whole blocks."""
+    factor = min(picture.shape[:2]) // LARGEST
+    return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
+
+
 class _Film:
     """Collects the frames of the pictured episodes."""
 
@@ -175,6 +185,7 @@ class _Film:
         self._frames: dict[str, list[Frames]] = {key: [] for key in keys}
         self._at: dict[str, list[NDArray[np.int64]]] = {key: [] for key in keys}
         self._encoding = dict.fromkeys(keys, "unspecified")
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, looked at
 
     def add(self, episode: RawEpisode, buffer: memoryview, ensure: Any) -> None:
@@ -199,17 +210,18 @@ class _Film:
                     self._counts[key][1] += 1
                     continue
                 self._encoding[key] = "jpeg" if bytes(data[:2]) == b"\xff\xd8" else "png"
-                if not pictures or picture.shape == pictures[0].shape:
-                    pictures.append(picture)
+                self._shapes.setdefault(key, picture.shape)
+                small = _small(picture)
+                if not pictures or small.shape == pictures[0].shape:
+                    pictures.append(small)
                     steps.append(t)
             self._frames[key].append(np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8))
             self._at[key].append(np.array(steps, np.int64))
 
     def camera(self, leaf: Leaf) -> Camera:
         missing, unreadable, looked_at = self._counts[leaf.key]
-        shown = next((f for f in self._frames[leaf.key] if len(f)), None)
         channels = leaf.shape[2] if len(leaf.shape) == 3 else 3
-        shape = leaf.shape if shown is None else (*shown.shape[1:3], channels)
+        shape = (*self._shapes[leaf.key][:2], channels) if leaf.key in self._shapes else leaf.shape
         dtype = str(np.dtype(leaf.feature.np_dtype))
         encoding = self._encoding[leaf.key]
         frames, at = tuple(self._frames[leaf.key]), tuple(self._at[leaf.key])

@@ -78,9 +78,7 @@ def unwrap(x: Floats) -> Floats:
     return out
 
 
-def displacements(
-    actions: Iterable[Floats], states: Iterable[Floats], window: int, lag: int
-) -> tuple[Floats, Floats]:
+def displacements(actions: Iterable[Floats], states: Iterable[Floats], window: int, lag: int) -> tuple[Floats, Floats]:
     """Sums of `window` actions beside the displacement of the state over the same steps, `lag` steps later.
 
     Returns:
@@ -91,8 +89,7 @@ def displacements(
     for action, state in zip(actions, states, strict=True):
         count = len(action) - window - lag
         if count > 0:
-            total = np.concatenate([np.zeros((1, action.shape[1])), np.cumsum(action, axis=0)])
-            sums.append((total[window:] - total[:-window])[:count])
+            sums.append(np.lib.stride_tricks.sliding_window_view(action, window, axis=0).sum(axis=-1)[:count])
             moves.append((state[window:] - state[:-window])[lag : lag + count])
     return _finite(sums, moves)
 
@@ -153,4 +150,5 @@ def window_for(episodes: Episodes) -> int:
 def pooled(episodes: Episodes, columns: Columns) -> Floats:
     """The columns of all episodes, one after another, finite rows only."""
     x = np.concatenate([columns.of(steps) for steps in episodes]) if episodes else np.empty((0, len(columns)))
-    return x[np.isfinite(x).all(axis=1)]
+    out: Floats = x[np.isfinite(x).all(axis=1)]
+    return out

@@ -6,8 +6,8 @@ tensorflow_datasets reads both files and resolves splits without importing Tenso
 from __future__ import annotations
 
 import functools
-import tempfile
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,10 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     Raises:
         ConfigError: nothing is found, or a named data set or version is not there.
     """
-    everything = _walk(source)
+    chosen_names = list(names)
+    everything = _walk(source, [name.partition(":")[0] for name in chosen_names])
+    if not everything and chosen_names:
+        everything = _walk(source)  # for the closest name
     if not everything:
         raise ConfigError(
             f"{source}: no TFDS data set below it (looked for <name>/<version>/{INFO}). "
@@ -156,7 +159,7 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     for dataset in everything:
         by_name.setdefault(dataset.name, []).append(dataset)
     chosen = []
-    for wanted in list(names) or list(by_name):
+    for wanted in chosen_names or list(by_name):
         name, _, version = wanted.partition(":")
         if name not in by_name:
             raise ConfigError(f"{source} has no data set {name!r}. {did_you_mean(name, by_name)}")
@@ -171,12 +174,14 @@ def _version_key(dataset: RldsDataset) -> tuple[int, ...]:
     return tuple(int(part) if part.isdigit() else -1 for part in dataset.version.split("."))
 
 
-def _walk(source: Folder) -> list[RldsDataset]:
+def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     if source.exists(INFO) or source.exists(FEATURES):
         # the version folder itself: paths stay relative to the root above it
         parts = source.uri.rstrip("/").rsplit("/", 2)
         if len(parts) == 3:
             return [RldsDataset(Folder(parts[0]), f"{parts[1]}/{parts[2]}", parts[1], parts[2])]
+    if not source.is_local:
+        return _walk_objects(source, names)
     found: list[RldsDataset] = []
     level = [""]
     for depth in range(_DEPTH):
@@ -194,6 +199,17 @@ def _walk(source: Folder) -> list[RldsDataset]:
     return sorted(found, key=lambda d: d.path)
 
 
+def _walk_objects(source: Folder, names: Iterable[str]) -> list[RldsDataset]:
+    """Find data sets by their files' names: pyarrow's gs:// lists no folder that has no object of its own."""
+    found = set()
+    for name in list(names) or [""]:
+        for path, is_folder, _ in source.list(name, recursive=True):
+            folder, _, file = path.rpartition("/")
+            if not is_folder and file in (INFO, FEATURES) and folder and folder.count("/") < _DEPTH:
+                found.add(folder)
+    return [_named(source, folder) for folder in sorted(found)]
+
+
 def _named(source: Folder, path: str) -> RldsDataset:
     parts = path.split("/")
     if len(parts) == 1:  # the root is a data set's folder, <version>/: paths stay relative to the root above it
@@ -203,23 +219,21 @@ def _named(source: Folder, path: str) -> RldsDataset:
 
 
 def _read(source: Folder, path: str) -> tuple[Any, Any]:
-    """Parse the two JSON files with tfds's own classes (by a local copy: tfds knows no pyarrow file systems)."""
-    from tensorflow_datasets.core import dataset_info, features
+    """Parse the two JSON files with tfds's own classes (not its readers, which load TensorFlow where they find it)."""
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import features
+    from tensorflow_datasets.core.proto import dataset_info_pb2
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name in (INFO, FEATURES):
-            if not source.exists(f"{path}/{name}"):
-                raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
-            Path(folder, name).write_bytes(source.read_bytes(f"{path}/{name}"))
+    def parse(name: str, build: Callable[[bytes], Any]) -> Any:
+        if not source.exists(f"{path}/{name}"):
+            raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
         try:
-            info = dataset_info.read_proto_from_builder_dir(folder)
-        except Exception as error:  # tfds raises protobuf's and json's errors alike
-            raise DataError(f"{source}/{path}/{INFO}: cannot be read: {_first_line(error)}") from error
-        try:
-            parsed = features.FeaturesDict.from_config(folder)
-        except Exception as error:
-            raise DataError(f"{source}/{path}/{FEATURES}: cannot be read: {_first_line(error)}") from error
-    return info, parsed
+            return build(source.read_bytes(f"{path}/{name}"))
+        except Exception as error:  # json, protobuf and tfds raise errors of many kinds
+            raise DataError(f"{source}/{path}/{name}: cannot be read: {_first_line(error)}") from error
+
+    info = parse(INFO, lambda data: json_format.Parse(data, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True))
+    return info, parse(FEATURES, lambda data: features.FeatureConnector.from_json(json.loads(data)))
 
 
 def _first_line(error: Exception) -> str:

@@ -293,6 +293,12 @@ class FramePool:
         """Add an episode's frames, of which the steps `needed` will be read; return the number of its step 0."""
         number = self._open(episode.shard)
         frames = episode.frames.get(self._role)
+        span = episode.spans.get(self._role, (0, 0))
+        if sum(span) > len(self._buffers[number]):
+            raise DataError(
+                f"{self._source}/{episode.shard}: the file ends before the {self._role} frames that the index tells of "
+                f"{episode.id}. It has changed since it was filtered: run filter again."
+            )
         if frames is None:
             frames = self._locate(episode, number, sparse=len(needed) * 2 < episode.num_steps)
         if len(frames) != episode.num_steps or not frames[needed, 1].all():

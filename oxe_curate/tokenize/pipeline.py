@@ -178,7 +178,7 @@ def plan(
     found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
     for number, source in enumerate(sources):
         for path in index.files(source.dataset):
-            if path.rsplit("/", 1)[-1].split("-")[0] not in source.entry.splits:
+            if _split(path) not in source.entry.splits:
                 continue
             table = index.table(path, ["episode_id", "kept", "num_steps", "source_steps", "camera_spans"])
             rows = np.flatnonzero(np.asarray(table["kept"]))
@@ -302,7 +302,7 @@ def _finish(
         "mixture": spec.name,
         "seed": spec.seed,
         "rows": rows,
-        "share": _shares(spec, sources, statistics, index, rows["train"]),
+        "share": _shares(sources, index, rows["train"]),
         "round_trip": _round_trip(spec, index, sources, statistics),
         "bins": spec.bins,
         "tokens": {
@@ -326,18 +326,26 @@ def _hash(out: Folder, name: str) -> dict[str, Any]:
     return {"bytes": out.size(name), "sha256": digest.hexdigest()}
 
 
-def _shares(
-    spec: Mixture, sources: Sequence[Source], bounds: dict[str, Bounds], index: Index, rows: dict[str, int]
-) -> dict[str, dict[str, float]]:
-    """Asked share (weight times steps) beside the drawn one, per data set."""
-    steps = {s.entry.name: index.datasets[s.dataset]["steps_kept"] for s in sources}
-    asked = {s.entry.name: s.entry.weight * steps[s.entry.name] for s in sources}
+def _shares(sources: Sequence[Source], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Asked share (weight times kept steps of the drawn splits) beside the drawn one, per data set."""
+    asked = {s.entry.name: s.entry.weight * _steps(index, s) for s in sources}
     total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
     return {
         name: {"weight": s.entry.weight, "asked": asked[name] / total, "drawn": rows.get(name, 0) / drawn}
         for s in sources
         for name in [s.entry.name]
     }
+
+
+def _steps(index: Index, source: Source) -> int:
+    files = [path for path in index.files(source.dataset) if _split(path) in source.entry.splits]
+    tables = (index.table(path, ["kept", "num_steps"]) for path in files)
+    return sum(int(np.asarray(t["num_steps"])[np.asarray(t["kept"])].sum()) for t in tables)
+
+
+def _split(path: str) -> str:
+    """The split that an index file belongs to."""
+    return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]
 
 
 def _round_trip(

@@ -146,7 +146,10 @@ def to_table(rows: Rows, permutation: NDArray[np.int64]) -> Any:
     columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
     for frames in rows.frames.values():
         picked = frames.take(rows.frame[permutation].ravel())
-        image = pa.StructArray.from_arrays([binary_views(picked), pa.nulls(n * window, pa.string())], ["bytes", "path"])
+        encoded = binary_views(picked)
+        if window > 1:
+            encoded = encoded.cast(pa.binary())  # a copy: the writer cannot slice views inside a list
+        image = pa.StructArray.from_arrays([encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"])
         columns.append(image if window == 1 else _fixed(image, window))
     columns.append(_fixed(_sevens(rows.action[permutation]), chunk))
     columns.append(_fixed(_sevens(rows.bins[permutation]), chunk))

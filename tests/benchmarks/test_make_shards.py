@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tensorflow_datasets.core import features as tfds
 
-from benchmarks.make_shards import link_part, make_dataset, make_episode, records, vary_states
+from benchmarks.make_shards import base_episodes, find_base, link_part, make_dataset, make_episode, records, vary_states
 
 
 @pytest.fixture
@@ -39,6 +39,16 @@ def test_tfds_reads_what_was_made(made: Path):
     assert [step["is_first"] for step in steps] == [True] + [False] * (len(steps) - 1)
     assert steps[0]["observation"]["image_0"].shape == (64, 64, 3)
     assert steps[0]["language_embedding"].shape == (512,)
+
+
+def test_drawn_episodes_take_the_place_of_real_ones(tmp_path: Path):
+    source = find_base(tmp_path / "nowhere", tmp_path / "base")
+    assert {len(base.lit) for base in base_episodes(source)} == {4}
+    made = make_dataset(tmp_path / "made", source, gb=0.0005, shards=1, size=64) / "bridge_dataset" / "1.0.0"
+    features = tfds.FeaturesDict.from_config(str(made))
+    (shard,) = made.glob("*.tfrecord-*")
+    steps = list(features.deserialize_example_np(next(records(shard)))["steps"])
+    assert steps[0]["observation"]["image_0"].max() > 100
 
 
 def test_an_episode_depends_on_its_number_alone(source: Path):

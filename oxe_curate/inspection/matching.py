@@ -1,0 +1,203 @@
+"""Which columns of the state does a group of action columns move, and as displacements or as levels?
+
+A displacement summed over a few steps goes with the displacement of the state; a pose goes with the state itself. Both
+correlations are computed for every group of three columns, and the group that follows best wins. A pose less the state
+would be a displacement too, so levels are compared after each episode's mean is taken off. Smooth series go together by
+chance, the more so the shorter they are: so the same search runs on the state shifted in time, and what it finds there
+is taken off the confidence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.inspection.series import (
+    Columns,
+    Episodes,
+    Floats,
+    correlation,
+    displacements,
+    gain,
+    levels,
+    unwrap,
+    varies,
+    window_for,
+)
+
+LAGS = range(6)
+"""Steps by which a controller may follow late; no more than a quarter of an episode is tried."""
+SURE, THIN = 0.5, 0.35
+"""Mean correlations: a group is matched from SURE on; at THIN there is no confidence."""
+TURNS = re.compile(r"rot|orient|quat|euler|rpy|angle|axis")
+_POSES = re.compile(r"world_vector|position|cartesian|xyz|_pos\b|translation")
+_SHIFTS = (1 / 3, 1 / 2, 2 / 3)
+
+Kind = Literal["delta", "absolute"]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How a group of action columns goes with a group of state columns.
+
+    Attributes:
+        action, state: the columns, equally many.
+        kind: which of the two hypotheses fits better.
+        r: mean correlation of the columns under it; `other`: under the other hypothesis.
+        chance: the best r of the same search on the state shifted in time; 1 where r is below `SURE` anyway.
+        gain: state displacement per unit of summed action (delta), or state per unit of action (absolute).
+        lag: steps after which the state follows best.
+        samples: number of stretches that do not overlap.
+    """
+
+    action: Columns
+    state: Columns
+    kind: Kind
+    r: float
+    other: float
+    chance: float
+    gain: float
+    lag: int
+    samples: int
+
+    @property
+    def confidence(self) -> float:
+        """From r, its margin over the other hypothesis and over chance, and the number of samples; at most 0.99.
+
+        Levels are smooth and go together more easily than displacements, so more is asked of them.
+        """
+        low, wide = (THIN, 0.5) if self.kind == "delta" else (THIN + 0.2, 0.4)
+        strength = np.clip((self.r - low) / wide, 0, 1)
+        margin = np.clip((self.r - max(self.other, 0.0)) / 0.25, 0, 1)
+        beyond = np.clip((self.r - self.chance) / (1.0001 - max(self.chance, 0.0)) / 0.6, 0, 1)
+        return round(float(0.99 * strength * margin * beyond * self.samples / (self.samples + 8)), 2)
+
+
+def match(episodes: Episodes, action: Columns, state: Columns, size: int = 3) -> list[Match]:
+    """Compare every `size` neighbouring action columns with every `size` neighbouring state columns.
+
+    Args:
+        episodes: step dicts.
+        action: columns to look in; a narrower action is compared as a whole.
+        state: columns to look in, at least as many.
+        size: columns of a group.
+
+    Returns:
+        The best state group of each action group in which two columns vary, best first.
+    """
+    size = min(size, len(action))
+    if size < 1 or len(state) < size:
+        return []
+    a, s = [action.of(steps) for steps in episodes], [unwrap(state.of(steps)) for steps in episodes]
+    window = window_for(episodes)
+    found: list[Match] = []
+    for start in range(len(action) - size + 1):
+        part = [x[:, start : start + size] for x in a]
+        moving = varies(np.concatenate(part)) if part else np.zeros(size, bool)
+        if moving.sum() < min(2, size):  # two axes at least: one alone goes with many things
+            continue
+        scores = _Scores.of(part, s, moving, window)
+        best = int(np.maximum(scores.delta.max(axis=0), scores.absolute.max(axis=0)).argmax())
+        found.append(
+            _describe(part, s, moving, window, scores, best, Columns(action.key, action.start + start, 0), state)
+        )
+    return sorted(found, key=lambda m: -m.r)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Mean r of an action group with each state group (columns) at each lag (rows), under both hypotheses."""
+
+    delta: Floats
+    absolute: Floats
+
+    @classmethod
+    def of(cls, a: Sequence[Floats], s: Sequence[Floats], moving: NDArray[np.bool_], window: int) -> _Scores:
+        lags = range(min(len(LAGS), 1 + min((len(x) for x in a), default=0) // 4))
+        return cls(
+            np.array([_diagonals(*displacements(a, s, window, lag), moving, s[0].shape[1]) for lag in lags]),
+            np.array([_diagonals(*levels(a, s, lag), moving, s[0].shape[1]) for lag in lags]),
+        )
+
+
+def _diagonals(x: Floats, y: Floats, moving: NDArray[np.bool_], width: int) -> Floats:
+    """Mean r of column i with column d + i, over the action columns that move, for each d."""
+    count = width - len(moving) + 1
+    if len(x) < 3:
+        return np.zeros(count)
+    r = correlation(x, y)
+    rows = np.flatnonzero(moving)
+    return np.array([r[rows, d + rows].mean() for d in range(count)])
+
+
+def _describe(
+    a: Sequence[Floats], s: Sequence[Floats], moving: NDArray[np.bool_], window: int, scores: _Scores, best: int,
+    at: Columns, state: Columns,
+) -> Match:  # fmt: skip
+    kind: Kind = "delta" if scores.delta[:, best].max() >= scores.absolute[:, best].max() else "absolute"
+    table, other = (scores.delta, scores.absolute) if kind == "delta" else (scores.absolute, scores.delta)
+    lag, size = int(table[:, best].argmax()), len(moving)
+    x, y = displacements(a, s, window, lag) if kind == "delta" else levels(a, s, lag)
+    r, by_chance = float(table[lag, best]), 1.0
+    if r >= SURE:  # below, there is no confidence to take it off
+        shifted = [_Scores.of(a, [np.roll(e, round(len(e) * f), axis=0) for e in s], moving, window) for f in _SHIFTS]
+        by_chance = max(float(max(c.delta.max(), c.absolute.max())) for c in shifted)
+    return Match(
+        action=Columns(at.key, at.start, at.start + size),
+        state=Columns(state.key, state.start + best, state.start + best + size),
+        kind=kind, r=r, other=float(other[:, best].max()),
+        chance=by_chance,
+        gain=gain(x[:, moving], y[:, best : best + size][:, moving]) if len(x) else 0.0,
+        lag=lag, samples=len(x) // window,
+    )  # fmt: skip
+
+
+def find_position(episodes: Episodes, actions: list[Columns], states: list[Columns]) -> Match | None:
+    """The action columns that move a position, and the state columns that hold it.
+
+    xyz and angles are matched alike; a position is told from angles by names, else by standing first.
+    """
+    found = [
+        m
+        for a in actions
+        for s in states
+        if len(a) > 1 and not TURNS.search(s.key) and not TURNS.search(a.key)
+        for m in match(episodes, a, s)
+        if m.r >= SURE and m.confidence >= 0.1
+    ]
+    if not found:
+        return None
+    best = max(m.r for m in found)
+    near = [m for m in found if m.r >= best - 0.25]
+    return min(near, key=lambda m: (m.action.start, not _POSES.search(m.action.key), -round(m.r, 2), m.state))
+
+
+def find_rotation(
+    episodes: Episodes, actions: list[Columns], states: list[Columns], position: Match | None
+) -> Match | None:
+    """The action columns that turn three angles of the state, apart from the position's; None if nothing fits."""
+    found = []
+    for action in actions:
+        for free in without(action, position.action if position else None):
+            beside = position is not None and free.key == position.action.key
+            # angles stand right beside the position; three columns further on would take in the gripper
+            free = replace(free, stop=min(free.start + 3, free.stop)) if beside else free
+            for state in states:
+                for rest in without(state, position.state if position else None):
+                    found += match(episodes, free, rest) if len(free) >= 3 else []
+    found = [m for m in found if m.r >= SURE and m.confidence >= 0.1]
+    return max(found, key=lambda m: m.r, default=None)
+
+
+def without(columns: Columns, taken: Columns | None) -> list[Columns]:
+    """The columns before and after those taken."""
+    if taken is None or not columns.overlaps(taken):
+        return [columns]
+    before = Columns(columns.key, columns.start, max(taken.start, columns.start))
+    after = Columns(columns.key, min(taken.stop, columns.stop), columns.stop)
+    return [part for part in (before, after) if len(part) > 0]

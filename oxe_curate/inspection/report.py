@@ -1,0 +1,272 @@
+"""What is in a data set on disk: cameras, ranges, languages, lengths, flags, and the findings about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.errors import ConfigError
+from oxe_curate.inspection.conventions import Conventions, detect, detect_cameras
+from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.sample import Camera, Sample, read_sample
+from oxe_curate.inspection.series import WIDEST, table
+from oxe_curate.inspection.vision import black_share
+from oxe_curate.registry.text import from_codepoints
+from oxe_curate.rlds.dataset import RldsDataset, find
+from oxe_curate.storage import Folder
+
+EPISODES = 32
+"""Episodes read unless told otherwise."""
+_BOOKKEEPING = {"is_first", "is_last", "is_terminal", "discount", "reward"}
+_INSTRUCTION = ("instruction", "language", "task", "goal", "text", "command")
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One number a step, over all steps read; NaN and infinities are counted and left out.
+
+    Attributes:
+        constant: whether it is the same at every step.
+        not_finite: how many values are NaN or infinite.
+    """
+
+    low: float
+    q01: float
+    mean: float
+    q99: float
+    high: float
+    constant: bool
+    not_finite: int
+
+
+@dataclass(frozen=True, slots=True)
+class NumberFeature:
+    """A step feature of numbers, with a range for each of its columns."""
+
+    key: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CameraFeature:
+    """A camera: shares are of the frames looked at."""
+
+    key: str
+    shape: tuple[int | None, ...]
+    encoding: str
+    dtype: str
+    looked_at: int
+    black: float
+    missing: float
+    unreadable: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeature:
+    """A step feature that holds texts.
+
+    Attributes:
+        distinct: different texts that are not empty, over all steps read.
+        empty: share of the episodes without any text.
+        samples: the first few.
+    """
+
+    key: str
+    kind: Literal["string", "codepoints"]
+    distinct: int
+    empty: float
+    samples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `inspect_dataset` found.
+
+    Attributes:
+        splits: name -> {"episodes": n, "shards": n}, as dataset_info.json says.
+        read: which episodes were read, "split/shard/record".
+        lengths: steps of each episode read.
+        flags: metadata that are true or false -> share of true among the episodes read.
+        metadata: all features beside the steps -> type.
+        not_read: step features left aside -> why.
+        conventions: which columns are what; its findings are among `findings`.
+        sample: what was read, for thumbnails; not part of the JSON.
+    """
+
+    name: str
+    version: str
+    path: str
+    splits: Mapping[str, Mapping[str, int]]
+    num_bytes: int
+    read: tuple[str, ...]
+    lengths: tuple[int, ...]
+    cameras: tuple[CameraFeature, ...]
+    actions: tuple[NumberFeature, ...]
+    states: tuple[NumberFeature, ...]
+    others: tuple[NumberFeature, ...]
+    texts: tuple[TextFeature, ...]
+    flags: Mapping[str, float]
+    metadata: Mapping[str, str]
+    not_read: Mapping[str, str]
+    conventions: Conventions
+    findings: tuple[Finding, ...]
+    sample: Sample
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the frames, ready for json.dumps."""
+        parts = {
+            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("sample", "conventions")
+        }
+        listed = ("cameras", "actions", "states", "others", "texts", "findings")
+        out = {name: [asdict(item) for item in value] if name in listed else value for name, value in parts.items()}
+        c = self.conventions
+        out["columns"] = {
+            name: None if getattr(c, name) is None else str(getattr(c, name))
+            for name in ("position", "rotation", "gripper", "state_position", "state_rotation", "aperture")
+        }
+        return out
+
+
+def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0) -> Report:
+    """Read features.json and a few episodes of the one data set at `path`, and find out its conventions.
+
+    Args:
+        path: a TFDS version folder, or a folder above exactly one: local, gs:// or s3://.
+        episodes: how many to read, spread over the shards.
+        seed: which ones.
+
+    Raises:
+        ConfigError: there is no data set, or more than one.
+        DataError, CorruptError: it cannot be read.
+    """
+    found = find(Folder.of(path))
+    if len(found) > 1:
+        names = ", ".join(f"{d.name}/{d.version}" for d in found[:8])
+        raise ConfigError(f"{path} holds {len(found)} data sets ({names}). Give the folder of one of them.")
+    return report_of(found[0], read_sample(found[0], episodes, seed))
+
+
+def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = None) -> Report:
+    """Sum up a sample; `control_hz` tells a velocity from a scaled displacement where it is known."""
+    conventions = detect(sample.episodes, control_hz)
+    looks = detect_cameras(sample.cameras, sample.episodes, conventions) + flags_against_frames(sample)
+    numbers = [_number(key, sample) for key in _number_keys(sample)]
+    shards: dict[str, dict[str, int]] = {name: {"episodes": 0, "shards": 0} for name in dataset.split_names}
+    for shard in dataset.shards():
+        shards[shard.split]["episodes"] += shard.take
+        shards[shard.split]["shards"] += 1
+    first = sample.flags[0] if sample.flags else {}
+    return Report(
+        name=dataset.name, version=dataset.version, path=f"{dataset.source}/{dataset.path}", splits=shards,
+        num_bytes=dataset.num_bytes, read=sample.ids,
+        lengths=tuple(len(next(iter(steps.values()))) if steps else 0 for steps in sample.episodes),
+        cameras=tuple(_camera(camera) for camera in sample.cameras),
+        actions=tuple(n for n in numbers if n.key.startswith("action")),
+        states=tuple(n for n in numbers if n.key.startswith("observation/")),
+        others=tuple(n for n in numbers if not n.key.startswith(("action", "observation/"))),
+        texts=texts_of(sample),
+        flags={key: float(np.mean([flags.get(key, False) for flags in sample.flags])) for key in first},
+        metadata=sample.metadata, not_read=sample.not_read, conventions=conventions,
+        findings=(*conventions.findings, *looks), sample=sample,
+    )  # fmt: skip
+
+
+def flags_against_frames(sample: Sample) -> list[Finding]:
+    """Does a flag such as episode_metadata/has_image_0 say what the camera of that name shows?"""
+    found = []
+    for key in sample.flags[0] if sample.flags else ():
+        name = key.rsplit("/", 1)[-1].removeprefix("has_")
+        camera = next((c for c in sample.cameras if c.key.rsplit("/", 1)[-1] == name), None)
+        if camera is None or not camera.frames or not name:
+            continue
+        said = [flags[key] for flags in sample.flags[: len(camera.frames)]]
+        shows = [len(f) > 0 and black_share([f]) < 0.5 for f in camera.frames]
+        wrong = sum(a != b for a, b in zip(said, shows, strict=True))
+        why = f"true in {sum(said)}, frames that are not black in {sum(shows)} of {len(shows)} episodes"
+        answer = "yes" if wrong == 0 else "no" if wrong > len(shows) / 2 else "sometimes"
+        evidence = {"true": sum(said), "shown": sum(shows), "episodes": len(shows)}
+        found.append(Finding(f"does {key} say whether there are frames?", answer, 0.95, why, evidence))
+    return found
+
+
+def _number_keys(sample: Sample) -> list[str]:
+    steps = sample.episodes[0]
+    return [
+        key
+        for key, leaf in sorted(sample.steps.items())
+        if key in steps and leaf.kind == "number" and leaf.width <= WIDEST and key not in _BOOKKEEPING
+    ]
+
+
+def _number(key: str, sample: Sample) -> NumberFeature:
+    leaf = sample.steps[key]
+    x = np.concatenate([table(steps[key]) for steps in sample.episodes])
+    return NumberFeature(key, str(leaf.dtype), leaf.shape, tuple(range_of(column) for column in x.T))
+
+
+def range_of(x: NDArray[np.float64]) -> Range:
+    """The range of one column, (n,)."""
+    good = x[np.isfinite(x)]
+    if not len(good):
+        nan = float("nan")
+        return Range(nan, nan, nan, nan, nan, True, len(x))
+    q01, q99 = np.quantile(good, [0.01, 0.99])
+    low, high = float(good.min()), float(good.max())
+    return Range(low, float(q01), float(good.mean()), float(q99), high, low == high, len(x) - len(good))
+
+
+def _camera(camera: Camera) -> CameraFeature:
+    total = max(camera.looked_at, 1)
+    return CameraFeature(
+        camera.key, camera.shape, camera.encoding, camera.dtype, camera.looked_at,
+        round(black_share(camera.frames), 4), camera.missing / total, camera.unreadable / total,
+    )  # fmt: skip
+
+
+def texts_of(sample: Sample) -> tuple[TextFeature, ...]:
+    """Step features that hold texts, the likeliest instruction first: by name, then by how many episodes have one."""
+    found = []
+    for key, leaf in sample.steps.items():
+        if key not in sample.episodes[0]:
+            continue
+        arrays = [steps[key] for steps in sample.episodes]
+        if leaf.kind == "text":
+            found.append(_text(key, "string", [list(dict.fromkeys(_decode(v) for v in a.tolist())) for a in arrays]))
+        elif leaf.dtype.kind in "iu" and len(leaf.shape) == 1 and leaf.width >= 16 and looks_like_text(arrays):
+            rows = [np.unique(np.asarray(a, np.int32), axis=0) for a in arrays]
+            found.append(_text(key, "codepoints", [[from_codepoints(row) for row in r] for r in rows]))
+    return tuple(sorted(found, key=lambda t: (_unlikely(t.key), t.empty, len(t.key), t.key)))
+
+
+def _unlikely(key: str) -> int:
+    name = key.rsplit("/", 1)[-1]
+    rank = next((i for i, word in enumerate(_INSTRUCTION) if word in name), len(_INSTRUCTION))
+    return rank + 3 * ("structured" in name)
+
+
+def looks_like_text(arrays: list[NDArray[Any]]) -> bool:
+    """Whether integers are Unicode code points: in range, zero-padded at the end, and mostly letters."""
+    x = np.concatenate(arrays)
+    if not len(x) or x.min() < 0 or x.max() >= 0x110000 or not (x != 0).any():
+        return False
+    padded = (np.diff((x == 0).astype(np.int8), axis=1) >= 0).all()
+    used = x[x != 0]
+    letters = ((used >= 97) & (used <= 122)) | (used == 32) | (used > 127)
+    return bool(padded and letters.mean() > 0.6)
+
+
+def _text(key: str, kind: Literal["string", "codepoints"], texts: list[list[str]]) -> TextFeature:
+    distinct = list(dict.fromkeys(text for episode in texts for text in episode if text))
+    empty = float(np.mean([not any(episode) for episode in texts]))
+    return TextFeature(key, kind, len(distinct), round(empty, 4), tuple(distinct[:5]))
+
+
+def _decode(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,57 @@
+"""What a card's words say about two things that have no field of their own: gripper polarity and broken versions."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from oxe_curate.registry.card import DatasetCard
+
+Polarity = Literal["documented", "undocumented", "no gripper"]
+
+_WORD = r"(?:open(?:s|ed|ing)?|clos(?:e|es|ed|ing))\b"
+_STATED = re.compile(  # "-1 open", "1=closed", "0-open", "open = 1", "1x close", "+1 closes"
+    rf"(?:\dx?|true)\s*(?:=|-|when)?\s*{_WORD}|{_WORD}\s*[=:]\s*[-+]?\d|absolute closure|gripper 0 when closing",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"(?:gripper|sign)\b[^.;]*(?:undocumented|not documented)|gripper sign:.*unresolved", re.IGNORECASE
+)
+_TELLING_KEYS = ("open_gripper", "gripper_closedness_action", "target_close")
+"""Step keys whose name is the documentation."""
+_LAST_GOOD = re.compile(r"versions after (\d+\.\d+\.\d+) are broken", re.IGNORECASE)
+
+
+def gripper_polarity(card: DatasetCard) -> Polarity:
+    """Whether the card tells which end of the gripper's value is open.
+
+    It does where its notes give a number a direction ("-1 open / 1 close"), or the step key's name does
+    ("open_gripper"), and no note calls the sign undocumented. A data set whose gripper is a constant has none.
+    """
+    recipe = card.recipes.get("openvla")
+    if recipe is not None and all(piece.src is None for piece in recipe.gripper):
+        return "no gripper"
+    notes = " ".join(card.notes)
+    if _DENIED.search(notes):
+        return "undocumented"
+    keys = {(piece.src or "").rsplit("/", 1)[-1] for piece in recipe.gripper} if recipe else set()
+    words = " ".join(filter(None, (card.documented_action, card.state_layout, notes)))
+    return "documented" if keys & set(_TELLING_KEYS) or _STATED.search(words) else "undocumented"
+
+
+def last_good_version(card: DatasetCard) -> str | None:
+    """The last version before those that the card calls broken; None where it calls none so."""
+    for note in card.notes:
+        if match := _LAST_GOOD.search(note):
+            return match[1]
+    return None
+
+
+def is_broken(card: DatasetCard, version: str) -> bool:
+    """Whether the card calls this version broken."""
+    good = last_good_version(card)
+    return good is not None and _numbers(version) > _numbers(good)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version))

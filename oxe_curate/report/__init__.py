@@ -1,0 +1,81 @@
+"""One self-contained HTML page that shows what the filter kept and dropped, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from oxe_curate import __version__, registry
+from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.filter.index import Index
+from oxe_curate.filter.screen import Criteria
+from oxe_curate.report import page
+from oxe_curate.report.gather import gather
+from oxe_curate.report.thumbnails import pictures
+from oxe_curate.storage import TEMPORARY, explain, stderr_is_terminal
+
+FEW = 8
+"""Up to so many data sets, three frames an episode and more episodes are shown; the page stays at a few MB."""
+
+__all__ = ["write_report"]
+
+
+def write_report(index: str | Path, out: str | Path, progress: bool = True, cards: Path | None = None) -> Path:
+    """Write the report of an index as one HTML file without a single request to the network.
+
+    It is written as it is gathered, one data set at a time, and appears under its name when it is complete.
+
+    Args:
+        index: folder that filter wrote.
+        out: the file to write.
+        progress: whether to show a bar, if standard error is a terminal.
+        cards: a folder of the user's own cards, as given to filter; they say which cameras are BGR.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: `index` holds no index.
+        DataError: an index file is damaged.
+        StorageError: `out` cannot be written.
+    """
+    opened = Index.open(index)
+    out = Path(out)
+    few = len(opened.datasets) <= FEW
+    frames, kept, dropped = (3, 9, 6) if few else (1, 4, 2)
+    title = f"Filter report: {opened.folder.uri.rstrip('/').rsplit('/', 1)[-1]}"
+    total = sum(len(opened.files(name)) for name in opened.datasets)
+    draft = out.with_name(f"{TEMPORARY}{out.name}")
+    try:
+        with (
+            draft.open("w", encoding="utf-8") as file,
+            tqdm(total=total, desc="report", unit=" reads", disable=not (progress and stderr_is_terminal())) as bar,
+        ):
+            file.write(page.head(title))
+            file.write(page.overview(title, opened.source.uri, opened.datasets))
+            for name, entry in opened.datasets.items():
+                found = gather(opened, name, kept, dropped, bar.update)
+                bgr = _bgr(entry["card"], cards)
+                shown = {
+                    reason: [(e.row, pictures(opened.source, e.row, frames, bgr)) for e in examples]
+                    for reason, examples in found.examples.items()
+                }
+                file.write(page.dataset(name, entry, found, shown))
+            file.write(page.foot(opened.criteria, asdict(Criteria()), f"oxe-curate {__version__}"))
+        draft.replace(out)
+    except OSError as error:
+        raise StorageError(f"{out}: {explain(error)}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return out
+
+
+def _bgr(card: str, cards: Path | None) -> frozenset[str]:
+    """Roles whose frames are stored as BGR; none where the card is not at hand."""
+    try:
+        found = registry.load(card, cards)
+    except ConfigError:
+        return frozenset()
+    return frozenset(role for role, key in found.cameras_by_role().items() if found.cameras[key].channels == "bgr")

@@ -1,0 +1,145 @@
+"""Black frames, undecodable frames and perceptual hashes, told from encoded pictures."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from oxe_curate.errors import CorruptError
+from oxe_curate.filter.frames import FrameLook, dhash, is_black
+from oxe_curate.filter.jpeg import corner_brightness
+from oxe_curate.rlds.encode import encode_example
+from oxe_curate.rlds.example import BYTES, Span, scan
+
+BLACK = np.zeros((32, 48, 3), np.uint8)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """Smooth random colours."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: np.ndarray | Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(out, kind, **options)
+    return out.getvalue()
+
+
+def listed(*frames: bytes) -> tuple[memoryview, Span]:
+    """Frames as a record holds them."""
+    record = memoryview(encode_example({"frames": list(frames)}))
+    found = scan(record, 0, len(record))[b"frames"]
+    assert found.kind == BYTES
+    return record, found
+
+
+def shows(*frames: bytes, level: int = 8) -> bool:
+    buffer, span = listed(*frames)
+    return FrameLook(buffer).shows(span, level)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_camera_shows_something_if_one_of_three_frames_is_not_black(kind):
+    black, bright = encoded(BLACK, kind), encoded(picture(), kind)
+    assert shows(bright, bright, bright)
+    assert not shows(black, black, black)
+    assert shows(black, bright, black)
+    assert shows(black, black, bright)
+    assert not shows(black, bright, black, black, black)  # the second of five is not looked at
+    assert not shows(b"", b"")
+    assert not shows()
+    assert shows(black, level=0)
+
+
+def test_a_dark_corner_does_not_decide():
+    image = BLACK.copy()
+    image[-8:, -8:] = 200
+    assert corner_brightness(memoryview(encoded(image, quality=90))) < 2
+    assert shows(encoded(image))
+
+
+def test_black_is_what_no_block_outshines():
+    grey = np.full((16, 16, 3), 7, np.uint8)
+    assert is_black(encoded(grey, quality=100), 8)
+    assert not is_black(encoded(grey, quality=100), 7)
+    noise = np.random.default_rng(0).integers(0, 10, (64, 64, 3)).astype(np.uint8)
+    assert is_black(encoded(noise, quality=95), 8)
+
+
+def test_what_cannot_be_decoded_is_not_black():
+    assert shows(b"no picture")
+    assert shows(encoded(BLACK)[:300])
+
+
+def test_only_the_first_bytes_of_a_bright_frame_are_touched():
+    noise = np.random.default_rng(0).integers(90, 110, (256, 256, 3)).astype(np.uint8)
+    data = encoded(noise, quality=95)
+    buffer, span = listed(data, data)
+    asked: list[tuple[int, int]] = []
+    look = FrameLook(buffer, lambda offset, length: asked.append((offset, length)))
+    assert look.shows(span, 8)
+    assert sum(length for _, length in asked) < 1100 < len(data) / 10
+    assert look.touched == 1024
+
+
+def test_a_list_that_runs_past_its_end_is_corrupt():
+    buffer, span = listed(encoded(BLACK))
+    with pytest.raises(CorruptError, match="runs past"):
+        FrameLook(buffer).shows(Span(BYTES, span.offset, 100), 8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_corner_is_what_a_decoder_gives(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(8, 80, 2)
+    pixels = (rng.integers(0, 256, 3) + rng.normal(0, rng.choice([0, 3, 40]), (height, width, 3))).clip(0, 255)
+    options = {"quality": int(rng.integers(20, 100)), "optimize": bool(seed % 2), "subsampling": seed % 3}
+    image = Image.fromarray(pixels.astype(np.uint8)).convert("L" if seed % 5 == 0 else "RGB")
+    if seed % 5 == 0:
+        del options["subsampling"]
+    data = encoded(image, **options)
+    decoded = simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)[0, 0, 0]
+    assert corner_brightness(memoryview(data)) == pytest.approx(decoded, abs=0.51)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(picture(), progressive=True),
+        encoded(picture().convert("CMYK")),
+        encoded(picture(), "PNG"),
+        encoded(picture())[:400],
+        encoded(picture())[:2],
+        b"",
+    ],
+    ids=["progressive", "cmyk", "png", "cut", "magic", "empty"],
+)
+def test_the_corner_of_other_files_is_not_guessed(data):
+    assert corner_brightness(memoryview(data)) is None
+
+
+def test_undecodable_frames_are_found():
+    good = encoded(picture())
+    for frames, bad in [((good, good), False), ((good, good[:-200]), True), ((good, b""), True), ((b"", b""), False)]:
+        buffer, span = listed(*frames)
+        assert FrameLook(buffer).undecodable(span) is bad
+
+
+def test_hashes_survive_encoding_and_resizing_and_tell_pictures_apart():
+    same = [encoded(picture(1)), encoded(picture(1), quality=40), encoded(picture(1), "PNG")]
+    resized = encoded(picture(1).resize((256, 192), Image.Resampling.BICUBIC))
+    hashes = [dhash(data) for data in [*same, resized]]
+    assert max((a ^ b).bit_count() for a in hashes for b in hashes) <= 2
+    assert (hashes[0] ^ dhash(encoded(picture(2)))).bit_count() > 16
+    assert dhash(encoded(BLACK)) == 0
+
+
+def test_four_frames_are_hashed():
+    frames = [encoded(picture(seed), "PNG") for seed in range(7)]
+    buffer, span = listed(*frames)
+    assert FrameLook(buffer).hashes(span) == tuple(dhash(frames[i]) for i in (0, 2, 4, 6))
+    buffer, span = listed(b"broken")
+    assert FrameLook(buffer).hashes(span) is None

@@ -1,0 +1,203 @@
+"""The report of small indexes whose contents are known."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.filter.index import Index
+from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.filter.screen import Criteria
+from oxe_curate.filter.tasks import count_tasks, lost_tasks
+from oxe_curate.report import write_report
+from oxe_curate.report.gather import gather
+from oxe_curate.report.page import share
+from oxe_curate.tokenize.bounds import Bounds
+from tests import bridge
+
+
+def filtered(root: Path, episodes: list, criteria: Criteria | None = None) -> Index:
+    bridge.write(root / "source", episodes={"train": episodes})
+    run_filter(
+        root / "source", root / "index", FilterOptions(criteria=criteria or Criteria(), workers=1, progress=False)
+    )
+    return Index.open(root / "index")
+
+
+def spoiled(seed: int) -> dict:
+    made = bridge.episode(seed, text="pour <b>milk</b>")
+    made["steps"]["observation"]["state"][3, 0] = np.nan
+    return made
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    """Six kept episodes of two tasks; one without text, one too short, and one that takes its task with it."""
+    kept = [bridge.episode(i, 9, "lift" if i % 2 else "put & place") for i in range(6)]
+    dropped = [bridge.episode(7, text=""), bridge.episode(8, 5, "lift"), spoiled(9)]
+    return filtered(tmp_path, [*kept, *dropped], Criteria(too_short=4))
+
+
+class Page(HTMLParser):
+    """Collects tags and text; raises on an end tag that nothing opened."""
+
+    VOID = ("meta", "img", "br", "path")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data + " "
+
+
+def read(out: Path) -> tuple[str, Page]:
+    text = out.read_text()
+    page = Page(text)
+    assert page.open == []
+    return text, page
+
+
+def test_the_page_says_what_was_kept_and_why_the_rest_was_not(index: Index, tmp_path: Path):
+    out = write_report(index.folder.uri, tmp_path / "report.html", progress=False)
+    text, page = read(out)
+    words = re.sub(r"\s+", " ", page.words)
+    assert "kept 6 66.7 % " in words
+    for reason in ("no_language", "too_short", "not_finite"):
+        assert f"{reason} 1 11.1 % " in words
+        assert f"Dropped: {reason}" in words
+    assert "A task disappears: not one episode is kept that says pour <b>milk</b> (1)" in words
+    assert "put & place 3 3 " in words
+    assert "<b>milk" not in text
+    assert "too_short 4 1 " in words  # a criterion that differs from its default
+
+
+def test_the_page_asks_for_nothing(index: Index, tmp_path: Path):
+    text, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert sources
+    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+
+
+def test_pictures_are_frames_of_the_episode_and_have_words(index: Index, tmp_path: Path):
+    _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 3 * 9
+    found = [a for a in images if a["alt"] == "primary camera at step 7: put & place"]
+    colours = set()
+    for attributes in found:
+        picture = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
+        assert picture.size == (160, 160)
+        colours.add(tuple(round(c / 20) for c in picture.getpixel((80, 80))[:1]))
+    assert colours == {(0,), (2,), (4,)}  # red tells the episode: 0, 40, 80
+
+
+def test_charts_and_tables_have_captions(index: Index, tmp_path: Path):
+    _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption")
+    charts = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(charts) == 10
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+
+
+def test_statistics_are_those_of_all_and_of_the_kept(index: Index):
+    found = gather(index, "bridge_dataset", 2, 2)
+    rows = [row for _, table in index.tables("bridge_dataset", ["kept", "action"]) for row in table.to_pylist()]
+    every = np.concatenate([np.float32(row["action"]).reshape(-1, 7) for row in rows])
+    kept = np.concatenate([np.float32(row["action"]) for row in rows if row["kept"]])
+    every = every[np.isfinite(every).all(axis=1)]
+    for summary, actions in ((found.actions.seen, every), (found.actions.kept, kept)):
+        expected = Bounds.fit(actions)
+        assert np.array_equal(summary.q01, expected.q01)
+        assert np.array_equal(summary.q99, expected.q99)
+    for histogram in found.actions.histograms:
+        assert (histogram.seen.sum(), histogram.kept.sum()) == (len(every), len(kept))
+        assert (histogram.kept <= histogram.seen).all()
+    assert (found.lengths.seen.sum(), found.lengths.kept.sum()) == (9, 6)
+    assert found.lengths.kept[7] == 6  # nine steps are seven after the trim
+    assert {reason: len(examples) for reason, examples in found.examples.items()} == {
+        None: 2, "no_language": 1, "not_finite": 1, "too_short": 1,
+    }  # fmt: skip
+
+
+def test_two_reports_are_equal(index: Index, tmp_path: Path):
+    one, two = (write_report(index.folder.uri, tmp_path / f"{n}.html", progress=False) for n in "ab")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_source_that_is_gone_leaves_the_numbers(index: Index, tmp_path: Path):
+    (tmp_path / "source").rename(tmp_path / "elsewhere")
+    _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    assert "the source shard is not there" in page.words
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_frames_that_do_not_decode_are_said_to(tmp_path: Path):
+    made = bridge.episode(1)
+    made["steps"]["observation"]["image_0"] = [b"\xff\xd8 damaged"] * 8
+    index = filtered(tmp_path, [made, bridge.episode(2)])
+    _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    assert page.words.count("does not decode") == 3
+
+
+def test_an_index_that_keeps_nothing_and_one_that_keeps_everything(tmp_path: Path):
+    nothing = filtered(tmp_path / "a", [bridge.episode(i, text="") for i in range(2)])
+    _, page = read(write_report(nothing.folder.uri, tmp_path / "a.html", progress=False))
+    assert "Nothing is kept." in page.words
+    assert "No episode has an instruction." in page.words
+    everything = filtered(tmp_path / "b", [bridge.episode(i) for i in range(2)])
+    _, page = read(write_report(everything.folder.uri, tmp_path / "b.html", progress=False))
+    assert "all episodes are kept" in page.words
+    assert "disappear" not in page.words
+
+
+def test_what_cannot_be_written_or_read_is_said(index: Index, tmp_path: Path):
+    with pytest.raises(StorageError, match="no such file or folder"):
+        write_report(index.folder.uri, tmp_path / "missing" / "report.html", progress=False)
+    with pytest.raises(ConfigError, match=r"no index\.json"):
+        write_report(tmp_path / "missing", tmp_path / "report.html", progress=False)
+    assert list(tmp_path.glob("*.html")) == []
+
+
+def test_lost_tasks_are_named_by_data_set(index: Index):
+    assert lost_tasks(index) == {"bridge_dataset": ["pour <b>milk</b>"]}
+    tasks = count_tasks(index, "bridge_dataset")
+    assert tasks.seen == {"put & place": 3, "lift": 4, "pour <b>milk</b>": 1}
+    assert tasks.kept == {"put & place": 3, "lift": 3}
+
+
+def test_shares_are_whole_only_when_they_are():
+    assert [share(1, 3), share(0, 3), share(3, 3), share(0, 0)] == ["33.3 %", "0.0 %", "100.0 %", "–"]
+    assert [share(1, 100_000), share(99_999, 100_000)] == ["&lt;0.1 %", "99.9 %"]
+
+
+def test_the_real_shard(shared: Path, tmp_path: Path):
+    options = FilterOptions(datasets=("bridge_dataset",), criteria=Criteria(duplicate=True), progress=False)
+    run_filter(shared / "data/rlds", tmp_path / "index", options)
+    out = write_report(tmp_path / "index", tmp_path / "report.html", progress=False)
+    _, page = read(out)
+    assert out.stat().st_size < 1 << 20
+    assert "duplicate 25 50.0 %" in re.sub(r"\s+", " ", page.words)

@@ -1,0 +1,103 @@
+"""filter and tokenize from and to s3://, against a server on this machine."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.storage import Folder, _file_system
+from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+from tests import bridge
+
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Folder]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        patch.setenv(key, value)
+    _file_system.cache_clear()
+    from pyarrow import fs
+
+    fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir("bucket")
+    yield Folder.of("s3://bucket/data")
+    patch.undo()
+    _file_system.cache_clear()
+    server.stop()
+
+
+def upload(folder: Path, target: Folder) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target.publish_bytes(str(path.relative_to(folder)), path.read_bytes())
+
+
+def test_from_the_bucket_as_from_the_disk(bucket: Folder, tmp_path: Path) -> None:
+    bridge.write(tmp_path / "in")
+    upload(tmp_path / "in", bucket.sub("in"))
+    (tmp_path / "m.yaml").write_text("name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]")
+    quiet = FilterOptions(progress=False, workers=1, frames="span")
+    run_filter(tmp_path / "in", tmp_path / "index", quiet)
+    result = run_filter(f"{bucket}/in", f"{bucket}/index", quiet)
+    assert result.summaries["bridge_dataset"].kept == 10
+    assert run_filter(f"{bucket}/in", f"{bucket}/index", quiet).shards_done == 0
+    for options in (TokenizeOptions(progress=False, workers=1), TokenizeOptions(progress=False, workers=2)):
+        run_tokenize(tmp_path / "m.yaml", f"{bucket}/index", f"{bucket}/out{options.workers}", options)
+    run_tokenize(tmp_path / "m.yaml", tmp_path / "index", tmp_path / "out", TokenizeOptions(progress=False, workers=1))
+    import pyarrow.parquet as pq
+
+    for path in (tmp_path / "out").glob("train-*.parquet"):
+        for number in (1, 2):
+            with bucket.open(f"out{number}/{path.name}") as file:
+                assert pq.read_table(file).equals(pq.read_table(path))
+
+
+def test_images_are_not_fetched(bucket: Folder) -> None:
+    import numpy as np
+
+    from oxe_curate.rlds import example, tfrecord
+    from oxe_curate.rlds.encode import encode_example, frame_record
+
+    record = encode_example({"a": np.float32([1, 2]), "image": [bytes(4 << 20)], "z": np.float32([3])})
+    bucket.publish_bytes("big", frame_record(record) * 2)
+    shard = RemoteShard(bucket, "big")
+    for offset, length in tfrecord.records(shard.buffer, shard.ensure):
+        spans = example.scan(shard.buffer, offset, length, frozenset([b"a", b"z"]), shard.ensure)
+        for span in spans.values():
+            shard.ensure(span.offset, span.length)
+        assert example.floats(shard.buffer, spans[b"a"]).tolist() == [1, 2]
+        assert example.floats(shard.buffer, spans[b"z"]).tolist() == [3]
+    assert shard.bytes_fetched < 2 << 20
+    assert len(shard.buffer) > 8 << 20
+
+
+def test_a_wrong_key_or_bucket_is_named(bucket: Folder) -> None:
+    from oxe_curate.errors import StorageError
+
+    with pytest.raises(StorageError, match="s3://bucket/data/nothing"):
+        bucket.size("nothing")
+    with pytest.raises(StorageError, match="s3://no-such-bucket"):
+        Folder.of("s3://no-such-bucket/x").open("y")
+
+
+def test_public_google_buckets_need_no_credentials() -> None:
+    code = (
+        "from oxe_curate.storage import _file_system; print(type(_file_system('gs://gresearch/robotics')[0]).__name__)"
+    )
+    env = {**os.environ, "HOME": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=True)
+    assert done.stdout.strip() == "GcsFileSystem"
