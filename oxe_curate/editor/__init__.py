@@ -6,6 +6,7 @@
 - quantities: weight <-> share, epochs, hours
 - catalogue: the data sets that can be named, and their sizes
 - analyse: text -> what the page shows
+- proposals: proposed weights, worked out beside the page
 - frames: pictures, action histograms, the next samples
 - server: HTTP on 127.0.0.1, guarded by security
 - static: the page

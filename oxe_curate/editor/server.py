@@ -28,6 +28,7 @@ from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.files import MixtureFile, Snapshot
 from oxe_curate.editor.frames import Frames
+from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
 from oxe_curate.errors import ConfigError, CurateError, StorageError
 from oxe_curate.filter.index import Index
@@ -43,6 +44,7 @@ class Editor:
     def __init__(self, file: MixtureFile, catalogue: Catalogue) -> None:
         self.file, self.catalogue = file, catalogue
         self.frames = Frames(catalogue, catalogue.index) if catalogue.index else None
+        self.proposals = Proposals(catalogue)
 
     # ── the file ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -89,6 +91,11 @@ class Editor:
         if offset < 0 or not 1 <= count <= 256:
             raise ConfigError("offset is at least 0, count 1 to 256")
         return self.frames.next_samples(mixture, self.file.path.name, offset, count)
+
+    def propose(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Begin to work out weights for the text's data sets."""
+        mixture = analyse.mixture(_text(body), self.file.path.name)
+        return self.proposals.start(mixture, str(body.get("method")))
 
     # ── the data sets ────────────────────────────────────────────────────────────────────────────────────
 
@@ -182,6 +189,8 @@ def application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Star
         post("/api/edit", editor.edit),
         post("/api/check", editor.check),
         post("/api/samples", editor.next_samples),
+        post("/api/propose", editor.propose),
+        get("/api/proposal", editor.proposals.state),
         post("/api/dataset", editor.details),
         post("/api/histograms", editor.histograms),
         Route("/api/frame/{dataset}", picture, methods=["GET"]),

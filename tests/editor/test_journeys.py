@@ -16,6 +16,7 @@ from tests.editor.conftest import MIXTURE, Served, start
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
 expect = sync_api.expect
+expect.set_options(timeout=15_000)  # a busy machine
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -207,6 +208,20 @@ def test_compare_and_take_over(page, served):
     text = saved(page, served)
     assert "# the first" in text
     assert "jaco_play" not in text
+
+
+def test_a_proposal_is_accepted_row_by_row(page, served):
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="By diversity").click()
+    expect(page.get_by_label("Published weights")).to_have_value("proposed_diversity", timeout=60_000)
+    reasons = page.locator("tr.reasons")
+    before = reasons.count()
+    assert before >= 1
+    expect(reasons.first).to_contain_text(re.compile(r"\d"))
+    page.locator("#panel tbody button").first.click()
+    expect(reasons).to_have_count(before - 1)
+    expect(page.locator(".state")).to_have_text("edited")
+    assert len(changed(MIXTURE, saved(page, served))) >= 2
 
 
 def test_add_and_remove(page, served):

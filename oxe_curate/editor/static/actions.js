@@ -1,7 +1,7 @@
 // What the page does: every change of a number is an operation that the server turns into changes of the text.
 
 import * as api from "./api.js";
-import { S, notify, resort, update } from "./store.js";
+import { S, notify, remember, resort, update } from "./store.js";
 
 let text = null; // the Text
 let version = 0;
@@ -160,6 +160,27 @@ export async function addDataset(identity) {
 
 export const setSetting = (path, value) => operate({ op: "set", path, value });
 export const adopt = (weights, only) => operate({ op: "adopt", weights, ...(only ? { only } : {}) });
+
+/** Ask for proposed weights; they become a mixture to compare with, accepted row by row. */
+export async function propose(method) {
+  try {
+    let proposal = await api.post("/api/propose", { text: text.text, method });
+    while (proposal.state === "running") {
+      update({ proposal });
+      await new Promise((resolve) => setTimeout(resolve, 400));
+      proposal = await api.get("/api/proposal");
+    }
+    update({ proposal });
+    if (proposal.state !== "done") return;
+    const name = `proposed_${method}`;
+    const { weights, reasons, absent } = proposal;
+    const source = `Worked out from the index${absent.length ? `; kept as they are, for want of data: ${absent.join(", ")}` : ""}.`;
+    update({ references: { ...S.references, [name]: { title: `Proposed: by ${method}`, source, weights, reasons } } });
+    remember({ reference: name, panel: "compare" });
+  } catch (error) {
+    gone(error);
+  }
+}
 
 // ── rows and lines ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -85,4 +85,4 @@ export function Bar({ share, colour, scale = 1 }) {
 
 const HUES = [255, 150, 60, 310, 195, 25, 100, 350, 225, 125];
 /** A colour for the n-th of some groups; beyond ten they grow grey. */
-export const colour = (n) => (n < HUES.length ? `light-dark(oklch(0.6 0.13 ${HUES[n]}), oklch(0.68 0.12 ${HUES[n]}))` : "light-dark(#8a93a3, #6f7888)");
+export const colour = (n) => (n < HUES.length ? `light-dark(oklch(0.74 0.115 ${HUES[n]}), oklch(0.72 0.115 ${HUES[n]}))` : "light-dark(#b3bac6, #8b94a3)");

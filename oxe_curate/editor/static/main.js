@@ -61,7 +61,7 @@ function Summary() {
   const groups = grouped(by);
   const unknown = totals.unknownSteps.length;
   return html`<section class="summary" aria-label="The mixture in numbers">
-    <dl>
+    <div class="figures"><dl>
       <div><dt>Data sets</dt><dd>${totals.datasets}</dd></div>
       <div title=${`${format.exact(totals.samples)} samples${unknown ? `; the size of ${totals.unknownSteps.join(", ")} is not known` : ""}`}><dt>One pass</dt><dd>${format.count(totals.samples)}<small> samples${unknown ? ` + ${unknown} of unknown size` : ""}</small></dd></div>
       <div><dt>Data seen</dt><dd>${format.hours(totals.hours)}<small> h</small></dd></div>
@@ -69,11 +69,11 @@ function Summary() {
       <div class="training"><dt>Training</dt><dd>
         <${NumberField} kind="boxed samples" label="Samples of the training" placeholder="one pass" empty=${true} shown=${S.samples === null ? "" : format.count(S.samples)} exact=${S.samples === null ? "" : String(S.samples)} title="Length of the training in samples. Empty: one pass of the mixture, so that epochs are the weights."
           onCommit=${(v) => { remember({ samples: v && v >= 1 ? Math.round(v) : null }); act.analyse().then(act.check); }} /><small>samples at</small>
-        <${NumberField} kind="boxed speed" label="Samples a second" shown=${String(S.speed)} title="OpenVLA's own step ran at 28 samples a second on one H200 (LoRA, rank 32)" onCommit=${(v) => v > 0 && remember({ speed: v })} /><small>/s =</small> ${format.duration(samples / S.speed)}</dd></div>
+        <${NumberField} kind="boxed speed" label="Samples a second" shown=${String(S.speed)} title="OpenVLA's own step ran at 28 samples a second on one H200 (LoRA, rank 32)" onCommit=${(v) => v > 0 && remember({ speed: v })} /><small>/s =</small> ${format.duration(samples / S.speed)}</dd></div></dl>
       <div class="spring"></div>
       <label class="muted bar-by">Bar by <select value=${by} onChange=${(e) => remember({ stackBy: e.target.value })}>${["robot", "dataset", "rate"].map((key) => html`<option key=${key} value=${key} selected=${key === by}>${GROUPS[key][0].toLowerCase()}</option>`)}</select></label>
       <button class=${`pill ${errors ? "bad" : warnings ? "warn" : "good"}`} onClick=${() => remember({ panel: "checks" })}>${errors ? `${errors} error${errors > 1 ? "s" : ""}` : ""}${errors && warnings ? ", " : ""}${warnings ? `${warnings} warning${warnings > 1 ? "s" : ""}` : ""}${!errors && !warnings ? "Checks passed" : ""}</button>
-    </dl>
+    </div>
     <div class="stack" role="img" aria-label=${`Share by ${GROUPS[by][0].toLowerCase()}: ${groups.slice(0, 5).map(([n, s]) => `${n} ${format.percent(s)} %`).join(", ")}`}>
       ${groups.map(([name, share], i) => html`<i key=${name} title=${`${name}: ${format.percent(share)} %`} style=${{ width: `${100 * share}%`, background: colour(i) }}>${share > 0.07 ? name : ""}</i>`)}
     </div>

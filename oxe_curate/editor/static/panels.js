@@ -119,11 +119,23 @@ function Compare() {
   const kind = (d) => (d.theirs === null ? "only here" : d.mine === null ? "only there" : `× ${Number((d.mine / d.theirs).toPrecision(3))}`);
   return html`<div class="toolbar"><label for="compare-with">With</label><${ReferenceSelect} id="compare-with" /><span class="spring"></span>
       <button disabled=${list.length === 0} onClick=${() => act.adopt(reference.weights)}>Take over all ${list.length || ""}</button></div>
+    <${Propose} />
     <p class="muted small">${reference.source}</p>
     ${list.length === 0 ? html`<p class="empty"><${Icon} name="ok" /> Same data sets, same weights.</p>` : html`<table class="list"><thead><tr><th scope="col">Data set</th><th scope="col" class="num">Here</th><th scope="col" class="num">There</th><th scope="col">Change</th><td></td></tr></thead><tbody>
-      ${list.map((d) => html`<tr key=${d.id}><th scope="row">${d.name}</th><td class="num">${d.mine === null ? "–" : format.weight(d.mine)}</td><td class="num">${d.theirs === null ? "–" : format.weight(d.theirs)}</td><td class="muted">${kind(d)}</td>
-        <td><button class="small" aria-label=${`${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"} ${d.name}`} onClick=${() => act.adopt(reference.weights, [d.id])}>${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"}</button></td></tr>`)}
+      ${list.map((d) => html`<tr key=${d.id} class=${reference.reasons?.[d.id] ? "has-reason" : ""}><th scope="row" title=${d.name}>${d.name}</th><td class="num">${d.mine === null ? "–" : format.weight(d.mine)}</td><td class="num">${d.theirs === null ? "–" : format.weight(d.theirs)}</td><td class="muted">${kind(d)}</td>
+        <td><button class="small" aria-label=${`${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"} ${d.name}`} onClick=${() => act.adopt(reference.weights, [d.id])}>${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"}</button></td></tr>
+        ${reference.reasons?.[d.id] && html`<tr key=${`${d.id} why`} class="reasons"><td colspan="5">${reference.reasons[d.id]}</td></tr>`}`)}
     </tbody></table>`}`;
+}
+
+function Propose() {
+  const { proposal } = S;
+  if (!S.file.index) return null;
+  if (proposal?.state === "running") return html`<p class="empty" role="status">Weighing by ${proposal.method}: ${proposal.step}…</p>`;
+  return html`<div class="toolbar"><span class="muted">Propose weights from the data</span><span class="spring"></span>
+    <button title="Down-weights data with few tasks and scenes; seconds" onClick=${() => act.propose("diversity")}>By diversity</button>
+    <button title="Trains small models and weighs by excess loss; minutes" onClick=${() => act.propose("proxy")}>By proxy model</button></div>
+    ${proposal?.state === "failed" && html`<p class="bad">${proposal.error}</p>`}`;
 }
 
 // ── checks ─────────────────────────────────────────────────────────────────────────────────────────────

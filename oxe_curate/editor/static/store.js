@@ -30,6 +30,7 @@ export const S = {
   changedOnDisk: false,
   draft: null,
   notice: null, // {kind, text}
+  proposal: null, // {state, method, step, ...}, as the server tells
   busy: false,
 };
 
@@ -53,8 +54,8 @@ export function update(patch) {
 
 export function remember(patch) {
   update(patch);
-  const { reference, samples, speed, panel, stackBy } = S;
-  localStorage.setItem("oxe-curate:view", JSON.stringify({ reference, samples, speed, panel, stackBy }));
+  const { samples, speed, panel, stackBy } = S;
+  localStorage.setItem("oxe-curate:view", JSON.stringify({ reference: S.reference.startsWith("proposed") ? undefined : S.reference, samples, speed, panel, stackBy }));
 }
 
 let timer;

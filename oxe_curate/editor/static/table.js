@@ -2,7 +2,7 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "/vendor/preact.js";
 import * as act from "./actions.js";
-import { colour, Icon, NumberField } from "./controls.js";
+import { Icon, NumberField } from "./controls.js";
 import * as format from "./format.js";
 import { S, fact, ghost, shownRows, sortBy, update } from "./store.js";
 
@@ -123,7 +123,6 @@ const cameras = (f) => (f?.cameras.length ? f.cameras.map((role) => short[role] 
 
 function Thumb({ row, f }) {
   if (f?.frames) return html`<img loading="lazy" decoding="async" width="52" height="39" alt="" src=${`/api/frame/${encodeURIComponent(row.id)}?h=72`} />`;
-  const hue = [...(f?.robot ?? "?")].reduce((sum, c) => (sum * 31 + c.charCodeAt(0)) % 10, 7);
   const letters = (f?.robot ?? "?").split(/\s+/).map((word) => word[0]).join("").slice(0, 2).toUpperCase();
-  return html`<span class="stand-in" title="No frames: the data set is not in the index" style=${{ color: colour(hue) }}>${letters}</span>`;
+  return html`<span class="stand-in" title="No frames: the data set is not in the index">${letters}</span>`;
 }
