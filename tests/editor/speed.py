@@ -13,8 +13,10 @@ from tests.editor.conftest import start
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 _WATCH = """() => {
-  const slider = document.querySelector('tbody input[type=range]');
-  const share = document.querySelector('tbody .share input');
+  const all = [...document.querySelectorAll('tbody .share input:not(:disabled)')];
+  const share = all.toSorted((a, b) => parseFloat(b.value) - parseFloat(a.value))[0];  // the largest: it is seen to move
+  const slider = share.closest('tr').querySelector('input[type=range]');
+  slider.focus();
   const text = document.querySelector('.text').shadowRoot.querySelector('.cm-content');
   window.took = {text: [], share: []};
   let at = 0;
@@ -39,6 +41,7 @@ def main() -> None:
             served = start(path, catalogue)
             page = browser.new_page(viewport={"width": 1600, "height": 1000})
             page.goto(served.url)
+            page.locator("tbody tr").first.wait_for()
             opened = []
             for _ in range(5):
                 began = time.perf_counter()
@@ -47,7 +50,6 @@ def main() -> None:
                 opened.append(time.perf_counter() - began)
             page.wait_for_timeout(800)
             page.evaluate(_WATCH)
-            page.locator("tbody input[type=range]").first.focus()
             for _ in range(40):
                 page.keyboard.press("ArrowRight")
                 page.wait_for_timeout(150)

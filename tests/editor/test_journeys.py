@@ -306,6 +306,15 @@ def test_by_keyboard_alone(page, served):
     expect(field(page, "Weight of jaco_play")).to_have_value("2")
 
 
+def test_arrow_keys_move_a_slider_away_from_the_published_weight(page):
+    slider = field(page, "Weight of fractal20220817_data, logarithmic")
+    slider.focus()
+    for _ in range(3):
+        before = field(page, "Weight of fractal20220817_data").input_value()
+        page.keyboard.press("ArrowRight")
+        expect(field(page, "Weight of fractal20220817_data")).not_to_have_value(before)
+
+
 def test_frames_actions_and_samples(page):
     page.locator("tbody th.name button").first.click()
     expect(page.locator(".histograms figure")).to_have_count(7)

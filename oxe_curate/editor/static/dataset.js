@@ -2,7 +2,6 @@
 
 import { html, useEffect, useState } from "/vendor/preact.js";
 import * as api from "./api.js";
-import { colour } from "./controls.js";
 import * as format from "./format.js";
 import { S, update } from "./store.js";
 
@@ -52,8 +51,9 @@ function Seen({ id }) {
       <div class="frames">${d.examples[0].roles.map((role) => html`<div key=${role} class="camera"><span class="role">${role}</span>${d.examples.map((e) => html`<img key=${e.id} loading="lazy" alt=${`${role} camera: ${e.instruction}`} title=${`${e.instruction}\n${e.id}, ${e.steps} steps`} src=${`/api/frame/${encodeURIComponent(id)}/${role}/${e.file}/${e.row}/${Math.floor(e.steps / 2)}?h=144`} />`)}</div>`)}</div></section>`}
     <section class="actions"><h4>Actions <label class="overlay">laid over <select value=${overlay ?? ""} onChange=${(e) => update({ overlay: e.target.value || null })}><option value="">nothing</option>${others.map(([other, f]) => html`<option key=${other} value=${other} selected=${other === overlay}>${f.name}</option>`)}</select></label></h4>
       ${shapes.error && html`<p class="empty">${shapes.error}</p>`}
-      ${shapes.value ? html`<div class="histograms">${shapes.value.dimensions.map((dimension) => html`<${Histogram} key=${dimension.axis} d=${dimension} low=${low} high=${high} />`)}</div>
-        <p class="muted small">Dashed: the ${low} and ${high} quantiles, which become −1 and +1; the share beyond them is clipped. ${Object.entries(shapes.value.steps).map(([name, n]) => `${name}: ${format.exact(n)}${n < shapes.value.all[name] ? ` of ${format.exact(shapes.value.all[name])}` : ""} steps`).join("; ")}.</p>` : !shapes.error && html`<p class="empty">Counting…</p>`}</section>
+      ${shapes.value ? html`<div class="histograms">${shapes.value.dimensions.map((d) => html`<${Histogram} key=${d.axis} d=${d} />`)}</div>
+        <p class="muted small">Dashed: the ${low} and ${high} quantiles, which become −1 and +1; the share beyond them is clipped. </p>
+        <ul class="legend">${Object.entries(shapes.value.steps).map(([name, n], k) => html`<li key=${name}><i class=${`k${k}`}></i>${name}: ${format.exact(n)}${n < shapes.value.all[name] ? ` of ${format.exact(shapes.value.all[name])}` : ""} steps</li>`)}</ul>` : !shapes.error && html`<p class="empty">Counting…</p>`}</section>
     ${d && html`<section><h4>Instructions <small>${d.distinct} distinct${d.files < d.allFiles ? ` in ${d.files} of ${d.allFiles} files` : ""}</small></h4>
       <ul class="instructions">${d.instructions.map((i) => html`<li key=${i.text}><span>${i.text || "(empty)"}</span><b>${i.episodes}</b></li>`)}</ul></section>`}`;
 }

@@ -24,7 +24,7 @@ function App() {
     ${S.analysis && html`<${Summary} />`}
     <main>
       <section class="form" aria-label="Data sets">
-        ${locked && html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.error.line ? html`<b>Line ${S.error.line}:</b> ` : ""}${S.error.message}${S.analysis ? " The form is locked and shows the last good text." : ""}</span>${S.error.line && html`<button onClick=${() => act.goTo(S.error.line)}>Go to line ${S.error.line}</button>`}</div>`}
+        ${locked && html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.error.line ? html`<b>Line ${S.error.line}:</b> ` : ""}${S.error.message.replace(/[.]?$/, ".")}${S.analysis ? " The form is locked and shows the last good text." : ""}</span>${S.error.line && html`<button onClick=${() => act.goTo(S.error.line)}>Go to line ${S.error.line}</button>`}</div>`}
         ${S.analysis && html`<div class=${`lockable${locked ? " locked" : ""}`} inert=${locked}><${Toolbar} /><div class="scroll" tabindex="-1"><${Table} /></div></div>`}
       </section>
       <${Splitter} name="--right" axis="x" label="Width of the text" />

@@ -67,19 +67,22 @@ function Row(props) {
   const { row, f, ghost: published, scale, selected, locked, current, reference } = props;
   const [drag, setDrag] = useState(null); // the slider's place while it is held
   const held = useRef(null);
+  const pointer = useRef(false);
   return useMemo(() => {
     const known = row.steps != null && row.weight != null;
     const commit = (quantity, factor = 1) => (value) => act.setQuantity(row, quantity, value * factor);
     const slide = (event) => {
       let value = Number(event.target.value);
       held.current ??= act.beginGesture();
-      if (published && Math.abs(value - Math.log10(published)) < 0.02) value = Math.log10(published);
+      // a pointer is drawn to the published weight; a key's step is smaller than that and must get away from it
+      if (pointer.current && published && Math.abs(value - Math.log10(published)) < 0.02) value = Math.log10(published);
       const target = published && value === Math.log10(published) ? published : Number((10 ** value).toPrecision(3));
       setDrag(value);
       act.setQuantity(row, "weight", target, held.current);
     };
     const release = () => {
       held.current = null;
+      pointer.current = false;
       setTimeout(() => setDrag(null), 120); // the last answer may be on its way
     };
     const choose = () => act.focusRow(row);
@@ -103,7 +106,7 @@ function Row(props) {
       <td class="num hours">${format.hours(row.hours)}</td>
       <td class="slider"><div class="track">
         <input type="range" min=${LOW} max=${HIGH} step="0.01" aria-label=${`Weight of ${row.name}, logarithmic`} aria-valuetext=${format.weight(row.weight)}
-          value=${sliderValue} disabled=${locked && S.keepTotal} onInput=${slide} onChange=${release} onBlur=${release} />
+          value=${sliderValue} disabled=${locked && S.keepTotal} onPointerDown=${() => (pointer.current = true)} onInput=${slide} onChange=${release} onBlur=${release} />
         ${published != null && html`<button class=${`ghost${differs ? " differs" : ""}`} tabindex=${differs ? 0 : -1} style=${{ left: `calc(${place(published)} * (100% - ${THUMB}px) + ${THUMB / 2}px)` }}
           title=${`${published_title}${differs ? ". Click to return to it." : ""}`} aria-label=${`Return ${row.name} to ${published_title}`} onClick=${() => act.setQuantity(row, "weight", published)}></button>`}
       </div></td>
