@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from oxe_curate import __version__
+from oxe_curate.mixtures.cli import mixture_app
 
 app = typer.Typer(
     name="oxe-curate",
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(mixture_app)
 BEAM = {"allow_extra_args": True, "ignore_unknown_options": False}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -94,6 +96,11 @@ def filter_(
     criteria: Annotated[
         Path | None, typer.Option("--criteria", metavar="FILE", help="What episodes must meet.")
     ] = None,
+    criterion: Annotated[
+        list[str] | None,
+        typer.Option("--criterion", metavar="KEY=VALUE", help="One of them, over the file; repeatable."),
+    ] = None,
+    check_images: Annotated[bool, typer.Option("--check-images", help="Decode every frame (slow).")] = False,
     recipe: Annotated[str, typer.Option("--recipe", help="Which of the cards' recipes to use.")] = "openvla",
     cards: Cards = None,
     frames: Annotated[
@@ -114,11 +121,12 @@ def filter_(
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
     from oxe_curate.filter.screen import read_criteria
 
+    chosen = read_criteria(criteria, [*(criterion or ()), *(["bad_image=true"] if check_images else ())])
     result = run_filter(
         source,
         out,
         FilterOptions(
-            datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=read_criteria(criteria), recipe=recipe,
+            datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=chosen, recipe=recipe,
             cards=cards, frames=None if frames == "auto" else frames, verify=verify, skip_corrupt=skip_corrupt,
             workers=workers, beam_args=tuple(context.args), progress=not quiet,
         ),
@@ -132,11 +140,11 @@ def filter_(
 
     screen = tables.console()
     screen.print(tables.filtered(result.summaries))
-    for name, summary in result.summaries.items():
+    for summary in result.summaries.values():
         for line in summary.corrupt[:10]:
             screen.print(f"unreadable, left out: {line}", style="red", markup=False)
-        if summary.kept == 0:
-            screen.print(f"{name}: nothing is kept.", style="yellow", markup=False)
+    for line in tables.filter_warnings(result.summaries, out):
+        screen.print(line, style="yellow", markup=False)
     done = f"{result.shards_done} shards scanned in {result.seconds:.1f} s"
     screen.print(f"{done}, {result.shards_kept} were done before. Index: {out}", markup=False)
 
@@ -215,7 +223,87 @@ def datasets(
     elif markdown:
         typer.echo(tables.catalogue_markdown(rows))
     else:
-        tables.console().print(tables.catalogue(rows))
+        screen = tables.console()
+        screen.print(tables.catalogue(rows, screen.width))
+
+
+@app.command("report")
+def report(
+    index: Annotated[str, typer.Argument(help="Folder that filter wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The page.")] = Path("report.html"),
+    cards: Cards = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what the filter kept and dropped, and why, as one HTML page without any request to the network."""
+    from oxe_curate.report import write_report
+
+    typer.echo(f"Report: {write_report(index, out, not quiet, cards)}")
+
+
+@app.command("inspect")
+def inspect_(
+    path: Annotated[str, typer.Argument(help="One data set: its <name>/<version> folder, or a folder above it.")],
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many to read, spread over the shards.")] = 32,
+    out: Annotated[Path | None, typer.Option("--out", metavar="CARD.yaml", help="Write a draft card.")] = None,
+    thumbnails: Annotated[
+        Path | None, typer.Option("--thumbnails", metavar="PNG", help="Write a contact sheet of every camera.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which episodes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Look at a data set that no card covers: cameras, ranges, texts, conventions; and draft a card.
+
+    Every answer comes with how sure it is and why. episode_metadata is not read, apart from true or false.
+    """
+    from oxe_curate.inspection import inspect_dataset, write_draft
+
+    report = inspect_dataset(path, episodes=episodes, seed=seed)
+    if out is not None:
+        write_draft(report, out)
+    if thumbnails is not None:
+        from oxe_curate.inspection.sheet import contact_sheet, png
+        from oxe_curate.storage import Folder
+
+        Folder.of(thumbnails.parent).publish_bytes(thumbnails.name, png(contact_sheet(report.sample)))
+    if as_json:
+        _print_json(report.to_json())
+        return
+    from oxe_curate import tables
+    from oxe_curate.inspection.show import inspected
+
+    screen = tables.console()
+    screen.print(inspected(report))
+    for written in filter(None, (out, thumbnails)):
+        screen.print(f"Written: {written}", markup=False)
+
+
+@app.command("check")
+def check(
+    card: Annotated[str, typer.Argument(help="A data set's name or alias, or a card's file (.yaml).")],
+    source: Annotated[str, typer.Option("--source", metavar="ROOT", help="Folder of the TFDS data sets.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Which of the card's recipes.")] = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="How many to read, spread over the shards.")] = 32,
+    strict: Annotated[bool, typer.Option("--strict", help="End with exit code 2 on a contradiction.")] = False,
+    cards: Cards = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which episodes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare a card with the data: where they contradict, how sure that is, and why.
+
+    Ends with exit code 0 also when they do, unless --strict asks for 2.
+    """
+    from oxe_curate.inspection import check_dataset
+
+    result = check_dataset(card, source, recipe=recipe, cards_dir=cards, episodes=episodes, seed=seed)
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        from oxe_curate import tables
+        from oxe_curate.inspection.show import checked
+
+        tables.console().print(checked(result))
+    if strict and result.contradictions:
+        raise typer.Exit(2)
 
 
 @app.command("demo")

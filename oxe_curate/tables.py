@@ -59,6 +59,26 @@ def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
     return [f"{episodes:,}", _share(episodes, summary.seen), f"{steps:,}", _share(steps, summary.steps_seen)]
 
 
+def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
+    """What the table does not show: data sets that vanish, copies, leaking splits, tasks that disappear."""
+    from oxe_curate.filter.index import Index
+    from oxe_curate.filter.tasks import lost_tasks
+
+    lines = [f"{name}: nothing is kept." for name, summary in summaries.items() if summary.kept == 0]
+    for name, summary in summaries.items():
+        if summary.copies:
+            lines.append(f"{name}: {summary.copies:,} kept episodes are copies of others (--criterion duplicate=true).")
+        lines += [
+            f"{name}: {count:,} episodes of {split} are copies of train episodes: it is not held out."
+            for split, count in summary.leaks.items()
+        ]
+    for name, texts in lost_tasks(Index.open(index)).items():
+        if summaries[name].kept:
+            shown = ", ".join(map(repr, texts[:5])) + (" …" if texts[5:] else "")
+            lines.append(f"{name}: {len(texts)} tasks disappear: {shown}")
+    return lines
+
+
 def tokenized(manifest: Mapping[str, Any]) -> Group:
     """Rows and shares per data set, and what binning loses."""
     rows = manifest["rows"]
@@ -82,21 +102,23 @@ def _error(axis: Mapping[str, Any]) -> str:
     return f"{axis['mean_error'] * (1000 if axis['unit'] == 'm' else 1):.2g}"
 
 
-def catalogue(rows: list[dict[str, Any]]) -> Table:
-    """The cards, one line each."""
-    table = _table(f"{len(rows)} data sets", "data set", "verdict")
-    for column in ("robot", "cameras"):
-        table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=34)
-    table.add_column("Hz", justify="right")
-    table.add_column("episodes", justify="right")
-    table.add_column("why", overflow="fold", ratio=1)
+def catalogue(rows: list[dict[str, Any]], width: int = 100) -> Table:
+    """The cards, one line each; robot and cameras where `width` characters leave room for them."""
+    wide = width >= 150
+    columns = ["data set", "verdict", *(["robot", "cameras"] if wide else []), "Hz", "episodes", "why"]
+    table = _table(f"{len(rows)} data sets", *columns)
+    for i, column in enumerate(table.columns):
+        column.justify = "right" if columns[i] in ("Hz", "episodes") else "left"
+        column.overflow = "ellipsis"
+        column.max_width = {"data set": 34, "robot": 22, "cameras": 30}.get(columns[i])
+    # the longest column gives way: rich would take from all alike
+    table.columns[-1].max_width = width - 34 - 11 - 4 - 9 - 10 - (56 if wide else 0)
     colours = {"pass": "green", "fail": "red", "conditional": "yellow", "unknown": "dim"}
     for row in rows:
-        cameras = ", ".join(
-            f"{role}" if len(keys) == 1 else f"{role} x{len(keys)}" for role, keys in row["cameras"].items()
-        )
+        cameras = (role if len(keys) == 1 else f"{role} x{len(keys)}" for role, keys in row["cameras"].items())
+        middle = [row["robot"], ", ".join(cameras)] if wide else []
         table.add_row(
-            row["name"], Text(row["verdict"], colours[row["verdict"]]), row["robot"], cameras,
+            row["name"], Text(row["verdict"], colours[row["verdict"]]), *middle,
             f"{row['control_hz']:g}" if row["control_hz"] else "", f"{row['episodes']:,}" if row["episodes"] else "",
             row["reason"],
         )  # fmt: skip

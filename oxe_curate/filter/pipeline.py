@@ -72,11 +72,12 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     """
     start = time.monotonic()
     options = options or FilterOptions()
-    runner.start_workers_early("oxe_curate.filter.pipeline")
     folder, root = Folder.of(out), Folder.of(source)
     if not root.exists():
         raise StorageError(f"{root}: no such folder. Give the folder that holds the TFDS data sets.")
     datasets = find(root, options.datasets)
+    if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
+        runner.start_workers_early("oxe_curate.filter.pipeline")
     tasks = plan(datasets, folder, options)
     root = datasets[0].source
     previous = _previous(folder, root, options, {d.name for d in datasets})

@@ -14,7 +14,7 @@ scanned. All others look at one episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic.dataclasses import dataclass
 
 from oxe_curate import config
 from oxe_curate.episode import Trajectory
+from oxe_curate.errors import ConfigError
 from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.idle import RULES, Rule
 from oxe_curate.registry.card import THIRD_PERSON, DatasetCard
@@ -101,9 +102,19 @@ class Criteria:
         return decided
 
 
-def read_criteria(path: Path | None) -> Criteria:
-    """Read a criteria file; None gives the defaults. Raises ConfigError for an unknown criterion or a bad value."""
-    return config.build(Criteria, config.read_yaml(path) or {}, str(path)) if path else Criteria()
+def read_criteria(path: Path | None, changes: Sequence[str] = ()) -> Criteria:
+    """Read a criteria file (None: the defaults) and put single `key=value` settings over it.
+
+    Raises:
+        ConfigError: an unknown criterion or a bad value, with the closest key.
+    """
+    chosen = (config.read_yaml(path) or {}) if path else {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not isinstance(chosen, dict):
+            raise ConfigError(f"--criterion {change}: write KEY=VALUE, such as too_short=10")
+        chosen = {**chosen, key.strip(): config.parse_yaml(value, f"--criterion {key}")}
+    return config.build(Criteria, chosen, str(path or "--criterion"))
 
 
 @plain_dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from oxe_curate import config
 from oxe_curate.errors import ConfigError
+from oxe_curate.filter.duplicates import check_leaks
 from oxe_curate.filter.index import Index
 from oxe_curate.mixtures import card_facts
 from oxe_curate.mixtures.lines import Lines, read_lines
@@ -226,6 +227,13 @@ class _Checker:
             reasons = ", ".join(f"{reason}: {count}" for reason, (count, _) in summary["dropped"].items())
             message = f"{name} is empty: the index keeps none of its episodes ({reasons or 'there are none'})"
             yield self._entry("error", "empty", name, message, "Take it out, or filter it by other criteria.")
+
+        try:
+            drawn = {member.dataset: member.entry.splits}
+            check_leaks(self.index.datasets, drawn, bool(self.index.criteria.get("allow_leak")))
+        except ConfigError as error:
+            message, _, advice = str(error).partition(" Leave ")
+            yield self._entry("error", "leak", name, message.removesuffix("."), f"Leave {advice}")
 
     def _card(self, member: Member) -> Iterator[Finding]:
         card, name = member.card, member.entry.name

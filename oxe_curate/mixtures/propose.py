@@ -195,10 +195,10 @@ def _by_proxy(
     by_size, mean = steps / steps.sum(), float(share @ excess)
     rows = []
     for i, member in enumerate(held):
-        each = [run.shares[i] for run in runs]
+        each = " and ".join(f"{100 * run.shares[i]:.3g}" for run in runs)
         reason = (
             f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to {100 * share[i]:.3g} % "
-            f"({' and '.join(f'{100 * s:.3g}' for s in each)} in {RUNS} runs): on held-out episodes the reference model "
+            f"({each} in {RUNS} runs): on held-out episodes the reference model "
             f"loses {reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
             f"model lay {excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
             f"{f', held to {diversity.MOST:g} copies' if weights[i] > diversity.MOST else ''}."

@@ -17,7 +17,7 @@ from oxe_curate.tokenize.mixture import Mixture, read_mixture
 _HEADER = re.compile(
     r"# Published mixture: (?P<project>[^,\n]+), (?P<upstream>[^\n]+)\r?\n# Source: (?P<source>[^\n]+)"
 )
-_FOLDERS = (Path(__file__).parent / "published", Path(__file__).parents[2] / "mixtures")
+_FOLDERS = (Path(__file__).parent / "data", Path(__file__).parents[2] / "mixtures")
 """Inside a wheel, and in a checkout."""
 
 

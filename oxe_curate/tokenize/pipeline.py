@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from oxe_curate import __version__, runner
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.filter.duplicates import check_leaks
 from oxe_curate.filter.index import Index
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, samples, shards
@@ -34,8 +36,10 @@ MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
 )  # fmt: skip
 SHARD_BYTES = 256 << 20
-BYTES_PER_WORKER = 512 << 20
+BYTES_PER_WORKER = 2 << 30
+"""Below this, threads do: Parquet is written without the interpreter's lock, and processes take seconds to start."""
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5}-of-\d{5}\.parquet")
+_HELD = 128 << 20
 _BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many
 
 
@@ -88,15 +92,18 @@ def run_tokenize(
     """
     start = time.monotonic()
     options = options or TokenizeOptions()
-    runner.start_workers_early("oxe_curate.tokenize.pipeline")
     spec = with_statistics(read_mixture(Path(mixture)), options.statistics)
     opened = Index.open(Folder.of(index))
     sources = resolve(spec, opened, str(mixture), options.cards)
+    drawn = {source.dataset: source.entry.splits for source in sources}
+    check_leaks(opened.datasets, drawn, bool(opened.criteria.get("allow_leak")))
     folder = Folder.of(out)
     folder.check_writable()
     folder.sweep()
     tokens = _tokens(spec, options)
-    statistics = {s.entry.name: _bounds(spec, opened, s, Path(mixture).parent) for s in sources}
+    over = spec.bounds.over if spec.bounds.over == "all" else "kept"
+    numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
+    statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, Path(mixture).parent) for s in sources}
     tasks = plan(spec, opened, sources, statistics, folder, options.shard_bytes)
     _check_out(folder, tasks, options.overwrite)
     todo = [task for task in tasks if not _is_done(task)]
@@ -104,9 +111,9 @@ def run_tokenize(
         folder.remove(MANIFEST)
     runner.run(
         todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
-        beam_args=options.beam_args, progress=options.progress,
+        threads=True, beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
-    manifest = _finish(spec, opened, sources, statistics, tokens, tasks, folder)
+    manifest = _finish(spec, opened, sources, statistics, numbers, tokens, tasks, folder)
     return TokenizeResult(manifest, len(todo), len(tasks) - len(todo), time.monotonic() - start, tokens)
 
 
@@ -125,50 +132,71 @@ def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
     return ActionTokens.build(vocabulary, options.rule, bins, counts)
 
 
-class Actions:
-    """A data set's actions (or proprio), block by block; may be iterated again, so nothing is held."""
+class Numbers:
+    """A data set's actions or proprio from the index, block by block, as often as asked.
 
-    def __init__(self, index: Index, dataset: str, over: str, column: str = "action") -> None:
-        self._index, self._dataset, self._over, self._column = index, dataset, over, column
+    Columns of less than `_HELD` bytes are kept, so that the index is read once; larger ones are read anew each time.
+    """
+
+    def __init__(self, index: Index, dataset: str, over: str) -> None:
+        self._index, self._dataset, self._over = index, dataset, over
         self.episodes = 0
+        steps = index.datasets[dataset]["steps_seen"]
+        self._kept: dict[str, list[NDArray[np.float32]]] | None = {} if steps * 15 * 4 < _HELD else None
 
-    def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        held: list[NDArray[np.float32]] = []
+    def column(self, name: str) -> Iterable[NDArray[np.float32]]:
+        """Blocks (n, D) of `action` or `proprio`; may be iterated again."""
+        if self._kept is None:
+            return _Blocks(lambda: (block[name] for block in self._blocks((name,))))
+        if not self._kept:
+            blocks = list(self._blocks(("action", "proprio")))
+            self._kept = {key: [block[key] for block in blocks] for key in ("action", "proprio")}
+        return self._kept[name]
+
+    def _blocks(self, names: Sequence[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        held: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
         steps = self.episodes = 0
-        for _, table in self._index.tables(self._dataset, ["kept", "reason", "num_steps", self._column]):
+        for _, table in self._index.tables(self._dataset, ["kept", "reason", "num_steps", *names]):
             keep = np.asarray(table["kept"])
             if self._over == "all":  # a NaN has no quantile
-                keep = np.asarray(table[self._column].is_valid()) & np.array(
-                    [r != "not_finite" for r in table["reason"].to_pylist()], bool
-                )
+                known = np.array([r != "not_finite" for r in table["reason"].to_pylist()], bool)
+                keep = known & np.asarray(table[names[0]].is_valid())
             self.episodes += int(keep.sum())
-            column = table[self._column].filter(keep).combine_chunks()
             count = int(np.asarray(table["num_steps"])[keep].sum())
-            if count:
-                values = np.asarray(column.flatten().flatten())
-                held.append(values.reshape(count, -1))
-                steps += count
+            for name in names if count else ():
+                values = np.asarray(table[name].filter(keep).combine_chunks().flatten().flatten())
+                held[name].append(values.reshape(count, -1))
+            steps += count
             if steps >= _BLOCK:
-                yield np.concatenate(held)
-                held, steps = [], 0
-        if held:
-            yield np.concatenate(held)
+                yield {name: np.concatenate(parts) for name, parts in held.items()}
+                held, steps = {name: [] for name in names}, 0
+        if steps:
+            yield {name: np.concatenate(parts) for name, parts in held.items()}
 
 
-def _bounds(spec: Mixture, index: Index, source: Source, base: Path) -> Bounds:
+@dataclass(frozen=True)
+class _Blocks:
+    """An iterable that starts anew each time."""
+
+    start: Callable[[], Iterator[NDArray[np.float32]]]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        return self.start()
+
+
+def _bounds(spec: Mixture, numbers: Numbers, source: Source, base: Path) -> Bounds:
     over = spec.bounds.over
     name = source.entry.name
     if over not in ("kept", "all"):
         path = Path(over) if Path(over).is_absolute() or Path(over).exists() else base / over
         return lookup(read_statistics(path), name, source.aliases)
-    actions = Actions(index, source.dataset, over)
     try:
         fitted = Bounds.fit(
-            actions, low=spec.bounds.low, high=spec.bounds.high, proprio=Actions(index, source.dataset, over, "proprio")
+            numbers.column("action"), low=spec.bounds.low, high=spec.bounds.high, proprio=numbers.column("proprio")
         )
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    return replace(fitted, num_trajectories=actions.episodes)
+    return replace(fitted, num_trajectories=numbers.episodes)
 
 
 def plan(
@@ -180,13 +208,17 @@ def plan(
         for path in index.files(source.dataset):
             if _split(path) not in source.entry.splits:
                 continue
-            table = index.table(path, ["episode_id", "kept", "num_steps", "source_steps", "camera_spans"])
+            table = index.table(
+                path, ["episode_id", "duplicate_of", "kept", "num_steps", "source_steps", "camera_spans"]
+            )
             rows = np.flatnonzero(np.asarray(table["kept"]))
             if len(rows) == 0:
                 continue
             ids = table["episode_id"].take(rows).to_pylist()
             cost = _expected_bytes(table, spec, source.entry.weight)[rows]
-            found.append((number, path, rows, samples.held_out(ids, spec.validation), cost, ids))
+            # a copy goes where its original goes: never one to train and the other to validation
+            originals = [c or n for n, c in zip(ids, table["duplicate_of"].take(rows).to_pylist(), strict=True)]
+            found.append((number, path, rows, samples.held_out(originals, spec.validation), cost, ids))
     if not found:
         raise ConfigError(f"{index.folder}: the mixture's splits hold no kept episode")
     decided = _fingerprint(spec, index, sources, bounds)
@@ -218,12 +250,15 @@ def plan(
 
 def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
     """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
+    steps = np.asarray(table["num_steps"], np.float64)
+    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes about half a byte a pixel
+        frame = spec.image.size**2 * 0.5 * len(spec.image.cameras)
+        return np.asarray(steps * frame * weight * spec.window)
     lengths = np.zeros(len(table))
     for row, spans in enumerate(table["camera_spans"].to_pylist()):
         lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
-    kept = np.asarray(table["num_steps"]) / np.maximum(np.asarray(table["source_steps"]), 1)
-    scale = 1.0 if spec.image.size is None else 0.25  # a resized frame is smaller; how much is not known beforehand
-    return np.asarray(lengths * kept * weight * spec.window * scale, np.float64)
+    kept = steps / np.maximum(np.asarray(table["source_steps"]), 1)
+    return np.asarray(lengths * kept * weight * spec.window)
 
 
 def _fingerprint(spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]) -> str:
@@ -277,6 +312,7 @@ def _finish(
     index: Index,
     sources: Sequence[Source],
     statistics: dict[str, Bounds],
+    numbers: dict[str, Numbers],
     tokens: ActionTokens,
     tasks: Sequence[TokenizeTask],
     out: Folder,
@@ -287,15 +323,15 @@ def _finish(
     out.publish_bytes(RESOLVED, to_yaml(spec).encode())
     tokens.write(f"{out}/{TOKENS}")
     rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
-    outputs = {}
+    names = [*(task.output for task in tasks), STATISTICS, RESOLVED, TOKENS]
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
     for task in tasks:
         meta = shards.read_meta(out, task.output)
         split = "validation" if task.validation else "train"
         for name, count in meta["counts"].items():
             rows[split][name] = rows[split].get(name, 0) + count
-        outputs[task.output] = {"rows": meta["rows"], **_hash(out, task.output)}
-    for name in (STATISTICS, RESOLVED, TOKENS):
-        outputs[name] = _hash(out, name)
+        outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
     manifest = {
         "format": FORMAT,
         "software": f"oxe-curate {__version__}",
@@ -303,7 +339,7 @@ def _finish(
         "seed": spec.seed,
         "rows": rows,
         "share": _shares(sources, index, rows["train"]),
-        "round_trip": _round_trip(spec, index, sources, statistics),
+        "round_trip": _round_trip(spec, numbers, statistics),
         "bins": spec.bins,
         "tokens": {
             "rule": tokens.rule,
@@ -348,14 +384,12 @@ def _split(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]
 
 
-def _round_trip(
-    spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]
-) -> dict[str, dict[str, Any]]:
+def _round_trip(spec: Mixture, numbers: dict[str, Numbers], bounds: dict[str, Bounds]) -> dict[str, dict[str, Any]]:
     """What binning loses, per data set, in metres and degrees."""
     report = {}
-    for source in sources:
-        check = RoundTrip(bounds[source.entry.name], ActionBins(spec.bins))
-        for block in Actions(index, source.dataset, "kept"):
+    for name, found in numbers.items():
+        check = RoundTrip(bounds[name], ActionBins(spec.bins))
+        for block in found.column("action"):
             check.add(block)
-        report[source.entry.name] = check.result()
+        report[name] = check.result()
     return report

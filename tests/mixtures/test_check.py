@@ -152,6 +152,14 @@ def test_sizes_come_from_the_index_and_its_splits(index: Index) -> None:
     assert (result["no_split"][0].level, result["no_split"][0].line) == ("error", 3)
 
 
+def test_a_split_that_repeats_the_train_split(index: Index) -> None:
+    (finding,) = found(entries("bridge_orig") + "    splits: [train, val]\n", index=index)["leak"]
+    assert (finding.level, finding.line) == ("error", 3)
+    assert "1 episodes of its split 'val' are copies" in finding.message
+    assert finding.advice.startswith("Leave the split out")
+    assert "leak" not in found(entries("bridge_orig"), index=index)
+
+
 def test_an_empty_data_set_is_an_error(index: Index) -> None:
     (finding,) = found(entries("bridge_orig", "bridge_data_msr"), index=index)["empty"]
     assert finding.level == "error"
