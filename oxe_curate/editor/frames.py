@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import io
 import threading
 from collections import Counter, OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import images, samples
 from oxe_curate.tokenize.build import Episode
-from oxe_curate.tokenize.mixture import Mixture, resolve
+from oxe_curate.tokenize.mixture import Mixture, Source, resolve
 
 HEIGHTS = (72, 144, 288)
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -30,6 +32,17 @@ EXAMPLES = 6
 MOST_STEPS = 200_000
 """Steps of a data set that a histogram counts: enough for its shape, and read in a second."""
 _CACHE_BYTES = 48 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A shard's rows before they are shuffled: `parts` are episodes, `starts` the number of each one's first row."""
+
+    order: NDArray[np.int64]
+    starts: list[int]
+    parts: list[tuple[Source, int, int, Episode, NDArray[np.int64], NDArray[np.int64]]]
+    shard: str
+    shards: int
 
 
 class Frames:
@@ -151,13 +164,32 @@ class Frames:
         Raises:
             ConfigError: tokenize would refuse the mixture.
         """
+        drawn = self._draw(mixture, where)
+        role = mixture.image.cameras[0]
+        found = []
+        for i in drawn.order[offset : offset + count].tolist():
+            part = bisect.bisect_right(drawn.starts, i) - 1
+            source, file, row, episode, steps, copies = drawn.parts[part]
+            step, copy = int(steps[i - drawn.starts[part]]), int(copies[i - drawn.starts[part]])
+            which = episode.instruction_index[step] if episode.instruction_index is not None else -1
+            found.append(
+                {"dataset": source.dataset, "name": source.entry.name, "file": file, "row": row, "step": step,
+                 "steps": episode.num_steps, "copy": copy, "role": role, "swap": role in source.bgr,
+                 "sampleId": f"{episode.id}/{step:05d}" + (f"#{copy}" if copy else ""),
+                 "instruction": episode.instructions[which] if which >= 0 else episode.instruction}
+            )  # fmt: skip
+        return {"samples": found, "shard": drawn.shard, "rows": len(drawn.order), "shards": drawn.shards}
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one per process; turning pages draws nothing again)
+    def _draw(self, mixture: Mixture, where: str) -> _Drawn:
+        """Draw the first training shard as `tokenize.build.gather` does, without its frames."""
         from oxe_curate.tokenize import pipeline
 
         sources = resolve(mixture, self._index, where, self._catalogue.cards)
         plan = pipeline.plan(mixture, self._index, sources, {}, Folder.of(Path("unused")), pipeline.SHARD_BYTES)
         task = plan[0]
-        ids: list[tuple[int, int, Any, Any]] = []
         keys: list[NDArray[np.uint64]] = []
+        parts, starts, total = [], [], 0
         for number, path, rows in task.episodes:
             source = sources[number]
             file = self._index.files(source.dataset).index(path)
@@ -170,23 +202,12 @@ class Frames:
                 episode_hash = samples.episode_hash(mixture.seed, episode.id)
                 hashes = samples.step_hashes(episode_hash, episode.num_steps, samples.ORDER)
                 keys.append(samples.splitmix64(hashes[steps]) + copy.astype(np.uint64))
-                ids += [
-                    (number, file, (row, episode), (s, c)) for s, c in zip(steps.tolist(), copy.tolist(), strict=True)
-                ]
+                if len(steps):
+                    parts.append((source, file, int(row), episode, steps, copy))
+                    starts.append(total)
+                    total += len(steps)
         order = samples.order(np.concatenate(keys)) if keys else np.empty(0, np.int64)
-        role = mixture.image.cameras[0]
-        found = []
-        for i in order[offset : offset + count].tolist():
-            number, file, (row, episode), (step, copy_number) = ids[i]
-            source = sources[number]
-            which = episode.instruction_index[step] if episode.instruction_index is not None else -1
-            found.append(
-                {"dataset": source.dataset, "name": source.entry.name, "file": file, "row": int(row), "step": step,
-                 "steps": episode.num_steps, "copy": copy_number, "role": role, "swap": role in source.bgr,
-                 "sampleId": f"{episode.id}/{step:05d}" + (f"#{copy_number}" if copy_number else ""),
-                 "instruction": episode.instructions[which] if which >= 0 else episode.instruction}
-            )  # fmt: skip
-        return {"samples": found, "shard": task.output, "rows": len(order), "shards": len(plan)}
+        return _Drawn(order, starts, parts, task.output, len(plan))
 
     def _episode(self, dataset: str, file: int, row: int) -> Episode:
         files = self._index.files(dataset)

@@ -1,4 +1,5 @@
 import dataclasses
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,9 +8,11 @@ import pytest
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.frames import Frames
+from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.quantities import solve
 from oxe_curate.errors import ConfigError
 from oxe_curate.mixtures import published
+from oxe_curate.mixtures.propose import propose
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests.editor.conftest import MIXTURE
 
@@ -154,6 +157,23 @@ def test_a_file_to_begin_with(index):
     text = starting_text("mine", index)
     assert [row["weight"] for row in analyse.analyse(text, Catalogue(index))["rows"]] == [1.0, 1.0, 1.0]
     assert analyse.analyse(starting_text("mine", None), Catalogue(None))["rows"] == []
+
+
+def test_a_proposal_is_worked_out_beside_the_page(catalogue):
+    proposals = Proposals(catalogue)
+    mixture = analyse.mixture(MIXTURE, "my.yaml")
+    assert proposals.state() == {"state": "idle"}
+    with pytest.raises(ConfigError, match="not a method"):
+        proposals.start(mixture, "guess")
+    with pytest.raises(ConfigError, match="--index"):
+        Proposals(Catalogue(None)).start(mixture, "diversity")
+    assert proposals.start(mixture, "diversity")["state"] == "running"
+    deadline = time.monotonic() + 60
+    while (state := proposals.state())["state"] == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    expected = propose(catalogue.index, mixture, "diversity")
+    assert state["weights"] == catalogue.weights(expected.mixture)
+    assert set(state["reasons"]) == {"bridge_dataset", "fractal20220817_data", "jaco_play"}
 
 
 # ── frames ─────────────────────────────────────────────────────────────────────────────────────────────────

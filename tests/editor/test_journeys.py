@@ -169,6 +169,35 @@ def test_locked_rows_keep_their_share_while_the_rest_is_rebalanced(page):
     assert field(page, "Weight of bridge_dataset").input_value() == "1"
 
 
+def test_a_drag_there_and_back_leaves_the_text_as_it_was(page):
+    """With rebalancing every step changes several rows; all are counted from the text at the start of the drag."""
+    page.get_by_label("Published weights").select_option("openvla_rtx")
+    page.get_by_label("Rebalance the rest").check()
+    slider = field(page, "Weight of jaco_play, logarithmic")
+    box = slider.bounding_box()
+    at = box["x"] + 7 + (box["width"] - 14) * (3 + 0.30103) / 5  # the thumb: weight 2
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(at, middle)
+    page.mouse.down()
+    for by in (2, 4, 5):
+        page.mouse.move(at + by, middle)
+        page.wait_for_timeout(60)
+    expect(page.locator(".state")).to_have_text("edited")
+    expect(field(page, "Weight of bridge_dataset")).not_to_have_value("1")
+    for by in (3, 1, 0):
+        page.mouse.move(at + by, middle)
+        page.wait_for_timeout(60)
+    page.mouse.up()
+    expect(page.locator(".state")).to_have_text("saved")
+    expect(field(page, "Weight of bridge_dataset")).to_have_value("1")
+
+
+def test_an_unknown_data_set_is_refused_by_name(page):
+    field(page, "Add a data set").fill("brigde")
+    field(page, "Add a data set").press("Enter")
+    expect(page.get_by_text("No data set is called brigde.")).to_be_visible()
+
+
 def test_invalid_text_locks_the_form_and_names_the_line(page):
     page.locator(".cm-line", has_text="name: jaco_play").click()
     page.keyboard.press("End")

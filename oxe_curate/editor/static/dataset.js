@@ -52,7 +52,7 @@ function Seen({ id }) {
     <section class="actions"><h4>Actions <label class="overlay">laid over <select value=${overlay ?? ""} onChange=${(e) => update({ overlay: e.target.value || null })}><option value="">nothing</option>${others.map(([other, f]) => html`<option key=${other} value=${other} selected=${other === overlay}>${f.name}</option>`)}</select></label></h4>
       ${shapes.error && html`<p class="empty">${shapes.error}</p>`}
       ${shapes.value ? html`<div class="histograms">${shapes.value.dimensions.map((d) => html`<${Histogram} key=${d.axis} d=${d} />`)}</div>
-        <p class="muted small">Dashed: the ${low} and ${high} quantiles, which become −1 and +1; the share beyond them is clipped. </p>
+        <p class="muted small">Dashed: the ${low} and ${high} quantiles, which become −1 and +1; the share beyond them is clipped. Heights are square roots of shares.</p>
         <ul class="legend">${Object.entries(shapes.value.steps).map(([name, n], k) => html`<li key=${name}><i class=${`k${k}`}></i>${name}: ${format.exact(n)}${n < shapes.value.all[name] ? ` of ${format.exact(shapes.value.all[name])}` : ""} steps</li>`)}</ul>` : !shapes.error && html`<p class="empty">Counting…</p>`}</section>
     ${d && html`<section><h4>Instructions <small>${d.distinct} distinct${d.files < d.allFiles ? ` in ${d.files} of ${d.allFiles} files` : ""}</small></h4>
       <ul class="instructions">${d.instructions.map((i) => html`<li key=${i.text}><span>${i.text || "(empty)"}</span><b>${i.episodes}</b></li>`)}</ul></section>`}`;
@@ -73,6 +73,6 @@ function Histogram({ d }) {
 
 function outline(counts, peak) {
   const step = W / counts.length;
-  const y = (c) => (H - 1 - (c / peak) * (H - 4)).toFixed(2);
+  const y = (c) => (H - 1 - Math.sqrt(c / peak) * (H - 4)).toFixed(2); // the root: bounds are about the tails
   return `M0 ${H}${counts.map((c, i) => `L${(i * step).toFixed(2)} ${y(c)}L${((i + 1) * step).toFixed(2)} ${y(c)}`).join("")}L${W} ${H}Z`;
 }

@@ -6,7 +6,7 @@ import * as api from "./api.js";
 import { colour, Dialog, Icon, NumberField } from "./controls.js";
 import * as format from "./format.js";
 import { GROUPS, grouped, Panels, ReferenceSelect } from "./panels.js";
-import { S, remember, subscribe, update } from "./store.js";
+import { S, notify, remember, subscribe, update } from "./store.js";
 import { Table } from "./table.js";
 import { compare, Text } from "./text.js";
 
@@ -88,14 +88,16 @@ function Toolbar() {
   const present = new Set(analysis.rows.map((row) => row.id));
   const missing = Object.entries(S.facts).filter(([id]) => !present.has(id));
   const add = (event) => {
-    const found = missing.find(([id, f]) => f.name === event.target.value || id === event.target.value);
+    const name = event.target.value.trim();
+    const found = missing.find(([id, f]) => f.name === name || id === name || f.aliases.includes(name));
+    if (!found && name && event.type === "change") notify(present.has(name) ? `${name} is in the mixture already.` : `No data set is called ${name}.`, "error");
     if (!found) return;
     event.target.value = "";
     act.addDataset(found[0]);
   };
   return html`<div class=${`toolbar main${n ? " selecting" : ""}`} role="toolbar" aria-label="Rows">
     <input id="filter" type="search" placeholder="Filter ( / )" aria-label="Filter the rows" value=${S.filter} onInput=${(e) => update({ filter: e.target.value })} />
-    <input type="text" class="boxed add" list="known" placeholder="Add a data set…" aria-label="Add a data set" autocomplete="off" onChange=${add} onInput=${(e) => e.inputType === undefined && add(e)} />
+    <input type="text" class="boxed add" list="known" placeholder="Add a data set…" aria-label="Add a data set" autocomplete="off" onChange=${add} onInput=${(e) => (e.inputType ?? "insertReplacementText") === "insertReplacementText" && add(e)} />
     <datalist id="known">${missing.map(([id, f]) => html`<option key=${id} value=${f.name}>${f.robot}${f.verdict === "pass" ? "" : ` (${f.verdict})`}</option>`)}</datalist>
     <label class="check" title="One pass stays as large as it is: when a row is edited, the rows that are not locked give or take in proportion"><input type="checkbox" checked=${S.keepTotal} onChange=${(e) => update({ keepTotal: e.target.checked })} />Rebalance the rest</label>
     <span class="spring"></span>
@@ -191,7 +193,8 @@ addEventListener("keydown", (event) => {
   const command = event.ctrlKey || event.metaKey;
   if (command && key === "s") {
     event.preventDefault();
-    document.activeElement?.blur?.();
+    const field = document.activeElement;
+    if (field?.matches(".number")) [field.blur(), field.focus()]; // commits what was typed
     act.settled().then(() => (S.dirty || S.file?.new) && act.save());
   } else if (command && (key === "z" || key === "y") && !(event.composedPath()[0].closest?.(".cm-editor, [type=search]"))) {
     event.preventDefault();

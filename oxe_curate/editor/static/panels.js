@@ -64,6 +64,8 @@ function Balance() {
 
 // ── samples ────────────────────────────────────────────────────────────────────────────────────────────
 
+let drawing = Promise.resolve();
+
 function Samples() {
   const [sheet, setSheet] = useState(null);
   const [offset, setOffset] = useState(0);
@@ -72,10 +74,11 @@ function Samples() {
   useEffect(() => {
     let live = true;
     const timer = setTimeout(() => {
-      api.post("/api/samples", { text: act.currentText(), offset, count: 64 }).then(
+      // one request at a time: on a large index drawing takes seconds
+      drawing = drawing.then(() => live && api.post("/api/samples", { text: act.currentText(), offset, count: 64 }).then(
         (found) => live && (setSheet(found), setError(null)),
         (e) => live && setError(e.message),
-      );
+      ));
     }, sheet ? 300 : 0);
     return () => ((live = false), clearTimeout(timer));
   }, [key]);
@@ -117,7 +120,7 @@ function Compare() {
   const reference = S.references[S.reference];
   if (!reference) return html`<p class="empty">There are no published mixtures in this installation.</p>`;
   const kind = (d) => (d.theirs === null ? "only here" : d.mine === null ? "only there" : `× ${Number((d.mine / d.theirs).toPrecision(3))}`);
-  return html`<div class="toolbar"><label for="compare-with">With</label><${ReferenceSelect} id="compare-with" /><span class="spring"></span>
+  return html`<div class="toolbar"><label for="compare-with">With</label><${ReferenceSelect} id="compare-with" />
       <button disabled=${list.length === 0} onClick=${() => act.adopt(reference.weights)}>Take over all ${list.length || ""}</button></div>
     <${Propose} />
     <p class="muted small">${reference.source}</p>
@@ -132,7 +135,7 @@ function Propose() {
   const { proposal } = S;
   if (!S.file.index) return null;
   if (proposal?.state === "running") return html`<p class="empty" role="status">Weighing by ${proposal.method}: ${proposal.step}…</p>`;
-  return html`<div class="toolbar"><span class="muted">Propose weights from the data</span><span class="spring"></span>
+  return html`<div class="toolbar"><span>Propose weights</span>
     <button title="Down-weights data with few tasks and scenes; seconds" onClick=${() => act.propose("diversity")}>By diversity</button>
     <button title="Trains small models and weighs by excess loss; minutes" onClick=${() => act.propose("proxy")}>By proxy model</button></div>
     ${proposal?.state === "failed" && html`<p class="bad">${proposal.error}</p>`}`;

@@ -46,7 +46,7 @@ export function Table() {
       <td></td>
       ${COLUMNS.map(([key, label, title]) => html`<th key=${key} scope="col" class=${key} colspan=${key === "weight" ? 2 : undefined}
         aria-sort=${sort.key === key ? (sort.down ? "descending" : "ascending") : "none"}>
-        <button class="plain" title=${`${title}. Click to sort.`} onClick=${() => sortBy(key)}>${label}<span class="arrow" aria-hidden="true">${sort.key === key ? (sort.down ? "↓" : "↑") : ""}</span></button></th>`)}
+        <button class="plain" title=${`${title}. Click to sort.`} onClick=${() => sortBy(key)}>${arrow(key, "before")}${label}${arrow(key, "after")}</button></th>`)}
       <td></td>
     </tr></thead>
     <tbody>
@@ -56,6 +56,9 @@ export function Table() {
   </table>
   ${rows.length === 0 && html`<p class="empty">${analysis.rows.length ? "No data set matches the filter." : "The mixture is empty. Add a data set above, or type one into the text."}</p>`}`;
 }
+
+/** Where a column is sorted, its direction: on the side where it moves nothing. */
+const arrow = (key, side) => S.sort.key === key && (key === "name" || key === "weight") === (side === "after") && html`<span class="arrow" aria-hidden="true">${S.sort.down ? "↓" : "↑"}</span>`;
 
 /** The bars' full width: steps of 1, 2, 5, so that they do not all move while one slider does. */
 function barScale(largest) {
