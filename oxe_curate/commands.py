@@ -101,7 +101,10 @@ def filter_(
         typer.Option("--criterion", metavar="KEY=VALUE", help="One of them, over the file; repeatable."),
     ] = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every frame (slow).")] = False,
-    recipe: Annotated[str, typer.Option("--recipe", help="Which of the cards' recipes to use.")] = "openvla",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar="[DATASET=]NAME", help="A card's recipe; repeatable. Default: openvla."),
+    ] = None,
     cards: Cards = None,
     frames: Annotated[
         Literal["auto", "exact", "span"],
@@ -126,7 +129,7 @@ def filter_(
         source,
         out,
         FilterOptions(
-            datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=chosen, recipe=recipe,
+            datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=chosen, recipes=tuple(recipe or ()),
             cards=cards, frames=None if frames == "auto" else frames, verify=verify, skip_corrupt=skip_corrupt,
             workers=workers, beam_args=tuple(context.args), progress=not quiet,
         ),

@@ -31,7 +31,8 @@ class FilterOptions:
     Attributes:
         datasets: `name` or `name:version`; empty means all below the source.
         splits: tfds split expressions; empty means all splits.
-        recipe: which of a card's recipes standardises the actions.
+        recipes: which of the cards' recipes standardise the actions: `NAME` for all, `DATASET=NAME` for one, under
+            any of its names. Without any: openvla.
         cards: a folder of the user's own cards.
         frames: "exact", "span", or None to choose by size and place (see `scan.EXACT_BELOW`).
     """
@@ -39,7 +40,7 @@ class FilterOptions:
     datasets: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     criteria: Criteria = field(default_factory=Criteria)
-    recipe: str = "openvla"
+    recipes: tuple[str, ...] = ()
     cards: Path | None = None
     frames: Frames | None = None
     verify: bool = False
@@ -107,8 +108,9 @@ def plan(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -
                 f"{dataset.source}/{dataset.path}: {error} Write a card for it (--cards FOLDER; see CONTRIBUTING.md), "
                 "or name the data sets that you want with --dataset."
             ) from None
+        recipe = recipe_for((dataset.name, card.name, *card.aliases), options.recipes)
         if card.recipes:
-            card.recipe(options.recipe)
+            card.recipe(recipe)
         local = dataset.source.is_local
         frames = options.frames or ("exact" if local and dataset.num_bytes < EXACT_BELOW else "span")
         sizes = _sizes(dataset)
@@ -121,12 +123,23 @@ def plan(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -
                 )
             tasks.append(
                 FilterTask(
-                    dataset=dataset, shard=shard, card=card, recipe=options.recipe, criteria=options.criteria, out=out,
+                    dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=options.criteria, out=out,
                     size=sizes[name], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
                 )
             )  # fmt: skip
-        scan.Scanner(dataset, card, options.recipe)  # a card that does not fit is reported before any work
+        scan.Scanner(dataset, card, recipe)  # a card that does not fit is reported before any work
     return tasks
+
+
+def recipe_for(names: Sequence[str], recipes: Sequence[str]) -> str:
+    """The recipe that `FilterOptions.recipes` gives a data set with these names; the last one that fits counts.
+
+    >>> recipe_for(["bc_z"], ["documented", "kuka=openvla"])
+    'documented'
+    """
+    for_all = [recipe for recipe in recipes if "=" not in recipe]
+    for_one = [recipe.split("=", 1)[1] for recipe in recipes if recipe.split("=", 1)[0] in names and "=" in recipe]
+    return ["openvla", *for_all, *for_one][-1]
 
 
 def _sizes(dataset: RldsDataset) -> dict[str, int]:
@@ -222,7 +235,7 @@ def _write_json(
         entries[dataset.name] = {
             "version": dataset.version,
             "card": mine[0].card.name if mine else None,
-            "recipe": options.recipe,
+            "recipe": mine[0].recipe if mine else None,
             "verdict": mine[0].card.verdict if mine else None,
             "splits": sorted({*before.get("splits", []), *(options.splits or dataset.split_names)}),
             "frames": mine[0].frames if mine else None,

@@ -6,6 +6,7 @@ Plain functions: Beam only distributes them. Memory stays near one shard's image
 from __future__ import annotations
 
 import functools
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,10 +27,8 @@ from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.tokenize.mixture import Mixture, Source
 from oxe_curate.tokenize.shards import Frames
 
-_COLUMNS = (
-    "episode_id", "shard", "num_steps", "source_steps", "instruction", "instructions", "instruction_index",
-    "frame_index", "action", "proprio", "cameras", "camera_spans",
-)  # fmt: skip
+_PLAIN = ("episode_id", "shard", "num_steps", "source_steps", "instruction", "instructions", "camera_spans")
+_COLUMNS = (*_PLAIN, "instruction_index", "frame_index", "action", "proprio", "cameras")
 _CACHE_BYTES = 64 << 20
 _GAP = 64 << 10  # bytes: frames closer than this are read in one go
 
@@ -200,73 +199,91 @@ class Episode:
     @classmethod
     def read(cls, index: Folder, path: str, rows: Sequence[int]) -> list[Episode]:
         """The episodes of some rows of an index file."""
-        table = _cached_table(index.uri, path)
-        return [cls._of(table, row) for row in rows]
+        file = _cache.get(index.uri, path)
+        return [file.episode(row) for row in rows]
 
-    @classmethod
-    def _of(cls, table: dict[str, Any], row: int) -> Episode:
-        def numbers(name: str) -> NDArray[Any]:
-            return np.asarray(table[name][row].values)
 
-        actions = table["action"][row].values
-        proprio = table["proprio"][row].values
-        steps = int(table["num_steps"][row].as_py())
-        index = table["instruction_index"][row]
-        return cls(
-            id=table["episode_id"][row].as_py(),
-            shard=table["shard"][row].as_py(),
-            num_steps=steps,
-            source_steps=int(table["source_steps"][row].as_py()),
-            instruction=table["instruction"][row].as_py(),
-            instructions=tuple(table["instructions"][row].as_py()),
-            instruction_index=numbers("instruction_index") if index.is_valid else None,
-            frame_index=numbers("frame_index"),
-            action=np.asarray(actions.flatten()).reshape(steps, 7),
-            proprio=np.asarray(proprio.flatten()).reshape(steps, -1) if steps else np.empty((0, 0), np.float32),
-            frames=_frames(table["cameras"], row),
-            spans={role: (span["offset"], span["length"]) for role, span in table["camera_spans"][row].as_py()},
+class _List:
+    """A list column as numpy: the values of row i are `values[offsets[i]:offsets[i + 1]]`."""
+
+    def __init__(self, column: Any, values: NDArray[Any] | None = None) -> None:
+        self.valid = np.asarray(column.is_valid())
+        self.offsets = np.asarray(column.offsets)
+        self.values = np.asarray(column.values) if values is None else values
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+
+class _IndexFile:
+    """An index file, its columns unpacked once: a row is then a few slices."""
+
+    def __init__(self, table: Any) -> None:
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+        columns = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) else c for n, c in columns.items()}
+        self._plain = {name: columns[name].to_pylist() for name in _PLAIN}
+        self._frame_index = _List(columns["frame_index"])
+        self._instruction_index = _List(columns["instruction_index"])
+        actions = columns["action"].values
+        self._action = _List(columns["action"], np.asarray(actions.flatten()).reshape(-1, 7))
+        self._proprio = _List(columns["proprio"], np.asarray(columns["proprio"].values.offsets))
+        self._proprio_values = np.asarray(columns["proprio"].values.values)
+        cameras = columns["cameras"]
+        self._cameras = np.asarray(cameras.offsets)
+        self._roles = cameras.keys.to_pylist()
+        frames = cameras.items.values
+        places = [np.asarray(frames.field(name)).astype(np.int64) for name in ("offset", "length")]
+        self._frames = _List(cameras.items, np.stack(places, axis=1))
+        self.nbytes = table.nbytes
+
+    def episode(self, row: int) -> Episode:
+        plain = {name: values[row] for name, values in self._plain.items()}
+        has_index = self._instruction_index.valid[row]
+        start, stop = self._cameras[row], self._cameras[row + 1]
+        return Episode(
+            id=plain["episode_id"],
+            shard=plain["shard"],
+            num_steps=plain["num_steps"],
+            source_steps=plain["source_steps"],
+            instruction=plain["instruction"],
+            instructions=tuple(plain["instructions"]),
+            instruction_index=self._instruction_index[row] if has_index else None,
+            frame_index=self._frame_index[row],
+            action=self._action[row],
+            proprio=self._proprio_rows(row),
+            frames={self._roles[i]: self._frames[i] for i in range(start, stop)},
+            spans={role: (span["offset"], span["length"]) for role, span in plain["camera_spans"]},
         )
 
-
-def _frames(cameras: Any, row: int) -> dict[str, NDArray[np.int64]]:
-    start, stop = cameras.offsets[row].as_py(), cameras.offsets[row + 1].as_py()
-    found = {}
-    for i in range(start, stop):
-        frames = cameras.items[i].values
-        found[cameras.keys[i].as_py()] = np.stack(
-            [np.asarray(frames.field("offset")), np.asarray(frames.field("length")).astype(np.int64)], axis=1
-        )
-    return found
+    def _proprio_rows(self, row: int) -> NDArray[np.float32]:
+        """float32 (T', P); every step of an episode has the same P."""
+        first, last = self._proprio.offsets[row], self._proprio.offsets[row + 1]
+        values = self._proprio_values[self._proprio.values[first] : self._proprio.values[last]]
+        return values.reshape(last - first, -1) if last > first else np.empty((0, 0), np.float32)
 
 
-class _TableCache:
+class _FileCache:
     """Index files that were read last, bounded by bytes: several output shards draw from each."""
 
     def __init__(self) -> None:
-        self._tables: OrderedDict[tuple[str, str], tuple[dict[str, Any], int]] = OrderedDict()
+        self._files: OrderedDict[tuple[str, str], _IndexFile] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()  # shards may be built in threads
 
-    def get(self, uri: str, path: str) -> dict[str, Any]:
+    def get(self, uri: str, path: str) -> _IndexFile:
         key = (uri, path)
-        if key in self._tables:
-            self._tables.move_to_end(key)
-            return self._tables[key][0]
-        table = _open_index(uri).table(path, _COLUMNS)
-        columns = {name: table[name].combine_chunks() for name in table.column_names}
-        columns = {n: c.chunk(0) if isinstance(c, pa.ChunkedArray) and c.num_chunks else c for n, c in columns.items()}
-        self._tables[key] = (columns, table.nbytes)
-        self._bytes += table.nbytes
-        while self._bytes > _CACHE_BYTES and len(self._tables) > 1:
-            _, (_, size) = self._tables.popitem(last=False)
-            self._bytes -= size
-        return columns
+        with self._lock:
+            if key in self._files:
+                self._files.move_to_end(key)
+                return self._files[key]
+            file = self._files[key] = _IndexFile(_open_index(uri).table(path, _COLUMNS))
+            self._bytes += file.nbytes
+            while self._bytes > _CACHE_BYTES and len(self._files) > 1:
+                self._bytes -= self._files.popitem(last=False)[1].nbytes
+            return file
 
 
-_cache = _TableCache()
-
-
-def _cached_table(uri: str, path: str) -> dict[str, Any]:
-    return _cache.get(uri, path)
+_cache = _FileCache()
 
 
 @functools.lru_cache(maxsize=4)

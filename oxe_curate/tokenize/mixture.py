@@ -25,12 +25,14 @@ class MixtureEntry:
     Attributes:
         name: a card's name or alias, or the data set's name in the index. Statistics and rows carry this name.
         weight: expected copies of each step; OpenVLA's weights mean exactly this.
+        recipe: the recipe that the index must have been filtered with; None: whichever it was.
         splits: source splits that rows are drawn from. Statistics are taken over all that the index holds.
         swap_channels: whether frames are stored as BGR and must be swapped; None: as the card says.
     """
 
     name: str
     weight: float = Field(gt=0, allow_inf_nan=False)
+    recipe: str | None = None
     splits: tuple[str, ...] = ("train",)
     swap_channels: bool | None = None
 
@@ -165,6 +167,11 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
             raise ConfigError(
                 f"{where}: datasets: {entry.name!r} keeps no episode in the index ({reasons}). "
                 "Take it out, or filter it by other criteria."
+            )
+        if entry.recipe not in (None, summary["recipe"]):
+            raise ConfigError(
+                f"{where}: datasets: {entry.name!r} asks for the recipe {entry.recipe!r}, the index was filtered with "
+                f"{summary['recipe']!r}. Run filter again with --recipe {entry.name}={entry.recipe}."
             )
         have = {split.split("[")[0] for split in summary["splits"]}
         for split in entry.splits:

@@ -42,34 +42,41 @@ class Frames:
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
 
-    def take(self, rows: NDArray[np.int64]) -> Frames:
-        """The frames of some rows, in their order."""
-        return Frames(self.buffers, self.buffer[rows], self.offset[rows], self.length[rows])
 
-
-def binary_views(frames: Frames) -> Any:
-    """Frames -> an Arrow `binary_view` array over the same memory.
+class FrameViews:
+    """The frames of a shard as Arrow `binary_view` values over the same memory, computed once, picked per row group.
 
     The layout of a view (Arrow columnar format, "Variable-size Binary View"): int32 length, then up to 12 bytes
     inline, or 4 bytes of prefix, int32 buffer, int32 offset.
+
+    Args:
+        frames: n frames.
+        used: bool (n,), those that will be picked: others are not looked at. None: all.
     """
-    windows: list[Any] = []
-    views = np.zeros((len(frames.length), 4), np.int32)
-    views[:, 0] = frames.length
-    views[:, 3] = frames.offset & ((1 << _WINDOW) - 1)
-    raw = views.view(np.uint8).reshape(-1, 16)
-    for i in np.unique(frames.buffer).tolist():
-        data, here = frames.buffers[i], np.flatnonzero(frames.buffer == i)
-        views[here, 2] = len(windows) + (frames.offset[here] >> _WINDOW)
-        starts = range(0, max(len(data), 1), 1 << _WINDOW)
-        windows += [pa.py_buffer(data[start : start + 2**31 - 1]) for start in starts]
-        here = here[frames.length[here] > _INLINE]
-        raw[here, 4:8] = np.frombuffer(data, np.uint8)[frames.offset[here, None] + np.arange(4)]
-    for row in np.flatnonzero(frames.length <= _INLINE):
-        data, offset, length = frames.buffers[frames.buffer[row]], frames.offset[row], frames.length[row]
-        raw[row, 4:] = 0
-        raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
-    return pa.Array.from_buffers(pa.binary_view(), len(views), [None, pa.py_buffer(views), *windows])
+
+    def __init__(self, frames: Frames, used: NDArray[np.bool_] | None = None) -> None:
+        self._windows: list[Any] = []
+        self._views = views = np.zeros((len(frames.length), 4), np.int32)
+        views[:, 0] = frames.length
+        views[:, 3] = frames.offset & ((1 << _WINDOW) - 1)
+        raw = views.view(np.uint8).reshape(-1, 16)
+        wanted = np.ones(len(views), bool) if used is None else used
+        for i, data in enumerate(frames.buffers):
+            here = np.flatnonzero((frames.buffer == i) & wanted)
+            views[here, 2] = len(self._windows) + (frames.offset[here] >> _WINDOW)
+            starts = range(0, max(len(data), 1), 1 << _WINDOW)
+            self._windows += [pa.py_buffer(data[start : start + 2**31 - 1]) for start in starts]
+            here = here[frames.length[here] > _INLINE]
+            raw[here, 4:8] = np.frombuffer(data, np.uint8)[frames.offset[here, None] + np.arange(4)]
+        for row in np.flatnonzero((frames.length <= _INLINE) & wanted):
+            data, offset, length = frames.buffers[frames.buffer[row]], frames.offset[row], frames.length[row]
+            raw[row, 4:] = 0
+            raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
+
+    def pick(self, rows: NDArray[np.int64]) -> Any:
+        """A `binary_view` array of some frames, in their order."""
+        picked = self._views[rows]
+        return pa.Array.from_buffers(pa.binary_view(), len(picked), [None, pa.py_buffer(picked), *self._windows])
 
 
 def schema(cameras: Sequence[str], window: int) -> Any:
@@ -136,7 +143,7 @@ class Rows:
     proprio_width: NDArray[np.int64]
 
 
-def to_table(rows: Rows, permutation: NDArray[np.int64]) -> Any:
+def to_table(rows: Rows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
     """Some of the rows, in the order of `permutation` -> an Arrow table, images as views."""
     n, window = len(permutation), rows.frame.shape[1]
     chunk = rows.action.shape[1]
@@ -144,9 +151,8 @@ def to_table(rows: Rows, permutation: NDArray[np.int64]) -> Any:
     columns: list[Any] = [rows.sample_id.take(pa.array(permutation))]
     columns += [_decode(rows, "dataset", permutation), _decode(rows, "episode_id", permutation)]
     columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
-    for frames in rows.frames.values():
-        picked = frames.take(rows.frame[permutation].ravel())
-        encoded = binary_views(picked)
+    for role in rows.frames:
+        encoded = views[role].pick(rows.frame[permutation].ravel())
         if window > 1:
             encoded = encoded.cast(pa.binary())  # a copy: the writer cannot slice views inside a list
         image = pa.StructArray.from_arrays([encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"])
@@ -196,8 +202,14 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
     leaf = ".bytes" if window == 1 else ".list.element.bytes"
     compression = dict.fromkeys(_leaves(plain), "zstd") | {f"{name}{leaf}": "none" for name in images}
 
+    views = {}
+    for role, frames in rows.frames.items():
+        used = np.zeros(len(frames.length), bool)
+        used[rows.frame] = True
+        views[role] = FrameViews(frames, used)
+
     def save(sink: Any) -> None:
-        first = to_table(rows, permutation[:ROW_GROUP])
+        first = to_table(rows, views, permutation[:ROW_GROUP])
         with pq.ParquetWriter(
             sink,
             first.schema,
@@ -209,7 +221,7 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
             writer.write_table(first)
             # a table per row group: the writer cannot slice a view inside a struct
             for start in range(ROW_GROUP, len(permutation), ROW_GROUP):
-                writer.write_table(to_table(rows, permutation[start : start + ROW_GROUP]))
+                writer.write_table(to_table(rows, views, permutation[start : start + ROW_GROUP]))
             writer.add_key_value_metadata(metadata)
 
     out.publish(path, save)

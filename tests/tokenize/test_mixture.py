@@ -86,7 +86,7 @@ def test_an_empty_mixture_and_a_missing_file(tmp_path: Path) -> None:
 
 
 def index(**datasets: Any) -> Index:
-    entry = {"card": None, "kept": 3, "dropped": {}, "splits": ["train", "val"]}
+    entry = {"card": None, "recipe": "openvla", "kept": 3, "dropped": {}, "splits": ["train", "val"]}
     return Index(Folder("/i"), Folder("/s"), {n: {**entry, **d} for n, d in datasets.items()}, {})
 
 
@@ -127,6 +127,8 @@ def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
          "keeps no episode in the index (no_language: 7)"),
         (mixture({"name": "bridge_orig", "weight": 1, "splits": ["tets"]}), {"bridge_dataset": BRIDGE},
          "has no split 'tets'"),
+        (mixture({"name": "bridge_orig", "weight": 1, "recipe": "documented"}), {"bridge_dataset": BRIDGE},
+         "asks for the recipe 'documented', the index was filtered with 'openvla'"),
         (mixture("bridge_orig", image={"cameras": ["wrist"]}), {"bridge_dataset": BRIDGE},
          "'bridge_orig' has no wrist camera"),
     ],

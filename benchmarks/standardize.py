@@ -1,0 +1,68 @@
+"""How much of a scan goes into standardising the actions; writes benchmarks/results/standardize.md.
+
+    python -m benchmarks.standardize FOLDER        # a source root made by benchmarks.make_shards
+
+Both are timed in one process, in turn, the best of several rounds each: a share of two sums of small times would
+otherwise measure the machine's other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.report import machine
+from oxe_curate.filter.pipeline import FilterOptions, plan
+from oxe_curate.filter.scan import Scanner, scan_shard
+from oxe_curate.rlds import tfrecord
+from oxe_curate.rlds.dataset import find
+from oxe_curate.storage import Folder
+
+ROUNDS = 15
+
+
+def best(work: Callable[[], object]) -> float:
+    """Seconds of the fastest round."""
+    times = []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    source = parser.parse_args().source
+    lines = []
+    for dataset in find(Folder.of(source)):
+        for frames in ("span", "exact"):
+            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]  # type: ignore[arg-type]
+            scanner = Scanner(dataset, task.card, task.recipe)
+            shard = dataset.source.map(task.shard.path)
+            episodes = [scanner.reader.read(shard, offset, length) for offset, length in tfrecord.records(shard)]
+            steps = [episode.steps for episode in episodes]
+            whole = best(lambda task=task: scan_shard(task)) / len(steps)
+            part = best(lambda steps=steps, card=task.card: [card.standardize(s) for s in steps]) / len(steps)  # type: ignore[misc]
+            length = sum(episode.num_steps for episode in episodes) / len(episodes)
+            cells = (f"{length:.0f}", frames, f"{whole * 1e6:.0f}", f"{part * 1e6:.0f}", f"{part / whole:.2f}")
+            lines.append(f"| {dataset.label} | {' | '.join(cells)} |")
+    table = [
+        "| data set | steps an episode | frames | scan, µs an episode | standardise, µs | share |",
+        "|---|---|---|---|---|---|",
+        *lines,
+    ]
+    command = f"python -m benchmarks.standardize {shlex.join(sys.argv[1:])}"
+    told = ", ".join(f"{key} {value}" for key, value in machine(source).items())
+    text = "\n".join([f"`{command}`", "", told, "", *table, ""])
+    print(text)
+    (Path(__file__).parent / "results" / "standardize.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
