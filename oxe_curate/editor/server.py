@@ -6,6 +6,7 @@ when the server starts, data sets are looked up in the catalogue, and frames are
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import threading
@@ -335,5 +336,5 @@ def serve(
         application(file, catalogue, access), log_level="warning", access_log=False, ws="none", lifespan="off",
         timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
     )  # fmt: skip
-    with sock:
+    with sock, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it ends
         _Server(config, ready).run(sockets=[sock])

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -278,8 +279,10 @@ def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
         assert "/?token=" in address
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
     finally:
-        process.terminate()
+        process.kill()
         process.wait(10)
         process.stdout.close()
 
