@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import math
 import socket
 import threading
 import webbrowser
@@ -36,6 +38,7 @@ from oxe_curate.filter.index import Index
 from oxe_curate.mixtures import published
 
 PORT = 8441
+_log = logging.getLogger(__name__)
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
@@ -88,7 +91,7 @@ class Editor:
         if self.frames is None:
             raise ConfigError("samples need an index: start the editor with --index")
         mixture = analyse.mixture(_text(body), self.file.path.name)
-        offset, count = int(body.get("offset", 0)), int(body.get("count", 64))
+        offset, count = int(_number(body, "offset", 0)), int(_number(body, "count", 64))
         if offset < 0 or not 1 <= count <= 256:
             raise ConfigError("offset is at least 0, count 1 to 256")
         return self.frames.next_samples(mixture, self.file.path.name, offset, count)
@@ -110,12 +113,14 @@ class Editor:
 
     def details(self, body: dict[str, Any]) -> dict[str, Any]:
         """Example episodes and instructions of a data set."""
-        return self._frames().details(str(body["dataset"]))
+        return self._frames().details(str(body.get("dataset")))
 
     def histograms(self, body: dict[str, Any]) -> dict[str, Any]:
         """Histograms of one or two data sets' actions."""
-        low, high = float(body.get("low", 0.01)), float(body.get("high", 0.99))
-        return self._frames().histograms([str(name) for name in body["datasets"]], low, high)
+        low, high, names = _number(body, "low", 0.01), _number(body, "high", 0.99), body.get("datasets")
+        if not isinstance(names, list):
+            raise ConfigError("the request names no datasets")
+        return self._frames().histograms([str(name) for name in names], low, high)
 
     def picture(self, request: Request) -> bytes:
         """A frame, by numbers."""
@@ -137,6 +142,13 @@ def _text(body: dict[str, Any]) -> str:
     if not isinstance(text, str):
         raise ConfigError("the request has no text")
     return text
+
+
+def _number(body: dict[str, Any], key: str, default: float) -> float:
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{key} is a number, found {value!r}")
+    return value
 
 
 def _samples(body: dict[str, Any]) -> float | None:
@@ -233,8 +245,9 @@ async def _answer(work: Callable[[], dict[str, Any]]) -> Response:
         return _refused(str(error), 507)
     except CurateError as error:
         return _refused(str(error), 422)
-    except (KeyError, TypeError, ValueError) as error:
-        return _refused(f"malformed request: {type(error).__name__}", 400)
+    except Exception as error:
+        _log.exception("internal fault")
+        return _refused(f"internal fault: {type(error).__name__}: {error}. The terminal has the traceback.", 500)
     return JSONResponse(result, headers={"Cache-Control": "no-store"})
 
 
