@@ -87,12 +87,12 @@ function Samples() {
   const names = [...new Set(S.analysis.rows.map((r) => r.name))];
   return html`<div class="toolbar"><span>Rows <b>${format.exact(offset + 1)} to ${format.exact(Math.min(offset + 64, sheet.rows))}</b> of ${format.exact(sheet.rows)} in <code>${sheet.shard}</code>, seed ${S.analysis.settings.seed}</span>
       <span class="spring"></span>
-      <button disabled=${offset === 0} onClick=${() => setOffset(Math.max(0, offset - 64))}>Previous 64</button>
-      <button disabled=${offset + 64 >= sheet.rows} onClick=${() => setOffset(offset + 64)}>Next 64</button></div>
+      <button disabled=${offset === 0} aria-label="Previous 64" onClick=${() => setOffset(Math.max(0, offset - 64))}>Previous</button>
+      <button disabled=${offset + 64 >= sheet.rows} aria-label="Next 64" onClick=${() => setOffset(offset + 64)}>Next</button></div>
+    <ul class="legend">${names.filter((n) => sheet.samples.some((s) => s.name === n)).map((n) => html`<li key=${n}><i style=${{ background: colour(names.indexOf(n)) }}></i>${n} <b>${sheet.samples.filter((s) => s.name === n).length}</b></li>`)}</ul>
     <ol class="sheet">${sheet.samples.map((s) => html`<li key=${s.sampleId} title=${`${s.name}, step ${s.step + 1} of ${s.steps}${s.copy ? `, copy ${s.copy + 1}` : ""}\n${s.instruction}\n${s.sampleId}`} style=${{ borderColor: colour(names.indexOf(s.name)) }}>
       <img loading="lazy" alt=${`${s.name}: ${s.instruction}`} src=${`/api/frame/${encodeURIComponent(s.dataset)}/${s.role}/${s.file}/${s.row}/${s.step}?h=144&swap=${s.swap ? 1 : 0}`} />
-      <span>${s.instruction || "no instruction"}</span></li>`)}</ol>
-    <ul class="legend">${names.filter((n) => sheet.samples.some((s) => s.name === n)).map((n) => html`<li key=${n}><i style=${{ background: colour(names.indexOf(n)) }}></i>${n} <b>${sheet.samples.filter((s) => s.name === n).length}</b></li>`)}</ul>`;
+      <span>${s.instruction || "no instruction"}</span></li>`)}</ol>`;
 }
 
 // ── compare ────────────────────────────────────────────────────────────────────────────────────────────
