@@ -13,11 +13,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks.report import machine
+from oxe_curate.episode import Steps
 from oxe_curate.filter.pipeline import FilterOptions, plan
 from oxe_curate.filter.scan import Scanner, scan_shard
+from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import find
 from oxe_curate.storage import Folder
@@ -35,6 +38,12 @@ def best(work: Callable[[], object]) -> float:
     return min(times)
 
 
+def standardize_all(card: DatasetCard, episodes: list[Steps]) -> None:
+    """Standardise every episode."""
+    for steps in episodes:
+        card.standardize(steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
@@ -42,13 +51,13 @@ def main() -> None:
     lines = []
     for dataset in find(Folder.of(source)):
         for frames in ("span", "exact"):
-            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]  # type: ignore[arg-type]
+            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]
             scanner = Scanner(dataset, task.card, task.recipe)
             shard = dataset.source.map(task.shard.path)
             episodes = [scanner.reader.read(shard, offset, length) for offset, length in tfrecord.records(shard)]
             steps = [episode.steps for episode in episodes]
-            whole = best(lambda task=task: scan_shard(task)) / len(steps)
-            part = best(lambda steps=steps, card=task.card: [card.standardize(s) for s in steps]) / len(steps)  # type: ignore[misc]
+            whole = best(partial(scan_shard, task)) / len(steps)
+            part = best(partial(standardize_all, task.card, steps)) / len(steps)
             length = sum(episode.num_steps for episode in episodes) / len(episodes)
             cells = (f"{length:.0f}", frames, f"{whole * 1e6:.0f}", f"{part * 1e6:.0f}", f"{part / whole:.2f}")
             lines.append(f"| {dataset.label} | {' | '.join(cells)} |")
