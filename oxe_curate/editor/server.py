@@ -1,0 +1,353 @@
+"""The editor's server: a few pure functions over the text, behind HTTP on 127.0.0.1.
+
+It keeps no state of the edit: each request carries the text. No file is named by a request: the mixture's path is fixed
+when the server starts, data sets are looked up in the catalogue, and frames are numbers into the index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import socket
+import threading
+import webbrowser
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from oxe_curate import __version__
+from oxe_curate.editor import analyse
+from oxe_curate.editor.catalogue import Catalogue, starting_text
+from oxe_curate.editor.files import MixtureFile, Snapshot
+from oxe_curate.editor.frames import Frames
+from oxe_curate.editor.proposals import Proposals
+from oxe_curate.editor.security import Access, Guard
+from oxe_curate.errors import ConfigError, CurateError, StorageError
+from oxe_curate.filter.index import Index
+from oxe_curate.mixtures import published
+
+PORT = 8441
+_log = logging.getLogger(__name__)
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+
+
+class Editor:
+    """What the routes do. Each handler takes JSON and gives JSON; the work runs on threads."""
+
+    def __init__(self, file: MixtureFile, catalogue: Catalogue) -> None:
+        self.file, self.catalogue = file, catalogue
+        self.frames = Frames(catalogue, catalogue.index) if catalogue.index else None
+        self.proposals = Proposals(catalogue)
+
+    # ── the file ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def opened(self) -> dict[str, Any]:
+        """The file as it is on disk, or a text to begin with."""
+        now = self.file.read()
+        new = now.data is None
+        text = starting_text(self.file.path.stem, self.catalogue.index) if new else now.text
+        return {
+            "name": self.file.path.name, "path": str(self.file.path), "text": text, "base": now.digest, "new": new,
+            "linkTo": str(self.file.target) if self.file.is_link else None, "version": __version__,
+            "index": str(self.catalogue.index.folder) if self.catalogue.index else None,
+        }  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """The digest of the file, which the page asks for now and then."""
+        return {"base": self.file.read().digest}
+
+    def save(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Save the text, unless the file is another than the one that the page began with."""
+        done, now = self.file.save(_text(body), str(body.get("base", "")), bool(body.get("force")))
+        return {"saved": done, "base": now.digest, **({} if done else {"text": _shown(now)})}
+
+    # ── the text ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def analyse(self, body: dict[str, Any]) -> dict[str, Any]:
+        """See `analyse.analyse`."""
+        return analyse.analyse(_text(body), self.catalogue, _samples(body))
+
+    def edit(self, body: dict[str, Any]) -> dict[str, Any]:
+        """See `analyse.apply`."""
+        return analyse.apply(_text(body), body.get("operation"), self.catalogue, _samples(body))
+
+    def check(self, body: dict[str, Any]) -> dict[str, Any]:
+        """See `analyse.check`."""
+        return {"findings": analyse.check(_text(body), self.catalogue, _samples(body))}
+
+    def next_samples(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The samples that tokenize would write first."""
+        if self.frames is None:
+            raise ConfigError("samples need an index: start the editor with --index")
+        mixture = analyse.mixture(_text(body), self.file.path.name)
+        offset, count = int(_number(body, "offset", 0)), int(_number(body, "count", 64))
+        if offset < 0 or not 1 <= count <= 256:
+            raise ConfigError("offset is at least 0, count 1 to 256")
+        return self.frames.next_samples(mixture, self.file.path.name, offset, count)
+
+    def propose(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Begin to work out weights for the text's data sets."""
+        mixture = analyse.mixture(_text(body), self.file.path.name)
+        return self.proposals.start(mixture, str(body.get("method")))
+
+    # ── the data sets ────────────────────────────────────────────────────────────────────────────────────
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of every data set that can be named, and the published mixtures."""
+        references = {
+            name: {"title": r.title, "source": r.source, "weights": dict(r.weights)}
+            for name, r in self.catalogue.references.items()
+        }
+        return {"datasets": self.catalogue.facts, "references": references}
+
+    def details(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Example episodes and instructions of a data set."""
+        return self._frames().details(str(body.get("dataset")))
+
+    def histograms(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Histograms of one or two data sets' actions."""
+        low, high, names = _number(body, "low", 0.01), _number(body, "high", 0.99), body.get("datasets")
+        if not isinstance(names, list):
+            raise ConfigError("the request names no datasets")
+        return self._frames().histograms([str(name) for name in names], low, high)
+
+    def picture(self, request: Request) -> bytes:
+        """A frame, by numbers."""
+        p, q = request.path_params, request.query_params
+        height = int(q.get("h", "72"))
+        if "role" not in p:
+            return self._frames().thumbnail(p["dataset"], height)
+        swap = {"0": False, "1": True}.get(q.get("swap", ""))
+        return self._frames().picture(p["dataset"], p["role"], p["file"], p["row"], p["step"], height, swap)
+
+    def _frames(self) -> Frames:
+        if self.frames is None:
+            raise ConfigError("frames need an index: start the editor with --index")
+        return self.frames
+
+
+def _text(body: dict[str, Any]) -> str:
+    text = body.get("text")
+    if not isinstance(text, str):
+        raise ConfigError("the request has no text")
+    return text
+
+
+def _number(body: dict[str, Any], key: str, default: float) -> float:
+    value = body.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{key} is a number, found {value!r}")
+    return value
+
+
+def _samples(body: dict[str, Any]) -> float | None:
+    samples = body.get("samples")
+    if samples is None:
+        return None
+    if isinstance(samples, bool) or not isinstance(samples, int | float) or not 1 <= samples < 1e15:
+        raise ConfigError(f"a training has at least one sample, found {samples!r}")
+    return float(samples)
+
+
+def _shown(now: Snapshot) -> str:
+    return "" if now.data is None else now.text
+
+
+def application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Starlette:
+    """The ASGI application. Its static files are read now: nothing is opened by a name that a request brings."""
+    editor = Editor(file, catalogue)
+
+    def get(path: str, work: Callable[[], dict[str, Any]]) -> Route:
+        async def answer(request: Request) -> Response:
+            return await _answer(work)
+
+        return Route(path, answer, methods=["GET"])
+
+    def post(path: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Route:
+        async def answer(request: Request) -> Response:
+            try:
+                body = await request.json()
+            except (ValueError, RecursionError):
+                return _refused("not JSON", 400)
+            if not isinstance(body, dict):
+                return _refused("a JSON object is wanted", 400)
+            return await _answer(lambda: work(body))
+
+        return Route(path, answer, methods=["POST"])
+
+    async def picture(request: Request) -> Response:
+        try:
+            data = await anyio.to_thread.run_sync(editor.picture, request)
+        except (CurateError, ValueError) as error:
+            return _refused(str(error), 404)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    routes = [
+        get("/api/file", editor.opened),
+        get("/api/state", editor.state),
+        get("/api/catalogue", editor.facts),
+        post("/api/save", editor.save),
+        post("/api/analyse", editor.analyse),
+        post("/api/edit", editor.edit),
+        post("/api/check", editor.check),
+        post("/api/samples", editor.next_samples),
+        post("/api/propose", editor.propose),
+        get("/api/proposal", editor.proposals.state),
+        post("/api/dataset", editor.details),
+        post("/api/histograms", editor.histograms),
+        Route("/api/frame/{dataset}", picture, methods=["GET"]),
+        Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", picture, methods=["GET"]),
+        *(_static(path, data, kind) for path, (data, kind) in static_files().items()),
+    ]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
+    app.router.redirect_slashes = False
+    return app
+
+
+def static_files() -> dict[str, tuple[bytes, str]]:
+    """URL path -> contents and type of each file of the page."""
+    found: dict[str, tuple[bytes, str]] = {}
+
+    def walk(folder: Any, prefix: str) -> None:
+        for item in folder.iterdir():
+            if item.is_dir():
+                walk(item, f"{prefix}{item.name}/")
+            elif (kind := _TYPES.get(Path(item.name).suffix)) is not None:
+                found[prefix + item.name] = (item.read_bytes(), f"{kind}; charset=utf-8")
+
+    walk(files("oxe_curate.editor") / "static", "/")
+    found["/"] = found.pop("/index.html")
+    return found
+
+
+def _static(path: str, data: bytes, kind: str) -> Route:
+    async def answer(request: Request) -> Response:
+        return Response(data, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+
+    return Route(path, answer, methods=["GET"])
+
+
+async def _answer(work: Callable[[], dict[str, Any]]) -> Response:
+    try:
+        result = await anyio.to_thread.run_sync(work)
+    except StorageError as error:
+        return _refused(str(error), 507)
+    except CurateError as error:
+        return _refused(str(error), 422)
+    except Exception as error:
+        _log.exception("internal fault")
+        return _refused(f"internal fault: {type(error).__name__}: {error}. The terminal has the traceback.", 500)
+    return JSONResponse(result, headers={"Cache-Control": "no-store"})
+
+
+def _refused(message: str, status: int) -> Response:
+    return JSONResponse({"error": message}, status, {"Cache-Control": "no-store"})
+
+
+class _Server(uvicorn.Server):
+    """Tells when it can be reached."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._ready()
+
+
+def listen(port: int | None) -> socket.socket:
+    """A socket on 127.0.0.1: on `port`, or on the usual one, or a free one where that is taken.
+
+    Raises:
+        StorageError: `port` is taken.
+    """
+    wanted = [PORT, 0] if port is None else [port]
+    for number in wanted:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", number))
+            sock.listen(64)
+        except OSError as error:
+            sock.close()
+            if number == wanted[-1]:
+                taken = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+                raise StorageError(f"port {number} {taken}. Name another with --port, or leave it out.") from None
+        else:
+            return sock
+    raise AssertionError
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # who reads a pipe waits for the address
+
+
+def serve(
+    mixture: str | Path,
+    index: str | Path | None = None,
+    *,
+    cards: Path | None = None,
+    port: int | None = None,
+    allow_hosts: Sequence[str] = (),
+    open_browser: bool = False,
+    say: Callable[[str], None] = _say,
+) -> None:
+    """Serve the editor until it is interrupted.
+
+    Args:
+        mixture: the file; one that is not there yet is made by the first save. The name of a published mixture is
+            refused: those are read, not edited.
+        index: folder that filter wrote; None: sizes are the published ones, and there are no frames.
+        cards: a folder of the user's own cards.
+        port: None takes the usual one, or a free one.
+        allow_hosts: further values of the Host header, for a forwarded port ("myserver:8080").
+        open_browser: open the address.
+        say: prints the address, once the server listens.
+
+    Raises:
+        ConfigError: the file is no mixture file, or the index is none. StorageError: the port is taken, the folder is
+            missing.
+    """
+    path = Path(mixture)
+    if path.suffix not in (".yaml", ".yml"):
+        hint = (
+            f" Copy it first: cp {published.find(str(mixture)).path} my.yaml"
+            if str(mixture) in published.names()
+            else ""
+        )
+        raise ConfigError(f"{mixture}: the editor edits .yaml files.{hint}")
+    file = MixtureFile(path)
+    file.read().text  # noqa: B018 (raises where it is not UTF-8)
+    opened = Index.open(index) if index is not None else None
+    catalogue = Catalogue(opened, cards)
+    sock = listen(port)
+    access = Access.local(sock.getsockname()[1], allow_hosts)
+    address = f"http://127.0.0.1:{access.port}/?token={access.token}"
+
+    def ready() -> None:
+        threading.Thread(target=lambda: (catalogue.facts, catalogue.references), daemon=True).start()
+        if file.is_link:
+            say(f"{file.path} is a link: {file.target} is what is edited")
+        say(f"Editing {file.path}\n\n  {address}\n\nCtrl+C ends it.")
+        if open_browser:
+            webbrowser.open(address)
+
+    config = uvicorn.Config(
+        application(file, catalogue, access), log_level="warning", access_log=False, ws="none", lifespan="off",
+        timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
+    )  # fmt: skip
+    with sock, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it ends
+        _Server(config, ready).run(sockets=[sock])

@@ -1,0 +1,233 @@
+"""Where each value of a YAML text stands: PyYAML's nodes and marks, without the traps of either.
+
+Offsets are code points into the text as given (byte order mark and carriage returns included).
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from oxe_curate.config import _Loader
+from oxe_curate.errors import ConfigError
+
+Path = tuple[str | int, ...]
+"""Keys and positions from the root: ("datasets", 3, "weight")."""
+
+MAX_CHARACTERS = 1 << 20
+BOM = "\ufeff"
+_PROPERTIES = re.compile(r"(?:(?:&[^\s,\[\]{}]+|!\S*)(?:[ \t]+|$|(?=[\r\n])))+")
+_BREAK = re.compile(r"\r\n|\r|\n")
+
+
+class TextError(ConfigError):
+    """A text that cannot be read, or cannot be edited.
+
+    Attributes:
+        offset: the place in the text, in code points; None where there is none.
+    """
+
+    def __init__(self, message: str, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open range of code points."""
+
+    start: int
+    end: int
+
+
+class _Composer(_Loader):
+    """Composes nodes and notes what PyYAML forgets: where an alias stands, and a mapping's own pairs before merges."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.aliases: dict[tuple[int, int], Span] = {}
+        self.pairs: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            self.aliases[_place(parent, index)] = Span(event.start_mark.index, event.end_mark.index)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        self.pairs[id(node)] = list(node.value)
+        return node
+
+
+def _place(parent: yaml.Node | None, index: Any) -> tuple[int, int]:
+    return id(parent), index if isinstance(index, int) else id(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A value and its place.
+
+    Attributes:
+        node: what it is; of an alias, the anchored node.
+        span: what a splice replaces: without anchor and tag, without the comments after a block scalar.
+        alias: whether it is written as an alias.
+        key: the key's node, in a mapping.
+    """
+
+    node: yaml.Node
+    span: Span
+    alias: bool
+    key: yaml.Node | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """A parsed text. Make one with `parse`."""
+
+    text: str
+    data: Any
+    _root: yaml.Node | None
+    _shift: int
+    _aliases: dict[tuple[int, int], Span] = field(repr=False)
+    _pairs: dict[int, list[tuple[yaml.Node, yaml.Node]]] = field(repr=False)
+    _spans: dict[int, Span] = field(repr=False, default_factory=dict)
+
+    def find(self, path: Path) -> Found | None:
+        """The value at `path`; None if it is not written there (a merged key is not).
+
+        Raises:
+            TextError: the way leads through an alias, so that an edit would change what the alias stands for.
+        """
+        if self._root is None:
+            return None
+        found = Found(self._root, self._span(self._root), alias=False)
+        for depth, step in enumerate(path):
+            if found.alias:
+                name = ".".join(map(str, path[:depth]))
+                raise TextError(f"{name} is an alias of a value elsewhere. Edit it in the text.", found.span.start)
+            child = self._child(found.node, step)
+            if child is None:
+                return None
+            found = child
+        return found
+
+    def _child(self, node: yaml.Node, step: str | int) -> Found | None:
+        if isinstance(node, yaml.SequenceNode) and isinstance(step, int):
+            return self._found(node, step, node.value[step]) if step < len(node.value) else None
+        for key, value in self._pairs.get(id(node), ()):
+            if isinstance(key, yaml.ScalarNode) and key.value == step:
+                return self._found(node, key, value)
+        return None
+
+    def _found(self, parent: yaml.Node, index: Any, node: yaml.Node) -> Found:
+        alias = self._aliases.get(_place(parent, index))
+        key = index if isinstance(index, yaml.Node) else None
+        if alias:
+            return Found(node, Span(alias.start + self._shift, alias.end + self._shift), alias=True, key=key)
+        return Found(node, self._span(node), alias=False, key=key)
+
+    def pairs(self, node: yaml.Node) -> list[tuple[yaml.Node, Found]]:
+        """A mapping's own keys and values, in their order."""
+        return [(key, self._found(node, key, value)) for key, value in self._pairs.get(id(node), ())]
+
+    def items(self, node: yaml.Node) -> list[Found]:
+        """A sequence's items."""
+        return [self._found(node, i, item) for i, item in enumerate(node.value)]
+
+    def start(self, node: yaml.Node) -> int:
+        """Where a node starts, anchor and tag included."""
+        return int(node.start_mark.index) + self._shift
+
+    def _span(self, node: yaml.Node) -> Span:
+        if id(node) not in self._spans:
+            self._spans[id(node)] = self._find_span(node)
+        return self._spans[id(node)]
+
+    def _find_span(self, node: yaml.Node) -> Span:
+        start, end = self.start(node), int(node.end_mark.index) + self._shift
+        if isinstance(node, yaml.ScalarNode):
+            skipped = _PROPERTIES.match(self.text, start, end)
+            start = skipped.end() if skipped else start
+            if node.style in ("|", ">"):
+                end = self._block_scalar_end(start, end)
+        elif (
+            isinstance(node, yaml.CollectionNode) and not node.flow_style
+        ):  # PyYAML's mark is the next token's: take the last child's
+            children = [value.span.end for _, value in self.pairs(node)] + (
+                [item.span.end for item in self.items(node)] if isinstance(node, yaml.SequenceNode) else []
+            )
+            end = max(children, default=end)
+        return Span(start, end)
+
+    def _block_scalar_end(self, start: int, end: int) -> int:
+        """The last line that is indented like the scalar's first: the mark lies after the comments that follow."""
+        lines = self.text[start:end].splitlines(keepends=True)
+        last, offset, indent = start + len(lines[0].rstrip("\r\n")), start + len(lines[0]), None
+        for line in lines[1:]:
+            body = line.rstrip("\r\n")
+            if body.strip(" "):
+                width = len(body) - len(body.lstrip(" "))
+                indent = width if indent is None else indent
+                if width < indent:
+                    break
+                last = offset + len(body)
+            offset += len(line)
+        return last
+
+    def line_start(self, offset: int) -> int:
+        """Start of the line that holds `offset`."""
+        return max(self.text.rfind("\n", 0, offset), self.text.rfind("\r", 0, offset), -1 + self._shift) + 1
+
+    def line_end(self, offset: int) -> int:
+        """End of the line that holds `offset`, before its break."""
+        found = _BREAK.search(self.text, offset)
+        return found.start() if found else len(self.text)
+
+    @functools.cached_property
+    def newline(self) -> str:
+        """The line break that the text uses first."""
+        found = _BREAK.search(self.text)
+        return found.group() if found else "\n"
+
+
+@functools.lru_cache(maxsize=8)
+def parse(text: str) -> Document:
+    """Parse one YAML document; `data` belongs to the cache: copy it before changing it.
+
+    Raises:
+        TextError: it is no YAML document, or a key stands twice; with the place.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise TextError(f"the text has {len(text):,} characters; a mixture has at most {MAX_CHARACTERS:,}")
+    shift = len(BOM) if text.startswith(BOM) else 0
+    try:
+        loader = _Composer(text[shift:])
+        root = loader.get_single_node()
+        data = loader.construct_document(root) if root is not None else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise TextError(str(error.problem or error), mark.index + shift if mark else None) from None
+    except yaml.reader.ReaderError as error:
+        raise TextError(f"the character {error.character!r} is not allowed", int(error.position) + shift) from None
+    except RecursionError:
+        raise TextError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
+        raise TextError(str(error)) from None
+    return Document(text, data, root, shift, loader.aliases, loader.pairs)
+
+
+class Utf16:
+    """Code points <-> UTF-16 units, in which browsers count: an emoji is one of the former and two of the latter."""
+
+    def __init__(self, text: str) -> None:
+        self._wide = [i for i, c in enumerate(text) if c > "\uffff"] if not text.isascii() else []
+
+    def units(self, offset: int) -> int:
+        """UTF-16 units before a code point."""
+        return offset + bisect.bisect_left(self._wide, offset)

@@ -1,0 +1,2 @@
+export { html, render } from "htm/preact";
+export { useState, useEffect, useLayoutEffect, useMemo, useRef, useCallback } from "preact/hooks";
