@@ -31,5 +31,5 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(PIP) install --quiet --editable '.[dev,edit]'
+	$(PIP) install --quiet --editable '.[dev]'
 	touch $@

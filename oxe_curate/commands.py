@@ -309,6 +309,32 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command("edit")
+def edit(
+    mixture: Annotated[Path, typer.Argument(help="Mixture YAML; made by the first save if it is not there.")],
+    index: Annotated[
+        str | None, typer.Option("--index", help="Folder that filter wrote: sizes, frames, samples.")
+    ] = None,
+    cards: Cards = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Default: 8441, or a free one.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", metavar="HOST[:PORT]", help="Another name of the page; repeatable."),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the address in a browser.")] = False,
+) -> None:
+    """Edit a mixture in the browser: weights, shares, frames, checks. Serves on 127.0.0.1 until Ctrl+C."""
+    try:
+        from oxe_curate.editor.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("anyio", "starlette", "uvicorn"):
+            raise
+        from oxe_curate.errors import ConfigError
+
+        raise ConfigError('the editor needs two packages: pip install "oxe-curate[edit]"') from None
+    serve(mixture, index, cards=cards, port=port, allow_hosts=allow_host or (), open_browser=open_browser)
+
+
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("demo"),
