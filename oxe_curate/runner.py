@@ -80,7 +80,6 @@ def run(
     title: str,
     workers: int | None = None,
     bytes_per_worker: int = 256 << 20,
-    threads: bool = False,
     beam_args: Sequence[str] = (),
     progress: bool = True,
 ) -> None:
@@ -92,7 +91,6 @@ def run(
         title: of the progress bar.
         workers: processes on this machine; None: one per core, but no more than the work is worth.
         bytes_per_worker: below this much to read, another process costs more than it saves.
-        threads: whether the work is worth threads in one process: most of it lets go of the interpreter's lock.
         beam_args: Beam's own options; `--runner=...` hands the pipeline to that runner.
         progress: whether to show a bar (never where stderr is not a terminal).
 
@@ -113,8 +111,7 @@ def run(
         else:
             count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
             if min(count, len(tasks)) == 1:
-                concurrent = min(_cores(), len(tasks)) if threads and not workers else 1
-                outcomes = _in_process(tasks, work, bar, beam_args, concurrent)
+                outcomes = _in_process(tasks, work, bar, beam_args)
             else:
                 outcomes = _in_processes(tasks, work, min(count, len(tasks)), bar, beam_args)
     _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks))
@@ -218,7 +215,7 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
     _pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
 
 
-def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequence[str], threads: int) -> list[Outcome]:
+def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequence[str]) -> list[Outcome]:
     global _report
     outcomes: list[Outcome] = []
 
@@ -226,8 +223,6 @@ def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequenc
         outcomes.append(outcome)
         bar.add(outcome)
 
-    if threads > 1:
-        beam_args = (*beam_args, "--direct_running_mode=multi_threading", f"--direct_num_workers={threads}")
     _report = report
     try:
         _run_here(tasks, work, beam_args)

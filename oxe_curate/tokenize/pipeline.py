@@ -36,8 +36,8 @@ MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
 )  # fmt: skip
 SHARD_BYTES = 256 << 20
-BYTES_PER_WORKER = 2 << 30
-"""Below this, threads do: Parquet is written without the interpreter's lock, and processes take seconds to start."""
+BYTES_PER_WORKER = 1 << 30
+"""Another process takes two seconds to start; one of them writes this much in less than three."""
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5}-of-\d{5}\.parquet")
 _HELD = 128 << 20
 _BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many
@@ -111,7 +111,7 @@ def run_tokenize(
         folder.remove(MANIFEST)
     runner.run(
         todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
-        threads=True, beam_args=options.beam_args, progress=options.progress,
+        beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
     manifest = _finish(spec, opened, sources, statistics, numbers, tokens, tasks, folder)
     return TokenizeResult(manifest, len(todo), len(tasks) - len(todo), time.monotonic() - start, tokens)
@@ -251,8 +251,8 @@ def plan(
 def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
     """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
     steps = np.asarray(table["num_steps"], np.float64)
-    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes about half a byte a pixel
-        frame = spec.image.size**2 * 0.5 * len(spec.image.cameras)
+    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most a byte a pixel or so
+        frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(steps * frame * weight * spec.window)
     lengths = np.zeros(len(table))
     for row, spans in enumerate(table["camera_spans"].to_pylist()):
