@@ -7,17 +7,12 @@ looks for a server on the network first. A dead worker is noticed, and finished 
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import itertools
 import json
 import logging
 import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
@@ -26,11 +21,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tqdm import tqdm
-
-from oxe_curate import errors
+from oxe_curate import beam_options, errors
 from oxe_curate.errors import CurateError, WorkerError
-from oxe_curate.storage import Folder, stderr_is_terminal
+from oxe_curate.progress import Bar
+from oxe_curate.storage import Folder
 
 FAILED = ".failed"
 _POLL = 0.2
@@ -100,13 +94,13 @@ def run(
         WorkerError: a worker process was killed.
         RuntimeError: a fault in our code, with the worker's traceback.
     """
-    check_beam_args(beam_args)
+    beam_options.check(beam_args)
     if not tasks:
         return
     out = tasks[0].out
     total = sum(task.size for task in tasks)
-    with _Bar(title, total, enabled=progress) as bar:
-        if _runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
+    with Bar(title, total, enabled=progress) as bar:
+        if beam_options.runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
             outcomes = _elsewhere(tasks, work, beam_args, bar)
         else:
             count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
@@ -119,13 +113,6 @@ def run(
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _runner_name(beam_args: Sequence[str]) -> str:
-    """The runner that the options name, "" for none."""
-    pairs = itertools.pairwise([*beam_args, ""])
-    named = [after if a == "--runner" else a[9:] for a, after in pairs if a == "--runner" or a.startswith("--runner=")]
-    return named[-1] if named else ""
 
 
 def build(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
@@ -175,53 +162,21 @@ def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runne
     return pipeline
 
 
-def check_beam_args(beam_args: Sequence[str]) -> None:
-    """Raise ConfigError for an option that Beam does not know or cannot read; Beam itself passes over the former."""
-    if not beam_args:
-        return
-    from oxe_curate.beam_fn import PipelineOptions
-
-    module = _runner_name(beam_args).rpartition(".")[0]
-    if module:  # a runner's options are known once it is imported
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise errors.ConfigError(f"Beam's runner {_runner_name(beam_args)} cannot be imported: {error}") from None
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("apache_beam.options.pipeline_options")
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    try:
-        with contextlib.redirect_stderr(io.StringIO()) as usage:
-            PipelineOptions(list(beam_args)).get_all_options()
-    except SystemExit:
-        said.append(usage.getvalue().strip().rsplit("error: ", 1)[-1])
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(logging.NOTSET)
-        logger.propagate = True
-    if said:
-        raise errors.ConfigError(f"Beam refuses the options after --: {said[0]}")
-
-
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
     from oxe_curate.beam_fn import FnApiRunner
 
-    name = _runner_name(beam_args)
+    name = beam_options.runner_name(beam_args)
     local_args = [a for a in beam_args if a not in ("--runner", name, f"--runner={name}")]
     _pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
 
 
-def _in_process(tasks: Sequence[Task], work: Work, bar: _Bar, beam_args: Sequence[str]) -> list[Outcome]:
+def _in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
     global _report
     outcomes: list[Outcome] = []
 
     def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
-        bar.add(outcome)
+        bar.add(outcome.size, outcome.steps)
 
     _report = report
     try:
@@ -250,9 +205,7 @@ def _context() -> Any:
     return multiprocessing.get_context(method)
 
 
-def _in_processes(
-    tasks: Sequence[Task], work: Work, workers: int, bar: _Bar, beam_args: Sequence[str]
-) -> list[Outcome]:
+def _in_processes(tasks: Sequence[Task], work: Work, workers: int, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
     context = _context()
     reports = context.SimpleQueue()
     outcomes: list[Outcome] = []
@@ -280,11 +233,11 @@ def _in_processes(
     return outcomes
 
 
-def _drain(reports: Any, outcomes: list[Outcome], bar: _Bar) -> None:
+def _drain(reports: Any, outcomes: list[Outcome], bar: Bar) -> None:
     while not reports.empty():
         outcome = reports.get()
         outcomes.append(outcome)
-        bar.add(outcome)
+        bar.add(outcome.size, outcome.steps)
 
 
 def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[None]]) -> None:
@@ -316,7 +269,7 @@ def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...]) -> 
     _run_here(tasks, work, beam_args)
 
 
-def _elsewhere(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: _Bar) -> list[Outcome]:
+def _elsewhere(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: Bar) -> list[Outcome]:
     """Hand the pipeline to a named runner; outputs that appear move the bar, failures come back as files."""
     out = tasks[0].out
     _remove_failures(out)
@@ -347,12 +300,12 @@ def _remove_failures(out: Folder) -> None:
         out.path(FAILED).rmdir()
 
 
-def _watch(tasks: Sequence[Task], bar: _Bar, stop: threading.Event) -> None:
+def _watch(tasks: Sequence[Task], bar: Bar, stop: threading.Event) -> None:
     waiting = {task.output: task for task in tasks}
     pause = 1.0 if tasks[0].out.is_local else 10.0
     while waiting and not stop.wait(pause):
         for output in [name for name in waiting if tasks[0].out.exists(name)]:
-            bar.add(Outcome(output, waiting.pop(output).size))
+            bar.add(waiting.pop(output).size)
 
 
 def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> None:
@@ -365,32 +318,6 @@ def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> Non
     more = f"\n… and {len(failures) - 1} more of {total} tasks failed." if len(failures) > 1 else ""
     kind = getattr(errors, str(first.kind), CurateError)
     raise kind(f"{first.message}{more}\nWhat was finished is kept in {out}; run the same command again afterwards.")
-
-
-class _Bar:
-    """A tqdm bar over bytes with shards and steps beside it; silent where nobody would see it."""
-
-    def __init__(self, title: str, total: int, enabled: bool) -> None:
-        self._bar = tqdm(
-            total=total, desc=title, unit="B", unit_scale=True, disable=not (enabled and stderr_is_terminal()),
-            dynamic_ncols=True,
-        )  # fmt: skip
-        self._steps = self._files = 0
-        self._start = time.monotonic()
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def add(self, outcome: Outcome) -> None:
-        """Count a finished task."""
-        self._steps += outcome.steps
-        self._files += 1
-        seconds = max(time.monotonic() - self._start, 1e-3)
-        self._bar.set_postfix_str(f"{self._files} shards, {self._steps / seconds:,.0f} steps/s", refresh=False)
-        self._bar.update(outcome.size)
 
 
 __all__ = ["Task", "build", "do", "run", "start_workers_early"]
