@@ -37,6 +37,7 @@ MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
 )  # fmt: skip
 SHARD_BYTES = 256 << 20
+RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding takes the time, so more processes pay off much sooner
 BYTES_PER_WORKER = 1 << 30
 """Another process takes two seconds to start; one of them writes this much in less than three."""
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5}-of-\d{5}\.parquet")
@@ -109,7 +110,7 @@ def run_tokenize(
     if todo:
         folder.remove(MANIFEST)
     runner.run(
-        todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
+        todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER,
         beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
     manifest = _finish(spec, opened, sources, statistics, numbers, tokens, tasks, folder)
