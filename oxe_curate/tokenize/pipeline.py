@@ -109,8 +109,9 @@ def run_tokenize(
     todo = [task for task in tasks if not _is_done(task)]
     if todo:
         folder.remove(MANIFEST)
+    worth = BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER
     runner.run(
-        todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER,
+        todo, build.run, title="tokenize", workers=options.workers, bytes_per_worker=worth,
         beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
     manifest = _finish(spec, opened, sources, statistics, numbers, tokens, tasks, folder)
