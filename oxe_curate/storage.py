@@ -10,7 +10,6 @@ import errno
 import functools
 import mmap
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,15 +180,6 @@ class Folder:
         """Raise StorageError now, not after an hour, if nothing can be written here."""
         self.publish_bytes(".oxe-write-check", b"ok")
         self.remove(".oxe-write-check")
-
-    def free_bytes(self) -> int | None:
-        """Free space of the disk below a local folder; None for an object store."""
-        if not self.is_local:
-            return None
-        probe = self.path()
-        while not probe.exists():
-            probe = probe.parent
-        return shutil.disk_usage(probe).free
 
 
 class _explained:  # noqa: N801 (reads as a phrase: `with _explained(name):`)

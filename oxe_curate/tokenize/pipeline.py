@@ -105,8 +105,9 @@ def run_tokenize(
     numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
     statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, Path(mixture).parent) for s in sources}
     tasks = plan(spec, opened, sources, statistics, folder, options.shard_bytes)
-    _check_out(folder, tasks, options.overwrite)
-    todo = [task for task in tasks if not _is_done(task)]
+    done = {task.output for task in tasks if _is_done(task)}
+    _check_out(folder, {task.output for task in tasks}, done, options.overwrite)
+    todo = [task for task in tasks if task.output not in done]
     if todo:
         folder.remove(MANIFEST)
     worth = BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER
@@ -241,12 +242,10 @@ def _is_done(task: TokenizeTask) -> bool:
         return False
 
 
-def _check_out(out: Folder, tasks: Sequence[TokenizeTask], overwrite: bool) -> None:
+def _check_out(out: Folder, planned: set[str], done: set[str], overwrite: bool) -> None:
     """Remove shards of an unfinished other mixture. Raises ConfigError if a finished one is there."""
-    planned = {task.output for task in tasks}
     present = [name for name, folder, _ in out.list() if not folder and _SHARD_NAME.fullmatch(name)]
-    same = all(_is_done(task) for task in tasks if task.output in present) and planned >= set(present)
-    if same:
+    if done >= set(present):
         return
     if out.exists(MANIFEST) and not overwrite:
         raise ConfigError(f"{out} holds another finished mixture. Use another --out, or --overwrite to replace it.")
