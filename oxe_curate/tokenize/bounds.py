@@ -210,17 +210,26 @@ def read_statistics(path: str | Path) -> dict[str, Bounds]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:  # JSON and UTF-8 errors
         raise ConfigError(f"{path}: is not JSON: {error}") from None
+    return parse_statistics(content, str(path))
+
+
+def parse_statistics(content: Any, where: str) -> dict[str, Bounds]:
+    """Read every data set's bounds from the parsed JSON of such a file; `where` opens every error.
+
+    Raises:
+        ConfigError: not such statistics.
+    """
     if isinstance(content, dict) and "norm_stats" in content:
         content = content["norm_stats"]
     elif isinstance(content, dict) and "model_type" in content:
-        raise ConfigError(f"{path}: this model's configuration has no 'norm_stats'; give a dataset_statistics.json")
+        raise ConfigError(f"{where}: this model's configuration has no 'norm_stats'; give a dataset_statistics.json")
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path}: expected data set names with statistics below them")
+        raise ConfigError(f"{where}: expected data set names with statistics below them")
     if "action" in content:
         raise ConfigError(
-            f'{path}: holds the statistics of one data set without its name; wrap them: {{"<data set>": ...}}'
+            f'{where}: holds the statistics of one data set without its name; wrap them: {{"<data set>": ...}}'
         )
-    return {name: Bounds.from_json(entry, f"{path}: {name}") for name, entry in content.items()}
+    return {name: Bounds.from_json(entry, f"{where}: {name}") for name, entry in content.items()}
 
 
 def lookup(statistics: Mapping[str, Bounds], name: str, aliases: Iterable[str] = ()) -> Bounds:
