@@ -98,8 +98,12 @@ class Family(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, config: TrainConfig, contract: Contract, folder: Path, device: torch.device) -> Family:
-        """Load `config.base` and the trained weights in `folder` (what `save` wrote) for evaluation or inference."""
+    def restore(cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device) -> Family:
+        """Load `config.base` and the trained weights in `folder` (what `save` wrote) for evaluation or inference.
+
+        With `folder` None, `config.base` is an exported or published checkpoint, whole as it stands: nothing is
+        wrapped around it, and `config.adapter` says only whether it is quantised ("qlora", "int8").
+        """
 
     @property
     @abc.abstractmethod
