@@ -1,0 +1,128 @@
+"""LoRA as two skinny products added inside the big one's output, with PEFT's own modules and names.
+
+PEFT casts the whole input to the adapter's float32, keeps that copy for the backward pass, and adds the update in
+passes of its own over the output. Here the update is accumulated by the matrix product itself (`addmm` with beta 1),
+so that a layer touches each activation once, and keeps only what the frozen layer's input already is. The result
+differs from PEFT's by rounding alone.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x W' + b + scale (x A') B', for x (n, in), frozen W (out, in), A (r, in), B (out, r), all of one dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+        y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+        low = torch.mm(x, a.t())
+        y.addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, low, a, b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (dy,) = grads
+        x, weight, low, a, b = ctx.saved_tensors
+        return (*_backward(dy, x, weight, low, a, b, ctx.scale), None)
+
+
+class _QuantizedLoraLinear(torch.autograd.Function):
+    """The same over a quantised W, which is made whole for the product and let go, in each of the two passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, packed: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+        weight = _whole(packed, x.dtype)
+        y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+        low = torch.mm(x, a.t())
+        y.addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(x, low, a, b)
+        ctx.scale, ctx.packed = scale, packed
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (dy,) = grads
+        x, low, a, b = ctx.saved_tensors
+        return (*_backward(dy, x, _whole(ctx.packed, x.dtype), low, a, b, ctx.scale), None)
+
+
+def _backward(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> tuple[Any, ...]:
+    """Gradients for (x, W, bias, A, B); the frozen two have none."""
+    dlow = torch.mm(dy, b) * scale
+    dx = torch.mm(dy, weight)
+    dx.addmm_(dlow, a)
+    return dx, None, None, torch.mm(dlow.t(), x), torch.mm(dy.t(), low * scale)
+
+
+def fuse(net: nn.Module) -> int:
+    """Let the LoRA layers of a PEFT model compute as above, where that is the same function.
+
+    Left to PEFT: dropout, several active adapters, variants such as DoRA, a trained bias or base, merged or disabled
+    adapters (looked up at each call), int8 layers, which quantise their input too, and layers that are not linear.
+
+    Returns:
+        how many layers it took over.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    count = 0
+    for module in net.modules():
+        if isinstance(module, LoraLayer) and _plain(module):
+            # an instance attribute, so that the class, its state and its names stay PEFT's
+            module.forward = types.MethodType(_forward, module)
+            count += 1
+    return count
+
+
+def _plain(module: Any) -> bool:
+    if list(module.lora_A) != list(module.active_adapters) or len(module.active_adapters) != 1:
+        return False
+    (name,) = module.active_adapters
+    base = module.get_base_layer()
+    return (
+        (type(base) is nn.Linear or type(base).__name__ == "Linear4bit")
+        and not any(p.requires_grad for p in base.parameters())
+        and name not in module.lora_variant
+        and isinstance(module.lora_dropout[name], nn.Identity)
+        and isinstance(module.lora_A[name], nn.Linear)
+        and not module.lora_bias[name]
+    )
+
+
+def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    if module.disable_adapters or module.merged or args or kwargs:
+        return type(module).forward(module, x, *args, **kwargs)
+    (name,) = module.active_adapters
+    base = module.get_base_layer()
+    dtype = _dtype(base, x)
+    a, b = module.lora_A[name].weight.to(dtype), module.lora_B[name].weight.to(dtype)
+    bias = None if base.bias is None else base.bias.to(dtype)
+    flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        if type(base) is nn.Linear:
+            y = _LoraLinear.apply(flat, base.weight.to(dtype), bias, a, b, module.scaling[name])
+        else:
+            y = _QuantizedLoraLinear.apply(flat, base.weight, bias, a, b, module.scaling[name])
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _dtype(base: Any, x: Any) -> Any:
+    """What the layer computes in: autocast's type, or the frozen weight's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return base.weight.dtype if base.weight.dtype.is_floating_point else x.dtype
+
+
+def _whole(packed: Any, dtype: Any) -> Any:
+    """The dequantised weight (out, in) of a bitsandbytes 4-bit parameter."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(packed.data, packed.quant_state).to(dtype)
