@@ -30,6 +30,8 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --quiet --editable .
 	touch $@
 
+# The version of torch that the tests are run with, first: what else asks for torch is then content with it.
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --editable '.[dev]'
 	touch $@

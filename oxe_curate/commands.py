@@ -11,6 +11,7 @@ import typer
 
 from oxe_curate import __version__
 from oxe_curate.mixtures.cli import mixture_app
+from oxe_curate.train import cli as training
 
 app = typer.Typer(
     name="oxe-curate",
@@ -344,3 +345,6 @@ def demo(
     from oxe_curate.demo.run import run_demo
 
     run_demo(out, seed)
+
+
+training.register(app)

@@ -1,0 +1,5 @@
+"""`python -m oxe_curate`, which is what torchrun wants."""
+
+from oxe_curate.commands import main
+
+main()
