@@ -22,7 +22,7 @@ from oxe_curate.filter.scan import ROLES, locate
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import images, samples
-from oxe_curate.tokenize.build import Episode
+from oxe_curate.tokenize.episodes import Episode
 from oxe_curate.tokenize.mixture import Mixture, Source, resolve
 
 HEIGHTS = (72, 144, 288)

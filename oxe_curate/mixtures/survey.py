@@ -18,7 +18,8 @@ from oxe_curate.filter.index import Index
 from oxe_curate.mixtures import variety
 from oxe_curate.tokenize import images
 from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.tokenize.build import Episode, FramePool
+from oxe_curate.tokenize.episodes import Episode
+from oxe_curate.tokenize.frame_pool import FramePool
 from oxe_curate.tokenize.mixture import ImageSpec
 from oxe_curate.tokenize.samples import episode_hashes
 

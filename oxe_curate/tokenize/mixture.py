@@ -73,7 +73,8 @@ class Mixture:
     Attributes:
         seed: decides fractional copies and the order of rows.
         window: observations a sample, the last of them the current one.
-        chunk: actions a sample, from the current step on.
+        stride: a sample is drawn at every so many steps, see `samples.window_ends`.
+        chunk: actions from each of the window's steps on.
         bins: "openvla" (256 edges, as the released checkpoints) or "uniform" (256 true intervals).
         validation: share of episodes held out, by hash of the episode id.
     """
@@ -82,6 +83,7 @@ class Mixture:
     datasets: tuple[MixtureEntry, ...]
     seed: int = Field(default=0, ge=0, lt=2**63)
     window: int = Field(default=1, ge=1, le=1024)
+    stride: int = Field(default=1, ge=1, le=1024)
     chunk: int = Field(default=1, ge=1, le=1024)
     image: ImageSpec = ImageSpec()
     bounds: BoundsSpec = BoundsSpec()
@@ -93,6 +95,11 @@ class Mixture:
             raise ValueError("datasets is empty: name at least one data set with its weight")
         if self.bounds.low >= self.bounds.high:
             raise ValueError(f"bounds: low {self.bounds.low} must be below high {self.bounds.high}")
+        if self.stride > self.window:
+            raise ValueError(
+                f"stride {self.stride} is larger than window {self.window}: steps between two windows would be in "
+                "none. Use a stride of at most the window; weights below 1 thin samples out"
+            )
         names = [entry.name for entry in self.datasets]
         double = {name for name in names if names.count(name) > 1}
         if double:

@@ -200,21 +200,24 @@ def plan(
 
 def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
     """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
-    steps = np.asarray(table["num_steps"], np.float64)
+    steps = np.asarray(table["num_steps"])
+    stored = samples.stored_frames(steps, spec.window, spec.stride) * weight
     if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most a byte a pixel or so
         frame = spec.image.size**2 * len(spec.image.cameras)
-        return np.asarray(steps * frame * weight * spec.window)
+        return np.asarray(stored * frame)
     lengths = np.zeros(len(table))
     for row, spans in enumerate(table["camera_spans"].to_pylist()):
         lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
-    kept = steps / np.maximum(np.asarray(table["source_steps"]), 1)
-    return np.asarray(lengths * kept * weight * spec.window)
+    return np.asarray(lengths / np.maximum(np.asarray(table["source_steps"]), 1) * stored)
 
 
 def _fingerprint(spec: Mixture, index: Index, sources: Sequence[Source], bounds: dict[str, Bounds]) -> str:
     """Hash of everything that decides every shard."""
+    mixture = asdict(spec)
+    if spec.stride == 1:
+        del mixture["stride"]  # as before there was one: finished shards stay good
     parts = {
-        "format": FORMAT, "version": __version__, "mixture": asdict(spec),
+        "format": FORMAT, "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
         "bounds": {name: b.to_json() for name, b in bounds.items()},
         "index": _index_hashes(index, sources),
@@ -271,6 +274,7 @@ def _finish(
     out.publish_bytes(RESOLVED, to_yaml(spec).encode())
     tokens.write(f"{out}/{TOKENS}")
     rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}}
+    frames: dict[str, dict[str, int]] = {}
     names = [*(task.output for task in tasks), STATISTICS, RESOLVED, TOKENS]
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
         outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
@@ -279,6 +283,8 @@ def _finish(
         split = "validation" if task.validation else "train"
         for name, count in meta["counts"].items():
             rows[split][name] = rows[split].get(name, 0) + count
+        for name, count in meta.get("frames", {}).items():
+            frames.setdefault(split, {})[name] = frames.get(split, {}).get(name, 0) + count
         outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
     manifest = {
         "format": FORMAT,
@@ -286,6 +292,7 @@ def _finish(
         "mixture": spec.name,
         "seed": spec.seed,
         "rows": rows,
+        **({"frames": frames} if spec.window > 1 else {}),
         "share": _shares(sources, index, rows["train"]),
         "round_trip": _round_trip(spec, numbers, statistics),
         "bins": spec.bins,

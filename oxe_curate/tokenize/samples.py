@@ -79,6 +79,45 @@ def order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.argsort(splitmix64(keys), kind="stable").astype(np.int64)
 
 
+def window_ends(num_steps: int, stride: int) -> NDArray[np.int64]:
+    """Steps of an episode that a sample is drawn at, ascending: int64 (ceil(T / stride),).
+
+    T-1, T-1-s, T-1-2s, ...: the last step always ends a window, and the first window ends before step `stride`, so that
+    with a stride no larger than the window every step lies in one.
+
+    >>> window_ends(8, 3).tolist()
+    [1, 4, 7]
+    """
+    return np.arange((num_steps - 1) % stride, num_steps, stride, dtype=np.int64)
+
+
+def draw(
+    weight: float, seed: int, episode_id: str, num_steps: int, *, stride: int = 1, validation: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The samples of an episode, as often as `copies` says.
+
+    Returns:
+        int64 (n,): the current step of each, ascending, and int64 (n,): which copy of it, from 0.
+    """
+    ends = window_ends(num_steps, stride)
+    drawn = copies(weight, seed, episode_id, num_steps, validation)[ends]
+    return np.repeat(ends, drawn), np.arange(drawn.sum()) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+
+
+def stored_frames(num_steps: NDArray[np.int64], window: int, stride: int) -> NDArray[np.int64]:
+    """How many frames the windows of episodes of `num_steps` (n,) hold, padding left out: int64 (n,).
+
+    >>> stored_frames(np.array([5]), window=3, stride=2).tolist()  # 0 | 0 1 2 | 2 3 4
+    [7]
+    """
+    steps = np.asarray(num_steps, np.int64)
+    count = -(-steps // stride)
+    whole = np.clip((steps - window) // stride + 1, 0, count)  # windows that do not reach over the start
+    # the k-th window from the end, of those that do, holds T - k s frames
+    rest = (count - whole) * steps - stride * (count * (count - 1) - whole * (whole - 1)) // 2
+    return np.asarray(whole * window + rest, np.int64)
+
+
 def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Observations of samples whose current step is `steps` (n,).
 
@@ -90,12 +129,16 @@ def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], N
     return np.maximum(back, 0), back >= 0
 
 
-def chunks(steps: NDArray[np.int64], chunk: int, num_steps: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Actions of samples whose current step is `steps` (n,), in an episode of `num_steps`.
+def chunks(
+    steps: NDArray[np.int64], chunk: int, num_steps: int, window: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Actions of samples whose current step is `steps` (n,): `chunk` from each of the window's steps on.
+
+    Entry i belongs to step `steps - (window - 1) + i`.
 
     Returns:
-        int64 (n, chunk) step indices; past the episode's end the last step is repeated, and bool (n, chunk), False
-        where it is such padding.
+        int64 (n, window + chunk - 1) step indices; outside the episode its first or last step is repeated, and a bool
+        array of the same shape, False where it is such padding.
     """
-    ahead = steps[:, None] + np.arange(chunk)
-    return np.minimum(ahead, num_steps - 1), ahead < num_steps
+    ahead = steps[:, None] + np.arange(1 - window, chunk)
+    return np.clip(ahead, 0, num_steps - 1), (ahead >= 0) & (ahead < num_steps)

@@ -22,6 +22,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.storage import Folder
 
 ROW_GROUP = 256
+"""Rows of a row group that hold one frame of a camera each; with a window, as many rows as hold that many frames."""
 META = b"oxe_curate"
 _WINDOW = 30  # bits: a source buffer over 2 GiB is seen through overlapping windows that begin every GiB
 _INLINE = 12
@@ -74,8 +75,9 @@ class FrameViews:
             raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
 
     def pick(self, rows: NDArray[np.int64]) -> Any:
-        """A `binary_view` array of some frames, in their order."""
+        """A `binary_view` array of some frames, in their order; -1 gives an empty one."""
         picked = self._views[rows]
+        picked[rows < 0] = 0
         return pa.Array.from_buffers(pa.binary_view(), len(picked), [None, pa.py_buffer(picked), *self._windows])
 
 
@@ -122,9 +124,9 @@ class Rows:
     Attributes:
         codes: for `dataset`, `episode_id` and `instruction`: int32 codes into `texts`.
         sample_id: a string array.
-        frame: int64 (n, window): which of `frames` each observation shows.
+        frame: int64 (n, window): which of `frames` each observation shows; -1 where it is padding.
         frames: role -> Frames.
-        action: float32 (n, chunk, 7), normalised. bins: uint8 (n, chunk, 7). action_mask: bool (n, chunk).
+        action: float32 (n, A, 7), normalised, A = window + chunk - 1. bins: uint8 (n, A, 7). action_mask: bool (n, A).
         observation_mask: bool (n, window).
         proprio: float32 (n, P) per row, as a list since P differs between data sets.
     """
@@ -146,24 +148,41 @@ class Rows:
 def to_table(rows: Rows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
     """Some of the rows, in the order of `permutation` -> an Arrow table, images as views."""
     n, window = len(permutation), rows.frame.shape[1]
-    chunk = rows.action.shape[1]
+    actions = rows.action.shape[1]
     plain = schema(list(rows.frames), window)
     columns: list[Any] = [rows.sample_id.take(pa.array(permutation))]
     columns += [_decode(rows, "dataset", permutation), _decode(rows, "episode_id", permutation)]
     columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
     for role in rows.frames:
-        encoded = views[role].pick(rows.frame[permutation].ravel())
+        frames = rows.frame[permutation].ravel()
+        encoded, padding = views[role].pick(frames), None
         if window > 1:
             encoded = encoded.cast(pa.binary())  # a copy: the writer cannot slice views inside a list
-        image = pa.StructArray.from_arrays([encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"])
+            padding = pa.array(frames < 0)
+        image = pa.StructArray.from_arrays(
+            [encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"], mask=padding
+        )
         columns.append(image if window == 1 else _fixed(image, window))
-    columns.append(_fixed(_sevens(rows.action[permutation]), chunk))
-    columns.append(_fixed(_sevens(rows.bins[permutation]), chunk))
+    columns.append(_fixed(_sevens(rows.action[permutation]), actions))
+    columns.append(_fixed(_sevens(rows.bins[permutation]), actions))
     columns.append(_proprio(rows, permutation))
-    columns.append(_fixed(pa.array(rows.action_mask[permutation].ravel()), chunk))
+    columns.append(_fixed(pa.array(rows.action_mask[permutation].ravel()), actions))
     if window > 1:
         columns.append(_fixed(pa.array(rows.observation_mask[permutation].ravel()), window))
     return pa.table(columns, names=plain.names)
+
+
+def stored(rows: Rows) -> dict[str, int]:
+    """How many frames the rows hold, how many different ones, and the bytes of both: for the manifest."""
+    frames = rows.frame[rows.frame >= 0]
+    different = np.unique(frames)
+    lengths = [f.length for f in rows.frames.values()]
+    return {
+        "stored": len(frames) * len(lengths),
+        "distinct": len(different) * len(lengths),
+        "bytes": sum(int(length[frames].sum()) for length in lengths),
+        "distinct_bytes": sum(int(length[different].sum()) for length in lengths),
+    }
 
 
 def _decode(rows: Rows, name: str, permutation: NDArray[np.int64]) -> Any:
@@ -194,6 +213,7 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
     operations that Arrow lacks for it (Hugging Face streaming does).
     """
     window = rows.frame.shape[1]
+    group = -(-ROW_GROUP // window)
     plain = schema(list(rows.frames), window)
     metadata = {b"huggingface": _hugging_face(plain).encode(), META: json.dumps(meta, sort_keys=True).encode()}
     arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # where Arrow's reader takes metadata from
@@ -205,11 +225,11 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
     views = {}
     for role, frames in rows.frames.items():
         used = np.zeros(len(frames.length), bool)
-        used[rows.frame] = True
+        used[rows.frame[rows.frame >= 0]] = True
         views[role] = FrameViews(frames, used)
 
     def save(sink: Any) -> None:
-        first = to_table(rows, views, permutation[:ROW_GROUP])
+        first = to_table(rows, views, permutation[:group])
         with pq.ParquetWriter(
             sink,
             first.schema,
@@ -220,8 +240,8 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
         ) as writer:
             writer.write_table(first)
             # a table per row group: the writer cannot slice a view inside a struct
-            for start in range(ROW_GROUP, len(permutation), ROW_GROUP):
-                writer.write_table(to_table(rows, views, permutation[start : start + ROW_GROUP]))
+            for start in range(group, len(permutation), group):
+                writer.write_table(to_table(rows, views, permutation[start : start + group]))
             writer.add_key_value_metadata(metadata)
 
     out.publish(path, save)

@@ -16,6 +16,7 @@ datasets:
     weight: 1.0
   - {name: fractal20220817_data, weight: 0.54087122203, splits: [train, test]}
 window: 2
+stride: 2
 chunk: 8
 image: {cameras: [primary, wrist], size: 224, quality: 90}
 bounds: {low: 0.01, high: 0.99, over: all}
@@ -47,7 +48,13 @@ def test_every_key_is_read_and_written_back(tmp_path: Path) -> None:
 
 def test_little_is_needed(tmp_path: Path) -> None:
     mixture = read(tmp_path, "name: m\ndatasets: [{name: kuka, weight: 1}]")
-    assert (mixture.window, mixture.chunk, mixture.bins, mixture.image.cameras) == (1, 1, "openvla", ("primary",))
+    assert (mixture.window, mixture.stride, mixture.chunk, mixture.bins, mixture.image.cameras) == (
+        1,
+        1,
+        1,
+        "openvla",
+        ("primary",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,7 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ("[primary, wrist]", "[]", "image.cameras: name each camera once"),
         ("low: 0.01", "low: 0.999", "bounds: low 0.999 must be below high 0.99"),
         ("seed: 3", "seed: 3\nseed: 4", "m.yaml:3: the key 'seed' stands twice"),
+        ("stride: 2", "stride: 3", "stride 3 is larger than window 2"),
         ("window: 2", "window: 0", "window: input should be greater than or equal to 1"),
         ("name: bridge_rt_1", "", "the key 'name' is missing"),
         ("chunk: 8", "chunk: [8", "m.yaml:"),

@@ -12,6 +12,7 @@ import pytest
 
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.tokenize import samples
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bins import ActionBins
 from oxe_curate.tokenize.bounds import read_statistics
@@ -91,22 +92,92 @@ def test_rows_are_shuffled(index: Path, tmp_path: Path) -> None:
     assert neighbours < len(names) / 3
 
 
-def test_windows_and_chunks(index: Path, tmp_path: Path) -> None:
-    tokenize(index, tmp_path / "out", "window: 3\nchunk: 4\nvalidation: 0")
-    single = {r["sample_id"]: r for r in rows(tmp_path / "single")}
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_windows_hold_the_frames_and_the_actions_of_every_step(index: Path, tmp_path: Path, stride: int) -> None:
+    tokenize(index, tmp_path / "out", f"window: 3\nstride: {stride}\nchunk: 4\nvalidation: 0")
     tokenize(index, tmp_path / "single", "validation: 0")
     single = {r["sample_id"]: r for r in rows(tmp_path / "single")}
+    drawn = set()
     for row in rows(tmp_path / "out"):
         episode, step = row["episode_id"], row["step"]
         steps = sum(r["episode_id"] == episode for r in single.values())
+        drawn.add((episode, step, steps))
+        assert row["proprio"] == single[row["sample_id"]]["proprio"]
         for back, (image, valid) in enumerate(zip(row["image_primary"], row["observation_mask"], strict=True)):
             t = step - 2 + back
             assert valid == (t >= 0)
-            assert image["bytes"] == single[f"{episode}/{max(t, 0):05d}"]["image_primary"]["bytes"]
-        for ahead, (action, bins, valid) in enumerate(zip(row["action"], row["bins"], row["action_mask"], strict=True)):
-            same = single[f"{episode}/{min(step + ahead, steps - 1):05d}"]
-            assert valid == (step + ahead < steps)
+            assert (image["bytes"] if image else None) == (
+                single[f"{episode}/{t:05d}"]["image_primary"]["bytes"] if t >= 0 else None
+            )
+        assert len(row["action"]) == len(row["bins"]) == len(row["action_mask"]) == 6
+        for i, (action, bins, valid) in enumerate(zip(row["action"], row["bins"], row["action_mask"], strict=True)):
+            t = step - 2 + i
+            same = single[f"{episode}/{min(max(t, 0), steps - 1):05d}"]
+            assert valid == (0 <= t < steps)
             assert (action, bins) == (same["action"][0], same["bins"][0])
+    for episode in {e for e, _, _ in drawn}:
+        ends = sorted(step for e, step, _ in drawn if e == episode)
+        (steps,) = {s for e, _, s in drawn if e == episode}
+        assert ends == list(range((steps - 1) % stride, steps, stride))
+
+
+def test_a_windows_actions_move_between_its_own_frames(index: Path, tmp_path: Path) -> None:
+    """Fails when frames and actions are shifted against each other by a step."""
+    tokenize(index, tmp_path / "out", "window: 4\nstride: 2\nvalidation: 0")
+    bounds = read_statistics(tmp_path / "out/dataset_statistics.json")["bridge_dataset"]
+    for row in rows(tmp_path / "out"):
+        shard, record = map(int, row["episode_id"].split("/")[-2:])
+        seed = record * 2 + shard
+        state = bridge.episode(seed, 6 + seed % 5)["steps"]["observation"]["state"]
+        for image, action, valid in zip(row["image_primary"], row["action"], row["action_mask"], strict=True):
+            if valid:
+                raw = round(float(decode(image["bytes"])[..., 1].mean()) / 10)  # the colour tells the raw step
+                motion = np.append((state[raw + 1] - state[raw])[:6], np.float32(0))
+                assert np.array_equal(bounds.normalize(motion)[:6], np.float32(action)[:6])
+
+
+def test_the_manifest_says_how_often_a_frame_is_stored(index: Path, tmp_path: Path) -> None:
+    manifest = tokenize(
+        index, tmp_path / "out", "window: 4\nstride: 2\nimage: {cameras: [primary, secondary]}"
+    ).manifest
+    for split in ("train", "validation"):
+        found = rows(tmp_path / "out", split)
+        frames = [
+            (row["episode_id"], row["step"] - 3 + i, role, image["bytes"])
+            for row in found for role in ("primary", "secondary")
+            for i, image in enumerate(row[f"image_{role}"]) if image
+        ]  # fmt: skip
+        different = {frame[:3]: len(frame[3]) for frame in frames}
+        assert manifest["frames"][split] == {
+            "stored": len(frames), "distinct": len(different),
+            "bytes": sum(len(data) for *_, data in frames), "distinct_bytes": sum(different.values()),
+        }  # fmt: skip
+    steps = [4 + i % 5 for i in range(12)]
+    counted = manifest["frames"]
+    assert sum(counted[s]["stored"] for s in counted) == 2 * samples.stored_frames(np.array(steps), 4, 2).sum()
+    assert sum(counted[s]["distinct"] for s in counted) == 2 * sum(steps)
+    assert "frames" not in tokenize(index, tmp_path / "single").manifest
+
+
+def test_a_weight_is_the_expected_copies_of_a_window(index: Path, tmp_path: Path) -> None:
+    tokenize(
+        index, tmp_path / "out", "name: m\ndatasets: [{name: bridge_orig, weight: 3}]\nwindow: 4\nstride: 4\n"
+        "validation: 0",
+    )  # fmt: skip
+    names = [row["sample_id"] for row in rows(tmp_path / "out")]
+    windows = {name.split("#")[0] for name in names}
+    assert len(windows) == sum(-(-(4 + i % 5) // 4) for i in range(12))
+    assert sorted(names) == sorted(name + end for name in windows for end in ("", "#1", "#2"))
+
+
+def test_row_groups_and_shards_shrink_with_the_window(index: Path, tmp_path: Path) -> None:
+    tokenize(index, tmp_path / "out", "window: 100\nvalidation: 0")
+    (path,) = (tmp_path / "out").glob("train-*")
+    footer = pq.read_metadata(path)
+    assert {footer.row_group(i).num_rows for i in range(footer.num_row_groups - 1)} == {3}
+    tokenize(index, tmp_path / "one", "validation: 0", shard_bytes=20000)
+    tokenize(index, tmp_path / "five", "window: 5\nvalidation: 0", shard_bytes=20000)
+    assert len(list((tmp_path / "five").glob("train-*"))) > 2 * len(list((tmp_path / "one").glob("train-*")))
 
 
 def test_weights_are_expected_copies_and_the_manifest_tells_the_shares(index: Path, tmp_path: Path) -> None:
@@ -257,6 +328,23 @@ def test_readers_open_the_shards(index: Path, tmp_path: Path, monkeypatch: pytes
     assert loaded[0]["bins"] == frame["bins"][0].to_list()
     streamed = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
     assert next(iter(streamed.shuffle(seed=0, buffer_size=8)))["image_primary"].size == (16, 16)
+
+
+def test_readers_open_windows_with_frames_that_are_not_there(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize(index, tmp_path / "out", "window: 3\nvalidation: 0")
+    files = str(tmp_path / "out/train-*.parquet")
+    frame = pl.read_parquet(files).filter(pl.col("step") == 0)
+    assert {tuple(image is None for image in window) for window in frame["image_primary"]} == {(True, True, False)}
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    loaded = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+    streamed = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True)
+    for row in (*loaded, *streamed.shuffle(seed=0, buffer_size=8)):
+        sizes = [image.size if image else None for image in row["image_primary"]]
+        assert sizes == [(16, 16) if valid else None for valid in row["observation_mask"]]
 
 
 def test_images_are_plain_and_uncompressed(index: Path, tmp_path: Path) -> None:

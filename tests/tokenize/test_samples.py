@@ -68,6 +68,36 @@ def test_chunks_look_ahead_and_repeat_the_last_step() -> None:
     assert mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
 
 
+@given(st.integers(0, 40), st.integers(1, 14), st.data())
+def test_every_step_lies_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window))
+    ends = samples.window_ends(steps, stride)
+    assert len(ends) == -(-steps // stride)
+    assert np.all(np.diff(ends) == stride)
+    seen, mask = samples.windows(ends, window)
+    assert set(seen[mask].tolist()) == set(range(steps))
+    assert steps == 0 or ends[-1] == steps - 1
+    assert samples.stored_frames(np.array([steps]), window, stride).tolist() == [mask.sum()]
+
+
+def test_the_actions_of_a_window_are_those_of_its_steps_and_the_chunk_after() -> None:
+    index, mask = samples.chunks(np.array([1, 4]), 2, 5, window=3)
+    assert index.tolist() == [[0, 0, 1, 2], [2, 3, 4, 4]]
+    assert mask.tolist() == [[False, True, True, True], [True, True, True, False]]
+    seen, seen_mask = samples.windows(np.array([1, 4]), 3)
+    assert np.array_equal(index[:, :3], seen)  # the frame of observation w and its action are of one step
+    assert np.array_equal(mask[:, :3], seen_mask)
+
+
+def test_draw_repeats_the_windows_ends() -> None:
+    steps, copy = samples.draw(2.0, 0, "a/b", 7, stride=3)
+    assert steps.tolist() == [0, 0, 3, 3, 6, 6]
+    assert copy.tolist() == [0, 1, 0, 1, 0, 1]
+    every, _ = samples.draw(0.5, 0, "a/b", 100)
+    some, _ = samples.draw(0.5, 0, "a/b", 100, stride=3)
+    assert some.tolist() == [s for s in every.tolist() if s % 3 == 0]  # a step is drawn or not, whatever the stride
+
+
 def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
     keys = np.arange(1000, dtype=np.uint64)
     order = samples.order(keys)
