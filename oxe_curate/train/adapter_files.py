@@ -1,0 +1,167 @@
+"""Trained weights on disk: the adapter in PEFT's layout, whatever else is trained beside it; and merging.
+
+adapter_config.json, adapter_model.safetensors     PEFT's, readable by old PEFT too
+extra.safetensors                                  weights trained in full, by the network's published names
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from oxe_curate.errors import DataError
+
+CONFIG, ADAPTER, EXTRA = "adapter_config.json", "adapter_model.safetensors", "extra.safetensors"
+
+_PREFIX = "base_model.model."
+# What PEFT 0.11, which OpenVLA pins, knows of LoRA; it refuses a file with any other key.
+_KNOWN = (
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r", "rank_pattern",
+    "revision", "target_modules", "task_type", "use_dora", "use_rslora",
+)  # fmt: skip
+
+
+def save_trained(net: nn.Module, folder: Path, base: str | None = None) -> None:
+    """Write what of a network is trained: its adapter, if it is a PEFT model, and every other trained weight.
+
+    Args:
+        net: what `attach` returned.
+        folder: made if it is missing.
+        base: the checkpoint that the adapter belongs to, noted in adapter_config.json.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter, extra = trained_state(net)
+    if adapter:
+        text = json.dumps(_adapter_config(net, base), indent=2, sort_keys=True)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+        save_file(adapter, folder / ADAPTER, metadata={"format": "pt"})
+    if extra:
+        save_file(extra, folder / EXTRA, metadata={"format": "pt"})
+
+
+def trained_state(net: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The adapter's weights by PEFT's names on disk, and the other trained ones by published names; all on the CPU."""
+    adapter: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, parameter in net.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        value = parameter.detach().cpu().contiguous()
+        if ".lora_" in name:
+            adapter[name.replace(".default.", ".")] = value
+        else:
+            extra[name.removeprefix(_PREFIX)] = value
+    return adapter, extra
+
+
+def load_trained(net: nn.Module, folder: Path) -> None:
+    """Read back what `save_trained` wrote, exactly.
+
+    Raises:
+        DataError: a file is missing or damaged, or holds other weights than the network trains.
+    """
+    wanted = trained_state(net)
+    parameters = {_on_disk(name): p for name, p in net.named_parameters() if p.requires_grad}
+    for file, expected in ((folder / ADAPTER, wanted[0]), (folder / EXTRA, wanted[1])):
+        if not expected:
+            continue
+        found = read_tensors(file)
+        _same_names(file, found, expected)
+        for name, value in found.items():
+            target = parameters[name]
+            if tuple(value.shape) != tuple(target.shape):
+                raise DataError(
+                    f"{file}: {name} has shape {tuple(value.shape)}, the model's is {tuple(target.shape)}. "
+                    "Was it trained with another rank or base?"
+                )
+            with torch.no_grad():
+                target.copy_(value)
+
+
+def read_tensors(file: Path) -> dict[str, Any]:
+    """A safetensors file as CPU tensors. Raises DataError where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found: dict[str, Any] = load_file(file)
+    except FileNotFoundError:
+        raise DataError(f"{file}: is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: is damaged: {error}") from None
+    return found
+
+
+def merged_tensors(net: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> Iterator[tuple[str, Any]]:
+    """Yield every weight of a network by its published name, adapter merged, quantised layers made whole.
+
+    A merged weight is W + (alpha / rank) B A, computed in float32 from what the forward pass used as W (for a
+    quantised layer its dequantised weight, in the compute type) and rounded once. Merging into the original weights
+    instead, or quantising again, gives another model.
+
+    Args:
+        net: a PEFT model or a plain network, loaded freshly: bitsandbytes repacks 4-bit weights on some CPUs when they
+            are first used.
+        dtype: of floating-point results; None keeps each weight's own.
+
+    Raises:
+        ValueError: a layer was repacked.
+    """
+    lora = {name: module for name, module in net.named_modules() if hasattr(module, "lora_A")}
+    for raw, parameter in net.named_parameters():
+        if ".lora_" in raw:
+            continue
+        owner, _, leaf = raw.rpartition(".")
+        wrapper = lora.get(owner.removesuffix(".base_layer")) if leaf == "weight" else None
+        value = _dequantized(net.get_submodule(owner), parameter, leaf)
+        if wrapper is not None:
+            value = value.float() + wrapper.get_delta_weight("default").float().to(value.device)
+        name = raw.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        yield name, value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def merged_state(net: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> dict[str, Any]:
+    """`merged_tensors` as a dictionary on the CPU."""
+    return {name: value.detach().cpu() for name, value in merged_tensors(net, dtype)}
+
+
+def _dequantized(layer: nn.Module, parameter: Any, leaf: str) -> Any:
+    kind = type(layer).__name__
+    if leaf != "weight" or kind not in ("Linear4bit", "Linear8bitLt"):
+        return parameter.detach()
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+        raise ValueError("bitsandbytes repacked a layer for this CPU when it was used: merge from a fresh load")
+    whole = dequantize_bnb_weight(parameter, state=getattr(layer, "state", None))
+    compute = getattr(layer, "compute_dtype", None)
+    return whole.to(compute) if compute is not None else whole
+
+
+def _adapter_config(net: Any, base: str | None) -> dict[str, Any]:
+    settings = net.peft_config["default"].to_dict()
+    kept = {key: settings.get(key) for key in _KNOWN}
+    kept["peft_type"] = str(getattr(kept["peft_type"], "value", kept["peft_type"]))
+    kept["target_modules"] = sorted(kept["target_modules"])
+    return kept | {"base_model_name_or_path": base, "inference_mode": True, "loftq_config": {}}
+
+
+def _on_disk(name: str) -> str:
+    return name.replace(".default.", ".") if ".lora_" in name else name.removeprefix(_PREFIX)
+
+
+def _same_names(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or unknown:
+        told = [f"lacks {len(missing)}, first {missing[0]}"] if missing else []
+        told += [f"holds {len(unknown)} that the model does not train, first {unknown[0]}"] if unknown else []
+        raise DataError(f"{file}: {' and '.join(told)}. Was it trained with another adapter, targets or base?")
