@@ -1,0 +1,155 @@
+"""What a camera and a robot give, brought into the shape that a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.tokenize.bounds import Bounds
+from oxe_curate.tokenize.summary import Summary
+
+CROP_AREA = 0.9
+"""Share of the picture that OpenVLA's augmentation keeps, and that its evaluation cuts from the middle."""
+
+
+def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool) -> NDArray[np.uint8]:
+    """Bring what the caller has into uint8 (C, S, S, 3), RGB, in the model's order of cameras.
+
+    Args:
+        images: one picture, a sequence of them in the order of `cameras`, or a mapping of role to picture. A picture
+            is a PIL image or an array (H, W, 3) of uint8, RGB.
+        cameras: the model's roles.
+        size: S.
+        center_crop: cut the middle `CROP_AREA` of each picture, as for a model trained with random crops.
+
+    Raises:
+        ConfigError: another number of pictures, an unknown or missing role, an array of another type or shape.
+    """
+    named = _by_role(images, cameras)
+    resized = np.stack([resize(_picture(named[role], role), size) for role in cameras])
+    return crop_middle(resized) if center_crop else resized
+
+
+def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize to (size, size, 3) without keeping the aspect, bicubic with antialiasing: OpenVLA's "resize-naive"."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def crop_middle(images: NDArray[np.uint8], area: float = CROP_AREA) -> NDArray[np.uint8]:
+    """Cut the middle `area` of pictures and enlarge it to their size, as OpenVLA's evaluation does.
+
+    Bilinear between the corners of the cut, in float32: pixel i of S samples at `((1 - r) / 2 + r * i / (S - 1)) *
+    (S - 1)` with r the square root of `area` (the rule of TensorFlow's `crop_and_resize`), and [0, 1] is brought back
+    to uint8 by `floor(255.5 * x)` (the rule of its `convert_image_dtype`).
+
+    Args:
+        images: uint8 (..., H, W, 3).
+        area: share of the area that stays.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    height, width = images.shape[-3:-1]
+    pixels = images.astype(np.float32) / np.float32(255)
+    (top, bottom, down), (left, right, across) = _samples(height, area), _samples(width, area)
+    down, across = down[:, None, None], across[:, None]
+    rows = pixels[..., top, :, :]
+    upper = rows[..., left, :] + (rows[..., right, :] - rows[..., left, :]) * across
+    rows = pixels[..., bottom, :, :]
+    lower = rows[..., left, :] + (rows[..., right, :] - rows[..., left, :]) * across
+    mixed = np.clip(upper + (lower - upper) * down, 0, 1)
+    return np.minimum(mixed * np.float32(255.5), 255).astype(np.uint8)
+
+
+def as_proprio(proprio: ArrayLike | None, bounds: Bounds, width: int) -> NDArray[np.float32] | None:
+    """Normalise a robot's state as the loader does, and pad it with zeros to the model's width.
+
+    Args:
+        proprio: (P,) in the data set's units; None for a data set without.
+        bounds: of the data set.
+        width: of the model's state, 0 for a model without.
+
+    Returns:
+        float32 (width,), None for a model without.
+
+    Raises:
+        ConfigError: given where model or data set has none, missing where both have it, of another length, not finite.
+    """
+    known = bounds.proprio
+    if width == 0 or known is None:
+        if proprio is not None:
+            who = "this model was trained without the robot's state" if width == 0 else "this data set has no state"
+            raise ConfigError(f"proprio: {who}; leave it out")
+        return np.zeros(width, np.float32) if width else None
+    if proprio is None:
+        raise ConfigError(f"proprio: this model was trained with the robot's state: {known.width} numbers are needed")
+    try:
+        state = np.asarray(proprio, np.float32)
+    except (TypeError, ValueError):
+        raise ConfigError("proprio: expected a list of numbers") from None
+    if state.shape != (known.width,) or not np.isfinite(state).all():
+        raise ConfigError(f"proprio: expected {known.width} finite numbers, found the shape {state.shape}")
+    padded = np.zeros(width, np.float32)
+    padded[: known.width] = normalize_proprio(state, known)
+    return padded
+
+
+def normalize_proprio(state: NDArray[np.float32], known: Summary) -> NDArray[np.float32]:
+    """Scale a state so that q01 .. q99 becomes -1 .. 1, and clip; what never changes becomes 0."""
+    low, span = known.q01.astype(np.float32), (known.q99 - known.q01 + 1e-8).astype(np.float32)
+    scaled = np.clip(2 * (state - low) / span - 1, -1, 1)
+    return np.where(known.min == known.max, 0, scaled).astype(np.float32)
+
+
+def _samples(length: int, area: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Per output pixel: the two source pixels, and the weight of the second."""
+    side = np.sqrt(np.float32(area))
+    begin = (np.float32(1) - side) / np.float32(2)
+    step = side * np.float32(length - 1) / np.float32(max(length - 1, 1))
+    at = begin * np.float32(length - 1) + np.arange(length, dtype=np.float32) * step
+    first = np.floor(at)
+    low = first.astype(np.int64)
+    return low, np.minimum(np.ceil(at).astype(np.int64), length - 1), at - first
+
+
+def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
+    if isinstance(images, Mapping):
+        for role in images:
+            if role not in cameras:
+                raise ConfigError(f"image: this model has no {role!r} camera. {did_you_mean(str(role), cameras)}")
+        missing = [role for role in cameras if role not in images]
+        if missing:
+            raise ConfigError(f"image: the {' and the '.join(missing)} camera is missing; wanted: {', '.join(cameras)}")
+        return dict(images)
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        images = [images]
+    if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
+        raise ConfigError(
+            f"image: expected a picture, one for each camera, or camera -> picture; found {type(images).__name__}"
+        )
+    if len(images) != len(cameras):
+        raise ConfigError(
+            f"image: this model looks through {len(cameras)} camera{'s' * (len(cameras) > 1)} ({', '.join(cameras)}), "
+            f"found {len(images)} picture{'s' * (len(images) != 1)}"
+        )
+    return dict(zip(cameras, images, strict=True))
+
+
+def _picture(image: Any, role: str) -> NDArray[np.uint8]:
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
+        raise ConfigError(f"image: {role}: expected a picture (height, width, 3), RGB; found the shape {array.shape}")
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:  # a JSON list of lists
+        return array.astype(np.uint8)
+    raise ConfigError(f"image: {role}: expected uint8, 0 to 255; found {array.dtype}")
