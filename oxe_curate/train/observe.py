@@ -128,6 +128,8 @@ def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
         if missing:
             raise ConfigError(f"image: the {' and the '.join(missing)} camera is missing; wanted: {', '.join(cameras)}")
         return dict(images)
+    if isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
+        images = _array(images, "list of lists")
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]
     if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
@@ -145,7 +147,7 @@ def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
 def _picture(image: Any, role: str) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
-    array = np.asarray(image)
+    array = _array(image, role)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         raise ConfigError(f"image: {role}: expected a picture (height, width, 3), RGB; found the shape {array.shape}")
     if array.dtype == np.uint8:
@@ -153,3 +155,10 @@ def _picture(image: Any, role: str) -> NDArray[np.uint8]:
     if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:  # a JSON list of lists
         return array.astype(np.uint8)
     raise ConfigError(f"image: {role}: expected uint8, 0 to 255; found {array.dtype}")
+
+
+def _array(image: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(image)
+    except ValueError:  # lists of different lengths
+        raise ConfigError(f"image: {what}: expected a picture (height, width, 3), RGB") from None

@@ -166,7 +166,8 @@ def test_pictures_come_in_any_form():
     other = image[::-1]
     one = as_images(image, ["primary"], 8, False)
     assert one.shape == (1, 8, 8, 3)
-    for form in (Image.fromarray(image), [image], image[None], {"primary": image}, [image.tolist()]):
+    lists = image.tolist()
+    for form in (Image.fromarray(image), [image], image[None], {"primary": image}, lists, [lists], {"primary": lists}):
         np.testing.assert_array_equal(as_images(form, ["primary"], 8, False), one)
     two = as_images({"wrist": other, "primary": Image.fromarray(image)}, ["primary", "wrist"], 8, False)
     np.testing.assert_array_equal(two, as_images([image, other], ["primary", "wrist"], 8, False))
@@ -182,6 +183,7 @@ def test_pictures_come_in_any_form():
         (red(0), "2 cameras .* found 1 picture"),
         ([red(0)] * 3, "found 3 pictures"),
         ("frame.png", "found str"),
+        ([[[1, 2, 3]], [[1, 2]]], "list of lists: expected a picture"),
         (None, "found NoneType"),
         ([red(0), red(0)[..., 0]], r"wrist: expected a picture .* \(8, 8\)"),
         ([red(0), red(0) / 255], "wrist: expected uint8, 0 to 255; found float64"),
