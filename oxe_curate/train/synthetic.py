@@ -15,13 +15,10 @@ from torch import nn
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.openvla import OpenVLA
 from oxe_curate.train.openvla_config import Architecture
+from oxe_curate.train.pixels import DINO_MEAN, DINO_STD, HALF
 from oxe_curate.train.weights import Stored, plan, skeleton, write
 
 Size = Literal["tiny", "7b"]
-
-DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
-"""ImageNet's statistics as the released checkpoint has them: rounded to bfloat16."""
-SIGLIP_MEAN, SIGLIP_STD = (0.5,) * 3, (0.5,) * 3
 
 _WORDS = "In What action should the robot take to Out put move pick up place drawer open close pot in on from"
 
@@ -81,7 +78,7 @@ def openvla_config(
 
 def preprocessor_config(image_size: int) -> dict[str, Any]:
     """Return preprocessor_config.json as the released checkpoint has it."""
-    means, stds = [list(DINO_MEAN), list(SIGLIP_MEAN)], [list(DINO_STD), list(SIGLIP_STD)]
+    means, stds = [list(DINO_MEAN), list(HALF)], [list(DINO_STD), list(HALF)]
     square = [image_size, image_size]
     bicubic = {"antialias": True, "interpolation": 3, "max_size": None, "size": square}
     normalize = [{"inplace": False, "mean": mean, "std": std} for mean, std in zip(means, stds, strict=True)]

@@ -1,0 +1,96 @@
+"""OpenVLA's picture preprocessing: resize with PIL, scale, and normalise once for each vision transformer.
+
+`resize` and `PixelNormalizer` together give what the released `PrismaticImageProcessor` gives, bit for bit; the second
+half takes whole batches and runs on the GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from oxe_curate.errors import ConfigError
+
+DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
+"""ImageNet's statistics as the released checkpoints have them: rounded to bfloat16."""
+HALF = (0.5, 0.5, 0.5)
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def resize(image: Image.Image | NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A picture straight to size x size, bicubic with antialiasing, aspect not kept ("resize-naive").
+
+    Args:
+        image: PIL image, or uint8 (H, W, 3), RGB.
+        size: in pixels.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+@dataclass(frozen=True)
+class PixelNormalizer:
+    """The normalisations that a checkpoint was trained with.
+
+    Attributes:
+        means, stds: of RGB in [0, 1], for each vision transformer in order.
+    """
+
+    means: tuple[tuple[float, ...], ...] = (DINO_MEAN, HALF)
+    stds: tuple[tuple[float, ...], ...] = (DINO_STD, HALF)
+
+    @classmethod
+    def read(cls, folder: str | Path, towers: int = 2) -> PixelNormalizer:
+        """Read a checkpoint's preprocessor_config.json; without one, the released checkpoints' values.
+
+        Raises:
+            ConfigError: not such a file, or pictures that are padded or cropped instead of resized.
+        """
+        path = Path(folder) / PREPROCESSOR
+        if not path.is_file():
+            return cls() if towers == 2 else cls((HALF,), (HALF,))
+        try:
+            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            made = cls(*(tuple(tuple(map(float, row)) for row in told[key]) for key in ("means", "stds")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}: is no configuration of OpenVLA's pictures: {error!r}") from None
+        if len(made.means) != towers or len(made.stds) != towers:
+            raise ConfigError(f"{path}: means and stds must hold one row for each of the {towers} towers")
+        if told.get("image_resize_strategy", "resize-naive") != "resize-naive":
+            raise ConfigError(
+                f"{path}: image_resize_strategy is {told['image_resize_strategy']!r}; only 'resize-naive' is supported"
+            )
+        return made
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise a batch, once for each vision transformer.
+
+        Args:
+            images: uint8 (..., S, S, 3), RGB, or float (..., 3, S, S) in [0, 1]; on any device.
+
+        Returns:
+            float32 (..., 3 * towers, S, S).
+        """
+        if images.dtype == torch.uint8:
+            # by a tensor: CUDA turns the division by a number into a product with its reciprocal, off by a bit
+            images = images.movedim(-1, -3).float() / torch.full((1,), 255.0, device=images.device)
+        rows = [
+            (images - _column(mean, images.device)) / _column(std, images.device)
+            for mean, std in zip(self.means, self.stds, strict=True)
+        ]
+        return torch.cat(rows, dim=-3)
+
+
+def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
