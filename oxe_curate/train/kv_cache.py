@@ -1,0 +1,236 @@
+"""A language model over keys and values at fixed addresses, batch 1, in a form that CUDA graphs can record.
+
+`FusedDecoder` runs Llama's kind of model (Llama, Mistral, Qwen 2 and 3) with the few launches that single-token steps
+need; `PlainDecoder` runs any other Hugging Face model through its own code. Both are called alike.
+"""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from oxe_curate.train.parallel import additive
+from oxe_curate.train.projections import Projection
+
+
+class Decoder(abc.ABC):
+    """A language model without its output head, for one sequence.
+
+    Attributes:
+        capacity: tokens that the cache holds.
+    """
+
+    capacity: int
+
+    @abc.abstractmethod
+    def __call__(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
+    ) -> torch.Tensor:
+        """Run some tokens.
+
+        Args:
+            x: (T, D), their embeddings.
+            positions: int64 (T,): their places in the sequence, and where the cache keeps them.
+            mask: (T, S), added to the scores. Without the cache S is T. With it the tokens look at the first S
+                places of the cache. None: the tokens begin the sequence, and each looks at those before it.
+            cache: keep the tokens' keys and values; what the places held before is overwritten.
+
+        Returns:
+            (T, D), after the final norm.
+        """
+
+
+def build_decoder(language_model: Any, capacity: int) -> Decoder:
+    """The fastest decoder for a Hugging Face causal language model, with room for `capacity` tokens."""
+    kind = FusedDecoder if fusable(language_model.config) else PlainDecoder
+    return kind(language_model, capacity)
+
+
+def fusable(config: Any) -> bool:
+    """Whether `FusedDecoder` computes this model: no sliding windows, rotary positions that depend on place alone."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in ("llama", "mistral", "qwen2", "qwen3")
+        and rope.get("rope_type", "default") in ("default", "linear", "llama3")
+        and config.hidden_act in ("silu", "swish")
+        and _no_window(config)
+    )
+
+
+def _no_window(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return all(kind == "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is None
+
+
+def _kernels() -> AbstractContextManager[None]:
+    # without cuDNN's attention, whose plans are made anew for each shape and cost more than the attention
+    kernels: AbstractContextManager[None] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return kernels
+
+
+class _Layer:
+    """What one block needs, its parallel products fused."""
+
+    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        self.norm1, self.norm2 = _Norm(block.input_layernorm, dtype), _Norm(block.post_attention_layernorm, dtype)
+        self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.out = Projection([attention.o_proj], dtype)
+        self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
+        self.down = Projection([mlp.down_proj], dtype)
+        heads = hasattr(attention, "q_norm")  # Qwen 3 normalises each head's queries and keys
+        self.query_norm = _Norm(attention.q_norm, dtype) if heads else None
+        self.key_norm = _Norm(attention.k_norm, dtype) if heads else None
+
+
+class _Norm:
+    """Root mean square norm in one launch; computed in float32 as transformers does, rounded once instead of twice."""
+
+    def __init__(self, norm: Any, dtype: torch.dtype) -> None:
+        self._weight, self._epsilon = norm.weight.detach().to(dtype), norm.variance_epsilon
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], self._weight, self._epsilon)
+
+
+class FusedDecoder(Decoder):
+    """Llama's kind of model: about 15 launches a layer, against 45 through transformers.
+
+    Args:
+        language_model: `fusable`; plain, quantised or with LoRA. Its weights are shared, see `Projection`.
+        capacity: tokens to make room for.
+    """
+
+    def __init__(self, language_model: Any, capacity: int) -> None:
+        config, model = language_model.config, language_model.base_model
+        embedding = language_model.get_input_embeddings().weight
+        self.capacity = capacity
+        self._norm = _Norm(model.norm, embedding.dtype)
+        self._layers = [_Layer(block, embedding.dtype) for block in model.layers]
+        self._heads = config.num_attention_heads
+        self._groups = config.num_key_value_heads
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        cos, sin = model.rotary_emb(embedding, torch.arange(capacity, device=embedding.device)[None])
+        half = self._width // 2
+        self._cos = cos[0, :, None]  # (capacity, 1, width of a head)
+        # rotate_half(x) * sin = roll(x) * signed sin
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
+        self._cache: torch.Tensor | None = None
+
+    def __call__(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
+    ) -> torch.Tensor:
+        """See `Decoder`."""
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        if cache and self._cache is None:
+            self._cache = x.new_zeros(len(self._layers), 2, self._groups, self.capacity, self._width)
+        with _kernels():
+            for number, layer in enumerate(self._layers):
+                qkv = self._rotated(layer, layer.qkv(layer.norm1(x)), cos, sin)
+                stored = None
+                if cache and self._cache is not None:
+                    stored = self._cache[number]
+                    pairs = qkv[:, self._heads :].unflatten(1, (2, self._groups))
+                    stored.index_copy_(2, positions, pairs.permute(1, 2, 0, 3))
+                x = x + layer.out(self._attend(qkv, stored, mask))
+                gate, up = layer.gate_up(layer.norm2(x)).chunk(2, -1)
+                x = x + layer.down(F.silu(gate) * up)
+        return self._norm(x)
+
+    def _rotated(self, layer: _Layer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """(T, all heads' width) -> (T, heads + 2 groups, width): queries, keys (turned to their places), values."""
+        qkv = qkv.view(len(qkv), -1, self._width)
+        turning = qkv[:, : self._heads + self._groups]
+        turned = turning
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = turning.split([self._heads, self._groups], 1)
+            turned = torch.cat([layer.query_norm(query), layer.key_norm(key)], 1)
+        torch.addcmul(turned * cos, turned.roll(self._width // 2, -1), sin, out=turning)
+        return qkv
+
+    def _attend(self, qkv: torch.Tensor, stored: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+        """Attention of T tokens, (T, heads + 2 groups, width) -> (T, heads * width)."""
+        query, key, value = qkv.transpose(0, 1)[None].split([self._heads, self._groups, self._groups], 1)
+        if mask is None:
+            out = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
+            )
+            return out[0].transpose(0, 1).flatten(1)
+        if stored is not None:
+            key, value = stored[:, None, :, : mask.shape[-1]]
+        share = self._heads // self._groups
+        if share > 1 and len(qkv) == 1:  # the heads of a group as rows of one query
+            query = query.view(1, self._groups, share, self._width)
+        elif share > 1:
+            key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None])
+        if share > 1 and len(qkv) == 1:
+            return out.reshape(1, -1)
+        return out[0].transpose(0, 1).flatten(1)
+
+
+class _Store:
+    """Keys and values as a Hugging Face decoder writes and reads them."""
+
+    is_compileable = False
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.positions: torch.Tensor | None = None
+        self.visible = capacity
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer not in self._layers:
+            keys, values = (x.new_zeros(*x.shape[:2], self.capacity, x.shape[3]) for x in (key, value))
+            self._layers[layer] = keys, values
+        keys, values = self._layers[layer]
+        keys.index_copy_(2, self.positions, key)
+        values.index_copy_(2, self.positions, value)
+        return keys[:, :, : self.visible], values[:, :, : self.visible]
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+class PlainDecoder(Decoder):
+    """Any Hugging Face causal language model that takes embeddings, positions and a four-dimensional mask.
+
+    Args:
+        language_model: the model. capacity: tokens to make room for.
+    """
+
+    def __init__(self, language_model: Any, capacity: int) -> None:
+        self.capacity = capacity
+        self._model: nn.Module = language_model.base_model
+        self._store = _Store(capacity)
+
+    def __call__(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
+    ) -> torch.Tensor:
+        """See `Decoder`."""
+        if mask is None:
+            places = torch.arange(len(x), device=x.device)
+            mask = additive(places[None] <= places[:, None], x.dtype)
+        self._store.positions, self._store.visible = positions, mask.shape[-1]
+        with _kernels():
+            out: torch.Tensor = self._model(
+                inputs_embeds=x[None],
+                attention_mask=mask[None, None],
+                position_ids=positions[None],
+                past_key_values=self._store if cache else None,
+                use_cache=cache,
+            ).last_hidden_state
+        return out[0]
