@@ -1,0 +1,17 @@
+"""The door of the data path: what trainer, evaluation and inference import."""
+
+from oxe_curate.train.assemble import decode_into, resize
+from oxe_curate.train.augment import augment, center_crop
+from oxe_curate.train.loader import Loader, ValidationLoader
+from oxe_curate.train.rows import Form, normalize_proprio
+
+__all__ = [
+    "Form",
+    "Loader",
+    "ValidationLoader",
+    "augment",
+    "center_crop",
+    "decode_into",
+    "normalize_proprio",
+    "resize",
+]

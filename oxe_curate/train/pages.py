@@ -1,0 +1,127 @@
+"""Where each value of a PLAIN, uncompressed binary column lies in a Parquet file, from the page headers alone.
+
+A trainer can then read any image by offset and length, in any order, without decoding its row group.
+
+Layout (parquet-format, "Data Pages" and "Encodings"): a column chunk is a row of pages; a page is a header in Thrift's
+compact protocol, repetition and definition levels, then for each value its length (uint32) and its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.errors import DataError
+
+Read = Callable[[int, int], bytes]
+"""(offset, length) -> that part of a file."""
+
+_DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
+_HEADER_BYTES = 256  # a data page's header without statistics takes about 30
+_LENGTH = struct.Struct("<I")
+
+
+def value_offsets(
+    read: Read, start: int, size: int, values: int, levels: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find every value of a column chunk.
+
+    Args:
+        read: reads a part of the file.
+        start: where the chunk's first page begins.
+        size: bytes of the chunk.
+        values: how many values it holds, nulls not counted.
+        levels: the column's largest repetition and definition level.
+
+    Returns:
+        int64 (values,): offset of each value's bytes in the file, and their lengths.
+
+    Raises:
+        DataError: the pages hold another number of values, are damaged or not PLAIN; names no file.
+    """
+    offsets: list[int] = []
+    lengths: list[int] = []
+    place, end = start, start + size
+    while place < end:
+        header, body, skipped = _page(read(place, min(_HEADER_BYTES, end - place)))
+        place += header
+        at, place = place, place + body
+        if body < 0 or place > end:
+            raise DataError("a page does not end where its column does")
+        if skipped is None:  # version 1: each kind of level begins with its own length
+            for level in levels:
+                if level:
+                    at += 4 + _LENGTH.unpack(read(at, 4))[0]
+        else:
+            at += skipped
+        while at + 4 <= place:
+            (length,) = _LENGTH.unpack(read(at, 4))
+            offsets.append(at + 4)
+            lengths.append(length)
+            at += 4 + length
+        if at != place:
+            raise DataError("a page is damaged: its images do not add up to its size")
+    if len(offsets) != values:
+        raise DataError(f"its pages hold {len(offsets)} images instead of {values}")
+    return np.array(offsets, np.int64), np.array(lengths, np.int64)
+
+
+def _page(header: bytes) -> tuple[int, int, int | None]:
+    """Bytes of the header, of the page's body, and of the levels in it (None where they tell their own length).
+
+    Field numbers are those of parquet.thrift's PageHeader, DataPageHeader and DataPageHeaderV2.
+    """
+    try:
+        fields, size = _struct(header, 0)
+        kind, body = fields[1], fields[3]
+        if kind == _DATA_PAGE and fields[5][2] == _PLAIN:
+            return size, body, None
+        if kind == _DATA_PAGE_V2 and fields[8][4] == _PLAIN:
+            return size, body, fields[8][5] + fields[8][6]
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise DataError("a page header is damaged") from None
+    raise DataError("its images are not stored PLAIN")
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+
+
+def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
+    """One Thrift struct: field number -> bool, int or struct; other types raise ValueError (no page header has them).
+
+    Binary fields are skipped, since statistics hold them.
+    """
+    fields: dict[int, Any] = {}
+    number = 0
+    while (byte := data[place]) != 0:
+        place += 1
+        delta, kind = byte >> 4, byte & 15
+        if delta:
+            number += delta
+        else:
+            value, place = _varint(data, place)
+            number = (value >> 1) ^ -(value & 1)
+        if kind in (1, 2):  # true, false
+            fields[number] = kind == 1
+        elif kind in (4, 5, 6):  # i16, i32, i64, as zigzag varints
+            value, place = _varint(data, place)
+            fields[number] = (value >> 1) ^ -(value & 1)
+        elif kind == 8:
+            length, place = _varint(data, place)
+            place += length
+        elif kind == 12:
+            fields[number], place = _struct(data, place)
+        else:
+            raise ValueError(f"Thrift type {kind}")
+    return fields, place + 1
