@@ -11,7 +11,8 @@ from PIL import Image
 
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.tokenize.summary import Summary
+from oxe_curate.train.assemble import resize
+from oxe_curate.train.rows import normalize_proprio
 
 CROP_AREA = 0.9
 """Share of the picture that OpenVLA's augmentation keeps, and that its evaluation cuts from the middle."""
@@ -31,15 +32,8 @@ def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool)
         ConfigError: another number of pictures, an unknown or missing role, an array of another type or shape.
     """
     named = _by_role(images, cameras)
-    resized = np.stack([resize(_picture(named[role], role), size) for role in cameras])
+    resized = np.stack([resize(_picture(named[role], role), size) for role in cameras])  # as the loader does
     return crop_middle(resized) if center_crop else resized
-
-
-def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to (size, size, 3) without keeping the aspect, bicubic with antialiasing: OpenVLA's "resize-naive"."""
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def crop_middle(images: NDArray[np.uint8], area: float = CROP_AREA) -> NDArray[np.uint8]:
@@ -96,16 +90,7 @@ def as_proprio(proprio: ArrayLike | None, bounds: Bounds, width: int) -> NDArray
         raise ConfigError("proprio: expected a list of numbers") from None
     if state.shape != (known.width,) or not np.isfinite(state).all():
         raise ConfigError(f"proprio: expected {known.width} finite numbers, found the shape {state.shape}")
-    padded = np.zeros(width, np.float32)
-    padded[: known.width] = normalize_proprio(state, known)
-    return padded
-
-
-def normalize_proprio(state: NDArray[np.float32], known: Summary) -> NDArray[np.float32]:
-    """Scale a state so that q01 .. q99 becomes -1 .. 1, and clip; what never changes becomes 0."""
-    low, span = known.q01.astype(np.float32), (known.q99 - known.q01 + 1e-8).astype(np.float32)
-    scaled = np.clip(2 * (state - low) / span - 1, -1, 1)
-    return np.where(known.min == known.max, 0, scaled).astype(np.float32)
+    return normalize_proprio(state, known, width)
 
 
 def _samples(length: int, area: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -144,16 +129,15 @@ def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
     return dict(zip(cameras, images, strict=True))
 
 
-def _picture(image: Any, role: str) -> NDArray[np.uint8]:
+def _picture(image: Any, role: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return image.convert("RGB")
     array = _array(image, role)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         raise ConfigError(f"image: {role}: expected a picture (height, width, 3), RGB; found the shape {array.shape}")
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
-    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255:  # a JSON list of lists
-        return array.astype(np.uint8)
+    whole = array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= 255  # a JSON list of lists: int64
+    if whole:
+        return Image.fromarray(np.ascontiguousarray(array, np.uint8))
     raise ConfigError(f"image: {role}: expected uint8, 0 to 255; found {array.dtype}")
 
 

@@ -1,3 +1,4 @@
+import io
 import json
 
 import numpy as np
@@ -10,14 +11,15 @@ from PIL import Image
 
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.train import Policy, family
-from oxe_curate.train.observe import as_images, as_proprio, crop_middle, resize
-from tests.train import toy
-from tests.train.toy import red
+from oxe_curate.train.assemble import decode_into
+from oxe_curate.train.observe import as_images, as_proprio, crop_middle
+from tests.train import toy_policy as toy
+from tests.train.toy_policy import red
 
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
-    monkeypatch.setitem(family._FAMILIES, "openvla", "tests.train.toy:ToyFamily")
+    monkeypatch.setitem(family._FAMILIES, "openvla", "tests.train.toy_policy:ToyFamily")
 
 
 def make(tmp_path, name="run", **change):
@@ -196,11 +198,15 @@ def test_pictures_that_do_not_fit_are_told(images, message):
         as_images(images, ["primary", "wrist"], 8, False)
 
 
-def test_resizing_is_pillows_bicubic_without_the_aspect():
+def test_resizing_is_the_loaders():
     image = np.random.default_rng(1).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize(image, 16), expected)
-    assert resize(expected, 16) is expected
+    np.testing.assert_array_equal(as_images(image, ["primary"], 16, False)[0], expected)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    loaded = np.empty((16, 16, 3), np.uint8)
+    decode_into(file.getvalue(), loaded)
+    np.testing.assert_array_equal(loaded, expected)
 
 
 def crop_slowly(image, area):

@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.train import saved
 from oxe_curate.train.saved import choose_key, open_saved
-from tests.train import toy
+from tests.train import toy_policy as toy
 
 
 @pytest.fixture

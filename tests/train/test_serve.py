@@ -17,8 +17,8 @@ from starlette.testclient import TestClient
 
 from oxe_curate.errors import StorageError
 from oxe_curate.train import Policy, family, serve, wire
-from tests.train import toy
-from tests.train.toy import red
+from tests.train import toy_policy as toy
+from tests.train.toy_policy import red
 
 CLIENT_ARRAY = {"__numpy__": base64.b64encode(bytes(range(12))).decode(), "dtype": "|u1", "shape": [2, 2, 3]}
 """What json-numpy 2.1.1 writes for np.arange(12, dtype=np.uint8).reshape(2, 2, 3)."""
@@ -26,7 +26,7 @@ CLIENT_ARRAY = {"__numpy__": base64.b64encode(bytes(range(12))).decode(), "dtype
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setitem(family._FAMILIES, "openvla", "tests.train.toy:ToyFamily")
+    monkeypatch.setitem(family._FAMILIES, "openvla", "tests.train.toy_policy:ToyFamily")
     return toy.write_run(tmp_path / "run", toy.write_base(tmp_path / "base"), names=("bridge_orig", "kuka"), chunk=2)
 
 
@@ -250,7 +250,7 @@ SERVER = """
 import sys
 from oxe_curate.train import family
 from oxe_curate.train.serve import serve
-family._FAMILIES["openvla"] = "tests.train.toy:ToyFamily"
+family._FAMILIES["openvla"] = "tests.train.toy_policy:ToyFamily"
 serve(sys.argv[1], port=0, host=sys.argv[2], unnorm_key="kuka", max_bytes=20_000)
 """
 
