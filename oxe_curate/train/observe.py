@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.train.assemble import resize
+from oxe_curate.train.augment import center_crop
 from oxe_curate.train.rows import normalize_proprio
-
-CROP_AREA = 0.9
-"""Share of the picture that OpenVLA's augmentation keeps, and that its evaluation cuts from the middle."""
 
 
 def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool) -> NDArray[np.uint8]:
@@ -26,7 +25,7 @@ def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool)
             is a PIL image or an array (H, W, 3) of uint8, RGB.
         cameras: the model's roles.
         size: S.
-        center_crop: cut the middle `CROP_AREA` of each picture, as for a model trained with random crops.
+        center_crop: cut out the middle of each picture, as for a model trained with random crops.
 
     Raises:
         ConfigError: another number of pictures, an unknown or missing role, an array of another type or shape.
@@ -36,30 +35,19 @@ def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool)
     return crop_middle(resized) if center_crop else resized
 
 
-def crop_middle(images: NDArray[np.uint8], area: float = CROP_AREA) -> NDArray[np.uint8]:
-    """Cut the middle `area` of pictures and enlarge it to their size, as OpenVLA's evaluation does.
-
-    Bilinear between the corners of the cut, in float32: pixel i of S samples at `((1 - r) / 2 + r * i / (S - 1)) *
-    (S - 1)` with r the square root of `area` (the rule of TensorFlow's `crop_and_resize`), and [0, 1] is brought back
-    to uint8 by `floor(255.5 * x)` (the rule of its `convert_image_dtype`).
+def crop_middle(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Cut the middle `augment.AREA` of pictures and enlarge it to their size, rounded to uint8 as OpenVLA's evaluation.
 
     Args:
-        images: uint8 (..., H, W, 3).
-        area: share of the area that stays.
+        images: uint8 (..., S, S, 3).
 
     Returns:
-        uint8 of the same shape.
+        uint8 of the same shape: `floor(255.5 * x)` of `center_crop`'s x, the rule of TensorFlow's convert_image_dtype.
     """
-    height, width = images.shape[-3:-1]
-    pixels = images.astype(np.float32) / np.float32(255)
-    (top, bottom, down), (left, right, across) = _samples(height, area), _samples(width, area)
-    down, across = down[:, None, None], across[:, None]
-    rows = pixels[..., top, :, :]
-    upper = rows[..., left, :] + (rows[..., right, :] - rows[..., left, :]) * across
-    rows = pixels[..., bottom, :, :]
-    lower = rows[..., left, :] + (rows[..., right, :] - rows[..., left, :]) * across
-    mixed = np.clip(upper + (lower - upper) * down, 0, 1)
-    return np.minimum(mixed * np.float32(255.5), 255).astype(np.uint8)
+    size = images.shape[-2]
+    cut = center_crop(torch.from_numpy(np.ascontiguousarray(images)).view(-1, size, size, 3))
+    whole = (cut * 255.5).clamp_(max=255).to(torch.uint8).permute(0, 2, 3, 1)
+    return np.asarray(whole.numpy()).reshape(images.shape)
 
 
 def as_proprio(proprio: ArrayLike | None, bounds: Bounds, width: int) -> NDArray[np.float32] | None:
@@ -91,17 +79,6 @@ def as_proprio(proprio: ArrayLike | None, bounds: Bounds, width: int) -> NDArray
     if state.shape != (known.width,) or not np.isfinite(state).all():
         raise ConfigError(f"proprio: expected {known.width} finite numbers, found the shape {state.shape}")
     return normalize_proprio(state, known, width)
-
-
-def _samples(length: int, area: float) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Per output pixel: the two source pixels, and the weight of the second."""
-    side = np.sqrt(np.float32(area))
-    begin = (np.float32(1) - side) / np.float32(2)
-    step = side * np.float32(length - 1) / np.float32(max(length - 1, 1))
-    at = begin * np.float32(length - 1) + np.arange(length, dtype=np.float32) * step
-    first = np.floor(at)
-    low = first.astype(np.int64)
-    return low, np.minimum(np.ceil(at).astype(np.int64), length - 1), at - first
 
 
 def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
