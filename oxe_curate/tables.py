@@ -93,7 +93,31 @@ def tokenized(manifest: Mapping[str, Any]) -> Group:
         axes = report["dimensions"]
         lost.add_row(name, *(_error(axis) for axis in axes))
         lost.add_row(Text("  outside", "dim"), *(Text(f"{100 * axis['share_clipped']:.1f} %", "dim") for axis in axes))
-    return Group(drawn, lost)
+    return Group(drawn, *_texts(manifest), *_frames(manifest), lost)
+
+
+def _texts(manifest: Mapping[str, Any]) -> list[Table]:
+    """Image-text sources, where the mixture has any."""
+    if "texts" not in manifest:
+        return []
+    table = _table("Image-text rows", "source", "weight", "rows", "drawn", "of all training rows")
+    for name, text in manifest["texts"].items():
+        table.add_row(
+            name, f"{text['weight']:g}", f"{text['rows']:,}", f"{text['drawn']:,}", f"{100 * text['share']:.2f} %"
+        )
+    return [table]
+
+
+def _frames(manifest: Mapping[str, Any]) -> list[Text]:
+    """How often a frame is stored, where samples are windows."""
+    counts = [split for split in manifest.get("frames", {}).values() if split["distinct"]]
+    if not counts:
+        return []
+    stored, distinct, size, once = (
+        sum(c[k] for c in counts) for k in ("stored", "distinct", "bytes", "distinct_bytes")
+    )
+    line = f"{stored:,} frames stored of {distinct:,} different ones: {stored / distinct:.2f} copies each"
+    return [Text(f"{line}, {size / 1e6:,.1f} MB of images instead of {once / 1e6:,.1f} MB.\n")]
 
 
 def _error(axis: Mapping[str, Any]) -> str:

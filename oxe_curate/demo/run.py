@@ -14,7 +14,8 @@ from oxe_curate.demo import mixture_text, write_demo
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bounds import read_statistics
-from oxe_curate.tokenize.pipeline import STATISTICS, TOKENS, TokenizeOptions, run_tokenize
+from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
+from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.tokenize.roundtrip import DIMENSIONS
 
 

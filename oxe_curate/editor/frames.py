@@ -183,22 +183,22 @@ class Frames:
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one per process; turning pages draws nothing again)
     def _draw(self, mixture: Mixture, where: str) -> _Drawn:
         """Draw the first training shard as `tokenize.build.gather` does, without its frames."""
-        from oxe_curate.tokenize import pipeline
+        from oxe_curate.tokenize.pipeline import SHARD_BYTES
+        from oxe_curate.tokenize.plan import plan
 
         sources = resolve(mixture, self._index, where, self._catalogue.cards)
-        plan = pipeline.plan(mixture, self._index, sources, {}, Folder.of(Path("unused")), pipeline.SHARD_BYTES)
-        task = plan[0]
+        tasks = plan(mixture, self._index, sources, {}, Folder.of(Path("unused")), SHARD_BYTES, {})
+        task = tasks[0]
         keys: list[NDArray[np.uint64]] = []
         parts, starts, total = [], [], 0
         for number, path, rows in task.episodes:
             source = sources[number]
             file = self._index.files(source.dataset).index(path)
             for row, episode in zip(rows, Episode.read(task.index, path, rows), strict=True):
-                drawn = samples.copies(
-                    source.entry.weight, mixture.seed, episode.id, episode.num_steps, validation=task.validation
-                )
-                steps = np.repeat(np.arange(episode.num_steps), drawn)
-                copy = np.arange(len(steps)) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+                steps, copy = samples.draw(
+                    source.entry.weight, mixture.seed, episode.id, episode.num_steps,
+                    stride=mixture.stride, validation=task.validation,
+                )  # fmt: skip
                 episode_hash = samples.episode_hash(mixture.seed, episode.id)
                 hashes = samples.step_hashes(episode_hash, episode.num_steps, samples.ORDER)
                 keys.append(samples.splitmix64(hashes[steps]) + copy.astype(np.uint64))
@@ -207,7 +207,7 @@ class Frames:
                     starts.append(total)
                     total += len(steps)
         order = samples.order(np.concatenate(keys)) if keys else np.empty(0, np.int64)
-        return _Drawn(order, starts, parts, task.output, len(plan))
+        return _Drawn(order, starts, parts, task.output, len(tasks))
 
     def _episode(self, dataset: str, file: int, row: int) -> Episode:
         files = self._index.files(dataset)

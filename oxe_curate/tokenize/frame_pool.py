@@ -61,7 +61,7 @@ class FramePool:
         buffer = np.repeat([n for n, _ in self._parts], [len(f) for _, f in self._parts]).astype(np.int64)
         flat = np.concatenate([f for _, f in self._parts]) if self._parts else np.empty((0, 2), np.int64)
         frames = Frames(self._buffers, buffer, flat[:, 0], flat[:, 1])
-        if spec.size is None and not any(self._swap):
+        if not self._parts or (spec.size is None and not any(self._swap)):
             return frames
         lengths = [len(f) for _, f in self._parts]
         episode = np.repeat(np.arange(len(lengths)), lengths)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from oxe_curate.errors import DataError
 from oxe_curate.tokenize.shards import Frames
@@ -38,6 +38,25 @@ def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def encode(image: NDArray[np.uint8], quality: int) -> bytes:
     """Encode as JPEG with full colour resolution (4:4:4): subsampling would cost more than the quality saves."""
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorspace="RGB", colorsubsampling="444"))
+
+
+def picture(data: bytes | memoryview, size: int | None, quality: int) -> bytes:
+    """A picture from anywhere as a sample holds it: resized and encoded as JPEG; as it is where `size` is None.
+
+    Whatever Pillow knows is read (grey, palette, CMYK), turned upright as its EXIF data says. Without a size only the
+    header is looked at.
+
+    Raises:
+        ValueError: the bytes are not a picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if size is None:
+                return bytes(data)
+            upright = ImageOps.exif_transpose(image) or image
+            return encode(resize(np.asarray(upright.convert("RGB")), size), quality)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
+        raise ValueError(str(error)) from None
 
 
 def recode(

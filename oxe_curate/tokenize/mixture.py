@@ -38,6 +38,42 @@ class MixtureEntry:
 
 
 @dataclass(frozen=True, config=config.STRICT)
+class TextColumns:
+    """Names of the columns of an image-text source.
+
+    Attributes:
+        image: struct<bytes, path> (Hugging Face's `Image`) or binary.
+        question, answer: of a question; None: "question" and "answer", where the source has both.
+        caption: of an image that nothing is asked about; None: "caption", where the source has it and no answers.
+    """
+
+    image: str = "image"
+    question: str | None = None
+    answer: str | None = None
+    caption: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.caption is not None and (self.question is not None or self.answer is not None):
+            raise ValueError("name a caption, or a question and an answer, not both")
+
+
+@dataclass(frozen=True, config=config.STRICT)
+class TextEntry:
+    """Image-text rows to train on beside the robot's.
+
+    Attributes:
+        name: rows carry it.
+        path: a Parquet file, or a folder of them: local (relative to the mixture file), gs:// or s3://.
+        weight: expected copies of each row.
+    """
+
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    columns: TextColumns = TextColumns()
+
+
+@dataclass(frozen=True, config=config.STRICT)
 class ImageSpec:
     """Which frames a sample holds and how they are stored.
 
@@ -71,6 +107,7 @@ class Mixture:
     """A mixture as its file says it.
 
     Attributes:
+        texts: image-text sources to train on beside the robot data.
         seed: decides fractional copies and the order of rows.
         window: observations a sample, the last of them the current one.
         stride: a sample is drawn at every so many steps, see `samples.window_ends`.
@@ -81,6 +118,7 @@ class Mixture:
 
     name: str
     datasets: tuple[MixtureEntry, ...]
+    texts: tuple[TextEntry, ...] = ()
     seed: int = Field(default=0, ge=0, lt=2**63)
     window: int = Field(default=1, ge=1, le=1024)
     stride: int = Field(default=1, ge=1, le=1024)
@@ -104,6 +142,9 @@ class Mixture:
         double = {name for name in names if names.count(name) > 1}
         if double:
             raise ValueError(f"datasets: {sorted(double)[0]!r} stands twice; add its weights up in one entry")
+        texts = [entry.name for entry in self.texts]
+        if double := {name for name in texts if [*names, *texts].count(name) > 1}:
+            raise ValueError(f"texts: {sorted(double)[0]!r} stands twice; give each source a name of its own")
         if len(set(self.image.cameras)) != len(self.image.cameras) or not self.image.cameras:
             raise ValueError("image.cameras: name each camera once, and at least one")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,35 +213,99 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
     operations that Arrow lacks for it (Hugging Face streaming does).
     """
     window = rows.frame.shape[1]
-    group = -(-ROW_GROUP // window)
     plain = schema(list(rows.frames), window)
-    metadata = {b"huggingface": _hugging_face(plain).encode(), META: json.dumps(meta, sort_keys=True).encode()}
-    arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # where Arrow's reader takes metadata from
-    metadata[b"ARROW:schema"] = base64.b64encode(arrow)
-    images = [name for name in plain.names if name.startswith("image_")]
-    leaf = ".bytes" if window == 1 else ".list.element.bytes"
-    compression = dict.fromkeys(_leaves(plain), "zstd") | {f"{name}{leaf}": "none" for name in images}
-
     views = {}
     for role, frames in rows.frames.items():
         used = np.zeros(len(frames.length), bool)
         used[rows.frame[rows.frame >= 0]] = True
         views[role] = FrameViews(frames, used)
+    _write(
+        out, path, plain, meta, lambda chosen: to_table(rows, views, chosen), permutation, -(-ROW_GROUP // window),
+        dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
+    )  # fmt: skip
+
+
+TEXT_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("dataset", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+    ]
+)
+"""Of a text shard."""
+
+
+def write_texts(
+    out: Folder,
+    path: str,
+    rows: Any,
+    frames: Frames,
+    frame: NDArray[np.int64],
+    permutation: NDArray[np.int64],
+    meta: Mapping[str, Any],
+) -> None:
+    """Publish a shard of image-text rows, in the order of `permutation`.
+
+    Args:
+        out: the mixture's folder.
+        path: of the shard in it.
+        rows: a table of n rows with the columns of `TEXT_SCHEMA` but the image.
+        frames: the images.
+        frame: int64 (n,), which of them each row shows.
+        permutation: int64 (n,).
+        meta: the shard's own metadata.
+    """
+    views = FrameViews(frames)
+
+    def table(chosen: NDArray[np.int64]) -> Any:
+        picked = rows.take(pa.array(chosen))
+        image = pa.StructArray.from_arrays(
+            [views.pick(frame[chosen]), pa.nulls(len(chosen), pa.string())], ["bytes", "path"]
+        )
+        columns = [image if name == "image" else picked[name] for name in TEXT_SCHEMA.names]
+        return pa.table(columns, names=TEXT_SCHEMA.names)
+
+    _write(
+        out, path, TEXT_SCHEMA, meta, table, permutation, ROW_GROUP,
+        dictionary=("dataset", "question"), statistics=("dataset",),
+    )  # fmt: skip
+
+
+def _write(
+    out: Folder,
+    path: str,
+    plain: Any,
+    meta: Mapping[str, Any],
+    table: Callable[[NDArray[np.int64]], Any],
+    permutation: NDArray[np.int64],
+    group: int,
+    *,
+    dictionary: Sequence[str],
+    statistics: Sequence[str],
+) -> None:
+    """Write `table(rows)` of `group` rows of the permutation at a time; readers are told the schema `plain`."""
+    metadata = {b"huggingface": _hugging_face(plain).encode(), META: json.dumps(meta, sort_keys=True).encode()}
+    arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # where Arrow's reader takes metadata from
+    metadata[b"ARROW:schema"] = base64.b64encode(arrow)
+    leaves = _leaves(plain)
+    compression = {leaf: "none" if leaf.startswith("image") and leaf.endswith(".bytes") else "zstd" for leaf in leaves}
 
     def save(sink: Any) -> None:
-        first = to_table(rows, views, permutation[:group])
+        first = table(permutation[:group])
         with pq.ParquetWriter(
             sink,
             first.schema,
             store_schema=False,
             compression=compression,
-            use_dictionary=["dataset", "episode_id", "instruction"],
-            write_statistics=["dataset", "step"],
+            use_dictionary=list(dictionary),
+            write_statistics=list(statistics),
         ) as writer:
             writer.write_table(first)
             # a table per row group: the writer cannot slice a view inside a struct
             for start in range(group, len(permutation), group):
-                writer.write_table(to_table(rows, views, permutation[start : start + group]))
+                writer.write_table(table(permutation[start : start + group]))
             writer.add_key_value_metadata(metadata)
 
     out.publish(path, save)

@@ -284,6 +284,13 @@ def test_resized_frames(index: Path, tmp_path: Path) -> None:
         assert np.abs(image.astype(int) - bridge.colour(record * 2 + shard, row["step"] + 1, 0)[:1, :1]).max() <= 4
 
 
+def test_a_shard_that_no_episode_falls_to_is_empty(index: Path, tmp_path: Path) -> None:
+    tokenize(index, tmp_path / "out", "image: {size: 32}\nvalidation: 0", shard_bytes=5000)
+    counts = [pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob("train-*")]
+    assert min(counts) == 0
+    assert sum(counts) == sum(4 + i % 5 for i in range(12))
+
+
 def test_frames_located_late_are_the_same(tmp_path: Path) -> None:
     bridge.write(tmp_path / "in")
     found = []

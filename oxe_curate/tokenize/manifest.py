@@ -1,0 +1,134 @@
+"""The files beside the shards, and the manifest, which comes last: its presence means a finished mixture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from oxe_curate import __version__
+from oxe_curate.filter.index import Index
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize import shards
+from oxe_curate.tokenize.action_tokens import ActionTokens
+from oxe_curate.tokenize.bins import ActionBins
+from oxe_curate.tokenize.bounds import Bounds
+from oxe_curate.tokenize.build import TokenizeTask
+from oxe_curate.tokenize.mixture import Mixture, Source, to_yaml
+from oxe_curate.tokenize.numbers import Numbers
+from oxe_curate.tokenize.plan import FORMAT, split_of
+from oxe_curate.tokenize.roundtrip import RoundTrip
+from oxe_curate.tokenize.text_build import TextTask
+from oxe_curate.tokenize.texts import TextSource
+
+MANIFEST, STATISTICS, TOKENS, RESOLVED = (
+    "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
+)  # fmt: skip
+
+
+def finish(
+    spec: Mixture,
+    index: Index,
+    sources: Sequence[Source],
+    statistics: dict[str, Bounds],
+    numbers: dict[str, Numbers],
+    tokens: ActionTokens,
+    tasks: Sequence[TokenizeTask | TextTask],
+    hashes: Mapping[str, str],
+    texts: Sequence[TextSource],
+    out: Folder,
+) -> dict[str, Any]:
+    """Write the files beside the shards, then the manifest."""
+    text = json.dumps({name: b.to_json() for name, b in statistics.items()}, indent=2) + "\n"
+    out.publish_bytes(STATISTICS, text.encode())
+    out.publish_bytes(RESOLVED, to_yaml(spec).encode())
+    tokens.write(f"{out}/{TOKENS}")
+    rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
+    frames: dict[str, dict[str, int]] = {}
+    names = [*(task.output for task in tasks), STATISTICS, RESOLVED, TOKENS]
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
+    for task in tasks:
+        meta = shards.read_meta(out, task.output)
+        split = task.output.split("-")[0]
+        for name, count in meta["counts"].items():
+            rows[split][name] = rows[split].get(name, 0) + count
+        for name, count in meta.get("frames", {}).items():
+            frames.setdefault(split, {})[name] = frames.get(split, {}).get(name, 0) + count
+        outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
+    manifest = {
+        "format": FORMAT,
+        "software": f"oxe-curate {__version__}",
+        "mixture": spec.name,
+        "seed": spec.seed,
+        "rows": rows,
+        **({"frames": frames} if spec.window > 1 else {}),
+        "share": _shares(sources, index, rows["train"]),
+        **({"texts": _texts(texts, rows)} if texts else {}),
+        "round_trip": _round_trip(spec, numbers, statistics),
+        "bins": spec.bins,
+        "tokens": {
+            "rule": tokens.rule,
+            "tokenizer_sha256": tokens.tokenizer_sha256,
+            "vocabulary_size": tokens.vocabulary_size,
+        },
+        "inputs": {
+            "source": index.source.uri,
+            "index": dict(hashes),
+            **({"texts": {s.entry.name: s.sha256 for s in texts}} if texts else {}),
+        },
+        "outputs": outputs,
+    }
+    out.publish_bytes(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def _hash(out: Folder, name: str) -> dict[str, Any]:
+    if out.is_local:
+        with out.path(name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    else:
+        digest = hashlib.sha256(out.read_bytes(name))
+    return {"bytes": out.size(name), "sha256": digest.hexdigest()}
+
+
+def _shares(sources: Sequence[Source], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
+    """Asked share (weight times kept steps of the drawn splits) beside the drawn one, per data set."""
+    asked = {s.entry.name: s.entry.weight * _steps(index, s) for s in sources}
+    total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
+    return {
+        name: {"weight": s.entry.weight, "asked": asked[name] / total, "drawn": rows.get(name, 0) / drawn}
+        for s in sources
+        for name in [s.entry.name]
+    }
+
+
+def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+    """Weight, rows of the source, rows drawn, and their share of all that is trained on."""
+    total = sum(rows["train"].values()) + sum(rows["text"].values()) or 1
+    return {
+        s.entry.name: {"weight": s.entry.weight, "rows": s.rows, "drawn": drawn, "share": drawn / total}
+        for s in texts
+        for drawn in [rows["text"].get(s.entry.name, 0)]
+    }
+
+
+def _steps(index: Index, source: Source) -> int:
+    files = [path for path in index.files(source.dataset) if split_of(path) in source.entry.splits]
+    tables = (index.table(path, ["kept", "num_steps"]) for path in files)
+    return sum(int(np.asarray(t["num_steps"])[np.asarray(t["kept"])].sum()) for t in tables)
+
+
+def _round_trip(spec: Mixture, numbers: dict[str, Numbers], bounds: dict[str, Bounds]) -> dict[str, dict[str, Any]]:
+    """What binning loses, per data set, in metres and degrees."""
+    report = {}
+    for name, found in numbers.items():
+        check = RoundTrip(bounds[name], ActionBins(spec.bins))
+        for block in found.column("action"):
+            check.add(block)
+        report[name] = check.result()
+    return report

@@ -1,0 +1,125 @@
+"""Which episodes go to which output shard, decided by hashes before anything is read but ids and sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate import __version__
+from oxe_curate.errors import ConfigError
+from oxe_curate.filter.index import Index
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize import samples
+from oxe_curate.tokenize.bounds import Bounds
+from oxe_curate.tokenize.build import TokenizeTask
+from oxe_curate.tokenize.mixture import Mixture, Source
+
+FORMAT = 1
+
+
+def plan(
+    spec: Mixture,
+    index: Index,
+    sources: Sequence[Source],
+    bounds: dict[str, Bounds],
+    out: Folder,
+    shard_bytes: int,
+    hashes: Mapping[str, str],
+) -> list[TokenizeTask]:
+    """Decide which episodes go to which output shard: one task each. Reads ids and sizes alone.
+
+    `hashes` are those of `index_hashes`, for the tasks' fingerprints.
+    """
+    found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
+    for number, source in enumerate(sources):
+        for path in index.files(source.dataset):
+            if split_of(path) not in source.entry.splits:
+                continue
+            table = index.table(
+                path, ["episode_id", "duplicate_of", "kept", "num_steps", "source_steps", "camera_spans"]
+            )
+            rows = np.flatnonzero(np.asarray(table["kept"]))
+            if len(rows) == 0:
+                continue
+            ids = table["episode_id"].take(rows).to_pylist()
+            cost = _expected_bytes(table, spec, source.entry.weight)[rows]
+            # a copy goes where its original goes: never one to train and the other to validation
+            originals = [c or n for n, c in zip(ids, table["duplicate_of"].take(rows).to_pylist(), strict=True)]
+            found.append((number, path, rows, samples.held_out(originals, spec.validation), cost, ids))
+    if not found:
+        raise ConfigError(f"{index.folder}: the mixture's splits hold no kept episode")
+    decided = _fingerprint(spec, sources, bounds, hashes)
+    tasks = []
+    for validation in (False, True):
+        total = sum(float(cost[held == validation].sum()) for *_, held, cost, _ in found)
+        if not any((held == validation).any() for *_, held, _, _ in found):
+            continue
+        count = max(1, -int(-total // shard_bytes))
+        assigned = [samples.output_shards(spec.seed, ids, count) for *_, ids in found]
+        for shard in range(count):
+            episodes, size = [], 0.0
+            for (number, path, rows, held, cost, _), target in zip(found, assigned, strict=True):
+                mine = (held == validation) & (target == shard)
+                if mine.any():
+                    episodes.append((number, path, tuple(rows[mine].tolist())))
+                    size += float(cost[mine].sum())
+            name = f"{'validation' if validation else 'train'}-{shard:05d}-of-{count:05d}.parquet"
+            digest = hashlib.sha256(f"{decided}:{name}:{shard_bytes}".encode()).hexdigest()
+            tasks.append(
+                TokenizeTask(
+                    index=index.folder, source=index.source, out=out, output=name, validation=validation, mixture=spec,
+                    sources=tuple(sources), bounds=bounds, episodes=tuple(episodes), size=max(int(size), 1),
+                    fingerprint=digest,
+                )
+            )  # fmt: skip
+    return tasks
+
+
+def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
+    """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
+    steps = np.asarray(table["num_steps"])
+    stored = samples.stored_frames(steps, spec.window, spec.stride) * weight
+    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most a byte a pixel or so
+        frame = spec.image.size**2 * len(spec.image.cameras)
+        return np.asarray(stored * frame)
+    lengths = np.zeros(len(table))
+    for row, spans in enumerate(table["camera_spans"].to_pylist()):
+        lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
+    return np.asarray(lengths / np.maximum(np.asarray(table["source_steps"]), 1) * stored)
+
+
+def _fingerprint(spec: Mixture, sources: Sequence[Source], bounds: dict[str, Bounds], hashes: Mapping[str, str]) -> str:
+    """Hash of everything that decides every shard."""
+    mixture = asdict(spec)
+    del mixture["texts"]  # their shards are others
+    if spec.stride == 1:
+        del mixture["stride"]  # as before there was one: finished shards stay good
+    parts = {
+        "format": FORMAT, "version": __version__, "mixture": mixture,
+        "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
+        "bounds": {name: b.to_json() for name, b in bounds.items()},
+        "index": dict(hashes),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def index_hashes(index: Index, sources: Sequence[Source]) -> dict[str, str]:
+    """One hash per data set, over its index files. Reads all of them: once a run is enough."""
+    found = {}
+    for source in sources:
+        digest = hashlib.sha256()
+        for path in index.files(source.dataset):
+            digest.update(hashlib.sha256(index.folder.read_bytes(path)).digest())
+        found[source.dataset] = digest.hexdigest()
+    return found
+
+
+def split_of(path: str) -> str:
+    """The split that an index file belongs to."""
+    return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]

@@ -1,0 +1,228 @@
+"""The text shards: image-text rows drawn by weight, their images resized as the mixture asks, shuffled, written."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from oxe_curate import __version__
+from oxe_curate.errors import DataError
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize import images, samples, shards
+from oxe_curate.tokenize.build import Built
+from oxe_curate.tokenize.mixture import ImageSpec, Mixture
+from oxe_curate.tokenize.plan import FORMAT
+from oxe_curate.tokenize.shards import Frames
+from oxe_curate.tokenize.texts import TextFile, TextSource
+
+_BATCH = 256  # rows that are read at once
+_UNITS = 4  # a shard holds at least about so many pieces of the sources
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some rows of a source that go to one shard together: those of a row group, or a part of it.
+
+    Attributes:
+        source: number of the source. file: path below its folder. file_rows: of the whole file.
+        group: the row group. first: number of its first row in the file.
+        start, stop: rows of the group.
+    """
+
+    source: int
+    file: str
+    file_rows: int
+    group: int
+    first: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """All that a worker needs to make one text shard. The sources come without their files."""
+
+    out: Folder
+    output: str
+    sources: tuple[TextSource, ...]
+    units: tuple[Unit, ...]
+    image: ImageSpec
+    seed: int
+    size: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The output, for messages."""
+        return f"{self.out}/{self.output}"
+
+
+def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_bytes: int) -> list[TextTask]:
+    """Decide which rows go to which text shard: one task each."""
+    found = [
+        unit
+        for number, source in enumerate(sources)
+        for file in source.files
+        for unit in _units(number, source, file, spec.image.size, shard_bytes)
+    ]
+    if not found:
+        return []
+    names = [f"{sources[u.source].entry.name}/{u.file}:{u.group}:{u.start}" for u, _ in found]
+    mixed = samples.order(samples.episode_hashes(spec.seed, names))
+    costs = np.array([cost for _, cost in found])[mixed]
+    total = float(costs.sum())
+    count = max(1, -int(-total // shard_bytes))
+    # as even as the pieces allow
+    target = np.minimum((np.cumsum(costs) - costs / 2) / total * count, count - 1).astype(int)
+    decided = {
+        "format": FORMAT, "version": __version__, "seed": spec.seed, "shard_bytes": shard_bytes,
+        "image": [spec.image.size, spec.image.quality],
+        "texts": [
+            [source.entry.name, source.entry.weight, asdict(source.columns), source.sha256] for source in sources
+        ],
+    }  # fmt: skip
+    slim = tuple(TextSource(s.entry, s.folder, s.columns, ()) for s in sources)
+    tasks = []
+    for shard in range(count):
+        name = f"text-{shard:05d}-of-{count:05d}.parquet"
+        here = target == shard
+        digest = hashlib.sha256(json.dumps({**decided, "name": name}, sort_keys=True).encode()).hexdigest()
+        tasks.append(
+            TextTask(
+                out=out, output=name, sources=slim, units=tuple(found[i][0] for i in mixed[here].tolist()),
+                image=spec.image, seed=spec.seed, size=max(int(costs[here].sum()), 1), fingerprint=digest,
+            )
+        )  # fmt: skip
+    return tasks
+
+
+def _units(
+    number: int, source: TextSource, file: TextFile, size: int | None, shard_bytes: int
+) -> Iterator[tuple[Unit, float]]:
+    """The pieces of a file, each with the bytes of images that it is expected to contribute."""
+    first = 0
+    for group, (rows, stored) in enumerate(file.groups):
+        cost = (stored if size is None else rows * size**2) * source.entry.weight
+        parts = min(rows, max(1, -int(-cost * _UNITS // shard_bytes)))
+        cuts = np.linspace(0, rows, parts + 1).astype(int).tolist() if rows else []
+        for start, stop in itertools.pairwise(cuts):
+            yield Unit(number, file.path, file.rows, group, first, start, stop), cost * (stop - start) / rows
+        first += rows
+
+
+def run(task: TextTask) -> Built:
+    """Build and publish one text shard. Raises DataError or StorageError, naming the file and the row."""
+    drawn = _Drawn()
+    counts: dict[str, int] = {}
+    for unit in task.units:
+        source = task.sources[unit.source]
+        before = len(drawn.sample_id)
+        for rows, batch in _read(source, unit):
+            _draw(drawn, task, source, unit, rows, batch)
+        if more := len(drawn.sample_id) - before:
+            counts[source.entry.name] = counts.get(source.entry.name, 0) + more
+    table = pa.table(
+        {
+            "sample_id": pa.array(drawn.sample_id, pa.string()),
+            "dataset": pa.array(drawn.dataset, pa.string()),
+            "question": pa.array(drawn.question, pa.string()),
+            "answer": pa.array(drawn.answer, pa.string()),
+        }
+    )
+    place = np.array(drawn.place, np.int64).reshape(-1, 3)
+    frames = Frames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
+    keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
+    meta = {"fingerprint": task.fingerprint, "counts": counts}
+    shards.write_texts(task.out, task.output, table, frames, np.array(drawn.frame, np.int64), samples.order(keys), meta)
+    return Built(steps_seen=len(keys))
+
+
+@dataclass
+class _Drawn:
+    """Rows as they grow; `place` is (buffer, offset, length) of each image, `frame` the image of each row."""
+
+    sample_id: list[str] = field(default_factory=list)
+    dataset: list[str] = field(default_factory=list)
+    question: list[str] = field(default_factory=list)
+    answer: list[str] = field(default_factory=list)
+    keys: list[NDArray[np.uint64]] = field(default_factory=list)
+    frame: list[int] = field(default_factory=list)
+    buffers: list[memoryview] = field(default_factory=list)
+    place: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+def _read(source: TextSource, unit: Unit) -> Iterator[tuple[NDArray[np.int64], Any]]:
+    """Yield (row numbers in the file, batch) of a unit, a few rows at a time."""
+    try:
+        with source.folder.open(unit.file) as opened, pq.ParquetFile(opened) as parquet:
+            at = 0
+            for batch in parquet.iter_batches(_BATCH, row_groups=[unit.group], columns=source.columns.names):
+                start, stop = max(unit.start - at, 0), min(unit.stop - at, len(batch))
+                if start < stop:
+                    yield unit.first + at + np.arange(start, stop), batch.slice(start, stop - start)
+                at += len(batch)
+                if at >= unit.stop:
+                    break
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{source.folder}/{unit.file}: damaged ({error})") from None
+
+
+def _draw(drawn: _Drawn, task: TextTask, source: TextSource, unit: Unit, rows: NDArray[np.int64], batch: Any) -> None:
+    """Take a batch's rows as often as the weight says."""
+    name, entry = f"{source.entry.name}/{unit.file}", source.entry
+    copies = samples.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
+    hashes = samples.step_hashes(samples.episode_hash(task.seed, name), unit.file_rows, samples.ORDER)[rows]
+    taken = np.flatnonzero(copies)
+    if len(taken) == 0:
+        return
+    batch = batch.take(pa.array(taken))
+    columns = source.columns
+
+    def where(i: int) -> str:
+        return f"{source.folder}/{unit.file}: row {rows[taken[i]]}"
+
+    answers = _texts(batch[columns.answer], columns.answer, where, empty=False)
+    questions = _texts(batch[columns.question], columns.question, where) if columns.question else [""] * len(taken)
+    parts: list[bytes] = []
+    for i, data in enumerate(_bytes(batch[columns.image])):
+        if not data:
+            raise DataError(f"{where(i)} has no image: files that a path leads to must be embedded as bytes")
+        try:
+            parts.append(images.picture(data, task.image.size, task.image.quality))
+        except ValueError as error:
+            raise DataError(f"{where(i)}: the image cannot be decoded ({error}). Take the row out.") from None
+    lengths = [len(part) for part in parts]
+    offsets = np.cumsum([0, *lengths]).tolist()
+    for i, (row, times) in enumerate(zip(rows[taken].tolist(), copies[taken].tolist(), strict=True)):
+        drawn.place.append((len(drawn.buffers), offsets[i], lengths[i]))
+        drawn.keys.append(samples.splitmix64(hashes[taken[i : i + 1]]) + np.arange(times, dtype=np.uint64))
+        for copy in range(times):
+            drawn.sample_id.append(f"{name}/{row:08d}#{copy}" if copy else f"{name}/{row:08d}")
+            drawn.dataset.append(entry.name)
+            drawn.question.append(questions[i])
+            drawn.answer.append(answers[i])
+            drawn.frame.append(len(drawn.place) - 1)
+    drawn.buffers.append(memoryview(b"".join(parts)))
+
+
+def _bytes(column: Any) -> list[bytes | None]:
+    inner = column.field("bytes") if pa.types.is_struct(column.type) else column
+    valid = column.is_valid().to_pylist()
+    return [data if v else None for data, v in zip(inner.to_pylist(), valid, strict=True)]
+
+
+def _texts(column: Any, name: str, where: Any, empty: bool = True) -> list[str]:
+    texts: list[str | None] = column.to_pylist()
+    for i, text in enumerate(texts):
+        if text is None or not (empty or text.strip()):
+            raise DataError(f"{where(i)}: {name!r} is {'null' if text is None else 'empty'}. Take the row out.")
+    return [text for text in texts if text is not None]
