@@ -24,6 +24,7 @@ from oxe_curate.train.family import Controller
 from oxe_curate.train.kv_cache import Decoder, build_decoder
 from oxe_curate.train.openvla import OpenVLA
 from oxe_curate.train.parallel import additive, choose, gather_slots, parallel_mask, slot_embeddings
+from oxe_curate.train.pixels import PixelNormalizer
 from oxe_curate.train.projections import merge_lora
 
 _TILE = 16  # sequences are padded to multiples: attention with a mask wants 16 bytes, and few graphs serve all prompts
@@ -36,7 +37,7 @@ class Control:
 
     Attributes:
         prompt: instruction -> token ids, BOS first.
-        pixels: uint8 (C, S, S, 3) on the device -> (C, 3 * towers, H, W) normalised; decides nothing by values.
+        pixels: the checkpoint's normalisations.
         values: token ids, int64 (K, 7) -> normalised actions, float32 (K, 7); unused with a `head`.
         token_ids: the ids that stand for actions; parallel decoding chooses among these.
         cameras, image_size, proprio, chunk: see `Contract`.
@@ -45,7 +46,7 @@ class Control:
     """
 
     prompt: Callable[[str], Sequence[int]]
-    pixels: Callable[[torch.Tensor], torch.Tensor]
+    pixels: PixelNormalizer
     values: Callable[[NDArray[np.int64]], NDArray[np.float32]]
     token_ids: Sequence[int]
     cameras: int
@@ -86,6 +87,11 @@ class OpenVLAController(Controller):
 
         size = (control.cameras, control.image_size, control.image_size, 3)
         self._images = Inlet(size, torch.uint8, self._device)
+        self._mean, self._std = (
+            torch.tensor(rows, device=self._device).view(1, -1, 1, 1)
+            for rows in (control.pixels.means, control.pixels.stds)
+        )
+        self._white = torch.full((1,), 255.0, device=self._device)
         self._proprio = Inlet((1, control.proprio), torch.float32, self._device) if control.proprio else None
         self._length = Inlet((1,), torch.int64, self._device)  # of the sequence up to the prompt's end
         self._token_ids = torch.tensor(control.token_ids, dtype=torch.int64, device=self._device)
@@ -178,7 +184,9 @@ class OpenVLAController(Controller):
     def _look_at_images(self) -> None:
         net = self._net
         towers = net.vision_backbone.towers
-        parts = self._control.pixels(self._images.tensor).to(towers[0].pos_embed.dtype).split(3, dim=1)
+        # PixelNormalizer's arithmetic; its constants come from the host, which a graph cannot wait for
+        scaled = self._images.tensor.movedim(-1, -3).float() / self._white
+        parts = ((scaled.repeat(1, len(towers), 1, 1) - self._mean) / self._std).to(self._dtype).split(3, dim=1)
         calls = [lambda tower=tower, part=part: tower(part) for tower, part in zip(towers, parts, strict=True)]
         seen = net.projector(torch.cat(self._recorder.at_once(calls), 2)).flatten(0, 1)
         if self._proprio is not None:

@@ -58,6 +58,7 @@ def fusable(config: Any) -> bool:
     return (
         config.model_type in ("llama", "mistral", "qwen2", "qwen3")
         and rope.get("rope_type", "default") in ("default", "linear", "llama3")
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
         and config.hidden_act in ("silu", "swish")
         and _no_window(config)
     )

@@ -12,6 +12,7 @@ from oxe_curate.train.kv_cache import FusedDecoder, PlainDecoder, build_decoder,
 from oxe_curate.train.openvla import load_model  # noqa: E402
 from oxe_curate.train.openvla_config import Architecture  # noqa: E402
 from oxe_curate.train.parallel import choose, parallel_states  # noqa: E402
+from oxe_curate.train.pixels import PixelNormalizer  # noqa: E402
 from oxe_curate.train.projections import Projection, merge_lora  # noqa: E402
 
 VOCABULARY, PAD = 64, 0
@@ -55,7 +56,8 @@ def language_model(name: str):
 
 def generate(model, embeddings, count: int) -> list[int]:
     """Hugging Face's greedy tokens, without an end."""
-    settings = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=PAD, eos_token_id=None)
+    model.generation_config.eos_token_id = None
+    settings = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=PAD)
     ones = torch.ones(1, len(embeddings), dtype=torch.long)
     found = model.generate(inputs_embeds=embeddings[None], attention_mask=ones, generation_config=settings)
     return found[0].tolist()
@@ -78,8 +80,7 @@ def tiny(text: dict | None = None, seed: int = 1):
     return net.requires_grad_(False)
 
 
-def pixels(images: torch.Tensor) -> torch.Tensor:
-    return (images.permute(0, 3, 1, 2).float() / 127.5 - 1).repeat(1, 2, 1, 1)
+PIXELS = PixelNormalizer()
 
 
 def prompt(instruction: str) -> list[int]:
@@ -88,14 +89,14 @@ def prompt(instruction: str) -> list[int]:
 
 def control(**changes) -> Control:
     ids = list(range(576, 832))
-    defaults = {"prompt": prompt, "pixels": pixels, "values": lambda ids: (ids / 832).astype(np.float32)}
+    defaults = {"prompt": prompt, "pixels": PIXELS, "values": lambda ids: (ids / 832).astype(np.float32)}
     return Control(**(defaults | {"token_ids": ids, "cameras": 2, "image_size": 28} | changes))
 
 
 def embeddings(net, images, ids) -> torch.Tensor:
     """(L, D): the sequence as `OpenVLA` itself embeds it."""
     with torch.no_grad():
-        x, _ = net.embed(torch.tensor([ids]), None, pixels(torch.from_numpy(images))[None])
+        x, _ = net.embed(torch.tensor([ids]), None, PIXELS(torch.from_numpy(images))[None])
     return x[0]
 
 
@@ -143,16 +144,26 @@ def test_token_by_token_is_greedy_generation(images):
 
 
 def test_token_by_token_on_the_golden_model(shared):
-    folder = shared / "parity/openvla"
-    net = load_model(folder).requires_grad_(False)
-    case = np.load(folder / "a_case.npz")
-    wide = torch.from_numpy(case["pixel_values"][:1])
-    ids = case["input_ids"][0][: int((case["labels"][0] == -100).sum()) - int((case["attention_mask"][0] == 0).sum())]
-    told = control(prompt=lambda _: ids, pixels=lambda _: wide, cameras=1, image_size=56)
-    found = OpenVLAController(net, told).decode(np.zeros((1, 56, 56, 3), np.uint8), "any")
-    with torch.no_grad():
-        x, _ = net.embed(torch.from_numpy(ids)[None], None, wide)
-    assert found.tolist() == generate(net.language_model, x[0], 7)
+    net = load_model(shared / "parity/openvla").requires_grad_(False)
+    case = np.load(shared / "parity/openvla/a_case.npz")
+    picture = np.random.default_rng(5).integers(0, 256, (1, 56, 56, 3), np.uint8)
+    for row, labels in zip(case["input_ids"], case["labels"], strict=True):
+        ids = row[: np.flatnonzero(labels != -100)[0]].tolist()
+        controller = OpenVLAController(net, control(prompt=lambda _, ids=ids: ids, cameras=1, image_size=56))
+        found = controller.decode(picture, "any").tolist()
+        assert found == generate(net.language_model, embeddings(net, picture, ids), 7)
+
+
+def test_pictures_are_normalised_bit_for_bit(images):
+    seen = []
+    net = tiny()
+    hooks = [
+        tower.register_forward_pre_hook(lambda _, args: seen.append(*args)) for tower in net.vision_backbone.towers
+    ]
+    OpenVLAController(net, control()).decode(images, "go")
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(torch.cat(seen, 1), PIXELS(torch.from_numpy(images)))
 
 
 @pytest.mark.parametrize("kind", ["tokens", "l1"])
@@ -178,7 +189,7 @@ def test_proprio_is_one_more_token(images):
     controller = OpenVLAController(net, control(proprio=8))
     state = np.linspace(-1, 1, 8, dtype=np.float32)
     with torch.no_grad():
-        wide = pixels(torch.from_numpy(images))[None]
+        wide = PIXELS(torch.from_numpy(images))[None]
         x, _ = net.embed(torch.tensor([prompt("go")]), None, wide, torch.from_numpy(state)[None])
     assert controller.decode(images, "go", state).tolist() == generate(net.language_model, x[0], 7)
     with pytest.raises(DataError, match="takes 8 numbers, got 0"):
