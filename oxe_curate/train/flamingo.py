@@ -1,0 +1,348 @@
+"""RoboFlamingo from a folder: what a base holds, and the network built from it.
+
+A base folder:
+
+    config.json            {"model_type": "roboflamingo", "cross_attn_every_n_layers": 1, ...}; see `FlamingoSpec.read`
+    vision/                a Hugging Face CLIP model's config.json and safetensors (openai/clip-vit-large-patch14)
+    language/              a Hugging Face causal language model and its tokenizer
+    flamingo.safetensors   or another file that config.json's "weights" names: an OpenFlamingo or RoboFlamingo
+                           checkpoint (.pt or .safetensors), or the whole network (then vision/ and language/ need no
+                           weights)
+
+`load_model` also takes a folder with one configuration and one safetensors file of the whole network, under any name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.train.clip_vit import ClipShape, ClipViT, from_transformers, shape_of_transformers
+from oxe_curate.train.flamingo_names import published, read_weights
+from oxe_curate.train.flamingo_net import Flamingo, layers_path
+from oxe_curate.train.heads import GPTHead, Head, LSTMHead, MLPHead
+from oxe_curate.train.weights import Checkpoint, skeleton
+
+CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "vision", "language"
+MODEL_TYPE = "roboflamingo"
+IMAGE, END = "<image>", "<|endofchunk|>"
+
+_EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
+_DECODERS = {"mpt": "mpt", "llama": "llama", "gpt_neox": "gpt_neox", "redpajama": "gpt_neox", "opt": "opt"}
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A policy head's kind and sizes; None where the released code's value stands.
+
+    Attributes:
+        kind: "mlp", "gpt" or "lstm". window, chunk: as of a `Head`.
+        history: of the MLP head.
+        hidden, layers, heads: of the recurrent network or the transformer.
+    """
+
+    kind: str = "lstm"
+    window: int = 12
+    chunk: int = 1
+    history: bool = False
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+
+    def build(self, features: int) -> Head:
+        """The head for features of that width."""
+        sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
+        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+        if self.kind == "mlp":
+            return MLPHead(features, self.window, self.chunk, **{k: v for k, v in given.items() if k == "hidden"})
+        if self.kind == "lstm":
+            given.pop("heads", None)
+            return LSTMHead(features, self.window, self.chunk, **given)
+        if self.kind == "gpt":
+            return GPTHead(features, self.window, self.chunk, **given)
+        raise ConfigError(f"head: {self.kind!r} is not known. {did_you_mean(self.kind, ('mlp', 'gpt', 'lstm'))}")
+
+
+@dataclass(frozen=True)
+class FlamingoSpec:
+    """What a folder's configuration says of the network.
+
+    Attributes:
+        vision: shape of the tower. every: cross-attention before every that-many-th layer.
+        language: configuration of the decoder, Hugging Face's keys with "model_type"; None: that of language/.
+        media_token: id of the image token; None: asked of the tokenizer.
+        head: None where neither the configuration nor the weights tell.
+    """
+
+    vision: ClipShape
+    every: int
+    language: Mapping[str, Any] | None
+    media_token: int | None
+    head: HeadSpec | None
+    weights: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> FlamingoSpec:
+        """Read a folder's configuration.
+
+        Keys: "cross_attn_every_n_layers"; "vision" (ClipShape's fields; default: vision/config.json); the decoder's
+        configuration under "language" (default: language/config.json) or its kind ("mpt", "llama", "gpt_neox",
+        "opt"); "media_token_id"; "window"; "head" (HeadSpec's fields); "weights" (file name).
+
+        Raises:
+            ConfigError: no configuration, several, one that lacks something.
+        """
+        where = _config_file(folder)
+        try:
+            data = json.loads(where.read_text(encoding="utf-8"))
+            if data.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+                raise ConfigError(f"{where}: model_type is {data['model_type']!r}, not {MODEL_TYPE!r}")
+            return cls(
+                vision=_vision_shape(data, folder),
+                every=int(data.get("cross_attn_every_n_layers", 1)),
+                language=_language_config(data),
+                media_token=data.get("media_token_id"),
+                head=_head_spec(data),
+                weights=data.get("weights"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{where}: is no configuration of RoboFlamingo: {error!r}") from None
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Flamingo:
+    """Load a whole network, head included.
+
+    Args:
+        folder: a base folder whose weights include a head, or a folder with one configuration (*config.json) and one
+            safetensors file of all weights.
+        device: where it goes.
+        dtype: of all weights.
+
+    Raises:
+        ConfigError: something is missing, weights and configuration do not fit.
+        CorruptError: a damaged file.
+    """
+    folder = Path(folder)
+    net = build(folder, FlamingoSpec.read(folder), None, dtype, trained_head=True)
+    net.to(device)
+    return net
+
+
+def build(
+    folder: Path, spec: FlamingoSpec, head: HeadSpec | None, dtype: torch.dtype, trained_head: bool = False
+) -> Flamingo:
+    """The network of a folder, on the CPU: configuration, then every weight the folder has.
+
+    Args:
+        folder: a base folder.
+        spec: its configuration.
+        head: the head wanted; one of the same kind and sizes in the weights is loaded into it, else it starts anew.
+            None takes the weights' own.
+        dtype: of all weights.
+        trained_head: refuse weights without a head.
+
+    Raises:
+        ConfigError: as of `load_model`.
+    """
+    file = _weights_file(folder, spec)
+    found = read_weights(file) if file is not None else {}
+    language = _language(folder, spec, found, dtype)
+    path = layers_path(language)
+    state = published(found, path)
+    stored = spec_of_head(state, head or spec.head)
+    if trained_head and stored is None:
+        raise ConfigError(f"{file or folder}: holds no policy head (lm_head.*): train one on this base first")
+    wanted = head or stored or spec.head or HeadSpec()
+    net = Flamingo(
+        ClipViT(spec.vision),
+        language,
+        wanted.build(language.config.hidden_size),
+        spec.every,
+        _media_token(folder, spec),
+        wanted.window,
+        *_resampler(state),
+        history=wanted.history and wanted.kind == "mlp",
+    )
+    if stored != wanted:
+        state = {name: value for name, value in state.items() if not name.startswith(("lm_head.", "frame_embs"))}
+    if not any(name.startswith("vision_encoder.") for name in state):
+        tower = dict(Checkpoint.open(folder / VISION).read())
+        state |= {f"vision_encoder.visual.{name}": value for name, value in from_transformers(tower).items()}
+    fresh = stored != wanted
+
+    def allowed(name: str) -> bool:
+        """Whether a weight may be missing from the file."""
+        if name.startswith(("lm_head.", "frame_embs")):
+            return fresh
+        return spec.language is None and _of_decoder(name)  # from_pretrained has loaded it
+
+    _fill(net, state, str(file or folder), dtype, allowed)
+    net.to(dtype)
+    return net
+
+
+def spec_of_head(state: Mapping[str, Tensor], told: HeadSpec | None) -> HeadSpec | None:
+    """The head that the weights hold, None if none; `told` gives what weights do not tell (window, GPT's heads)."""
+    told = told or HeadSpec()
+    if "lm_head.gripper.mlp.6.weight" not in state:
+        return None
+    hidden = state["lm_head.gripper.mlp.0.weight"].shape[1]
+    chunk = state["lm_head.gripper.mlp.6.weight"].shape[0]
+    base = replace(told, chunk=chunk, hidden=hidden, layers=None, heads=None)
+    if "lm_head.rnn.weight_hh_l0" in state:
+        return replace(base, kind="lstm", history=False, layers=_count(state, r"lm_head\.rnn\.weight_hh_l(\d+)"))
+    if "lm_head.gpt.wpe.weight" in state:
+        window = state["lm_head.gpt.wpe.weight"].shape[0]
+        layers = _count(state, r"lm_head\.gpt\.h\.(\d+)\.ln_1\.weight")
+        return replace(base, kind="gpt", history=False, window=window, layers=layers, heads=told.heads)
+    return replace(base, kind="mlp", history="frame_embs" in state)
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(found[1]) for name in state if (found := re.fullmatch(pattern, name)))
+
+
+def _resampler(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Depth and latents of the resampler in the weights; OpenFlamingo's where there is none."""
+    if "perceiver.latents" not in state:
+        return 6, 64
+    return _count(state, r"perceiver\.layers\.(\d+)\.0\.to_q\.weight"), state["perceiver.latents"].shape[0]
+
+
+def _fill(
+    net: Flamingo, state: dict[str, Tensor], where: str, dtype: torch.dtype, allowed: Callable[[str], bool]
+) -> None:
+    """Put weights in. Raises ConfigError for names or shapes that do not fit, and for weights that are missing."""
+    own = net.state_dict(keep_vars=True)
+    tied = {id(own[name]) for name in state if name in own}
+    wrong = {
+        "weights are missing": [n for n in own if n not in state and id(own[n]) not in tied and not allowed(n)],
+        "have no place in the model": [n for n in state if n not in own],
+        "have another shape": [n for n in state if n in own and state[n].shape != own[n].shape],
+    }
+    problems = [f"{len(names)} {what}, first {min(names)}" for what, names in wrong.items() if names]
+    if problems:
+        raise ConfigError(f"{where}: the weights do not fit the configuration: {'; '.join(problems)}")
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    net.load_state_dict(cast, strict=False, assign=True)
+    net.lang_encoder.tie_weights()
+
+
+def _of_decoder(name: str) -> bool:
+    return name.startswith("lang_encoder.") and ".gated_cross_attn_layer." not in name
+
+
+def _config_file(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give a folder with config.json and weights of RoboFlamingo.")
+    if (folder / CONFIG).is_file():
+        return folder / CONFIG
+    found = sorted(folder.glob("*config.json"))
+    if len(found) != 1:
+        raise ConfigError(f"{folder}: expected config.json, found {len(found)} files named *config.json")
+    return found[0]
+
+
+def _weights_file(folder: Path, spec: FlamingoSpec) -> Path | None:
+    if spec.weights is not None:
+        return folder / spec.weights
+    if (folder / WEIGHTS).is_file():
+        return folder / WEIGHTS
+    found = sorted(path for kind in ("*.safetensors", "*.pt") for path in folder.glob(kind))
+    if len(found) > 1:
+        raise ConfigError(f'{folder}: several files of weights; name one in config.json: "weights": "{found[0].name}"')
+    return found[0] if found else None
+
+
+def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
+    told = data.get("vision", data.get("vis"))
+    if isinstance(told, Mapping):
+        width = int(told["width"])
+        return ClipShape(
+            width=width,
+            layers=int(told["layers"]),
+            heads=int(told.get("heads", width // 64)),
+            patch=int(told.get("patch", 14)),
+            image_size=int(told.get("image_size", data.get("image_size", 224))),
+            mlp_width=int(told.get("mlp_width", 4 * width)),
+            act=told.get("act", "quick_gelu"),
+        )
+    file = folder / VISION / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{file}: is missing; put a Hugging Face CLIP model into {VISION}/")
+    return shape_of_transformers(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    told = data.get("language")
+    if isinstance(told, Mapping):
+        return told
+    for key, kind in _DECODERS.items():
+        if isinstance(data.get(key), Mapping):
+            return {"model_type": kind, **data[key]}
+    return None
+
+
+def _head_spec(data: Mapping[str, Any]) -> HeadSpec | None:
+    window = int(data.get("window", 12))
+    told = data.get("head")
+    if isinstance(told, Mapping):
+        return HeadSpec(**{"window": window, **told})
+    return HeadSpec(window=window)
+
+
+def _media_token(folder: Path, spec: FlamingoSpec) -> int:
+    if spec.media_token is not None:
+        return int(spec.media_token)
+    return int(tokenizer(folder).convert_tokens_to_ids(IMAGE))
+
+
+def tokenizer(folder: Path) -> Any:
+    """The decoder's tokenizer with Flamingo's two tokens, added in OpenFlamingo's order where they are missing.
+
+    Raises:
+        ConfigError: no tokenizer in language/.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder / LANGUAGE)
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{folder / LANGUAGE}: holds no tokenizer that can be read: {first}") from None
+    found.add_special_tokens({"additional_special_tokens": [END, IMAGE]})
+    if found.pad_token is None:
+        found.add_special_tokens({"pad_token": "<PAD>"})
+    found.padding_side = "right"
+    return found
+
+
+def _language(folder: Path, spec: FlamingoSpec, found: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """The decoder: from its configuration where the weights hold it whole, else from language/ with its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    rows = next((value.shape[0] for name, value in found.items() if name.endswith(_EMBEDDINGS)), None)
+    try:
+        if spec.language is not None:
+            settings = dict(spec.language)
+            config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+            config.vocab_size = rows or config.vocab_size
+            language = skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
+            language.tie_weights()
+            return language
+        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        where = folder / LANGUAGE if spec.language is None else folder
+        raise ConfigError(f"{where}: no decoder can be built: {first}") from None
+    if rows is not None and rows != language.get_input_embeddings().num_embeddings:
+        language.resize_token_embeddings(rows, mean_resizing=False)
+    return language

@@ -1,0 +1,97 @@
+"""How Flamingo lets text see: the perceiver resampler and the gated cross-attention, with OpenFlamingo's names.
+
+Alayrac et al. 2022, "Flamingo", sections 2.1 and 2.2. The resampler turns any number of image tokens into 64 latents;
+a gated block before a language layer lets text attend to them, and starts as the identity (tanh of a zero gate).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+HEADS, HEAD_WIDTH = 8, 64
+INNER = HEADS * HEAD_WIDTH
+
+
+def feed_forward(width: int) -> nn.Sequential:
+    """LayerNorm, width -> 4 width, exact GELU, -> width; no biases."""
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, 4 * width, bias=False), nn.GELU(), nn.Linear(4 * width, width, bias=False)
+    )
+
+
+def _attend(q: Tensor, kv: Tensor) -> Tensor:
+    """q (n, a, 512), kv (n, b, 1024) -> (n, a, 512), eight heads, no mask."""
+    q = q.unflatten(-1, (HEADS, HEAD_WIDTH)).transpose(1, 2)
+    k, v = kv.unflatten(-1, (2, HEADS, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the image tokens and to one another."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_media, self.norm_latents = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, INNER, bias=False)
+        self.to_kv = nn.Linear(width, 2 * INNER, bias=False)
+        self.to_out = nn.Linear(INNER, width, bias=False)
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        """media (n, v, width), latents (n, m, width) -> (n, m, width)."""
+        latents = self.norm_latents(latents)
+        seen = torch.cat([self.norm_media(media), latents], 1)
+        return self.to_out(_attend(self.to_q(latents), self.to_kv(seen)))
+
+
+class PerceiverResampler(nn.Module):
+    """Any number of image tokens -> a fixed number of latents of the same width."""
+
+    def __init__(self, width: int, depth: int = 6, latents: int = 64) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(latents, width))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(width), feed_forward(width)]) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, media: Tensor) -> Tensor:
+        """media (n, v, width) -> (n, latents, width)."""
+        latents = self.latents.to(media.dtype).expand(media.shape[0], -1, -1)
+        for attention, forward in self.layers:
+            latents = latents + attention(media, latents)
+            latents = latents + forward(latents)
+        return self.norm(latents)
+
+
+class CrossAttention(nn.Module):
+    """Text attends to its image's latents."""
+
+    def __init__(self, width: int, media_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, INNER, bias=False)
+        self.to_kv = nn.Linear(media_width, 2 * INNER, bias=False)
+        self.to_out = nn.Linear(INNER, width, bias=False)
+
+    def forward(self, x: Tensor, media: Tensor, sees: Tensor) -> Tensor:
+        """x (n, L, width), media (n, m, media_width), sees bool (n, L) -> (n, L, width), zero where not `sees`."""
+        out = _attend(self.to_q(self.norm(x)), self.to_kv(media))
+        return self.to_out(out * sees.unsqueeze(-1).to(out.dtype))
+
+
+class GatedCrossAttention(nn.Module):
+    """Cross-attention, then a feed-forward layer, each behind a learned tanh gate that starts closed."""
+
+    def __init__(self, width: int, media_width: int) -> None:
+        super().__init__()
+        self.attn = CrossAttention(width, media_width)
+        self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.ff = feed_forward(width)
+        self.ff_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, media: Tensor, sees: Tensor) -> Tensor:
+        """x (n, L, width), media (n, m, media_width), sees bool (n, L): text at or after its image -> like x."""
+        x = x + (self.attn(x, media, sees) * self.attn_gate.tanh()).to(x.dtype)
+        return x + (self.ff(x) * self.ff_gate.tanh()).to(x.dtype)
