@@ -16,6 +16,7 @@ from torch import nn
 
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.config import AdapterKind, LoraConfig, TrainConfig, Tuning
+from oxe_curate.train.weights import Quantization, bitsandbytes, quantized, replace_linear
 
 ALL_LINEAR = "all-linear"
 OPENVLA = "openvla"
@@ -82,19 +83,14 @@ def check_quantization(adapter: AdapterKind, device: torch.device) -> None:
     """Raise ConfigError, before anything is loaded, where qlora or int8 cannot work."""
     if adapter not in ("qlora", "int8"):
         return
-    try:
-        import bitsandbytes as bnb
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"--adapter {adapter} quantises with bitsandbytes, which is not installed: pip install bitsandbytes"
-        ) from None
+    bnb = bitsandbytes()
     if device.type not in ("cuda", "cpu", "xpu"):
         raise ConfigError(f"--adapter {adapter}: bitsandbytes cannot quantise on {device.type}. Take --adapter lora.")
-    probe = nn.Linear(64, 64, bias=False)
+    probe = nn.Sequential(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16))
     try:
-        layer = quantized_linear(probe, "nf4" if adapter == "qlora" else "int8", torch.float32).to(device)
+        quantize(probe, ["0"], adapter, device)
         with torch.no_grad():
-            layer(torch.zeros(1, 64, device=device))
+            probe(torch.zeros(1, 64, device=device, dtype=torch.bfloat16))
     except Exception as error:  # bitsandbytes raises many kinds where its native library does not fit
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
@@ -103,29 +99,17 @@ def check_quantization(adapter: AdapterKind, device: torch.device) -> None:
         ) from None
 
 
-def quantized_linear(layer: nn.Linear, kind: str, compute: torch.dtype) -> nn.Module:
-    """A bitsandbytes layer ("nf4" or "int8") with a linear layer's weights; they are packed once it is moved."""
-    import bitsandbytes as bnb
-
-    size = (layer.in_features, layer.out_features, layer.bias is not None)
-    if kind == "nf4":
-        new = bnb.nn.Linear4bit(*size, compute_dtype=compute, quant_type="nf4", quant_storage=torch.uint8)
-        new.weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-    else:
-        new = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False)
-        new.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False)
-    if layer.bias is not None:
-        new.bias = nn.Parameter(layer.bias.data, requires_grad=False)
-    return new
-
-
 def quantize(net: nn.Module, names: Sequence[str], adapter: AdapterKind, device: torch.device) -> None:
-    """Quantise layers of a network in place, one at a time, and move them to `device`."""
-    kind = {"qlora": "nf4", "int8": "int8"}[adapter]
+    """Quantise layers of a network that is in memory, one at a time, on `device`; `load_into` does so while reading."""
     for name in names:
-        parent, _, leaf = name.rpartition(".")
-        layer = net.get_submodule(name)
-        setattr(net.get_submodule(parent), leaf, quantized_linear(layer, kind, layer.weight.dtype).to(device))
+        _quantize_layer(net, name, "nf4" if adapter == "qlora" else "int8", device)
+
+
+def _quantize_layer(net: nn.Module, name: str, how: Quantization, device: torch.device) -> None:
+    old = net.get_submodule(name)
+    new = replace_linear(net, name, how, old.weight.dtype)
+    new.weight = quantized(old.weight.detach(), how, device)
+    new.to(device)
 
 
 def lora_targets(net: nn.Module, lora: LoraConfig, parts: Parts) -> list[str]:

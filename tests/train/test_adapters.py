@@ -236,7 +236,7 @@ def test_quantising_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     adapters.check_quantization("lora", torch.device("cpu"))
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match="pip install"):
         adapters.check_quantization("qlora", torch.device("cpu"))
 
 

@@ -1,198 +1,181 @@
-"""A family small enough to compute by hand, and run folders made with it."""
+"""A family of a few hundred weights and rows out of thin air, so that the trainer is tested without data or model."""
 
-import json
-from dataclasses import replace
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.train import saved
-from oxe_curate.train.config import TrainConfig, to_yaml
+from oxe_curate.train import adapter_files
+from oxe_curate.train.batch import Batch, Collator, Rows
+from oxe_curate.train.checkpoints import Progress
+from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Controller, Family
+from oxe_curate.train.order import batch_positions
+from oxe_curate.train.processes import Processes
+from oxe_curate.train.validate import HeldOut
 
-SIZE = 8
+FEATURES, CHUNK = 6, 2
+NAMES = ("arm_a", "arm_b")
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def collate(rows: Rows) -> Batch:
+    return {
+        "x": torch.from_numpy(rows.proprio),
+        "actions": torch.from_numpy(rows.actions[:, -1]),
+    }
+
+
+class Block(nn.Module):
+    """Shaped like a transformer's, so that FSDP finds it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, width)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop(torch.tanh(self.up(x)))
 
 
 class ToyFamily(Family):
-    """Every action is `base gain * trained scale * (mean red of the window's first camera / 255) + proprio[0]`.
+    """Predicts a chunk of actions from the proprio, by least squares."""
 
-    The k-th action of a chunk is k percent larger. The gripper is the same number.
-    """
+    name = "toy"
 
-    name = "openvla"
-
-    def __init__(self, config: TrainConfig, contract: Contract) -> None:
+    def __init__(self, config: TrainConfig, dropout: float = 0.1) -> None:
         super().__init__()
-        self.config, self.contract = config, contract
-        self.net = nn.Linear(1, 1, bias=False)
-        with torch.no_grad():
-            self.net.weight.fill_(1.0)
-        self.gain = json.loads(Path(config.base, "config.json").read_text())["gain"]
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            self.net = nn.ModuleDict(
+                {
+                    "enter": nn.Linear(FEATURES, 16),
+                    "blocks": nn.ModuleList(Block(16) for _ in range(2)),
+                    "leave": nn.Linear(16, CHUNK * 7),
+                }
+            )
+        for block in self.net["blocks"]:
+            block.drop.p = dropout
+        self.net["enter"].requires_grad_(False)
+        self.contract = Contract(("primary",), 1, CHUNK, 8, FEATURES, {}, None, "openvla", {})
 
     @classmethod
-    def build(cls, config, mixture, device):
-        raise NotImplementedError
+    def build(cls, config: TrainConfig, mixture: Any, device: torch.device) -> ToyFamily:
+        return cls(config)
 
     @classmethod
-    def restore(cls, config, contract, folder, device):
-        model = cls(config, contract)
+    def restore(cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device) -> ToyFamily:
+        found = cls(config)
         if folder is not None:
-            model.load(folder)
-        return model
+            found.load(folder)
+        return found
 
     @property
-    def collator(self):
-        return lambda rows: {
-            "red": torch.from_numpy(rows.images[:, :, 0, ..., 0].astype(np.float32).mean((2, 3)) / 255),
-            "seen": torch.from_numpy(rows.observation_mask),
-            "proprio": torch.from_numpy(rows.proprio),
-        }
+    def collator(self) -> Collator:
+        return collate
 
-    def forward(self, **batch: Any):
-        return {"loss": self.predict(batch).mean()}
+    def _actions(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.net["enter"](x)
+        for block in self.net["blocks"]:
+            hidden = block(hidden)
+        return self.net["leave"](hidden).view(-1, CHUNK, 7)
 
-    def predict(self, batch):
-        red = (batch["red"] * batch["seen"]).sum(1) / batch["seen"].sum(1)
-        value = self.gain * self.net(red[:, None])
-        if self.contract.proprio:
-            value = value + batch["proprio"][:, :1]
-        larger = 1 + 0.01 * torch.arange(self.contract.chunk)
-        return (value[:, None] * larger[None, :, None]).expand(-1, -1, 7).float()
+    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
+        error = (self._actions(batch["x"]) - batch["actions"]).square().mean(dim=(1, 2))
+        return {"loss": error.mean(), "token_accuracy": (error.detach() < 0.1).float().mean()}
 
-    def parameter_groups(self, weight_decay):
-        return [{"params": list(self.net.parameters())}]
+    def predict(self, batch: Batch) -> torch.Tensor:
+        return self._actions(batch["x"])
 
-    def save(self, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"scale": self.net.weight.detach().clone()}, folder / "extra.safetensors")
+    def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay or 0.01},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
 
-    def load(self, folder):
-        with torch.no_grad():
-            self.net.weight.copy_(load_file(folder / "extra.safetensors")["scale"])
+    def save(self, folder: Path) -> None:
+        adapter_files.save_trained(self.net, folder)
 
-    def controller(self):
-        return ToyController(self)
+    def load(self, folder: Path) -> None:
+        adapter_files.load_trained(self.net, folder)
 
-    def export(self, folder, merge):
-        if merge:
-            gain = self.gain * float(self.net.weight.detach())
-            (folder / "config.json").write_text(json.dumps({"model_type": "openvla", "gain": gain}))
-        else:
-            self.save(folder)
+    def controller(self) -> Controller:
+        raise NotImplementedError
+
+    def export(self, folder: Path, merge: bool) -> None:
+        raise NotImplementedError
 
 
-class ToyController(Controller):
-    def __init__(self, model):
-        self.model, self.reds = model, []
+class ToySource:
+    """Rows that follow from their position alone."""
 
-    def act(self, images, instruction, proprio):
-        assert images.dtype == np.uint8
-        assert images.shape == (len(self.model.contract.cameras), SIZE, SIZE, 3)
-        self.reds = [*self.reds, images[0, ..., 0].mean(dtype=np.float32) / 255][-self.model.contract.window :]
-        batch = {"red": torch.tensor([self.reds]), "seen": torch.ones(1, len(self.reds), dtype=torch.bool)}
-        if proprio is not None:
-            batch["proprio"] = torch.from_numpy(proprio)[None]
-        return self.model.predict(batch)[0].numpy()
+    def __init__(self, config: TrainConfig, processes: Processes = ALONE, held: int = 8) -> None:
+        self.config, self.processes, self.held = config, processes, held
 
-    def reset(self):
-        self.reds = []
+    def train(self, consumed: int) -> Iterator[Batch]:
+        step = 0
+        while True:
+            yield collate(
+                rows(
+                    batch_positions(
+                        consumed,
+                        step,
+                        self.processes.rank,
+                        self.processes.world,
+                        self.config.batch_size,
+                        self.config.accumulation,
+                    )
+                )
+            )
+            step += 1
 
-
-def statistics(*names: str, scale: float = 0.1, proprio: int = 0) -> dict[str, Any]:
-    """Bounds of -scale .. scale (the n-th data set: n times that), gripper 0 .. 1."""
-    found = {}
-    for i, name in enumerate(names):
-        top = np.array([scale * (i + 1)] * 6 + [1.0])
-        low = np.append(-top[:6], 0.0)
-        found[name] = {
-            "action": {
-                "mean": [0.0] * 7, "std": [1.0] * 7, "max": (2 * top).tolist(), "min": (2 * low).tolist(),
-                "q01": low.tolist(), "q99": top.tolist(), "mask": [True] * 6 + [False],
-            },
-            "num_transitions": 100, "num_trajectories": 10,
-        }  # fmt: skip
-        if proprio:
-            state = np.arange(1.0, proprio + 1)
-            found[name]["proprio"] = {
-                "mean": [0.0] * proprio, "std": [1.0] * proprio, "max": state.tolist(), "min": (-state).tolist(),
-                "q01": (-state).tolist(), "q99": state.tolist(),
-            }  # fmt: skip
-        Bounds.from_json(found[name])
-    return found
+    def validation(self) -> Iterator[Batch]:
+        for start in range(0, self.held, 4):
+            if start // 4 % self.processes.world == self.processes.rank:
+                yield HeldOut(collate)(rows(np.arange(10_000 + start, 10_004 + start)))
 
 
-def write_base(folder: Path, gain: float = 2.0) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "openvla", "gain": gain}))
-    return folder
-
-
-def write_run(
-    folder: Path,
-    base: Path,
-    *,
-    names: tuple[str, ...] = ("bridge_dataset",),
-    scale: float = 0.25,
-    finished: bool = True,
-    checkpoints: tuple[int, ...] = (),
-    cameras: tuple[str, ...] = ("primary",),
-    window: int = 1,
-    chunk: int = 1,
-    proprio: int = 0,
-    data: Path | None = None,
-    **config: Any,
-) -> Path:
-    """A run folder as training leaves it: trained scale `scale`, `scale * step` at a checkpoint."""
-    folder.mkdir(parents=True)
-    if data is None:
-        (folder / "dataset_statistics.json").write_text(json.dumps(statistics(*names, proprio=proprio), indent=2))
-        ActionTokens.default().write(folder / "action_tokens.parquet")
-        entries = "".join(f"- {{name: {name}, weight: 1.0}}\n" for name in names)
-        (folder / "mixture.yaml").write_text(f"name: toy\ndatasets:\n{entries}")
-    else:
-        for name in ("dataset_statistics.json", "action_tokens.parquet", "mixture.yaml"):
-            (folder / name).write_bytes((data / name).read_bytes())
-    hashes = {key: str(saved.file_sha256(folder / name)) for key, name in saved._FILES.items()}
-    contract = Contract(
-        cameras=cameras, window=window, chunk=chunk, image_size=SIZE, proprio=proprio,
-        statistics=json.loads((folder / "dataset_statistics.json").read_text()),
-        tokens=tuple(int(i) for i in ActionTokens.default().token_id), bins="openvla", hashes=hashes,
-    )  # fmt: skip
-    train = TrainConfig(
-        data=str(data or "mixture"), base=str(base), run=str(folder), **{"augment": False, "dtype": "fp32", **config}
+def rows(positions: np.ndarray) -> Rows:
+    """Actions are a fixed mixing of the state."""
+    n = len(positions)
+    state = np.stack([np.random.default_rng(int(p)).standard_normal(FEATURES, np.float32) for p in positions])
+    mixing = np.random.default_rng(0).standard_normal((FEATURES, CHUNK * 7)).astype(np.float32) / 3
+    return Rows(
+        position=positions,
+        dataset=positions % len(NAMES),
+        instruction=["push"] * n,
+        images=np.zeros((n, 1, 1, 8, 8, 3), np.uint8),
+        observation_mask=np.ones((n, 1), np.bool_),
+        actions=np.tanh(state @ mixing).reshape(n, 1, CHUNK, 7),
+        bins=np.zeros((n, 1, CHUNK, 7), np.uint8),
+        action_mask=np.ones((n, 1, CHUNK), np.bool_),
+        proprio=state,
+        random=np.zeros((n, 8), np.float32),
+        sample_id=[str(p) for p in positions],
     )
-    (folder / "config.yaml").write_text(to_yaml(train))
-    (folder / "run.json").write_text(json.dumps(saved.run_record(train, contract, {"torch": torch.__version__})))
-    model = ToyFamily(train, contract)
-    for step in checkpoints:
-        _save(model, scale * step, folder / f"checkpoint-{step}" / "weights")
-    if finished:
-        _save(model, scale, folder / "adapter")
-    return folder
 
 
-def _save(model: ToyFamily, scale: float, folder: Path) -> None:
-    with torch.no_grad():
-        model.net.weight.fill_(scale)
-    model.save(folder)
+def mixture() -> Any:
+    """What of a mixture the trainer looks at."""
+    actions = np.linspace(-1, 1, 70, dtype=np.float32).reshape(10, 7)
+    return SimpleNamespace(names=NAMES, statistics={"arm_a": Bounds.fit(actions), "arm_b": Bounds.fit(3 * actions)})
 
 
-def edit_record(run: Path, **contract: Any) -> None:
-    """Change keys of the contract in run.json."""
-    record = json.loads((run / "run.json").read_text())
-    read = saved.contract_from_json(record["contract"], "test")
-    record["contract"] = saved.contract_to_json(replace(read, **contract))
-    (run / "run.json").write_text(json.dumps(record))
+def settings(run: Path, **values: Any) -> TrainConfig:
+    """A short run on the CPU."""
+    usual = {"batch_size": 4, "dtype": "fp32", "learning_rate": 1e-2, "log": "none", "log_every": 1, "adapter": "none"}
+    return TrainConfig(data="-", base="-", run=str(run), **{**usual, **values})
 
 
-def red(value: int, size: int = SIZE) -> np.ndarray:
-    """A picture of one red."""
-    image = np.zeros((size, size, 3), np.uint8)
-    image[..., 0] = value
-    return image
+def progress(step: int = 1, **values: Any) -> Progress:
+    """A checkpoint's, for tests of the folder alone."""
+    usual: dict[str, Any] = {"step": step, "consumed": 4 * step, "global_batch": 4, "config": {}, "hashes": {}}
+    return Progress(**{**usual, **values})
