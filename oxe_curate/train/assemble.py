@@ -14,10 +14,7 @@ from PIL import Image
 from oxe_curate.errors import DataError
 from oxe_curate.train.batch import Rows, TextRows
 from oxe_curate.train.order import random_numbers
-from oxe_curate.train.rows import Block, Form
-
-Located = tuple[Block, int]
-"""A sample: its row group, and the row in it."""
+from oxe_curate.train.rows import Block, Form, Located
 
 
 def assemble(

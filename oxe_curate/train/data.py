@@ -2,10 +2,12 @@
 
 from oxe_curate.train.assemble import decode_into, resize
 from oxe_curate.train.augment import augment, center_crop
+from oxe_curate.train.episodes import EpisodeReader
 from oxe_curate.train.loader import Loader, ValidationLoader
 from oxe_curate.train.rows import Form, normalize_proprio
 
 __all__ = [
+    "EpisodeReader",
     "Form",
     "Loader",
     "ValidationLoader",

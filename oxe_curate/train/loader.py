@@ -6,26 +6,29 @@ they scale, nothing is pickled, and no process is forked beside CUDA. Measured: 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.assemble import Located, assemble
+from oxe_curate.train.assemble import assemble
 from oxe_curate.train.batch import Batch, Collator, Rows
 from oxe_curate.train.local import MEMORY, LocalRows, split_shards
 from oxe_curate.train.mixture_folder import MixtureFolder
-from oxe_curate.train.order import batch_positions, rows_at, shuffled
-from oxe_curate.train.rows import Form
+from oxe_curate.train.order import shuffled
+from oxe_curate.train.rows import Form, Located
+from oxe_curate.train.source import open_rows, order_of
 
 AHEAD = 3
 """Batches that each thread may be ahead."""
 
-Fetch = Callable[[], Sequence[Located]]
+Claim = Callable[[], Sequence[Located]]
 
 
 class Loader:
@@ -77,7 +80,7 @@ class Loader:
         pin: bool = False,
     ) -> None:
         self.form = Form.of(mixture, cameras, window, chunk, proprio)
-        self._rows = LocalRows(mixture, split_shards(mixture, "train", "text"), self.form, memory)
+        self._rows = open_rows(mixture, split_shards(mixture, "train", "text"), self.form, memory)
         if len(self._rows) == 0:
             raise ConfigError(f"{mixture.folder}: holds no rows to train on")
         self._collator, self._image_size = collator, image_size
@@ -85,6 +88,7 @@ class Loader:
         self._rank, self._world, self._seed, self._start = rank, world, seed, start
         self._text_factor, self._pin = text_factor, pin
         self._workers = workers or default_workers()
+        self._order = order_of(self._rows, seed, self.global_batch, world)
         left = self.samples - start % self.samples
         self._steps = -(-left // self.global_batch) if steps is None else steps
 
@@ -109,24 +113,24 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Leaving the loop early stops the threads."""
-        return ahead(self._jobs(), self._workers, self._workers * AHEAD)
-
-    def _jobs(self) -> Iterator[Callable[[], Batch]]:
-        for step in range(len(self)):
-            yield lambda step=step: self._batch(step)  # type: ignore[misc]
-
-    def _batch(self, step: int) -> Batch:
-        return self._finish(self.rows(step))
+        plan, kept = itertools.tee(self._positions(step) for step in range(len(self)))
+        with closing(self._rows.batches(self._order.rows(positions) for positions in plan)) as claims:
+            jobs = (functools.partial(self._batch, *job) for job in zip(kept, claims, strict=True))
+            yield from ahead(jobs, self._workers, self._workers * AHEAD)
 
     def rows(self, step: int) -> Rows:
         """The rows of a micro-batch, made in the caller's thread: for tests and tools."""
-        positions = batch_positions(self._start, step, self._rank, self._world, self._batch_size, self._accumulation)
-        rows = rows_at(self._seed, self.samples, positions)
-        located = [self._rows.locate(int(row)) for row in rows]
-        return assemble(positions, located, self.form, self._image_size, self._seed, self._text_factor)
+        positions = self._positions(step)
+        return self._assemble(positions, self._rows.claim(self._order.rows(positions)))
 
-    def _finish(self, rows: Rows) -> Batch:
-        batch = self._collator(rows)
+    def _positions(self, step: int) -> NDArray[np.int64]:
+        return self._order.positions(self._start, step, self._rank, self._world, self._batch_size, self._accumulation)
+
+    def _assemble(self, positions: NDArray[np.int64], claim: Claim) -> Rows:
+        return assemble(positions, claim(), self.form, self._image_size, self._seed, self._text_factor)
+
+    def _batch(self, positions: NDArray[np.int64], claim: Claim) -> Batch:
+        batch = self._collator(self._assemble(positions, claim))
         return pinned(batch) if self._pin else batch
 
 
@@ -163,7 +167,7 @@ class ValidationLoader:
         pin: bool = False,
     ) -> None:
         self.form = Form.of(mixture, cameras, window, chunk, proprio)
-        self._rows = LocalRows(mixture, split_shards(mixture, "validation"), self.form, memory)
+        self._rows = open_rows(mixture, split_shards(mixture, "validation"), self.form, memory)
         held = len(self._rows)
         self.samples = min(held, held if count is None else count) // world * world
         if self.samples == 0:
@@ -171,7 +175,7 @@ class ValidationLoader:
                 f"{mixture.folder}: holds out {held} samples, too few for {world} processes. "
                 "Give the mixture a larger share for validation and run tokenize again, or set eval_samples: 0."
             )
-        self._places = np.arange(rank, self.samples, world)
+        self._places = np.arange(rank, self.samples, world, dtype=np.int64)
         self._collator, self._image_size, self._batch_size = collator, image_size, batch_size
         self._workers, self._pin = workers or default_workers(), pin
 
@@ -181,7 +185,7 @@ class ValidationLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Leaving the loop early stops the threads."""
-        jobs = (lambda step=step: self._batch(step) for step in range(len(self)))
+        jobs = (functools.partial(self._batch, step) for step in range(len(self)))
         return ahead(jobs, self._workers, self._workers * AHEAD)
 
     def _batch(self, step: int) -> Batch:
@@ -191,9 +195,9 @@ class ValidationLoader:
     def rows(self, step: int) -> Rows:
         """The rows of a batch."""
         places = self._places[step * self._batch_size : (step + 1) * self._batch_size]
-        rows = shuffled(0, 0, len(self._rows), places)
-        located = [self._rows.locate(int(row)) for row in rows]
-        return assemble(places.astype(np.int64), located, self.form, self._image_size, 0)
+        local = isinstance(self._rows, LocalRows)  # elsewhere in the order of the shards, whose rows are shuffled
+        rows = shuffled(0, 0, len(self._rows), places) if local else places
+        return assemble(places, self._rows.claim(rows)(), self.form, self._image_size, 0)
 
 
 def default_workers() -> int:

@@ -10,8 +10,9 @@ import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -19,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from oxe_curate.errors import CurateError, DataError, StorageError
+from oxe_curate.errors import DataError, StorageError
 from oxe_curate.storage import explain
 from oxe_curate.train import pages
 from oxe_curate.train.mixture_folder import MixtureFolder
-from oxe_curate.train.rows import TEXT_COLUMNS, TEXT_RECORD, Block, Form, numbers
+from oxe_curate.train.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
 
 MEMORY = 4 << 30
 """Bytes of numbers that a process keeps: 40 million rows of one image and one action, or a million of windows."""
-_OPEN_FILES = 256
+_OPEN_FILES, _FOOTERS = 256, 64
+MEND = "Remove that shard and run tokenize again: it makes the ones that are missing"
 _ADVISE = hasattr(os, "posix_fadvise")
 
 Value = TypeVar("Value")
@@ -68,7 +70,7 @@ class ShardName:
 
 
 class LocalRows:
-    """The rows of a split, robot rows before image-text rows; `blocks[i]` finds the row group of any of them.
+    """The rows of some shards, in their order, any of them at any time. Safe among threads.
 
     Args:
         mixture: a local folder.
@@ -89,14 +91,15 @@ class LocalRows:
         self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
         self._groups: dict[int, NDArray[np.int64]] = {}
         self._files: Cache[_File] = Cache(_OPEN_FILES)
+        self._footers: Cache[_Footer] = Cache(_FOOTERS)
         self._blocks: Cache[LocalBlock] = Cache(memory)
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def locate(self, row: int) -> tuple[Block, int]:
-        """The block that holds a row, and the row's place in it. Safe among threads.
+    def locate(self, row: int) -> tuple[LocalBlock, int]:
+        """The row group that holds a row, and the row's place in it.
 
         Raises:
             DataError: the shard is damaged; names it. StorageError: it cannot be read.
@@ -104,43 +107,69 @@ class LocalRows:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         place = row - int(self._starts[number])
         if number not in self._groups:
-            self._groups[number] = self._file(number).group_starts(self._shards[number].rows)
+            self._groups[number] = self._footer(number).group_starts(self._shards[number].rows)
         starts = self._groups[number]
         group = int(np.searchsorted(starts, place, side="right")) - 1
         block = self._blocks.get((number, group), functools.partial(self._load, number, group))
         return block, place - int(starts[group])
 
+    def claim(self, rows: NDArray[np.int64]) -> Callable[[], list[Located]]:
+        """Rows to be located when the result is called, in whatever thread."""
+        return lambda: [self.locate(int(row)) for row in rows]
+
+    def batches(self, plan: Iterator[NDArray[np.int64]]) -> Generator[Callable[[], list[Located]], None, None]:
+        """Claim one batch of rows after another."""
+        for rows in plan:
+            yield self.claim(rows)
+
     def _file(self, number: int) -> _File:
-        shard = self._shards[number]
-        return self._files.get(number, lambda: (_File(f"{self._folder}/{shard.name}"), 1))
+        return self._files.get(number, lambda: (_File(f"{self._folder}/{self._shards[number].name}"), 1))
+
+    def _footer(self, number: int) -> _Footer:
+        return self._footers.get(number, lambda: (_Footer(f"{self._folder}/{self._shards[number].name}"), 1))
 
     def _load(self, number: int, group: int) -> tuple[LocalBlock, int]:
-        shard = self._shards[number]
-        file = self._file(number)
+        text = self._shards[number].text
+        footer = self._footer(number)
+        table = footer.table(group, TEXT_COLUMNS if text else self.form.columns())
         try:
-            if shard.text:
-                table = file.table(group, TEXT_COLUMNS)
+            if text:
                 records = np.zeros(len(table), TEXT_RECORD)
                 texts: tuple[Any, ...] = (Texts(table["question"]), Texts(table["answer"]))
                 size = records.nbytes + table.nbytes
-                places = [file.images(group, "image", len(records), 1, None)]
+                columns, mask = ["image"], np.ones((len(table), 1), bool)
             else:
-                table = file.table(group, self.form.columns())
                 records, instructions = numbers(table, self.form)
                 texts = ([self._texts.setdefault(text, text) for text in instructions],)
                 size = records.nbytes + 8 * len(records)
-                places = [file.robot_images(group, role, records, self.form) for role in self.form.cameras]
+                columns = [f"image_{role}" for role in self.form.cameras]
+                mask = stored_observations(table, self.form)
+            window = records["frame"].shape[1]
+            for camera, column in enumerate(columns):
+                found = self._images(number, group, column, mask)
+                for key, values in zip(("offset", "length"), found, strict=True):
+                    records["frame"][key][:, :, camera] = values[:, mask.shape[1] - window :]
         except DataError as error:
-            raise DataError(f"{file.name}: row group {group}: {error}. {_MEND}") from None
-        for camera, (offsets, lengths) in enumerate(places):
-            records["frame"]["offset"][:, :, camera] = offsets
-            records["frame"]["length"][:, :, camera] = lengths
+            raise DataError(f"{footer.name}: row group {group}: {error}. {MEND}") from None
         first = int(self._groups[number][group])
-        return LocalBlock(records, texts, functools.partial(self._file, number), group, first), size
+        return LocalBlock(self, number, group, first, records, texts), size
+
+    def _images(self, number: int, group: int, column: str, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Offsets and lengths of an image column, int64 (2, n, W) for a mask (n, W); zeros where it is False."""
+        file = self._file(number)
+        start, size, levels = self._footer(number).chunk(group, column, list_of=mask.shape[1] > 1)
+        file.advise(start, size)  # one read of the whole group instead of one for each image's length
+        found = np.zeros((2, *mask.shape), np.int64)
+        found[:, mask] = pages.value_offsets(file.read, start, size, int(mask.sum()), levels)
+        return found
 
 
 class Texts(Sequence[str]):
-    """A column of texts as they lie in Arrow's memory."""
+    """A column of texts as they lie in Arrow's memory; null reads as "".
+
+    Args:
+        column: chunked string array.
+    """
 
     def __init__(self, column: Any) -> None:
         self._column = column.combine_chunks()
@@ -149,34 +178,32 @@ class Texts(Sequence[str]):
         return len(self._column)
 
     def __getitem__(self, row: Any) -> Any:
-        return self._column[row].as_py() or ""
+        return self._column[int(row)].as_py() or ""
 
 
 @dataclass(frozen=True, eq=False)
 class LocalBlock:
-    """A row group: see `rows.Block`. `file` opens its shard; `first` is the shard's number of its first row."""
+    """A row group: see `rows.Block`. `first` is the shard's number of its first row."""
 
-    records: NDArray[Any]
-    texts: tuple[Sequence[str], ...]
-    file: Callable[[], _File]
+    source: LocalRows
+    number: int
     group: int
     first: int
+    records: NDArray[Any]
+    texts: tuple[Sequence[str], ...]
 
     def frame(self, row: int, observation: int, camera: int) -> bytes:
-        """Read an encoded image. Raises StorageError, DataError for a file that has become shorter."""
+        """Read an encoded image. Raises StorageError, or DataError for a file that has become shorter."""
         place = self.records["frame"][row, observation, camera]
-        return self.file().read_exactly(int(place["offset"]), int(place["length"]))
+        return self.source._file(self.number).read_exactly(int(place["offset"]), int(place["length"]))
 
     def where(self, row: int) -> str:
         """The shard and the row in it."""
-        return f"{self.file().name}: row {self.first + row}"
+        return f"{self.source._footer(self.number).name}: row {self.first + row}"
 
     def sample_id(self, row: int) -> str:
         """Read the group's ids."""
-        return str(self.file().table(self.group, ["sample_id"])["sample_id"][row].as_py())
-
-
-_MEND = "Run tokenize again: it keeps the shards that are whole"
+        return str(self.source._footer(self.number).table(self.group, ["sample_id"])["sample_id"][row].as_py())
 
 
 class _File:
@@ -184,21 +211,17 @@ class _File:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._lock = threading.Lock()
         try:
-            self._raw = open(name, "rb", buffering=0)  # noqa: SIM115, PTH123 (lives as long as this object)
+            self._raw = Path(name).open("rb", buffering=0)  # noqa: SIM115 (lives as long as this object)
         except OSError as error:
             raise StorageError(f"{name}: {explain(error)}") from error
         if _ADVISE:
             os.posix_fadvise(self._raw.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
 
-    @functools.cached_property
-    def parquet(self) -> Any:
-        """The footer, read when a row group is first wanted."""
-        try:
-            return pq.ParquetFile(self.name, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{self.name}: its footer is damaged ({error}). {_MEND}") from None
+    def advise(self, start: int, size: int) -> None:
+        """Let the system read a part ahead."""
+        if _ADVISE:
+            os.posix_fadvise(self._raw.fileno(), start, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """A part of the file, shorter at its end."""
@@ -211,72 +234,77 @@ class _File:
         """A part of the file."""
         data = self.read(offset, length)
         if len(data) != length:
-            raise DataError(f"{self.name}: ends before byte {offset + length}; it was changed. {_MEND}")
+            raise DataError(f"{self.name}: ends before byte {offset + length}: it was changed. {MEND}")
         return data
+
+
+class _Footer:
+    """A shard's Parquet metadata, some 11 kB a row group, and its columns of numbers and texts."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        try:
+            self._parquet = pq.ParquetFile(name, memory_map=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{name}: its footer is damaged ({error}). {MEND}") from None
 
     def group_starts(self, rows: int) -> NDArray[np.int64]:
         """int64 (groups,): the first row of each row group."""
-        metadata = self.parquet.metadata
-        if metadata.num_rows != rows:
-            raise DataError(f"{self.name}: holds {metadata.num_rows} rows, the manifest says {rows}. {_MEND}")
-        sizes = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
-        return np.cumsum(sizes) - sizes
+        return group_starts(self._parquet.metadata, rows, self.name)
 
     def table(self, group: int, columns: Sequence[str]) -> Any:
         """Columns of a row group."""
-        parquet = self.parquet
-        try:
-            with self._lock:  # Arrow promises no safety among threads for one reader
-                table = parquet.read_row_group(group, list(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(str(error)) from None
-        if missing := set(columns) - set(table.column_names):
-            raise DataError(f"has no column {sorted(missing)[0]!r}")
-        return table
+        with self._lock:  # Arrow promises no safety among threads for one reader
+            return read_group(self._parquet, group, columns, self.name)
 
-    def robot_images(
-        self, group: int, role: str, records: NDArray[Any], form: Form
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Offsets and lengths (n, W) of a camera's images; zeros for padding."""
-        stored = form.stored_window
-        if stored == 1:
-            return self.images(group, f"image_{role}", len(records), 1, None)
-        mask = np.asarray(self.table(group, ["observation_mask"])["observation_mask"].combine_chunks().flatten())
-        offsets, lengths = self.images(group, f"image_{role}", len(records), stored, mask)
-        return offsets[:, stored - form.window :], lengths[:, stored - form.window :]
-
-    def images(
-        self, group: int, column: str, rows: int, window: int, mask: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Offsets and lengths, int64 (rows, window), of a column; zeros where mask (rows * window) is False."""
-        leaf = f"{column}.bytes" if window == 1 else f"{column}.list.element.bytes"
-        schema = self.parquet.metadata.schema
-        names = [schema.column(i).path for i in range(len(schema))]
+    def chunk(self, group: int, column: str, list_of: bool) -> tuple[int, int, tuple[int, int]]:
+        """Where an image column's chunk begins, its bytes, and its largest repetition and definition level."""
+        metadata = self._parquet.metadata
+        leaf = image_leaf(column, list_of)
+        names = [metadata.schema.column(i).path for i in range(len(metadata.schema))]
         if leaf not in names:
             raise DataError(f"has no column {leaf!r}")
-        chunk = self.parquet.metadata.row_group(group).column(names.index(leaf))
+        number = names.index(leaf)
+        chunk, levels = metadata.row_group(group).column(number), metadata.schema.column(number)
         if chunk.compression != "UNCOMPRESSED":
             raise DataError(f"{column} is compressed")
-        levels = schema.column(names.index(leaf))
         start, size = chunk.data_page_offset, chunk.total_compressed_size
-        if _ADVISE:  # one read of the whole group instead of one for each image's length
-            os.posix_fadvise(self._raw.fileno(), start, size, os.POSIX_FADV_WILLNEED)
-        used = np.ones(rows * window, bool) if mask is None else np.asarray(mask, bool)
-        found = pages.value_offsets(
-            self.read, start, size, int(used.sum()), (levels.max_repetition_level, levels.max_definition_level)
-        )
-        spread = np.zeros((2, rows * window), np.int64)
-        spread[:, used] = found
-        return spread[0].reshape(rows, window), spread[1].reshape(rows, window)
+        return start, size, (levels.max_repetition_level, levels.max_definition_level)
 
 
-def _check_size(name: str, path: Any, size: int) -> None:
+def image_leaf(column: str, list_of: bool) -> str:
+    """The Parquet path of an image column's bytes."""
+    return f"{column}.list.element.bytes" if list_of else f"{column}.bytes"
+
+
+def group_starts(metadata: Any, rows: int, name: str) -> NDArray[np.int64]:
+    """int64 (groups,): the first row of each row group. Raises DataError unless the shard holds `rows` rows."""
+    if metadata.num_rows != rows:
+        raise DataError(f"{name}: holds {metadata.num_rows} rows, the manifest says {rows}. {MEND}")
+    sizes = np.array([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], np.int64)
+    return np.cumsum(sizes) - sizes
+
+
+def read_group(parquet: Any, group: int, columns: Sequence[str], name: str) -> Any:
+    """Columns of a row group as a table. Raises DataError where it cannot be read or lacks one."""
+    try:
+        table = parquet.read_row_group(group, list(columns), use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: row group {group}: {error}. {MEND}") from None
+    roots = {column.partition(".")[0] for column in columns}
+    if missing := roots - set(table.column_names):
+        raise DataError(f"{name}: has no column {sorted(missing)[0]!r}. {MEND}")
+    return table
+
+
+def _check_size(name: str, path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{name}: {explain(error)}. {_MEND}") from None
+        raise DataError(f"{name}: {explain(error)}. {MEND}") from None
     if found != size:
-        raise DataError(f"{name}: has {found} bytes, the manifest says {size}. {_MEND}")
+        raise DataError(f"{name}: has {found} bytes, the manifest says {size}. {MEND}")
 
 
 def split_shards(mixture: MixtureFolder, *splits: str) -> list[ShardName]:
@@ -289,4 +317,4 @@ def split_shards(mixture: MixtureFolder, *splits: str) -> list[ShardName]:
             for name in mixture.shards(split)
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise CurateError(f"{mixture.folder}/manifest.json: damaged ({error}). {_MEND}") from None
+        raise DataError(f"{mixture.folder}/manifest.json: damaged ({error}). {MEND}") from None

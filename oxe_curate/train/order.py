@@ -7,6 +7,8 @@ workers and GPUs. Random numbers for augmentation follow from (seed, position) i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -87,6 +89,29 @@ def batch_positions(
     optimizer_step, part = divmod(step, accumulation)
     block = (optimizer_step * accumulation + part) * world + rank
     return start + block * batch_size + np.arange(batch_size, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """The order where any row can be read at any time: a true permutation of all rows in each epoch.
+
+    Attributes:
+        seed: of the run.
+        n: rows.
+    """
+
+    seed: int
+    n: int
+
+    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows at positions of the endless sequence."""
+        return rows_at(self.seed, self.n, positions)
+
+    def positions(
+        self, start: int, step: int, rank: int, world: int, batch_size: int, accumulation: int
+    ) -> NDArray[np.int64]:
+        """See `batch_positions`."""
+        return batch_positions(start, step, rank, world, batch_size, accumulation)
 
 
 def _keys(seed: int, epoch: int) -> NDArray[np.uint64]:

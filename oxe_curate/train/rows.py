@@ -136,6 +136,10 @@ class Block(Protocol):
         """Read it from the shard: nobody needs it but messages and checks."""
 
 
+Located = tuple[Block, int]
+"""A sample: its row group, and the row in it."""
+
+
 def numbers(table: Any, form: Form) -> tuple[NDArray[Any], list[str]]:
     """A row group's columns -> its records without frames, and the instructions.
 
@@ -150,9 +154,7 @@ def numbers(table: Any, form: Form) -> tuple[NDArray[Any], list[str]]:
     records["action"] = _cells(table, "action", (n, stored, ACTION))[:, taken]
     records["bins"] = _cells(table, "bins", (n, stored, ACTION))[:, taken]
     records["action_mask"] = _cells(table, "action_mask", (n, stored))[:, taken]
-    records["observation_mask"] = True
-    if form.stored_window > 1:
-        records["observation_mask"] = _cells(table, "observation_mask", (n, form.stored_window))[:, first:]
+    records["observation_mask"] = stored_observations(table, form)[:, first:]
     codes = {name: code for code, name in enumerate(form.names)}
     try:
         records["dataset"] = [codes[name] for name in table["dataset"].to_pylist()]
@@ -164,6 +166,12 @@ def numbers(table: Any, form: Form) -> tuple[NDArray[Any], list[str]]:
     if None in instructions:
         raise DataError("a row without an instruction")
     return records, instructions
+
+
+def stored_observations(table: Any, form: Form) -> NDArray[np.bool_]:
+    """bool (n, stored window): which observations a row holds; the others are padding, and their images null."""
+    shape = (len(table), form.stored_window)
+    return np.ones(shape, bool) if form.stored_window == 1 else _cells(table, "observation_mask", shape)
 
 
 def _cells(table: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:

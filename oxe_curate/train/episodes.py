@@ -1,0 +1,104 @@
+"""Whole episodes of a mixture in the order of their steps, for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from oxe_curate.errors import ConfigError, DataError, did_you_mean
+from oxe_curate.train.assemble import assemble
+from oxe_curate.train.batch import Rows
+from oxe_curate.train.local import MEND, split_shards
+from oxe_curate.train.mixture_folder import MixtureFolder
+from oxe_curate.train.rows import Form
+from oxe_curate.train.source import open_rows
+
+
+class EpisodeReader:
+    """The episodes of a split, each step once: further copies of a step (`#1`, ...) are left out.
+
+    An episode holds the steps that the mixture drew: with a weight below 1 or a stride some are missing. `steps` tells
+    which are there.
+
+    Args:
+        mixture: a finished mixture.
+        split: "validation" or "train".
+        image_size: S, pixels of a side.
+        cameras: of the rows; None: all that the mixture has. So for `window`, `chunk` and `proprio` (default none).
+
+    Attributes:
+        ids: the episodes' ids, sorted. by_dataset: data set -> ids of its episodes, sorted.
+
+    Raises:
+        ConfigError: a form of rows that the mixture does not have; a split without rows.
+        DataError: a shard is damaged.
+    """
+
+    def __init__(
+        self,
+        mixture: MixtureFolder,
+        *,
+        image_size: int,
+        split: str = "validation",
+        cameras: Sequence[str] | None = None,
+        window: int | None = None,
+        chunk: int | None = None,
+        proprio: bool = False,
+    ) -> None:
+        self.form = Form.of(mixture, cameras, window, chunk, proprio)
+        self._image_size = image_size
+        shards = [shard for shard in split_shards(mixture, split) if shard.rows]
+        self._rows = open_rows(mixture, shards, self.form)
+        if not shards:
+            raise ConfigError(f"{mixture.folder}: its split {split!r} holds no rows")
+        tables = []
+        for shard in shards:
+            try:
+                with mixture.folder.open(shard.name) as file:
+                    tables.append(pq.ParquetFile(file).read(["sample_id", "dataset", "episode_id", "step"]))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{mixture.folder}/{shard.name}: {error}. {MEND}") from None
+        table = pa.concat_tables(tables)
+        table = table.append_column("row", pa.array(np.arange(len(table))))
+        table = table.filter(pc.invert(pc.match_substring(table["sample_id"], "#")))
+        table = table.sort_by([("episode_id", "ascending"), ("step", "ascending")])
+        names = table["episode_id"].combine_chunks().dictionary_encode()
+        first = np.flatnonzero(np.diff(np.asarray(names.indices), prepend=-1))
+        self.ids: tuple[str, ...] = tuple(names.dictionary.to_pylist())
+        rows, steps = np.asarray(table["row"], np.int64), np.asarray(table["step"], np.int64)
+        self._of = dict(zip(self.ids, np.split(rows, first[1:]), strict=True))
+        self._steps = dict(zip(self.ids, np.split(steps, first[1:]), strict=True))
+        self.by_dataset: dict[str, list[str]] = {}
+        for name, dataset in zip(self.ids, table["dataset"].take(first).to_pylist(), strict=True):
+            self.by_dataset.setdefault(dataset, []).append(name)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[tuple[str, Rows]]:
+        """Every episode: its id and its rows."""
+        return ((name, self.read(name)) for name in self.ids)
+
+    def steps(self, episode_id: str) -> NDArray[np.int64]:
+        """int64 (T',): which steps of an episode are there, ascending."""
+        self._check(episode_id)
+        return self._steps[episode_id]
+
+    def read(self, episode_id: str, start: int = 0, stop: int | None = None) -> Rows:
+        """An episode's rows in the order of its steps; `start` and `stop` cut a part of them.
+
+        `Rows.position` counts them; `Rows.random` is for augmentation, which evaluation has no use for.
+        """
+        self._check(episode_id)
+        rows = self._of[episode_id][start:stop]
+        places = np.arange(start, start + len(rows), dtype=np.int64)
+        return assemble(places, self._rows.claim(rows)(), self.form, self._image_size, 0)
+
+    def _check(self, episode_id: str) -> None:
+        if episode_id not in self._of:
+            raise ConfigError(f"no episode {episode_id!r}. {did_you_mean(episode_id, self.ids)}")
