@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from oxe_curate.mixtures import shares
 from oxe_curate.mixtures.check import check_text
 from oxe_curate.tokenize.mixture import Mixture
 
-_SETTINGS = ("name", "seed", "window", "chunk", "image", "bounds", "bins", "validation")
+_SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
-    "seed": 0, "window": 1, "chunk": 1, "image": {"cameras": ["primary"], "size": None, "quality": 95},
+    "seed": 0, "window": 1, "stride": 1, "chunk": 1, "image": {"cameras": ["primary"], "size": None, "quality": 95},
     "bounds": {"low": 0.01, "high": 0.99, "over": "kept"}, "bins": "openvla", "validation": 0.05,
 }  # fmt: skip
 RESIZED_BYTES_PER_PIXEL = 0.35
@@ -50,7 +51,7 @@ def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> di
     rows = [_row(document, i, entry, catalogue, cameras, units) for i, entry in enumerate(entries)]
     held_out = 1 - validation if isinstance(validation, int | float) and 0 <= validation < 1 else 1.0
     weights = np.array([row["weight"] or np.nan for row in rows], np.float64)
-    steps = np.array([row["steps"] or np.nan for row in rows], np.float64) * held_out
+    steps = np.array([row["steps"] or np.nan for row in rows], np.float64) * held_out / _stride(settings)
     drawn = weights * steps
     one_pass = float(np.nansum(drawn))
     share = shares.shares(weights, steps)
@@ -63,13 +64,14 @@ def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> di
         "rows": rows,
         "totals": _totals(rows, one_pass, settings),
         "settings": settings,
+        "texts": _texts(document.data),
         "samples": samples or one_pass,
     }
 
 
-def check(text: str, catalogue: Catalogue, samples: float | None) -> list[dict[str, Any]]:
-    """The findings of `oxe-curate mixture check`, as JSON."""
-    findings = check_text(text, "", catalogue.index, int(samples) if samples else None, catalogue.cards)
+def check(text: str, catalogue: Catalogue, samples: float | None, base: Path | None = None) -> list[dict[str, Any]]:
+    """The findings of `oxe-curate mixture check`, as JSON. `base` is the folder of the mixture file."""
+    findings = check_text(text, "", catalogue.index, int(samples) if samples else None, catalogue.cards, base)
     return [asdict(finding) for finding in findings]
 
 
@@ -127,7 +129,7 @@ def _operations(
         return _weights({int(i): quantities.rounded(rows[i]["weight"] * factor) for i in operation["rows"]})
     if kind == "quantity":
         i = int(operation["row"])
-        held_out = 1 - float(analysis["settings"]["validation"])
+        held_out = (1 - float(analysis["settings"]["validation"])) / _stride(analysis["settings"])
         size = [row["steps"] * held_out if row["steps"] else None for row in rows]
         # hours are those of the whole data set, as the column beside them says: the validation share is not taken off
         hz = rows[i]["hz"] * held_out if rows[i]["hz"] else None
@@ -237,6 +239,20 @@ def _settings(data: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings["image"]["cameras"], list):
         settings["image"] = {**settings["image"], "cameras": ["primary"]}
     return settings
+
+
+def _stride(settings: dict[str, Any]) -> int:
+    """Steps from a sample to the next; 1 where the text has no such number yet."""
+    stride = settings["stride"]
+    return stride if isinstance(stride, int) and stride >= 1 else 1
+
+
+def _texts(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The image-text sources that have a name, as the text says them."""
+    texts = data.get("texts")
+    entries = texts if isinstance(texts, list) else []
+    named = [t for t in entries if isinstance(t, dict) and isinstance(t.get("name"), str)]
+    return [{"name": t["name"], "path": str(t.get("path", "")), "weight": t.get("weight")} for t in named]
 
 
 def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any]) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Editor:
 
     def check(self, body: dict[str, Any]) -> dict[str, Any]:
         """See `analyse.check`."""
-        return {"findings": analyse.check(_text(body), self.catalogue, _samples(body))}
+        return {"findings": analyse.check(_text(body), self.catalogue, _samples(body), self.file.path.parent)}
 
     def next_samples(self, body: dict[str, Any]) -> dict[str, Any]:
         """The samples that tokenize would write first."""

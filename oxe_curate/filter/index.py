@@ -290,8 +290,19 @@ class Index:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (an index is opened once per process)
     def files(self, dataset: str) -> list[str]:
-        """Paths of a data set's index files, sorted."""
-        return shard_files(self.folder, dataset)
+        """Paths of a data set's index files, sorted.
+
+        Raises:
+            ConfigError: files of several versions are there: episodes would count twice.
+        """
+        found = shard_files(self.folder, dataset)
+        if len(versions := sorted({path.rpartition("/")[0] for path in found})) > 1:
+            named = " and ".join(folder.rpartition("/")[2] for folder in versions)
+            raise ConfigError(
+                f"{self.folder}: holds {dataset} in the versions {named}, and an episode that is in both would count "
+                f"twice. Delete the folder of the one that you do not want, or filter into an empty --out."
+            )
+        return found
 
     def tables(self, dataset: str, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield (file, table with these columns) one source shard at a time."""

@@ -21,6 +21,7 @@ from oxe_curate.mixtures.lines import Lines, read_lines
 from oxe_curate.mixtures.members import Catalogue, Member
 from oxe_curate.mixtures.shares import Breakdown, breakdown
 from oxe_curate.tokenize.mixture import Mixture
+from oxe_curate.tokenize.texts import missing_file
 
 FEW_EPOCHS, MANY_EPOCHS = 1.0, 10.0
 RATE_RATIO = 5.0
@@ -57,11 +58,16 @@ def check_file(
     except (OSError, UnicodeDecodeError):
         config.read_yaml(path)  # says why
         raise
-    return check_text(text, str(path), index, samples, cards)
+    return check_text(text, str(path), index, samples, cards, path.parent)
 
 
 def check_text(
-    text: str, where: str, index: Index | None = None, samples: int | None = None, cards: Path | None = None
+    text: str,
+    where: str,
+    index: Index | None = None,
+    samples: int | None = None,
+    cards: Path | None = None,
+    base: Path | None = None,
 ) -> list[Finding]:
     """Check the text of a mixture, errors first, then by line.
 
@@ -71,6 +77,7 @@ def check_text(
         index: what is on disk; without it sizes are the published ones and versions are not known.
         samples: length of the training, for the checks of epochs.
         cards: a folder of the user's own cards.
+        base: folder that relative paths of image-text sources start from; None: the sources are not looked for.
     """
     lines = read_lines(text)
     try:
@@ -85,6 +92,7 @@ def check_text(
         return _sorted(findings)
     checker = _Checker(mixture, _entry_numbers(data), lines, index, cards)
     findings += checker.findings(samples)
+    findings += _texts(mixture, lines, base)
     return _sorted(findings)
 
 
@@ -145,6 +153,16 @@ def _duplicate(name: str, other: str, other_line: int | None, key: str, line: in
     same = "stands twice" if name == other else f"is the same data set as {other!r}"
     where = f", first on line {other_line}" if other_line else ""
     return Finding("error", "duplicate", key, line, name, f"{name!r} {same}{where}", "Add the weights up in one entry.")
+
+
+def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Finding]:
+    """Local image-text sources that cannot be read, each by its first file."""
+    for i, entry in enumerate(mixture.texts if base is not None else ()):
+        assert base is not None
+        if reason := missing_file(entry, base):
+            key = f"texts.{i}.path"
+            advice = "Correct the path or the columns; a relative path starts from the mixture file."
+            yield Finding("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
 
 
 class _Checker:

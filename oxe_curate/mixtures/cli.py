@@ -56,15 +56,19 @@ def show_(
     as_json: Json = False,
 ) -> None:
     """Show what a mixture gives: share, steps, episodes, hours and epochs per data set."""
+    from oxe_curate.mixtures.published import path_of
     from oxe_curate.mixtures.shares import breakdown
+    from oxe_curate.mixtures.text_sizes import text_sizes
 
-    result = breakdown(*_read(mixture, _open(index), cards), samples)
+    read, members = _read(mixture, _open(index), cards)
+    result = breakdown(read, members, samples)
+    texts = text_sizes(read, path_of(mixture).parent)
     if as_json:
-        _print_json({**asdict(result), "hours": result.hours})
+        _print_json({**asdict(result), "hours": result.hours, "texts": [asdict(text) for text in texts]})
         return
     from oxe_curate.mixtures import show
 
-    _print(show.mixture(result))
+    _print(show.mixture(result, texts))
 
 
 @mixture_app.command("check")

@@ -77,7 +77,7 @@ def with_weights(mixture: Mixture, weights: Sequence[float]) -> Mixture:
 
 
 def training_steps(mixture: Mixture, members: Sequence[Member]) -> shares.Floats:
-    """Steps of each data set that training may draw: those not held out for validation.
+    """Samples of each data set that training may draw: steps not held out for validation, over the stride.
 
     Raises:
         ConfigError: a size is not known, or zero.
@@ -89,7 +89,7 @@ def training_steps(mixture: Mixture, members: Sequence[Member]) -> shares.Floats
                 f"{mixture.name}: the number of steps of {member.entry.name!r} {known}, so shares and epochs cannot be "
                 "worked out. Filter it and name the index with --index, or take it out."
             )
-    return np.array([m.steps for m in members], np.float64) * (1 - mixture.validation)
+    return np.array([m.steps for m in members], np.float64) * (1 - mixture.validation) / mixture.stride
 
 
 def read_quantities(path: Path, unit: Unit) -> tuple[Mixture, dict[str, float]]:

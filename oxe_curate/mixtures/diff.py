@@ -80,11 +80,14 @@ def _change(old: Row | None, new: Row | None) -> Change:
 
 def _settings(before: Mixture, after: Mixture) -> list[tuple[str, Any, Any]]:
     old, new = (_flat({k: v for k, v in asdict(m).items() if k not in ("datasets", "name")}) for m in (before, after))
-    return [(key, old[key], new[key]) for key in old if old[key] != new[key]]
+    keys = [*old, *(key for key in new if key not in old)]  # a source of texts may be in one of them alone
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, item in value.items():
+        if key == "texts":
+            item = {text["name"]: {k: v for k, v in text.items() if k != "name"} for text in item}
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
     return flat

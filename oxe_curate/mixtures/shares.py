@@ -154,9 +154,10 @@ class Row:
         name: as the mixture writes it. card: the card's name.
         steps, episodes, hours: of the data set, at weight 1.
         origin: "index", "published" (the card's count of the whole data set) or "unknown".
-        drawn: expected samples of one pass of the mixture, the validation share taken off.
+        drawn: expected samples of one pass of the mixture, the validation share taken off. With a stride a sample is
+            a window, and a data set has about steps / stride of them.
         share: of the samples. An upper bound where `Breakdown.unknown` is not empty.
-        epochs: how often each training step is seen in `Breakdown.samples` samples; likewise.
+        epochs: how often each training sample is seen in `Breakdown.samples` samples; likewise.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Breakdown:
         samples: what `epochs` is counted over; None: not asked.
         one_pass: expected samples of one pass, over the data sets of known size.
         unknown: names whose size nothing tells. Shares are then of the others alone: each is at most that.
+        stride: steps from a sample to the next.
     """
 
     name: str
@@ -188,6 +190,7 @@ class Breakdown:
     samples: int | None
     one_pass: float
     unknown: tuple[str, ...]
+    stride: int = 1
 
     @property
     def hours(self) -> float | None:
@@ -196,7 +199,7 @@ class Breakdown:
         for row in self.rows:
             if row.drawn is None or not row.control_hz:
                 return None
-            hours += row.drawn / row.control_hz / 3600
+            hours += row.drawn * self.stride / row.control_hz / 3600
         return hours
 
 
@@ -209,7 +212,8 @@ def breakdown(mixture: Mixture, members: Sequence[Member], samples: int | None =
         samples: length of a training; None leaves epochs out.
     """
     weights = _floats([m.entry.weight for m in members])
-    training = _floats([np.nan if m.steps is None else m.steps for m in members]) * (1 - mixture.validation)
+    steps = _floats([np.nan if m.steps is None else m.steps for m in members])
+    training = steps * (1 - mixture.validation) / mixture.stride
     share = shares(weights, training)
     seen = epochs(weights, training, samples) if samples else np.full_like(share, np.nan)
     rows = tuple(
@@ -221,7 +225,7 @@ def breakdown(mixture: Mixture, members: Sequence[Member], samples: int | None =
         for i, m in enumerate(members)
     )  # fmt: skip
     unknown = tuple(m.entry.name for m in members if m.steps is None)
-    return Breakdown(mixture.name, rows, samples, float(np.nansum(weights * training)), unknown)
+    return Breakdown(mixture.name, rows, samples, float(np.nansum(weights * training)), unknown, mixture.stride)
 
 
 def _known(value: float) -> float | None:

@@ -14,6 +14,7 @@ from oxe_curate.mixtures.diff import Change, Difference
 from oxe_curate.mixtures.propose import Proposal
 from oxe_curate.mixtures.published import Published
 from oxe_curate.mixtures.shares import Breakdown, Row
+from oxe_curate.mixtures.text_sizes import TextSize
 
 _SUFFIX = "_converted_externally_to_rlds"
 
@@ -25,8 +26,8 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def mixture(result: Breakdown) -> RenderableType:
-    """Weight, share and size per data set, and what a reader must know of the numbers."""
+def mixture(result: Breakdown, texts: Sequence[TextSize] = ()) -> RenderableType:
+    """Weight, share and size per data set, image-text sources, and what a reader must know of the numbers."""
     columns = ["data set", "weight", "share", "steps", "episodes", "hours"]
     table = _table(f"Mixture {result.name}", *columns, *(["epochs"] if result.samples else []))
     bound = "≤ " if result.unknown else ""
@@ -44,9 +45,20 @@ def mixture(result: Breakdown) -> RenderableType:
     if result.unknown:
         count = f"{len(result.unknown)} of {len(result.rows)}"
         notes.append(f"?  not known ({count}): shares are of the others alone, so upper bounds")
+    if result.stride > 1:
+        notes.append(f"a sample is a window, drawn at every {result.stride} steps")
     if result.samples:
         notes.append(f"epochs in {result.samples:,} samples")
-    return Group(table, *(Text(note, "dim") for note in notes))
+    return Group(table, *([_texts(texts)] if texts else []), *(Text(note, "dim") for note in notes))
+
+
+def _texts(sizes: Sequence[TextSize]) -> RenderableType:
+    table = _table("Image-text rows", "source", "weight", "rows", "one pass")
+    for size in sizes:
+        rows, drawn = ("?" if n is None else f"{n:,.0f}" for n in (size.rows, size.drawn))
+        table.add_row(size.name, f"{size.weight:.6g}", rows, drawn)
+    problems = [Text(f"?  {size.problem}", "yellow") for size in sizes if size.problem]
+    return Group(table, *problems)
 
 
 def _size(row: Row, value: float | None) -> Text:

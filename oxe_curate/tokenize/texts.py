@@ -216,12 +216,12 @@ def _groups(footer: Any, image: str) -> tuple[tuple[int, int], ...]:
     return tuple(groups)
 
 
-def missing_file(entry: TextEntry, base: Path, where: str) -> str | None:
+def missing_file(entry: TextEntry, base: Path) -> str | None:
     """Why a local source cannot be read, from its first file; None where it can, or where it is not local."""
     if "://" in entry.path:
         return None
     try:
-        open_text(entry, base, where, most=1)
+        open_text(entry, base, entry.name, most=1)
     except (ConfigError, DataError, StorageError) as error:
         return str(error)
     return None

@@ -45,6 +45,48 @@ def test_rows_have_their_places_numbers_and_shares(catalogue):
     assert rows[0]["origin"] == "index"
 
 
+def test_a_stride_draws_fewer_samples_of_the_same_hours(catalogue):
+    every = analyse.analyse(MIXTURE, catalogue)
+    some = analyse.analyse(MIXTURE + "window: 12\nstride: 6\n", catalogue)
+    assert some["totals"]["samples"] == pytest.approx(every["totals"]["samples"] / 6)
+    assert some["totals"]["bytes"] == pytest.approx(every["totals"]["bytes"] * 12 / 6)
+    assert some["totals"]["hours"] == pytest.approx(every["totals"]["hours"])
+    assert [r["share"] for r in some["rows"]] == pytest.approx([r["share"] for r in every["rows"]])
+    assert [r["epochs"] for r in some["rows"]] == pytest.approx([r["epochs"] for r in every["rows"]])
+    operation = {"op": "quantity", "row": 0, "quantity": "epochs", "value": 3}
+    done = analyse.apply(MIXTURE + "window: 12\nstride: 6\n", operation, catalogue, samples=5_000)
+    assert done["analysis"]["rows"][0]["epochs"] == pytest.approx(3, rel=1e-4)
+    assert analyse.analyse(MIXTURE + "stride: x\n", catalogue)["totals"]["samples"] == every["totals"]["samples"]
+
+
+TEXTS = "texts: # web data\n  - {name: vqa, path: vqa.parquet, weight: 0.5} # some\nstride: 1\n"
+
+
+def test_texts_survive_every_edit_and_are_shown(catalogue, tmp_path):
+    text = MIXTURE + TEXTS
+    found = analyse.analyse(text, catalogue)
+    assert found["texts"] == [{"name": "vqa", "path": "vqa.parquet", "weight": 0.5}]
+    for operation in (
+        {"op": "set", "path": ["stride"], "value": 4},
+        {"op": "weights", "rows": {"0": 0.25}},
+        {"op": "remove", "rows": [1]},
+        {"op": "add", "datasets": {"kuka": 1.0}},
+    ):
+        done = analyse.apply(text, operation, catalogue)
+        assert TEXTS.removesuffix("stride: 1\n") in changed(text, done)
+        assert done["analysis"]["texts"] == found["texts"]
+    assert changed(text, analyse.apply(text, {"op": "set", "path": ["stride"], "value": 4}, catalogue)).endswith(
+        "stride: 4\n"
+    )
+    for wrong in ("texts: 5\n", "texts: [5]\n", "texts: [{name: a, weight: {}}]\n"):
+        assert analyse.analyse(MIXTURE + wrong, catalogue)["ok"]
+    with pytest.raises(ConfigError, match="'texts' is not a setting"):
+        analyse.apply(text, {"op": "set", "path": ["texts"], "value": 1}, catalogue)
+    (finding,) = [f for f in analyse.check(text, catalogue, None, tmp_path) if f["level"] == "error"]
+    assert (finding["code"], finding["key"], finding["line"]) == ("no_text_source", "texts.0.path", 14)
+    assert "no such file or folder" in finding["message"]
+
+
 def test_epochs_count_the_training(catalogue):
     rows = analyse.analyse(MIXTURE, catalogue, samples=10_000)["rows"]
     assert sum(row["epochs"] * row["steps"] * 0.9 for row in rows) == pytest.approx(10_000)
@@ -184,12 +226,13 @@ def frames(catalogue, index) -> Frames:
     return Frames(catalogue, index)
 
 
-def test_the_next_samples_are_those_that_tokenize_writes(frames, index, tmp_path):
-    mixture = analyse.mixture(MIXTURE, "my.yaml")
+@pytest.mark.parametrize("more", ["", "window: 3\nstride: 2\n"])
+def test_the_next_samples_are_those_that_tokenize_writes(frames, index, tmp_path, more):
+    mixture = analyse.mixture(MIXTURE + more, "my.yaml")
     found = frames.next_samples(mixture, "my.yaml", 0, 64)
     later = frames.next_samples(mixture, "my.yaml", 64, 16)
     path = tmp_path / "my.yaml"
-    path.write_text(MIXTURE, encoding="utf-8")
+    path.write_text(MIXTURE + more, encoding="utf-8")
     run_tokenize(path, str(index.folder), tmp_path / "out", TokenizeOptions(workers=1, progress=False))
     table = pq.read_table(tmp_path / "out" / found["shard"])
     shown = [sample["sampleId"] for sample in found["samples"] + later["samples"]]

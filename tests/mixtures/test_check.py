@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate import registry
@@ -178,3 +180,17 @@ def test_broken_versions(tmp_path: Path, index: Index) -> None:
     assert "holds version 1.0.0" in finding.message
     held.datasets["bc_z"]["version"] = "0.1.0"
     assert not {"broken_version", "version_open"} & set(found(entries("bc_z"), index=held))
+
+
+def test_a_text_source_that_cannot_be_read(tmp_path: Path) -> None:
+    text = entries("bridge_orig") + "texts:\n  - name: vqa\n    weight: 1\n    path: vqa.parqet\n"
+    pq.write_table(pa.table({"image": [b"x"], "question": ["a"], "answr": ["b"]}), tmp_path / "vqa.parquet")
+    assert "no_text_source" not in found(text)  # nothing tells where a relative path starts
+    (finding,) = found(text, base=tmp_path)["no_text_source"]
+    assert (finding.level, finding.key, finding.line, finding.dataset) == ("error", "texts.0.path", 8, "vqa")
+    assert "no such file or folder. Did you mean 'vqa.parquet'?" in finding.message
+    (tmp_path / "m.yaml").write_text(text.replace("parqet", "parquet"))
+    (finding,) = [f for f in check_file(tmp_path / "m.yaml") if f.code == "no_text_source"]
+    assert "no column 'answer' beside 'question'. Did you mean 'answr'?" in finding.message
+    pq.write_table(pa.table({"image": [b"x"], "question": ["a"], "answer": ["b"]}), tmp_path / "vqa.parquet")
+    assert not has_errors(check_file(tmp_path / "m.yaml"))

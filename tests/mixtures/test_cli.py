@@ -3,6 +3,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from typer.testing import CliRunner, Result
 
 from oxe_curate.errors import ConfigError
@@ -64,3 +67,27 @@ def test_list_and_a_typo() -> None:
     assert "commit c8f03f4" in run("list").stdout
     assert len(json.loads(run("list", "--json").stdout)) == 30
     assert isinstance(run("show", "oxe_magic_soop").exception, ConfigError)
+
+
+def test_windows_and_texts_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "m.yaml"
+    path.write_text(
+        "name: m\ndatasets: [{name: bridge_orig, weight: 1}, {name: kuka, weight: 1}]\nwindow: 12\nstride: 6\n"
+        "texts: [{name: vqa, path: vqa.parquet, weight: 0.5}, {name: web, path: web.parquet, weight: 1}]\n"
+    )
+    pq.write_table(pa.table({"image": [b"x"] * 10, "caption": ["a"] * 10}), tmp_path / "vqa.parquet")
+    shown = run("show", str(path)).stdout
+    assert "drawn at every 6 steps" in shown
+    assert ["vqa", "0.5", "10", "5"] in [line.split() for line in shown.splitlines()]
+    assert "no such file" in shown
+    data = json.loads(run("show", str(path), "--json").stdout)
+    whole = json.loads(run("show", str(path), "--json", "--samples", "600").stdout)
+    assert data["one_pass"] * 6 == pytest.approx(sum(row["steps"] for row in data["rows"]) * 0.95)
+    assert whole["rows"][0]["epochs"] == pytest.approx(600 / data["one_pass"])
+    vqa, web = data["texts"]
+    assert (vqa["rows"], vqa["drawn"], vqa["problem"]) == (10, 5, None)
+    assert web["rows"] is None
+    assert "no such file" in web["problem"]
+    shares = tmp_path / "again.yaml"
+    shares.write_text(run("convert", str(path), "--to", "weights").stdout)
+    assert json.loads(run("diff", str(path), str(shares), "--json").stdout)["settings"] == []

@@ -5,7 +5,7 @@ import pytest
 from oxe_curate.mixtures import published
 from oxe_curate.mixtures.diff import Change, Difference, diff
 from oxe_curate.mixtures.members import members
-from oxe_curate.tokenize.mixture import Mixture, MixtureEntry
+from oxe_curate.tokenize.mixture import Mixture, MixtureEntry, TextEntry
 
 
 def compare(before: Mixture, after: Mixture) -> Difference:
@@ -38,3 +38,15 @@ def test_added_and_other_keys() -> None:
     assert [c.status for c in result.changes] == ["same", "added"]
     assert result.changes[1] == Change("rh20t", "added", (None, 2.0), (None, None))
     assert result.settings == (("chunk", 1, 8), ("bounds.low", 0.01, 0.0))
+
+
+def test_texts_are_compared_source_by_source() -> None:
+    vqa, web = TextEntry(name="vqa", path="vqa", weight=1.0), TextEntry(name="web", path="web", weight=2.0)
+    before = Mixture(name="a", datasets=(MixtureEntry(name="viola", weight=1.0),), texts=(vqa,))
+    result = compare(before, replace(before, texts=(replace(vqa, weight=0.5), web), window=12, stride=6))
+    settings = {key: values for key, *values in result.settings}
+    assert settings.pop("window") == [1, 12]
+    assert settings.pop("stride") == [1, 6]
+    assert settings.pop("texts.vqa.weight") == [1.0, 0.5]
+    assert settings.pop("texts.web.path") == [None, "web"]
+    assert {key.split(".")[1] for key in settings} == {"web"}

@@ -1,6 +1,7 @@
 """tokenize, from the index to the shards, against the raw episodes and OpenVLA's rules."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.rlds.synthetic import write_dataset
+from oxe_curate.storage import Folder
 from oxe_curate.tokenize import samples
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bins import ActionBins
@@ -19,6 +22,7 @@ from oxe_curate.tokenize.bounds import read_statistics
 from oxe_curate.tokenize.images import decode
 from oxe_curate.tokenize.pipeline import TokenizeOptions, TokenizeResult, run_tokenize
 from tests import bridge
+from tests.structures import BRIDGE
 
 SHARED_TEST = "data/rlds"
 
@@ -306,6 +310,33 @@ def test_frames_located_late_are_the_same(tmp_path: Path) -> None:
     assert found[0] == found[2]
     assert found[1] == found[3]
     assert 0 < len(found[1]) < len(found[0])
+
+
+def test_two_versions_of_a_data_set_are_not_mixed(tmp_path: Path) -> None:
+    version = bridge.write(tmp_path / "in")
+    run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
+    write_dataset(version.parents[1], "bridge_dataset", "2.0.0", BRIDGE, {"train": [bridge.episode(0)]})
+    run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
+    with pytest.raises(ConfigError, match=r"holds bridge_dataset in the versions 1\.0\.0 and 2\.0\.0"):
+        tokenize(tmp_path / "index", tmp_path / "out")
+    shutil.rmtree(tmp_path / "index/bridge_dataset/1.0.0")
+    tokenize(tmp_path / "index", tmp_path / "out")
+    assert {row["episode_id"] for row in rows(tmp_path / "out")} == {"bridge_dataset/2.0.0/train/00000/00000"}
+
+
+def test_the_index_is_hashed_once_a_run(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = Folder.read_bytes
+
+    def counted(self: Folder, relative: str, *rest: Any) -> bytes:
+        read.append(relative)
+        return real(self, relative, *rest)
+
+    monkeypatch.setattr(Folder, "read_bytes", counted)
+    tokenize(index, tmp_path / "out")
+    files = [name for name in read if name.startswith("bridge_dataset/")]
+    assert sorted(files) == sorted(set(files))
+    assert files
 
 
 def test_a_source_shard_that_has_gone_is_named(tmp_path: Path) -> None:

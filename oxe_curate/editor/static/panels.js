@@ -168,7 +168,8 @@ function Settings() {
     <label class="setting"><span>Name</span><input type="text" class="boxed" value=${s.name ?? ""} onChange=${(e) => act.setSetting(["name"], e.target.value)} /><small>written beside the shards</small></label>
     ${number("Seed", ["seed"], "decides fractional copies and the order of rows")}
     ${number("Window", ["window"], "observations a sample")}
-    ${number("Chunk", ["chunk"], "actions a sample")}
+    ${number("Stride", ["stride"], "steps from a sample to the next, at most the window")}
+    ${number("Chunk", ["chunk"], "actions from each step on")}
     <fieldset class="setting"><legend>Cameras</legend><div>${ROLES.map((role) => html`<label key=${role}><input type="checkbox" checked=${cameras.includes(role)} onChange=${(e) => act.setSetting(["image", "cameras"], e.target.checked ? [...cameras, role] : cameras.filter((c) => c !== role))} />${role}</label>`)}</div></fieldset>
     ${number("Image size", ["image", "size"], "pixels a side; empty keeps the source's bytes")}
     ${number("JPEG quality", ["image", "quality"], "where frames are resized")}
@@ -176,5 +177,6 @@ function Settings() {
     ${number("Upper bound", ["bounds", "high"], "the quantile that becomes +1", false)}
     ${choice("Bins", ["bins"], ["openvla", "uniform"], "256 edges as the released checkpoints, or 256 intervals")}
     ${number("Validation", ["validation"], "share of episodes held out", false)}
+    ${S.analysis.texts.length ? html`<div class="setting"><span>Image-text</span><ul>${S.analysis.texts.map((t) => html`<li key=${t.name} title=${t.path}>${t.name} × ${String(t.weight ?? "?")}</li>`)}</ul><small>rows beside the robot's; edit them in the text</small></div>` : ""}
   </div>`;
 }
