@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.assemble import assemble
