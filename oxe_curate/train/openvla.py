@@ -1,6 +1,6 @@
 """OpenVLA's network: two vision transformers, a projector, a causal language model, named as in the published weights.
 
-`load_model(folder)` reads a checkpoint folder; `assemble` (assemble.py) makes one from any language model's folder.
+`load_model(folder)` reads a checkpoint folder; `fresh.compose` makes one from any language model's folder.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from oxe_curate.train.action_head import L1Head
 from oxe_curate.train.openvla_config import Architecture
 from oxe_curate.train.vit import VisionTransformer
-from oxe_curate.train.weights import Checkpoint, Quantize, Stored, load_into, plan, skeleton, write
+from oxe_curate.train.weights import Checkpoint, Quantize, Stored, load_into, persistent_buffers, plan, skeleton, write
 
 IGNORE = -100
 """Label of a position without a loss."""
@@ -129,22 +130,25 @@ class OpenVLA(nn.Module):
 
     Attributes:
         architecture: what config.json says.
-        proprio: width of the robot's state that it takes as one more token, 0 for none; then `proprio_projector`
-            holds parameters that published checkpoints lack.
+        proprio: width of the robot's state that it takes as one more token, 0 for none. Where it does, and where it
+            has a head of continuous actions, `proprio_projector` and `action_head` hold parameters that published
+            checkpoints lack.
         checkpoint: the folder it was loaded from, None for a model of random weights.
         unused: the checkpoint's tensors that no forward pass reads, kept for `save`.
     """
 
-    def __init__(self, architecture: Architecture, proprio: int = 0) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.architecture, self.proprio = architecture, proprio
+        self.architecture, self.proprio = architecture, architecture.proprio
         self.vision_backbone = VisionBackbone(architecture)
         width = architecture.width
         vision = sum(vit.embed_dim for vit in architecture.vits)
         self.projector = Projector(vision, width, fused=len(architecture.vits) == 2)
         self.language_model = architecture.build_language_model()
-        if proprio:
-            self.proprio_projector = ProprioProjector(proprio, width)
+        if self.proprio:
+            self.proprio_projector = ProprioProjector(self.proprio, width)
+        if architecture.action_head:
+            self.action_head = L1Head(width)
         self.checkpoint: Checkpoint | None = None
         self.unused: dict[str, torch.Tensor] = {}
 
@@ -194,24 +198,25 @@ class OpenVLA(nn.Module):
         Returns:
             (B, L + prefix, width) and the mask of the same length, or None.
         """
-        return self._join(input_ids, attention_mask, self.features(pixel_values)[0], proprio)
+        return self.join(input_ids, attention_mask, self.seen(self.features(pixel_values)[0], proprio))
 
-    def _join(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        inserted: torch.Tensor,
-        proprio: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def seen(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
+        """What stands between BOS and the text: projected patches (B, N, width), and a proprio token behind them."""
         if (proprio is not None) != bool(self.proprio):
             raise ValueError("proprio is given exactly where the model was built for it")
-        if proprio is not None:
-            inserted = torch.cat([inserted, self.proprio_projector(proprio).to(inserted.dtype)], dim=1)
+        if proprio is None:
+            return projected
+        return torch.cat([projected, self.proprio_projector(proprio).to(projected.dtype)], dim=1)
+
+    def join(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed text (B, L) and insert `seen` after its first token; see `embed`."""
         text = self.language_model.get_input_embeddings()(input_ids)
-        embeds = torch.cat([text[:, :1], inserted.to(text.dtype), text[:, 1:]], dim=1)
+        embeds = torch.cat([text[:, :1], seen.to(text.dtype), text[:, 1:]], dim=1)
         if attention_mask is None:
             return embeds, None
-        ones = attention_mask.new_ones(inserted.shape[:2])
+        ones = attention_mask.new_ones(seen.shape[:2])
         return embeds, torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
 
     def last_hidden(
@@ -241,7 +246,7 @@ class OpenVLA(nn.Module):
             proprio: see `embed`.
         """
         features, patches = self.features(pixel_values)
-        embeds, mask = self._join(input_ids, attention_mask, features, proprio)
+        embeds, mask = self.join(input_ids, attention_mask, self.seen(features, proprio))
         hidden = self.last_hidden(embeds, mask)
         loss = None
         if labels is not None:
@@ -268,20 +273,23 @@ class OpenVLA(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.architecture.write(folder, self.proprio)
-        own = dict(self.named_parameters()) | {n: b for n, b in self.state_dict().items() if n not in self.unused}
-        tensors = {**own, **self.unused}
+        self.architecture.write(folder)
+        tensors = {**dict(self.named_parameters()), **persistent_buffers(self), **self.unused}
         stored = self.checkpoint.tensors if self.checkpoint else {}
-
-        def get(name: str) -> torch.Tensor:
-            target = dtype or (stored[name].dtype if name in stored else None)
-            return tensors[name].to(target) if target else tensors[name]
-
+        kinds = {
+            name: dtype
+            if dtype and tensor.is_floating_point()
+            else stored[name].dtype
+            if name in stored
+            else tensor.dtype
+            for name, tensor in tensors.items()
+        }
         if self.checkpoint and set(stored) == set(tensors):
-            write(folder, self.checkpoint.layout, get, self.checkpoint.index)
+            layout, index = self.checkpoint.layout, self.checkpoint.index
         else:
-            told = {name: Stored("", tuple(t.shape), dtype or t.dtype) for name, t in tensors.items()}
-            write(folder, plan(told, SHARD_BYTES), get)
+            layout = plan({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
+            index = None
+        write(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
 
 
 def load_model(
@@ -290,6 +298,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     quantize: Quantize | None = None,
     proprio: int | None = None,
+    action_head: bool | None = None,
 ) -> OpenVLA:
     """Load a checkpoint in the published layout: config.json, safetensors.
 
@@ -301,21 +310,25 @@ def load_model(
         device: where the weights go.
         dtype: of weights that are not quantised.
         quantize: see `weights.load_into`.
-        proprio: width of the robot's state; the projector is made anew where the checkpoint holds none. None: as
-            the checkpoint says.
+        proprio: width of the robot's state, 0 for none; None: as the checkpoint says.
+        action_head: whether to have a head of continuous actions; None: as the checkpoint says. This and the proprio
+            projector get random weights (of torch's generator) where the checkpoint has none.
 
     Raises:
         ConfigError: not such a folder, or weights that do not fit it; lists some.
     """
-    architecture = Architecture.read(folder)
+    architecture = Architecture.read(folder).with_parts(proprio, action_head)
     checkpoint = Checkpoint.open(folder)
-    width = architecture.proprio if proprio is None else proprio
-    model = skeleton(lambda: OpenVLA(architecture, width))
+    model = skeleton(lambda: OpenVLA(architecture))
     assert isinstance(model, OpenVLA)
     model.language_model.tie_weights()
-    fresh = width and not any(name.startswith("proprio_projector.") for name in checkpoint.tensors)
-    if fresh:
-        del model.proprio_projector
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "proprio_projector": lambda: ProprioProjector(architecture.proprio, architecture.width),
+        "action_head": lambda: L1Head(architecture.width),
+    }
+    fresh = [name for name in makers if hasattr(model, name) and not _holds(checkpoint, name)]
+    for name in fresh:
+        delattr(model, name)
     unused = {
         f"vision_backbone.{name}.{tensor}"
         for name, tower in model.vision_backbone.named_children()
@@ -323,8 +336,12 @@ def load_model(
     }
     model.unused = load_into(model, checkpoint, device, dtype, quantize, unused=unused)
     model.language_model.tie_weights()
-    if fresh:
-        model.proprio_projector = ProprioProjector(width, architecture.width).to(device, dtype)
+    for name in fresh:
+        setattr(model, name, makers[name]().to(device, dtype))
     model.checkpoint = checkpoint
     model.eval()
     return model
+
+
+def _holds(checkpoint: Checkpoint, part: str) -> bool:
+    return any(name.startswith(f"{part}.") for name in checkpoint.tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ class Architecture:
 
     Attributes:
         config: config.json as it stands in the file; `write` gives it back. Beside OpenVLA's own keys it may hold
-            `vision_transformers` (timm's arguments of each tower, for sizes that are not the published ones) and
-            `proprio_dim` (width of the proprio token's input).
+            `vision_transformers` (timm's arguments of each tower, for sizes that are not the published ones),
+            `proprio_dim` (width of the robot's state, where one token is made of it) and `action_head` ("l1").
         vits, image_sizes: of each tower.
     """
 
@@ -82,17 +82,28 @@ class Architecture:
             config["vision_transformers"] = [v for v in told.values() if isinstance(v, dict)]
         return cls.of(config, str(path))
 
-    def write(self, folder: Path, proprio: int = 0) -> None:
-        """Write config.json."""
+    def with_parts(self, proprio: int | None = None, action_head: bool | None = None) -> Architecture:
+        """The same with or without the parts that published checkpoints lack; None leaves one as it is."""
         config = dict(self.config)
-        if proprio:
-            config["proprio_dim"] = proprio
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        for key, wanted, value in (("proprio_dim", proprio, proprio), ("action_head", action_head, "l1")):
+            if wanted is not None:
+                config.pop(key, None)
+                config |= {key: value} if wanted else {}
+        return replace(self, config=config)
+
+    def write(self, folder: Path, **changed: Any) -> None:
+        """Write config.json, some keys changed."""
+        (folder / CONFIG).write_text(json.dumps({**self.config, **changed}, indent=2) + "\n")
 
     @property
     def proprio(self) -> int:
         """Width of the robot's state that the checkpoint takes, 0 without."""
         return int(self.config.get("proprio_dim", 0))
+
+    @property
+    def action_head(self) -> bool:
+        """Whether the checkpoint holds a head of continuous actions."""
+        return self.config.get("action_head") == "l1"
 
     @property
     def image_size(self) -> int:

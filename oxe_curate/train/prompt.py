@@ -101,11 +101,12 @@ class Prompter:
         return [self.bos, *whole[:shared], *target], [IGNORE] * (shared + 1) + target
 
     def _encode(self, text: str) -> Ids:
-        if text not in self._cache:
+        ids = self._cache.get(text)  # several threads collate
+        if ids is None:
             if len(self._cache) > 20_000:
                 self._cache.clear()
-            self._cache[text] = list(self.vocabulary.encode(text))
-        return self._cache[text]
+            ids = self._cache[text] = list(self.vocabulary.encode(text))
+        return ids
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tokenizer": self.tokenizer, "bos": self.bos, "eos": self.eos, "pad": self.pad, "_cache": {}}

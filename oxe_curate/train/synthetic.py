@@ -180,7 +180,7 @@ def random_model(
 
     Weights are distributed as `random_tensor`'s, in another order.
     """
-    model = skeleton(lambda: OpenVLA(architecture, proprio))
+    model = skeleton(lambda: OpenVLA(architecture.with_parts(proprio)))
     assert isinstance(model, OpenVLA)
     model.language_model.tie_weights()
     generator = torch.Generator(device).manual_seed(seed)

@@ -155,7 +155,7 @@ def load_into(
         ConfigError: names or shapes that do not match, listed; bitsandbytes is missing.
     """
     checkpoint = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint.open(checkpoint)
-    wanted = dict(module.named_parameters()) | _persistent_buffers(module)
+    wanted = dict(module.named_parameters()) | persistent_buffers(module)
     tied = {name for name, _ in module.named_parameters(remove_duplicate=False)} - set(wanted)
     places = {name: rename(name) for name in checkpoint.tensors}
     _compare(checkpoint, places, {name: tuple(p.shape) for name, p in wanted.items()}, {*unused, *tied})
@@ -189,7 +189,8 @@ def load_into(
     return kept
 
 
-def _persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+def persistent_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers that a checkpoint holds, by name."""
     saved = set(module.state_dict())
     return {name: buffer for name, buffer in module.named_buffers() if name in saved}
 

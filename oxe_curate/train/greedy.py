@@ -1,0 +1,43 @@
+"""Greedy decoding of a batch, token by token over a key-value cache, right-padded prompts of any lengths."""
+
+from __future__ import annotations
+
+import torch
+
+from oxe_curate.train.openvla import OpenVLA
+
+
+def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: int) -> torch.Tensor:
+    """The likeliest next tokens of the whole vocabulary, as `generate` gives them, without an end at a stop token.
+
+    Args:
+        net: in evaluation mode.
+        embeds: (n, N, width): BOS, patches, prompt, padding.
+        length: int64 (n,): of each row without its padding.
+        count: tokens to make.
+
+    Returns:
+        int64 (n, count).
+    """
+    n, width, _ = embeds.shape
+    places = torch.arange(width, device=embeds.device)
+    # padding stays where it is, between prompt and answer: nobody looks at it, and positions are told apart from it
+    mask = places[None] < length[:, None]
+    out = net.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=True)
+    state = out.last_hidden_state[torch.arange(n, device=embeds.device), length - 1]
+    ids = []
+    for made in range(count):
+        token = net.head(state).argmax(-1)
+        ids.append(token)
+        if made == count - 1:
+            break
+        mask = torch.cat([mask, mask.new_ones(n, 1)], dim=1)
+        out = net.decoder(
+            inputs_embeds=net.language_model.get_input_embeddings()(token)[:, None],
+            attention_mask=mask,
+            position_ids=(length + made)[:, None],
+            past_key_values=out.past_key_values,
+            use_cache=True,
+        )
+        state = out.last_hidden_state[:, 0]
+    return torch.stack(ids, dim=1)
