@@ -43,6 +43,7 @@ class Control:
         cameras, image_size, proprio, chunk: see `Contract`.
         head: from the hidden states at the slots to actions, None for action tokens.
         parallel: all slots in one pass; a head needs it.
+        compiled: see `FusedDecoder`.
     """
 
     prompt: Callable[[str], Sequence[int]]
@@ -55,6 +56,7 @@ class Control:
     chunk: int = 1
     head: nn.Module | None = None
     parallel: bool = False
+    compiled: bool = False
 
 
 class OpenVLAController(Controller):
@@ -165,7 +167,7 @@ class OpenVLAController(Controller):
         self._ids = Inlet((capacity - self._patches,), torch.int64, self._device)
         self._spoken = None
         self._recorded: dict[int, tuple[Callable[[], None], Callable[[], None], Callable[[], None]]] = {}
-        self._decoder: Decoder = build_decoder(self._net.language_model, capacity)
+        self._decoder: Decoder = build_decoder(self._net.language_model, capacity, self._control.compiled)
 
     def _programs(self, width: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
         """(look, read, step), recorded at the first use of a length."""

@@ -46,10 +46,11 @@ class Decoder(abc.ABC):
         """
 
 
-def build_decoder(language_model: Any, capacity: int) -> Decoder:
-    """The fastest decoder for a Hugging Face causal language model, with room for `capacity` tokens."""
-    kind = FusedDecoder if fusable(language_model.config) else PlainDecoder
-    return kind(language_model, capacity)
+def build_decoder(language_model: Any, capacity: int, compiled: bool = False) -> Decoder:
+    """The fastest decoder for a Hugging Face causal language model; arguments as of the two classes."""
+    if fusable(language_model.config):
+        return FusedDecoder(language_model, capacity, compiled)
+    return PlainDecoder(language_model, capacity)
 
 
 def fusable(config: Any) -> bool:
@@ -79,19 +80,64 @@ def _kernels() -> AbstractContextManager[None]:
     return kernels
 
 
+class FusedDecoder(Decoder):
+    """Llama's kind of model: about 16 launches a layer, against 45 through transformers.
+
+    Args:
+        language_model: `fusable`; plain, quantised or with LoRA. Its weights are shared, see `Projection`.
+        capacity: tokens to make room for.
+        compiled: let torch.compile write the kernels between and, for single tokens, of the products; costs a
+            minute at the first use of a shape.
+    """
+
+    def __init__(self, language_model: Any, capacity: int, compiled: bool = False) -> None:
+        config, model = language_model.config, language_model.base_model
+        embedding = language_model.get_input_embeddings().weight
+        self.capacity = capacity
+        self._norm = _Norm(model.norm, embedding.dtype)
+        self._layers = [_Layer(block, config, embedding.dtype) for block in model.layers]
+        cos, sin = model.rotary_emb(embedding, torch.arange(capacity, device=embedding.device)[None])
+        half = cos.shape[-1] // 2
+        self._cos = cos[0, :, None]  # (capacity, 1, width of a head)
+        # rotate_half(x) * sin = roll(x) * signed sin
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
+        self._cache: torch.Tensor | None = None
+        self._block: Any = _block
+        if compiled:
+            self._block = torch.compile(_block, options={"coordinate_descent_tuning": embedding.is_cuda})
+
+    def __call__(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
+    ) -> torch.Tensor:
+        """See `Decoder`."""
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        if cache and self._cache is None:
+            first = self._layers[0]
+            self._cache = x.new_zeros(len(self._layers), 2, first.groups, self.capacity, first.width)
+        with _kernels():
+            for number, layer in enumerate(self._layers):
+                stored = self._cache[number] if cache and self._cache is not None else None
+                x = self._block(layer, x, positions, cos, sin, mask, stored)
+        return self._norm(x)
+
+
 class _Layer:
     """What one block needs, its parallel products fused."""
 
-    def __init__(self, block: Any, dtype: torch.dtype) -> None:
+    def __init__(self, block: Any, config: Any, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
+        self.heads: int = config.num_attention_heads
+        self.groups: int = config.num_key_value_heads
+        self.width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.norm1, self.norm2 = _Norm(block.input_layernorm, dtype), _Norm(block.post_attention_layernorm, dtype)
         self.qkv = Projection([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
         self.out = Projection([attention.o_proj], dtype)
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self.down = Projection([mlp.down_proj], dtype)
-        heads = hasattr(attention, "q_norm")  # Qwen 3 normalises each head's queries and keys
-        self.query_norm = _Norm(attention.q_norm, dtype) if heads else None
-        self.key_norm = _Norm(attention.k_norm, dtype) if heads else None
+        # Qwen 3 normalises each head's queries and keys
+        self.head_norms: tuple[_Norm, _Norm] | None = None
+        if hasattr(attention, "q_norm"):
+            self.head_norms = _Norm(attention.q_norm, dtype), _Norm(attention.k_norm, dtype)
 
 
 class _Norm:
@@ -104,80 +150,48 @@ class _Norm:
         return F.rms_norm(x, x.shape[-1:], self._weight, self._epsilon)
 
 
-class FusedDecoder(Decoder):
-    """Llama's kind of model: about 15 launches a layer, against 45 through transformers.
+def _block(
+    layer: _Layer,
+    x: torch.Tensor,
+    positions: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mask: torch.Tensor | None,
+    stored: torch.Tensor | None,
+) -> torch.Tensor:
+    """One block on (T, D); cos and signed sin (T, 1, width); `stored` (2, groups, capacity, width)."""
+    qkv = layer.qkv(layer.norm1(x)).view(len(x), -1, layer.width)
+    turning, value = qkv.split([layer.heads + layer.groups, layer.groups], 1)
+    if layer.head_norms is not None:
+        query, key = turning.split([layer.heads, layer.groups], 1)
+        turning = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], 1)
+    turned = torch.addcmul(turning * cos, turning.roll(layer.width // 2, -1), sin)
+    query, key = turned.split([layer.heads, layer.groups], 1)
+    query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+    if stored is not None:
+        stored[0].index_copy_(1, positions, key)
+        stored[1].index_copy_(1, positions, value)
+        if mask is not None:
+            key, value = stored[0, :, : mask.shape[-1]], stored[1, :, : mask.shape[-1]]
+    x = x + layer.out(_attend(query[None], key[None], value[None], mask))
+    gate, up = layer.gate_up(layer.norm2(x)).chunk(2, -1)
+    return x + layer.down(F.silu(gate) * up)
 
-    Args:
-        language_model: `fusable`; plain, quantised or with LoRA. Its weights are shared, see `Projection`.
-        capacity: tokens to make room for.
-    """
 
-    def __init__(self, language_model: Any, capacity: int) -> None:
-        config, model = language_model.config, language_model.base_model
-        embedding = language_model.get_input_embeddings().weight
-        self.capacity = capacity
-        self._norm = _Norm(model.norm, embedding.dtype)
-        self._layers = [_Layer(block, embedding.dtype) for block in model.layers]
-        self._heads = config.num_attention_heads
-        self._groups = config.num_key_value_heads
-        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        cos, sin = model.rotary_emb(embedding, torch.arange(capacity, device=embedding.device)[None])
-        half = self._width // 2
-        self._cos = cos[0, :, None]  # (capacity, 1, width of a head)
-        # rotate_half(x) * sin = roll(x) * signed sin
-        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
-        self._cache: torch.Tensor | None = None
-
-    def __call__(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
-    ) -> torch.Tensor:
-        """See `Decoder`."""
-        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        if cache and self._cache is None:
-            self._cache = x.new_zeros(len(self._layers), 2, self._groups, self.capacity, self._width)
-        with _kernels():
-            for number, layer in enumerate(self._layers):
-                qkv = self._rotated(layer, layer.qkv(layer.norm1(x)), cos, sin)
-                stored = None
-                if cache and self._cache is not None:
-                    stored = self._cache[number]
-                    pairs = qkv[:, self._heads :].unflatten(1, (2, self._groups))
-                    stored.index_copy_(2, positions, pairs.permute(1, 2, 0, 3))
-                x = x + layer.out(self._attend(qkv, stored, mask))
-                gate, up = layer.gate_up(layer.norm2(x)).chunk(2, -1)
-                x = x + layer.down(F.silu(gate) * up)
-        return self._norm(x)
-
-    def _rotated(self, layer: _Layer, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """(T, all heads' width) -> (T, heads + 2 groups, width): queries, keys (turned to their places), values."""
-        qkv = qkv.view(len(qkv), -1, self._width)
-        turning = qkv[:, : self._heads + self._groups]
-        turned = turning
-        if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = turning.split([self._heads, self._groups], 1)
-            turned = torch.cat([layer.query_norm(query), layer.key_norm(key)], 1)
-        torch.addcmul(turned * cos, turned.roll(self._width // 2, -1), sin, out=turning)
-        return qkv
-
-    def _attend(self, qkv: torch.Tensor, stored: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """Attention of T tokens, (T, heads + 2 groups, width) -> (T, heads * width)."""
-        query, key, value = qkv.transpose(0, 1)[None].split([self._heads, self._groups, self._groups], 1)
-        if mask is None:
-            out = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=self._groups != self._heads
-            )
-            return out[0].transpose(0, 1).flatten(1)
-        if stored is not None:
-            key, value = stored[:, None, :, : mask.shape[-1]]
-        share = self._heads // self._groups
-        if share > 1 and len(qkv) == 1:  # the heads of a group as rows of one query
-            query = query.view(1, self._groups, share, self._width)
-        elif share > 1:
-            key, value = key.repeat_interleave(share, 1), value.repeat_interleave(share, 1)
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention of (1, heads, T, width) to (1, groups, S, width): (T, heads * width)."""
+    heads, tokens, groups = query.shape[1], query.shape[2], key.shape[1]
+    if mask is None:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=groups != heads)
+    elif tokens == 1:  # the heads of a group as rows of one query
+        query = query.reshape(1, groups, heads // groups, -1)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None])
-        if share > 1 and len(qkv) == 1:
-            return out.reshape(1, -1)
-        return out[0].transpose(0, 1).flatten(1)
+        return out.reshape(1, -1)
+    else:
+        if groups != heads:
+            key, value = (x.repeat_interleave(heads // groups, 1) for x in (key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[None, None])
+    return out[0].transpose(0, 1).flatten(1)
 
 
 class _Store:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from oxe_curate.train.openvla_config import Architecture  # noqa: E402
 from oxe_curate.train.parallel import choose, parallel_states  # noqa: E402
 from oxe_curate.train.pixels import PixelNormalizer  # noqa: E402
 from oxe_curate.train.projections import Projection, merge_lora  # noqa: E402
+from oxe_curate.train.weights import quantized, replace_linear  # noqa: E402
 
 VOCABULARY, PAD = 64, 0
 SMALL = {
@@ -180,6 +183,22 @@ def test_parallel_control_equals_the_pass_of_training(images, kind):
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_blocks_compute_the_same(images, monkeypatch):
+    """Traced whole and once for all layers; the C++ or Triton code that torch makes of it is torch's own affair."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend=backend, fullgraph=True))
+    net = tiny()
+    expected = OpenVLAController(net, control()).decode(images, "go")
+    assert OpenVLAController(net, control(compiled=True)).decode(images, "go").tolist() == expected.tolist()
+    assert len(graphs) == 2  # prompt, single token
+
+
 def test_proprio_is_one_more_token(images):
     config = synthetic.openvla_config()
     net = synthetic.random_model(Architecture.of(config), proprio=8).requires_grad_(False)
@@ -245,15 +264,19 @@ def test_adapters_beside_the_weights_or_merged(images, training):
     assert torch.equal(weight, before) == training  # nothing of a model in training is touched
 
 
-@pytest.mark.filterwarnings("ignore:.*:UserWarning:bitsandbytes")
+def quantize(module, names, how):
+    for name in names:
+        weight = module.get_submodule(name).weight.detach()
+        replace_linear(module, name, how, weight.dtype).weight = quantized(weight, how, "cpu")
+    return module.eval()
+
+
 @pytest.mark.parametrize("how", ["nf4", "int8"])
 def test_quantised_layers(how):
     pytest.importorskip("bitsandbytes")
-    from oxe_curate.train.adapters import quantized_linear
-
     torch.manual_seed(0)
-    plain = [torch.nn.Linear(64, width, bias=False) for width in (64, 32)]
-    layers = [quantized_linear(layer, how, torch.float32).to("cpu").eval() for layer in plain]
+    plain = torch.nn.Sequential(*(torch.nn.Linear(64, width, bias=False) for width in (64, 32)))
+    layers = quantize(copy.deepcopy(plain), ("0", "1"), how)
     x = torch.randn(3, 64)
     with torch.no_grad():
         found = Projection(layers, torch.float32)(x)
@@ -267,11 +290,9 @@ def test_quantised_layers(how):
 
 def test_merging_spares_quantised_layers():
     pytest.importorskip("bitsandbytes")
-    from oxe_curate.train.adapters import quantized_linear
-
     net = tiny()
     block = net.language_model.model.layers[0].self_attn
-    block.q_proj = quantized_linear(block.q_proj, "nf4", torch.float32).to("cpu")
+    quantize(block, ["q_proj"], "nf4")
     net.is_loaded_in_4bit = True
     model = with_lora(net)
     total = sum(hasattr(module, "lora_A") for module in model.modules())
