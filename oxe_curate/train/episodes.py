@@ -16,7 +16,7 @@ from oxe_curate.train.batch import Rows
 from oxe_curate.train.local import MEND, split_shards
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.rows import Form
-from oxe_curate.train.source import open_rows
+from oxe_curate.train.row_source import open_rows
 
 
 class EpisodeReader:

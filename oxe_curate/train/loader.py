@@ -24,7 +24,7 @@ from oxe_curate.train.local import MEMORY, LocalRows, split_shards
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.order import shuffled
 from oxe_curate.train.rows import Form, Located
-from oxe_curate.train.source import open_rows, order_of
+from oxe_curate.train.row_source import open_rows, order_of
 
 AHEAD = 3
 """Batches that each thread may be ahead."""

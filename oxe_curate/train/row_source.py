@@ -1,0 +1,38 @@
+"""Where rows come from, and in which order: a local disk reads any row at any time, an object store by row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oxe_curate.train.local import MEMORY, LocalRows, ShardName
+from oxe_curate.train.mixture_folder import MixtureFolder
+from oxe_curate.train.order import Shuffle
+from oxe_curate.train.rows import Form
+from oxe_curate.train.stream import BUFFER, RemoteRows, StreamOrder, lanes
+
+Source = LocalRows | RemoteRows
+"""`len`, `claim(rows)` and `batches(plan)`."""
+
+Order = Shuffle | StreamOrder
+"""`rows(positions)` and `positions(...)`."""
+
+
+def open_rows(mixture: MixtureFolder, shards: Sequence[ShardName], form: Form, memory: int = MEMORY) -> Source:
+    """The rows of some shards.
+
+    Raises:
+        DataError: a shard is missing, damaged or not the one that the manifest tells of.
+    """
+    if mixture.folder.is_local:
+        return LocalRows(mixture, shards, form, memory)
+    return RemoteRows(mixture, shards, form)
+
+
+def order_of(source: Source, seed: int, global_batch: int, world: int) -> Order:
+    """The order of training samples; for an object store also how far each process looks ahead."""
+    if isinstance(source, LocalRows):
+        return Shuffle(seed, len(source))
+    rows = max(BUFFER // (source.form.window * len(source.form.cameras)), 1)
+    count = lanes(global_batch, len(source.sizes))
+    source.ahead = -(-rows // world)
+    return StreamOrder(seed, source.sizes, count, -(-rows // count))
