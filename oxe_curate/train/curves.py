@@ -26,6 +26,7 @@ STYLE = """
 .episode-curves h3 { margin-bottom: .1rem; }
 .frames { display: flex; gap: 4px; margin: .5rem 0 .7rem; }
 .frames img { width: 7rem; height: auto; border-radius: 4px; }
+.unit { color: var(--soft); font-weight: 400; }
 td.worse { color: var(--dropped); }
 @media print { .charts.curves { grid-template-columns: repeat(4, 1fr); } }
 """
@@ -102,9 +103,9 @@ def chart(
     parts.append(f'<path class="curve predicted" d="{line(predicted)}"/>')
     error = float(np.mean(np.abs(predicted - target)))
     told = f"{name}: mean error {number(error)} {unit}".rstrip() + f" over {len(steps)} steps"
-    head = escape(name) + (f' <span class="soft">{escape(unit)}</span>' if unit else "")
+    behind = f"{unit} · error {number(error)}" if unit else f"error {number(error)}"
     return (
-        f'<figure class="chart"><figcaption>{head} <span class="soft">± {number(error)}</span></figcaption>'
+        f'<figure class="chart"><figcaption>{escape(name)} <span class="unit">{escape(behind)}</span></figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told, quote=True)}">{"".join(parts)}</svg>'
         "</figure>"
     )

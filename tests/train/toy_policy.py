@@ -50,8 +50,8 @@ class ToyFamily(Family):
     def collator(self):
         return lambda rows: {
             "red": torch.from_numpy(rows.images[:, :, 0, ..., 0].astype(np.float32).mean((2, 3)) / 255),
-            "seen": torch.from_numpy(rows.observation_mask),
-            "proprio": torch.from_numpy(rows.proprio),
+            "seen": torch.from_numpy(rows.observation_mask.copy()),
+            "proprio": torch.from_numpy(rows.proprio.copy()),
         }
 
     def forward(self, **batch: Any):
@@ -112,7 +112,7 @@ def statistics(*names: str, scale: float = 0.1, proprio: int = 0) -> dict[str, A
         low = np.append(-top[:6], 0.0)
         found[name] = {
             "action": {
-                "mean": [0.0] * 7, "std": [1.0] * 7, "max": (2 * top).tolist(), "min": (2 * low).tolist(),
+                "mean": [0.0] * 7, "std": [1.0] * 7, "max": [*2 * top[:6], 1.0], "min": [*2 * low[:6], 0.0],
                 "q01": low.tolist(), "q99": top.tolist(), "mask": [True] * 6 + [False],
             },
             "num_transitions": 100, "num_trajectories": 10,
