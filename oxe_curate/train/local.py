@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -212,21 +213,22 @@ class _File:
     def __init__(self, name: str) -> None:
         self.name = name
         try:
-            self._raw = Path(name).open("rb", buffering=0)  # noqa: SIM115 (lives as long as this object)
+            self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise StorageError(f"{name}: {explain(error)}") from error
+        weakref.finalize(self, os.close, self._descriptor)
         if _ADVISE:
-            os.posix_fadvise(self._raw.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def advise(self, start: int, size: int) -> None:
         """Let the system read a part ahead."""
         if _ADVISE:
-            os.posix_fadvise(self._raw.fileno(), start, size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
     def read(self, offset: int, length: int) -> bytes:
         """A part of the file, shorter at its end."""
         try:
-            return os.pread(self._raw.fileno(), length, offset)
+            return os.pread(self._descriptor, length, offset)
         except OSError as error:
             raise StorageError(f"{self.name}: {explain(error)}") from error
 
