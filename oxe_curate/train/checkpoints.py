@@ -76,7 +76,7 @@ def write(run: Path, progress: Progress, fill: Callable[[Path], None], keep: int
 
     def start() -> None:
         if processes.first:
-            _remove(temporary)
+            remove(temporary)
             temporary.mkdir(parents=True)
 
     def finish() -> None:
@@ -86,20 +86,20 @@ def write(run: Path, progress: Progress, fill: Callable[[Path], None], keep: int
         text = json.dumps(asdict(progress) | {"files": files}, indent=1)
         (temporary / PROGRESS).write_text(text + "\n", encoding="utf-8")
         flush(temporary)
-        _remove(target)  # of the same step, by a run that then could not go on
+        remove(target)  # of the same step, by a run that then could not go on
         temporary.rename(target)
         flush(run, recursive=False)
 
     try:
         for act in (start, lambda: fill(temporary), finish):
-            processes.together(lambda act=act: _told(target, act))  # type: ignore[misc]
+            processes.together(lambda act=act: told(target, act))  # type: ignore[misc]
     except BaseException:
         if processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if processes.first:
         for step in steps(run)[:-keep]:
-            _remove(run / f"checkpoint-{step}")
+            remove(run / f"checkpoint-{step}")
     return target
 
 
@@ -134,7 +134,7 @@ def read_progress(folder: Path) -> Progress:
 def sweep(run: Path) -> None:
     """Remove what a killed run left half written."""
     for stray in run.glob(f"{TEMPORARY}*"):
-        _remove(stray)
+        remove(stray)
 
 
 def check_same_run(folder: Path, progress: Progress, config: TrainConfig, hashes: Mapping[str, str | None]) -> None:
@@ -197,7 +197,8 @@ def explained(where: Path, error: BaseException) -> StorageError | None:
     return None
 
 
-def _told(where: Path, act: Callable[[], None]) -> None:
+def told(where: Path, act: Callable[[], None]) -> None:
+    """Do some writing; what the system refuses becomes a StorageError about `where`."""
     from safetensors import SafetensorError
 
     try:
@@ -214,7 +215,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a file or folder; a checkpoint loses its name first, so that half of one is never taken for one."""
     if not folder.exists():
         return

@@ -45,6 +45,14 @@ class Processes:
         """Whether the flag is set in any process. All must ask."""
         return bool(self.sum(np.array([float(flag)]))[0] > 0)
 
+    def largest(self, number: int) -> int:
+        """The largest of every process's number. All must ask."""
+        if self.world == 1:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Element-wise sum over the processes, float64. All must ask."""
         if self.world == 1:

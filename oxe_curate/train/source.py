@@ -1,38 +1,101 @@
-"""Where rows come from, and in which order: a local disk reads any row at any time, an object store by row groups."""
+"""The batches of a run, from a mixture's shards."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from dataclasses import dataclass
+from functools import cached_property
 
-from oxe_curate.train.local import MEMORY, LocalRows, ShardName
+from oxe_curate.train.batch import Collator
+from oxe_curate.train.config import TrainConfig
+from oxe_curate.train.data import Loader, ValidationLoader
+from oxe_curate.train.family import Contract
 from oxe_curate.train.mixture_folder import MixtureFolder
-from oxe_curate.train.order import Shuffle
-from oxe_curate.train.rows import Form
-from oxe_curate.train.stream import BUFFER, RemoteRows, StreamOrder, lanes
-
-Source = LocalRows | RemoteRows
-"""`len`, `claim(rows)` and `batches(plan)`."""
-
-Order = Shuffle | StreamOrder
-"""`rows(positions)` and `positions(...)`."""
+from oxe_curate.train.processes import Processes
+from oxe_curate.train.validate import HeldOut
 
 
-def open_rows(mixture: MixtureFolder, shards: Sequence[ShardName], form: Form, memory: int = MEMORY) -> Source:
-    """The rows of some shards.
+@dataclass(frozen=True)
+class MixtureSource:
+    """Reads training and held-out samples as a model's contract asks for them.
 
-    Raises:
-        DataError: a shard is missing, damaged or not the one that the manifest tells of.
+    Attributes:
+        mixture: the shards. contract: of the model. collator: of its family.
+        config: of the run. processes: that share the samples.
     """
-    if mixture.folder.is_local:
-        return LocalRows(mixture, shards, form, memory)
-    return RemoteRows(mixture, shards, form)
 
+    mixture: MixtureFolder
+    contract: Contract
+    collator: Collator
+    config: TrainConfig
+    processes: Processes
 
-def order_of(source: Source, seed: int, global_batch: int, world: int) -> Order:
-    """The order of training samples; for an object store also how far each process looks ahead."""
-    if isinstance(source, LocalRows):
-        return Shuffle(seed, len(source))
-    rows = max(BUFFER // (source.form.window * len(source.form.cameras)), 1)
-    count = lanes(global_batch, len(source.sizes))
-    source.ahead = -(-rows // world)
-    return StreamOrder(seed, source.sizes, count, -(-rows // count))
+    def train(self, consumed: int) -> Loader:
+        """This process's batches from the sample `consumed` of all processes on, to the end of the run."""
+        return self._loader(consumed, self.steps - consumed // self.global_batch)
+
+    def validation(self) -> ValidationLoader:
+        """This process's held-out batches."""
+        return self._held_out
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimizer step, of all processes."""
+        return self.config.batch_size * self.config.accumulation * self.processes.world
+
+    @cached_property
+    def samples(self) -> int:
+        """Rows of an epoch, robot and image-text rows together."""
+        return self._loader(0, None).samples
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: as told, or as many as the epochs take."""
+        return self.config.steps or max(1, math.ceil((self.config.epochs or 1) * self.samples / self.global_batch))
+
+    @property
+    def validates(self) -> bool:
+        """Whether samples are held out, and looked at."""
+        held = sum(self.mixture.manifest["rows"]["validation"].values())
+        return self.config.eval_samples > 0 and held >= self.processes.world
+
+    @cached_property
+    def _held_out(self) -> ValidationLoader:
+        contract, config = self.contract, self.config
+        return ValidationLoader(
+            self.mixture,
+            HeldOut(self.collator),
+            image_size=contract.image_size,
+            batch_size=config.batch_size,
+            count=config.eval_samples,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            cameras=contract.cameras,
+            window=contract.window,
+            chunk=contract.chunk,
+            proprio=contract.proprio > 0,
+            workers=config.workers,
+            pin=self.processes.device.type == "cuda",
+        )
+
+    def _loader(self, start: int, steps: int | None) -> Loader:
+        contract, config = self.contract, self.config
+        return Loader(
+            self.mixture,
+            self.collator,
+            image_size=contract.image_size,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            seed=config.seed,
+            start=start,
+            steps=steps,
+            cameras=contract.cameras,
+            window=contract.window,
+            chunk=contract.chunk,
+            proprio=contract.proprio > 0,
+            text_factor=config.text_factor,
+            workers=config.workers,
+            pin=self.processes.device.type == "cuda",
+        )

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
+from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
@@ -71,16 +72,16 @@ class FamilyTrainer(transformers.Trainer):
         log: Log | None,
         resumed: tuple[Path, checkpoints.Progress] | None = None,
     ) -> None:
-        self.config, self.mixture, self.source = config, mixture, source
+        self.family, self.config, self.mixture, self.source = family, config, mixture, source
         self.processes, self.hashes, self.run_log, self.resumed = processes, hashes, log, resumed
         self.run = Path(config.run)
         self.meter = Meter()
         self.last_validation: dict[str, Any] | None = None
         self.last_values: dict[str, float] = {}
-        self.stopped = False
+        self.stopped: int | None = None  # the signal that asked for an end
         self.optimizer: Any = None
         self._clock = _Clock()
-        super().__init__(model=family, args=_arguments(config, steps, processes), callbacks=[_Flow(self)])
+        super().__init__(model=_Model(family), args=_arguments(config, steps, processes), callbacks=[_Flow(self)])
         self.remove_callback(PrinterCallback)
         # our losses are means over the samples already, and the mean over micro-batches is the mean over all
         self.model_accepts_loss_kwargs = False
@@ -116,7 +117,7 @@ class FamilyTrainer(transformers.Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW over the family's groups, in float32, fused on a GPU."""
         if self.optimizer is None:
-            groups = self.model.parameter_groups(self.config.weight_decay)
+            groups = self.family.parameter_groups(self.config.weight_decay)
             fused = self.processes.device.type == "cuda"
             self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=fused)
         return self.optimizer
@@ -134,14 +135,14 @@ class FamilyTrainer(transformers.Trainer):
         """Validate on the held-out samples, and write validation.json."""
         with self._clock.paused():
             result = validate(
-                self.model,
+                self.family,
                 self.source.validation(),
                 self.mixture.names,
                 self.mixture.statistics,
                 self.processes,
                 autocast(self.config, self.processes.device),
             )
-            settle(self.model)
+            settle(self.family)
             self.last_validation = result
             if self.run_log is not None:
                 self.run_log.validation(self.state.global_step, result)
@@ -195,7 +196,7 @@ class FamilyTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._clock.paused():
-            moments = optimizer_state(self.model, self.optimizer)  # gathers where sharded, so before any writing
+            moments = optimizer_state(self.family, self.optimizer)  # gathers where sharded, so before any writing
             meter = self.meter.state(self.processes)
             if any(not math.isfinite(value) for value, _ in meter.values()):
                 raise self._diverged(int(self.state.global_step))
@@ -210,13 +211,13 @@ class FamilyTrainer(transformers.Trainer):
 
             def fill(folder: Path) -> None:
                 if self.processes.first:
-                    self.model.save(folder / checkpoints.WEIGHTS)
+                    self.family.save(folder / checkpoints.WEIGHTS)
                     torch.save(moments, folder / checkpoints.OPTIMIZER)
                     torch.save(self.lr_scheduler.state_dict(), folder / checkpoints.SCHEDULER)
                     self.state.save_to_json(str(folder / checkpoints.STATE))
                 torch.save(random_state(), folder / f"rng_state_{self.processes.rank}.pth")
 
-            with whole_parameters(self.model):
+            with whole_parameters(self.family):
                 checkpoints.write(self.run, progress, fill, self.config.keep, self.processes)
         self.control.should_save = False
 
@@ -228,7 +229,7 @@ class FamilyTrainer(transformers.Trainer):
             return
         folder = Path(checkpoint)
         moments = torch.load(folder / checkpoints.OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
-        load_optimizer_state(self.model, self.optimizer, moments, folder / checkpoints.OPTIMIZER)
+        load_optimizer_state(self.family, self.optimizer, moments, folder / checkpoints.OPTIMIZER)
         self.lr_scheduler.load_state_dict(torch.load(folder / checkpoints.SCHEDULER, weights_only=True))
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate  # the schedule sets it after a step, so the next step needs it from here
@@ -240,6 +241,18 @@ class FamilyTrainer(transformers.Trainer):
         path = Path(checkpoint or "", f"rng_state_{self.processes.rank}.pth")
         if checkpoint is not None and path.is_file():  # a process that was not there before starts from the seed
             load_random_state(torch.load(path, map_location="cpu", weights_only=True))
+
+
+class _Model(nn.Module):
+    """The family as the Trainer sees it: without attributes, such as `config`, that it would take for its own."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+
+    def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
+        outputs: dict[str, torch.Tensor] = self.family(**batch)
+        return outputs
 
 
 class _Flow(TrainerCallback):
@@ -256,17 +269,16 @@ class _Flow(TrainerCallback):
         config, step = self.trainer.config, state.global_step
         if self.trainer.run_log is not None:
             self.trainer.run_log.step()
-        self.trainer.stopped = self.trainer.processes.any(self.trainer.stopped)
-        end = step >= state.max_steps or self.trainer.stopped
+        told = self.trainer.processes.largest(self.trainer.stopped or 0)  # any process may have been told
+        self.trainer.stopped = told or None
+        end = step >= state.max_steps or told > 0
 
         def due(every: int | None) -> bool:
             return every is not None and step % every == 0
 
         finished = step >= state.max_steps
         control.should_log = due(config.log_every) or finished
-        control.should_evaluate = (
-            config.eval_samples > 0 and not self.trainer.stopped and (due(config.eval_every) or finished)
-        )
+        control.should_evaluate = config.eval_samples > 0 and not told and (due(config.eval_every) or finished)
         control.should_save = due(config.save_every) or end
         control.should_training_stop = end
 
@@ -302,9 +314,9 @@ def _signals(trainer: FamilyTrainer) -> Iterator[None]:
     """SIGTERM and the first Ctrl+C let the step finish and be saved; a second Ctrl+C ends at once."""
 
     def stop(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and trainer.stopped:
+        if number == signal.SIGINT and trainer.stopped is not None:
             raise KeyboardInterrupt
-        trainer.stopped = True
+        trainer.stopped = number
 
     try:
         before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -84,7 +84,7 @@ def test_resumed_run_has_the_same_losses_bit_for_bit(uninterrupted: Path, tmp_pa
     told = {"run": tmp_path, "steps": 12, "save_every": 4, "schedule": "cosine", "warmup": 2, "eval_every": 5}
     train({**told, "keep": 5})
     for step in (8, 12):  # back to an earlier checkpoint: its later lines must not stay
-        checkpoints._remove(tmp_path / f"checkpoint-{step}")
+        checkpoints.remove(tmp_path / f"checkpoint-{step}")
     torch.manual_seed(99)
     train(told)
     assert lines(tmp_path) == lines(uninterrupted)

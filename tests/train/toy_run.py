@@ -49,7 +49,7 @@ def train(told: dict[str, Any]) -> FamilyTrainer:
             if log is not None:
                 log.close()
         if here.first:
-            (run / "stopped").write_text(str(trainer.stopped))
+            (run / "stopped").write_text(str(trainer.stopped is not None))
     return trainer
 
 
