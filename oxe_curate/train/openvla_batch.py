@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oxe_curate.errors import ConfigError
+from oxe_curate.tokenize.action_tokens import ActionTokens
+from oxe_curate.tokenize.bins import ActionBins
 from oxe_curate.train.batch import Batch, Rows, TextRows
+from oxe_curate.train.family import Contract
 from oxe_curate.train.parallel import blank_ids
 from oxe_curate.train.prompt import IGNORE, Ids, Prompter, pad_right
 
@@ -109,3 +113,19 @@ class OpenVLACollator:
         for row, sequence in zip(ids, sequences, strict=True):
             row[: len(sequence)] = sequence
         return torch.from_numpy(ids)
+
+
+def bin_tokens(contract: Contract) -> ActionTokens:
+    """The table of action tokens that a contract tells of."""
+    if contract.tokens is None:
+        raise ConfigError("this model's contract has no action tokens: it is no OpenVLA model")
+    ids = np.asarray(contract.tokens, np.int64)
+    return ActionTokens(
+        token_id=ids,
+        piece=(None,) * len(ids),
+        count=None,
+        rank=np.arange(len(ids), dtype=np.int32),
+        action_bins=ActionBins(contract.bins, len(ids)),  # type: ignore[arg-type]  # checked by ActionBins
+        vocabulary_size=int(ids.max()) + 1,
+        rule="last",
+    )

@@ -136,6 +136,45 @@ class Architecture:
         return model
 
 
+def published_config(
+    text: dict[str, Any], image_size: int, padding: int, llm: str = "meta-llama/Llama-2-7b-hf"
+) -> dict[str, Any]:
+    """Return a config.json as the released 7B has it, without statistics.
+
+    Args:
+        text: configuration of the language model, model_type and vocab_size among it.
+        image_size: in pixels.
+        padding: rows of the embedding that are no tokens of the tokenizer: OpenVLA counts action tokens from there.
+        llm: where the language model comes from.
+    """
+    return {
+        "architectures": ["OpenVLAForActionPrediction"],
+        "auto_map": {
+            "AutoConfig": "configuration_prismatic.OpenVLAConfig",
+            "AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction",
+        },
+        "model_type": "openvla",
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "hf_llm_id": llm,
+        "image_resize_strategy": "resize-naive",
+        "image_sizes": [image_size, image_size],
+        "llm_backbone_id": "llama2-7b-pure",
+        "llm_max_length": 2048,
+        "n_action_bins": 256,
+        "norm_stats": {},
+        "output_projector_states": False,
+        "pad_to_multiple_of": padding,
+        "pad_token_id": text.get("pad_token_id"),
+        "text_config": text,
+        "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+        "timm_override_act_layers": [None, None],
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1",
+        "use_fused_vision_backbone": True,
+        "vision_backbone_id": "dinosiglip-vit-so-224px",
+    }
+
+
 def _published(identifier: str, where: str) -> VitConfig:
     if identifier not in PUBLISHED:
         raise ConfigError(

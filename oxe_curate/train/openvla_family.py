@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bins import ActionBins
 from oxe_curate.train.action_head import ACTION_WIDTH, l1_loss
-from oxe_curate.train.adapter_files import load_trained, merged_tensors, save_trained
+from oxe_curate.train.adapter_files import load_trained, save_trained
 from oxe_curate.train.adapters import Parts, attach, check_quantization
 from oxe_curate.train.augment import augment, center_crop
 from oxe_curate.train.batch import Batch, Collator
@@ -25,14 +21,15 @@ from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Controller, Family
 from oxe_curate.train.greedy import greedy_ids
 from oxe_curate.train.mixture_folder import MixtureFolder
-from oxe_curate.train.openvla import SHARD_BYTES, OpenVLA, load_model
-from oxe_curate.train.openvla_batch import OpenVLACollator
+from oxe_curate.train.openvla import OpenVLA, load_model
+from oxe_curate.train.openvla_batch import OpenVLACollator, bin_tokens
 from oxe_curate.train.openvla_config import Architecture
+from oxe_curate.train.openvla_export import export_merged
 from oxe_curate.train.parallel import additive, choose, gather_slots, parallel_mask, slot_embeddings, slot_loss
 from oxe_curate.train.pixels import PixelNormalizer
 from oxe_curate.train.prompt import IGNORE, Prompter
 from oxe_curate.train.rows import Form
-from oxe_curate.train.weights import Quantization, Stored, plan, write
+from oxe_curate.train.weights import Quantization
 
 WEIGHT_DECAY = 0.01
 """torch's default for AdamW, which OpenVLA's fine-tuning leaves as it is."""
@@ -62,7 +59,7 @@ class OpenVLAFamily(Family):
         base = self.base
         self.prompter = Prompter.of(config.base, base.architecture.text, base.architecture.config.get("pad_token_id"))
         self.normalize = PixelNormalizer.read(config.base, len(base.architecture.vits))
-        self.vocabulary = _vocabulary(contract)
+        self.vocabulary = bin_tokens(contract)
         values = self.vocabulary.decode(np.arange(base.architecture.text.vocab_size), clip=True)
         device = base.language_model.get_input_embeddings().weight.device
         self.register_buffer("_values", torch.from_numpy(values).to(device), persistent=False)
@@ -212,35 +209,10 @@ class OpenVLAFamily(Family):
 
         Merging needs a model that was just restored: bitsandbytes repacks weights once they were used on some CPUs.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         if not merge:
             self.save(folder)
             return
-        base = self.base
-        stored = base.checkpoint.tensors if base.checkpoint else {}
-        tensors = merged_tensors(self.net, None)
-        told = {  # in the network's own order, which `merged_tensors` follows too
-            name: stored.get(name, Stored("", tuple(parameter.shape), torch.bfloat16))
-            for name, parameter in self._published()
-        }
-        told |= {name: stored[name] for name in base.unused}
-
-        def get(name: str) -> torch.Tensor:
-            if name in base.unused:
-                return base.unused[name]
-            found, value = next(tensors)
-            assert found == name, (found, name)
-            return value.to(told[name].dtype)
-
-        write(folder, plan(told, SHARD_BYTES), get)
-        base.architecture.write(folder, norm_stats=self.contract.statistics)
-        _copy_processor(Path(self.config.base), folder)
-
-    def _published(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The network's parameters by their published names, without the adapter's."""
-        for name, parameter in self.net.named_parameters():
-            if ".lora_" not in name:
-                yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), parameter
+        export_merged(self.net, Path(self.config.base), folder, self.contract.statistics)
 
     @property
     def _slots(self) -> int:
@@ -355,21 +327,6 @@ def _parts(config: TrainConfig) -> Parts:
     return Parts("language_model", vision=("vision_backbone",), whole=whole, frozen=frozen)
 
 
-def _vocabulary(contract: Contract) -> ActionTokens:
-    if contract.tokens is None:
-        raise ConfigError("this model's contract has no action tokens: it is no OpenVLA model")
-    ids = np.asarray(contract.tokens, np.int64)
-    return ActionTokens(
-        token_id=ids,
-        piece=(None,) * len(ids),
-        count=None,
-        rank=np.arange(len(ids), dtype=np.int32),
-        action_bins=ActionBins(contract.bins, len(ids)),  # type: ignore[arg-type]  # checked by ActionBins
-        vocabulary_size=int(ids.max()) + 1,
-        rule="last",
-    )
-
-
 def _gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
 
@@ -384,11 +341,3 @@ def _mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     weight = mask.expand_as(values).to(values.dtype)
     return (values * weight).sum() / weight.sum().clamp(min=1)
-
-
-def _copy_processor(base: Path, folder: Path) -> None:
-    """Tokenizer, preprocessor and the checkpoint's own code, as they are."""
-    for path in sorted(base.iterdir()):
-        taken = path.suffix in (".json", ".model", ".py", ".txt", ".jinja") and ".safetensors" not in path.name
-        if path.is_file() and taken and path.name not in ("config.json", "dataset_statistics.json", "oxe_curate.json"):
-            shutil.copyfile(path, folder / path.name)

@@ -7,7 +7,7 @@ half takes whole batches and runs on the GPU.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class PixelNormalizer:
 
     means: tuple[tuple[float, ...], ...] = (DINO_MEAN, HALF)
     stds: tuple[tuple[float, ...], ...] = (DINO_STD, HALF)
+    _constants: dict[torch.device, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(cls, folder: str | Path, towers: int = 2) -> PixelNormalizer:
@@ -62,7 +63,8 @@ class PixelNormalizer:
             return cls() if towers == 2 else cls((HALF,), (HALF,))
         try:
             told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            made = cls(*(tuple(tuple(map(float, row)) for row in told[key]) for key in ("means", "stds")))
+            means, stds = (tuple(tuple(map(float, row)) for row in told[key]) for key in ("means", "stds"))
+            made = cls(means, stds)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: is no configuration of OpenVLA's pictures: {error!r}") from None
         if len(made.means) != towers or len(made.stds) != towers:
@@ -85,12 +87,35 @@ class PixelNormalizer:
         if images.dtype == torch.uint8:
             # by a tensor: CUDA turns the division by a number into a product with its reciprocal, off by a bit
             images = images.movedim(-1, -3).float() / torch.full((1,), 255.0, device=images.device)
-        rows = [
-            (images - _column(mean, images.device)) / _column(std, images.device)
-            for mean, std in zip(self.means, self.stds, strict=True)
-        ]
-        return torch.cat(rows, dim=-3)
+        if images.device not in self._constants:  # once: a copy to the GPU waits for it, and no graph may record one
+            columns = torch.tensor([self.means, self.stds], device=images.device)[..., None, None]
+            self._constants[images.device] = columns
+        means, stds = self._constants[images.device]
+        return torch.cat([(images - mean) / std for mean, std in zip(means, stds, strict=True)], dim=-3)
 
-
-def _column(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+    def to_json(self, size: int) -> dict[str, Any]:
+        """Return preprocessor_config.json as the released checkpoints have it, for pictures of `size` pixels."""
+        means, stds = ([list(row) for row in rows] for rows in (self.means, self.stds))
+        towers, square = len(means), [size, size]
+        bicubic = {"antialias": True, "interpolation": 3, "max_size": None, "size": square}
+        return {
+            "auto_map": {
+                "AutoImageProcessor": "processing_prismatic.PrismaticImageProcessor",
+                "AutoProcessor": "processing_prismatic.PrismaticProcessor",
+            },
+            "image_processor_type": "PrismaticImageProcessor",
+            "image_resize_strategy": "resize-naive",
+            "input_sizes": [[3, *square]] * towers,
+            "interpolations": ["bicubic"] * towers,
+            "means": means,
+            "processor_class": "PrismaticProcessor",
+            "stds": stds,
+            "tvf_crop_params": [{"output_size": square}] * towers,
+            "tvf_do_letterbox": False,
+            "tvf_letterbox_fill": None,
+            "tvf_normalize_params": [
+                {"inplace": False, "mean": mean, "std": std} for mean, std in zip(means, stds, strict=True)
+            ],
+            "tvf_resize_params": [bicubic] * towers,
+            "use_fused_vision_backbone": towers == 2,
+        }

@@ -14,8 +14,8 @@ from torch import nn
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.openvla import OpenVLA
-from oxe_curate.train.openvla_config import Architecture
-from oxe_curate.train.pixels import DINO_MEAN, DINO_STD, HALF
+from oxe_curate.train.openvla_config import Architecture, published_config
+from oxe_curate.train.pixels import PixelNormalizer
 from oxe_curate.train.weights import Stored, plan, skeleton, write
 
 Size = Literal["tiny", "7b"]
@@ -42,65 +42,13 @@ def openvla_config(
         text |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     if layers:
         text["num_hidden_layers"] = layers
-    config: dict[str, Any] = {
-        "architectures": ["OpenVLAForActionPrediction"],
-        "auto_map": {
-            "AutoConfig": "configuration_prismatic.OpenVLAConfig",
-            "AutoModelForVision2Seq": "modeling_prismatic.OpenVLAForActionPrediction",
-        },
-        "model_type": "openvla",
-        "arch_specifier": "no-align+fused-gelu-mlp",
-        "hf_llm_id": "meta-llama/Llama-2-7b-hf",
-        "image_resize_strategy": "resize-naive",
-        "image_sizes": [image_size, image_size],
-        "llm_backbone_id": "llama2-7b-pure",
-        "llm_max_length": 2048,
-        "n_action_bins": 256,
-        "norm_stats": {},
-        "output_projector_states": False,
-        "pad_to_multiple_of": 64,
-        "pad_token_id": vocabulary,
-        "text_config": {**text, "torch_dtype": "bfloat16"},
-        "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
-        "timm_override_act_layers": [None, None],
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.40.1",
-        "use_fused_vision_backbone": True,
-        "vision_backbone_id": "dinosiglip-vit-so-224px",
-    }
+    config = published_config({**text, "torch_dtype": "bfloat16"}, image_size, padding=64)
     if not full:
         config["timm_model_ids"] = ["vit_tiny_dinov2_random", "vit_tiny_siglip_random"]
         dino = {"embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": 1e-5, "reg_tokens": 4}
         siglip = {"embed_dim": 48, "depth": 3, "num_heads": 3, "mlp_ratio": 3.7362, "class_token": False}
         config["vision_transformers"] = [{**dino, "no_embed_class": True}, {**siglip, "global_pool": "map"}]
     return config
-
-
-def preprocessor_config(image_size: int) -> dict[str, Any]:
-    """Return preprocessor_config.json as the released checkpoint has it."""
-    means, stds = [list(DINO_MEAN), list(HALF)], [list(DINO_STD), list(HALF)]
-    square = [image_size, image_size]
-    bicubic = {"antialias": True, "interpolation": 3, "max_size": None, "size": square}
-    normalize = [{"inplace": False, "mean": mean, "std": std} for mean, std in zip(means, stds, strict=True)]
-    return {
-        "auto_map": {
-            "AutoImageProcessor": "processing_prismatic.PrismaticImageProcessor",
-            "AutoProcessor": "processing_prismatic.PrismaticProcessor",
-        },
-        "image_processor_type": "PrismaticImageProcessor",
-        "image_resize_strategy": "resize-naive",
-        "input_sizes": [[3, *square], [3, *square]],
-        "interpolations": ["bicubic", "bicubic"],
-        "means": means,
-        "processor_class": "PrismaticProcessor",
-        "stds": stds,
-        "tvf_crop_params": [{"output_size": square}, {"output_size": square}],
-        "tvf_do_letterbox": False,
-        "tvf_letterbox_fill": None,
-        "tvf_normalize_params": normalize,
-        "tvf_resize_params": [bicubic, bicubic],
-        "use_fused_vision_backbone": True,
-    }
 
 
 def write_checkpoint(
@@ -137,7 +85,7 @@ def write_checkpoint(
         lambda name: random_tensor(name, tensors[name].shape, seed).to(dtype),
     )
     architecture.write(folder)
-    _json(folder / "preprocessor_config.json", preprocessor_config(architecture.image_size))
+    _json(folder / "preprocessor_config.json", PixelNormalizer().to_json(architecture.image_size))
     vocabulary = config["text_config"]["vocab_size"] - config.get("pad_to_multiple_of", 64)
     if tokenizer is None:
         _json(folder / "tokenizer.json", letter_tokenizer(vocabulary))

@@ -87,6 +87,10 @@ class Checkpoint:
                 for name in sorted(name for name in wanted if self.tensors[name].file == file):
                     yield name, opened.get_tensor(name).clone()
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        return next(self.read([name]))[1]
+
     @property
     def layout(self) -> dict[str, list[str]]:
         """File -> the names it holds."""
