@@ -28,6 +28,7 @@ from oxe_curate.train.pixels import PixelNormalizer
 from oxe_curate.train.projections import merge_lora
 
 _TILE = 16  # sequences are padded to multiples: attention with a mask wants 16 bytes, and few graphs serve all prompts
+_PROMPTS = 1000  # whose ids are kept
 _ROOM = 64  # tokens of an instruction to make room for at first
 
 
@@ -148,6 +149,8 @@ class OpenVLAController(Controller):
         """Put the prompt in place; returns the padded length of the sequence that is read."""
         ids = self._prompts.get(instruction)
         if ids is None:
+            if len(self._prompts) > _PROMPTS:
+                self._prompts.clear()
             ids = self._prompts[instruction] = np.asarray(self._control.prompt(instruction), np.int64)
         after = self._slots - 1 if self._control.parallel else 0
         width = _tiled(self._patches + len(ids) + after)

@@ -35,6 +35,10 @@ class Recorder:
         """
         if self.device.type != "cuda":
             return function
+        with torch.cuda.device(self.device):
+            return self._recorded(function)
+
+    def _recorded(self, function: Callable[[], None]) -> Callable[[], None]:
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # libraries set themselves up at the first calls
