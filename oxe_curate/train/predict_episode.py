@@ -13,6 +13,7 @@ from oxe_curate.train.batch import Rows
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Family
 from oxe_curate.train.observe import crop_middle
+from oxe_curate.train.validate import to_device
 
 FRAMES = 4
 """Frames of an episode that are kept to be shown."""
@@ -55,13 +56,10 @@ def batched(
         crop: cut out the middle of each picture.
         batch_size: rows a forward pass.
     """
-    from oxe_curate.train.trainer import autocast
-    from oxe_curate.train.validate import to_device
-
     device = next(model.parameters()).device
     done = []
     for rows, frames in _slices(read, steps, crop, batch_size):
-        with torch.no_grad(), autocast(config, device):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
             actions = model.predict(to_device(model.collator(rows), device)).float().cpu().numpy()
         done.append((actions, rows.actions[:, -1], rows.action_mask[:, -1], frames, rows.instruction[0]))
     parts = [np.concatenate(column) for column in list(zip(*done, strict=True))[:4]]
