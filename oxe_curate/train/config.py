@@ -59,6 +59,7 @@ class FlamingoConfig:
         pose_loss: "huber" (released code) or "mse" (paper). gripper_weight: factor of the gripper's BCE.
         train_embeddings: train the input embeddings of the language model.
         cache_vision: compute the frozen vision tower's features once per frame and reuse them in later epochs.
+        cache_gib: disk space for them, in the run's folder; 0.5 MiB a frame with ViT-L/14 in bf16.
     """
 
     head: Literal["mlp", "gpt", "lstm"] = "lstm"
@@ -67,6 +68,7 @@ class FlamingoConfig:
     gripper_weight: float = Field(default=0.01, ge=0)
     train_embeddings: bool = True
     cache_vision: bool = False
+    cache_gib: float = Field(default=64, gt=0)
 
 
 @dataclass(frozen=True, config=config.STRICT)

@@ -35,6 +35,7 @@ CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "visi
 MODEL_TYPE = "roboflamingo"
 IMAGE, END = "<image>", "<|endofchunk|>"
 
+_HEAD = ("lm_head.", "frame_embs")
 _EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
 _DECODERS = {"mpt": "mpt", "llama": "llama", "gpt_neox": "gpt_neox", "redpajama": "gpt_neox", "opt": "opt"}
 
@@ -144,10 +145,10 @@ def build(
     Args:
         folder: a base folder.
         spec: its configuration.
-        head: the head wanted; one of the same kind and sizes in the weights is loaded into it, else it starts anew.
-            None takes the weights' own.
+        head: the head wanted; one in the weights that fits is loaded into it, else it starts anew. None takes the
+            weights' own.
         dtype: of all weights.
-        trained_head: refuse weights without a head.
+        trained_head: refuse weights whose head does not fit, or that have none.
 
     Raises:
         ConfigError: as of `load_model`.
@@ -155,12 +156,8 @@ def build(
     file = _weights_file(folder, spec)
     found = read_weights(file) if file is not None else {}
     language = _language(folder, spec, found, dtype)
-    path = layers_path(language)
-    state = published(found, path)
-    stored = spec_of_head(state, head or spec.head)
-    if trained_head and stored is None:
-        raise ConfigError(f"{file or folder}: holds no policy head (lm_head.*): train one on this base first")
-    wanted = head or stored or spec.head or HeadSpec()
+    state = published(found, layers_path(language))
+    wanted = head or spec_of_head(state, spec.head) or spec.head or HeadSpec()
     net = Flamingo(
         ClipViT(spec.vision),
         language,
@@ -171,17 +168,24 @@ def build(
         *_resampler(state),
         history=wanted.history and wanted.kind == "mlp",
     )
-    if stored != wanted:
-        state = {name: value for name, value in state.items() if not name.startswith(("lm_head.", "frame_embs"))}
+    own = {name: value for name, value in net.state_dict().items() if name.startswith(_HEAD)}
+    stored = {name: value for name, value in state.items() if name.startswith(_HEAD)}
+    fits = set(own) == set(stored) and all(own[name].shape == value.shape for name, value in stored.items())
+    if trained_head and not fits:
+        what = (
+            f"its policy head is not the {wanted.kind} head wanted" if stored else "it has no policy head (lm_head.*)"
+        )
+        raise ConfigError(f"{file or folder}: {what}. Train one on this base first.")
+    if not fits:
+        state = {name: value for name, value in state.items() if name not in stored}
     if not any(name.startswith("vision_encoder.") for name in state):
         tower = dict(Checkpoint.open(folder / VISION).read())
         state |= {f"vision_encoder.visual.{name}": value for name, value in from_transformers(tower).items()}
-    fresh = stored != wanted
 
     def allowed(name: str) -> bool:
         """Whether a weight may be missing from the file."""
-        if name.startswith(("lm_head.", "frame_embs")):
-            return fresh
+        if name.startswith(_HEAD):
+            return not fits
         return spec.language is None and _of_decoder(name)  # from_pretrained has loaded it
 
     _fill(net, state, str(file or folder), dtype, allowed)

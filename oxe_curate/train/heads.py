@@ -186,7 +186,7 @@ class LSTMHead(Head):
         if len(self._history) >= self.window:
             self._state = None
             return super().mix_step(pooled)
-        self._history.append(pooled)
+        self._history = [*self._history, pooled]
         mixed, self._state = self.rnn(pooled, self._state)
         return mixed
 
