@@ -149,8 +149,7 @@ def _step(family: Family, optimizer: Any, batches: Iterator[Any], config: TrainC
 def _held_out(family: Family, source: MixtureSource, config: TrainConfig, here: Processes) -> float:
     batch = next(iter(source.validation()))
     start = time.perf_counter()
-    mixture = source.mixture
-    validate(family, [batch], mixture.names, mixture.statistics, here, autocast(config, here.device))
+    validate(family, [batch], source.mixture, here, autocast(config, here.device))
     return time.perf_counter() - start
 
 

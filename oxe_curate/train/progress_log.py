@@ -104,6 +104,7 @@ class Log:
         flat = {key: value for key, value in result.items() if isinstance(value, float)}
         for name, entry in result["datasets"].items():
             flat |= {f"{name}/l1/{i}": value for i, value in enumerate(entry["l1"])}
+            flat |= {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
         self._send(step, {f"validation/{key}": value for key, value in flat.items()})
 
     def say(self, text: str) -> None:

@@ -64,7 +64,7 @@ class MixtureSource:
         contract, config = self.contract, self.config
         return ValidationLoader(
             self.mixture,
-            HeldOut(self.collator),
+            HeldOut(self.collator, crop=config.augment),
             image_size=contract.image_size,
             batch_size=config.batch_size,
             count=config.eval_samples,

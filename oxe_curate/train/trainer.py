@@ -137,8 +137,7 @@ class FamilyTrainer(transformers.Trainer):
             result = validate(
                 self.family,
                 self.source.validation(),
-                self.mixture.names,
-                self.mixture.statistics,
+                self.mixture,
                 self.processes,
                 autocast(self.config, self.processes.device),
             )

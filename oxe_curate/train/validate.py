@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.train.batch import Batch, Collator, Rows
+from oxe_curate.train.mixture_folder import MixtureFolder
+from oxe_curate.train.observe import crop_middle
 from oxe_curate.train.processes import Processes
 from oxe_curate.train.train_state import untouched_random_state
 
-_DATASET, _ACTIONS, _MASK = "held_dataset", "held_actions", "held_mask"
+_DATASET, _ACTIONS, _BINS, _MASK = "held_dataset", "held_actions", "held_bins", "held_mask"
 WIDTH = 7
+_SAME = 1e-4
+"""Of bins' centres; they lie 0.008 apart. OpenVLA decodes its last two bins to one centre, so ids would not do."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Collates held-out rows: the family's batch, and beside it what its prediction is compared with."""
+    """Collates held-out rows: the family's batch, and beside it what its prediction is compared with.
+
+    Attributes:
+        collator: of the family.
+        crop: show the middle of each picture, as inference does after training with random crops.
+    """
 
     collator: Collator
+    crop: bool = False
 
     def __call__(self, rows: Rows) -> Batch:
-        """The family's batch with three more names, which `validate` takes out again."""
+        """The family's batch with four more names, which `validate` takes out again."""
+        shown = replace(rows, images=crop_middle(rows.images)) if self.crop else rows
         return {
-            **self.collator(rows),
+            **self.collator(shown),
             _DATASET: torch.from_numpy(np.asarray(rows.dataset, np.int64)),
             _ACTIONS: torch.from_numpy(np.array(rows.actions[:, -1], np.float32)),
+            _BINS: torch.from_numpy(np.array(rows.bins[:, -1], np.uint8)),
             _MASK: torch.from_numpy(np.array(rows.action_mask[:, -1], np.bool_)),
         }
 
@@ -39,8 +50,7 @@ class HeldOut:
 def validate(
     family: Any,
     batches: Iterable[Batch],
-    names: tuple[str, ...],
-    statistics: Mapping[str, Bounds],
+    mixture: MixtureFolder,
     processes: Processes,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Any]:
@@ -49,25 +59,27 @@ def validate(
     Args:
         family: in training or not.
         batches: this process's, made with `HeldOut`; as many in every process.
-        names: the mixture's data sets, as `Rows.dataset` counts them.
-        statistics: their bounds.
+        mixture: whose data sets `Rows.dataset` counts, and whose bounds give real units.
         processes: all take part.
         autocast: entered around every forward pass.
 
     Returns:
         "samples"; the family's scalars, averaged over the samples ("loss", "token_accuracy" ...); "datasets": name ->
-        "samples" and "l1", the mean absolute error of the 7 dimensions in the data set's units, over the chunk's
-        valid steps.
+        "samples"; "l1", the mean absolute error of the 7 dimensions in the data set's units, over the chunk's valid
+        steps; and for a model with action tokens "greedy_accuracy", the share of bins that decoding without the
+        truth before it gets right.
     """
     scalars: dict[str, float] = {}
-    sums = np.zeros((len(names), 2 + WIDTH))
+    names = mixture.names
+    bins = mixture.tokens.action_bins if family.contract.tokens is not None else None
+    sums = np.zeros((len(names), 3 + WIDTH))
     count = 0
     training = family.training
     family.eval()
     try:
         with untouched_random_state(), torch.no_grad():
             for batch in batches:
-                held = {key: batch.pop(key) for key in (_DATASET, _ACTIONS, _MASK)}
+                held = {key: batch.pop(key) for key in (_DATASET, _ACTIONS, _BINS, _MASK)}
                 n = len(held[_DATASET])
                 moved = to_device(batch, processes.device)
                 with autocast:
@@ -77,10 +89,13 @@ def validate(
                     if value.numel() == 1:
                         scalars[key] = scalars.get(key, 0.0) + float(value) * n
                 count += n
-                _add_errors(sums, predicted.float().cpu().numpy(), held, names, statistics)
+                actions = predicted.float().cpu().numpy()
+                _add_errors(sums, actions, held, mixture)
+                if bins is not None:
+                    _add_equal(sums, np.abs(actions - bins.decode(held[_BINS].numpy())) < _SAME, held)
     finally:
         family.train(training)
-    return _result(scalars, count, sums, names, processes)
+    return _result(scalars, count, sums, names, bins is not None, processes)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
@@ -98,18 +113,22 @@ def _add_errors(
     sums: NDArray[np.float64],
     predicted: NDArray[np.float32],
     held: Mapping[str, Any],
-    names: tuple[str, ...],
-    statistics: Mapping[str, Bounds],
+    mixture: MixtureFolder,
 ) -> None:
     dataset, actions, mask = (held[key].numpy() for key in (_DATASET, _ACTIONS, _MASK))
     for number in np.unique(dataset):
         mine = dataset == number
-        bounds = statistics[names[number]]
+        bounds = mixture.statistics[mixture.names[number]]
         error = np.abs(bounds.denormalize(predicted[mine]) - bounds.denormalize(actions[mine]))
         valid = mask[mine]
         sums[number, 0] += mine.sum()
         sums[number, 1] += valid.sum()
-        sums[number, 2:] += (error * valid[..., None]).sum(axis=(0, 1))
+        sums[number, 3:] += (error * valid[..., None]).sum(axis=(0, 1))
+
+
+def _add_equal(sums: NDArray[np.float64], equal: NDArray[np.bool_], held: Mapping[str, Any]) -> None:
+    valid = equal & held[_MASK].numpy()[..., None]
+    np.add.at(sums[:, 2], held[_DATASET].numpy(), valid.sum(axis=(1, 2)))
 
 
 def _result(
@@ -117,6 +136,7 @@ def _result(
     count: int,
     sums: NDArray[np.float64],
     names: tuple[str, ...],
+    tokens: bool,
     processes: Processes,
 ) -> dict[str, Any]:
     total = processes.sum(np.array([count, *scalars.values()], np.float64))
@@ -126,7 +146,11 @@ def _result(
         "samples": int(total[0]),
         **{key: float(value / samples) for key, value in zip(scalars, total[1:], strict=True)},
         "datasets": {
-            name: {"samples": int(row[0]), "l1": (row[2:] / max(row[1], 1)).tolist()}
+            name: {
+                "samples": int(row[0]),
+                **({"greedy_accuracy": float(row[2] / max(WIDTH * row[1], 1))} if tokens else {}),
+                "l1": (row[3:] / max(row[1], 1)).tolist(),
+            }
             for name, row in zip(names, sums, strict=True)
             if row[0]
         },
