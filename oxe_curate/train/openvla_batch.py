@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bins import ActionBins
 from oxe_curate.train.batch import Batch, Rows, TextRows
@@ -35,14 +34,14 @@ class OpenVLACollator:
 
     Attributes:
         prompter: of the model.
-        tokens: int64 (bins,): bin -> token id.
+        tokens: int64 (bins,): bin -> token id; None for continuous actions, which then have no action_ids.
         patches: of an image. prefix: positions between BOS and a robot sample's prompt.
         chunk: K. proprio: P.
         parallel: all slots in one pass.
     """
 
     prompter: Prompter
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int64] | None
     patches: int
     prefix: int
     chunk: int
@@ -51,27 +50,28 @@ class OpenVLACollator:
 
     def __call__(self, rows: Rows) -> Batch:
         """See the class."""
-        ids = self.tokens[rows.bins[:, -1, : self.chunk]]
         mask = rows.action_mask[:, -1, : self.chunk]
         batch: Batch = {
             "images": torch.from_numpy(np.ascontiguousarray(rows.images[:, -1])),
             "random": torch.from_numpy(rows.random),
             "actions": torch.from_numpy(np.ascontiguousarray(rows.actions[:, -1, : self.chunk])),
-            "action_ids": torch.from_numpy(ids),
             "action_mask": torch.from_numpy(np.ascontiguousarray(mask)),
         }
         if self.proprio:
             batch["proprio"] = torch.from_numpy(np.ascontiguousarray(rows.proprio))
         prompts = [self.prompter.prompt(instruction) for instruction in rows.instruction]
+        if self.tokens is not None:
+            ids = self.tokens[rows.bins[:, -1, : self.chunk]]
+            batch["action_ids"] = torch.from_numpy(ids)
         if self.parallel:
             batch |= self._slots(prompts)
         else:
-            batch |= self._tokens(prompts, ids, mask)
+            batch |= self._sequence(prompts, ids, mask)
         if rows.texts is not None and len(rows.texts.question):
             batch |= self._texts(rows.texts)
         return batch
 
-    def _tokens(self, prompts: Sequence[Ids], ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
+    def _sequence(self, prompts: Sequence[Ids], ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
         n = len(prompts)
         count = ids[0].size if n else 0
         stop = np.full((n, 1), self.prompter.eos, np.int64)
@@ -115,10 +115,10 @@ class OpenVLACollator:
         return torch.from_numpy(ids)
 
 
-def bin_tokens(contract: Contract) -> ActionTokens:
-    """The table of action tokens that a contract tells of."""
+def bin_tokens(contract: Contract) -> ActionTokens | None:
+    """The table of action tokens that a contract tells of, None where it tells of none."""
     if contract.tokens is None:
-        raise ConfigError("this model's contract has no action tokens: it is no OpenVLA model")
+        return None
     ids = np.asarray(contract.tokens, np.int64)
     return ActionTokens(
         token_id=ids,

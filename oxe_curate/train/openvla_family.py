@@ -15,7 +15,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.action_head import ACTION_WIDTH, l1_loss
 from oxe_curate.train.adapter_files import load_trained, save_trained
 from oxe_curate.train.adapters import Parts, attach, check_quantization
-from oxe_curate.train.augment import augment, center_crop
+from oxe_curate.train.augment import augment
 from oxe_curate.train.batch import Batch, Collator
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Controller, Family
@@ -44,11 +44,11 @@ class _Sequences:
 
 
 class OpenVLAFamily(Family):
-    """See `Family`. Under augmentation, training sees random crops; validation and `predict` see the middle.
+    """See `Family`. In training pictures are augmented if the run says so; else they are taken as they are given.
 
     Attributes:
         config: of the run.
-        vocabulary: the tokens of the bins, as a table.
+        vocabulary: the tokens of the bins, as a table; None for continuous actions.
     """
 
     name = "openvla"
@@ -60,10 +60,13 @@ class OpenVLAFamily(Family):
         self.prompter = Prompter.of(config.base, base.architecture.text, base.architecture.config.get("pad_token_id"))
         self.normalize = PixelNormalizer.read(config.base, len(base.architecture.vits))
         self.vocabulary = bin_tokens(contract)
-        values = self.vocabulary.decode(np.arange(base.architecture.text.vocab_size), clip=True)
-        device = base.language_model.get_input_embeddings().weight.device
-        self.register_buffer("_values", torch.from_numpy(values).to(device), persistent=False)
-        self.register_buffer("_ids", torch.from_numpy(self.vocabulary.token_id).to(device), persistent=False)
+        if self.vocabulary is None and not self.continuous:
+            raise ConfigError("this model's contract has no action tokens: its actions cannot be decoded")
+        if self.vocabulary is not None:
+            values = self.vocabulary.decode(np.arange(base.architecture.text.vocab_size), clip=True)
+            device = base.language_model.get_input_embeddings().weight.device
+            self.register_buffer("_values", torch.from_numpy(values).to(device), persistent=False)
+            self.register_buffer("_ids", torch.from_numpy(self.vocabulary.token_id).to(device), persistent=False)
 
     @property
     def base(self) -> OpenVLA:
@@ -94,7 +97,7 @@ class OpenVLAFamily(Family):
             image_size=architecture.image_size,
             proprio=form.proprio,
             statistics=mixture.statistics_json,
-            tokens=tuple(int(token) for token in mixture.tokens.token_id),
+            tokens=None if config.openvla.head == "l1" else tuple(mixture.tokens.token_id.tolist()),
             bins=mixture.tokens.action_bins.kind,
             hashes=dict(mixture.hashes),
         )
@@ -127,7 +130,7 @@ class OpenVLAFamily(Family):
         """See `Family`; `OpenVLACollator` says what a batch holds."""
         return OpenVLACollator(
             prompter=self.prompter,
-            tokens=self.vocabulary.token_id,
+            tokens=None if self.vocabulary is None else self.vocabulary.token_id,
             patches=self.base.vision_backbone.num_patches,
             prefix=self.base.prefix_tokens(len(self.contract.cameras)),
             chunk=self.contract.chunk,
@@ -189,12 +192,12 @@ class OpenVLAFamily(Family):
         """See `Family`."""
         from oxe_curate.train.control import Control, OpenVLAController
 
-        base = self.base
+        base, table = self.base, self.vocabulary
         control = Control(
             prompt=self.prompter.prompt,
             pixels=self.normalize,
-            values=lambda ids: self.vocabulary.decode(ids, clip=True),
-            token_ids=self.vocabulary.token_id.tolist(),
+            values=lambda ids: table.decode(ids, clip=True) if table is not None else np.zeros(ids.shape, np.float32),
+            token_ids=[] if table is None else table.token_id.tolist(),
             cameras=len(self.contract.cameras),
             image_size=self.contract.image_size,
             proprio=self.contract.proprio,
@@ -218,25 +221,16 @@ class OpenVLAFamily(Family):
     def _slots(self) -> int:
         return self.contract.chunk * ACTION_WIDTH
 
-    def _pixels(self, images: torch.Tensor, random: torch.Tensor | None) -> torch.Tensor:
-        """uint8 (b, S, S, 3) -> (b, channels, S, S), augmented in training, the middle of it otherwise."""
-        if not self.config.augment or random is None:
-            return self.normalize(images)
-        if self.training:
-            return self.normalize(augment(images, random))
-        cut = center_crop(images)
-        return self.normalize((cut * 255.5).clamp(max=255).floor() / 255)  # through uint8, as `Policy` does it
-
     def _embed(self, batch: Batch) -> _Sequences:
         """All rows of a batch through the vision towers at once, robots first; padded on the right."""
         base, images = self.base, batch["images"]
         n, cameras = images.shape[:2]
-        random = batch["random"].repeat_interleave(cameras, 0)
-        # each camera its own crop: turning by the golden ratio keeps a uniform number uniform
-        turn = torch.arange(cameras, device=random.device).repeat(n)[:, None] * 0.6180339887
-        pixels = self._pixels(images.flatten(0, 1), (random + turn) % 1)
+        flat = images.flatten(0, 1)
+        if self.training and self.config.augment:
+            flat = augment(flat, _per_camera(batch["random"], cameras))
+        pixels = self.normalize(flat)
         if "text_ids" in batch:
-            pixels = torch.cat([pixels, self._pixels(batch["text_images"], None)])
+            pixels = torch.cat([pixels, self.normalize(batch["text_images"])])
         projected = base.features(pixels)[0]
         robots = projected[: n * cameras].reshape(n, cameras * projected.shape[1], projected.shape[2])
         embeds, _ = base.join(batch["input_ids"], None, base.seen(robots, batch.get("proprio")))
@@ -325,6 +319,13 @@ def _parts(config: TrainConfig) -> Parts:
     # continuous actions never pass the output head: it would have no gradient
     frozen = ("language_model.lm_head",) if continuous else ()
     return Parts("language_model", vision=("vision_backbone",), whole=whole, frozen=frozen)
+
+
+def _per_camera(random: torch.Tensor, cameras: int) -> torch.Tensor:
+    """(n, k) -> (n * cameras, k): each camera its own crop and colours; numbers turned by a constant stay uniform."""
+    turn = torch.arange(cameras, device=random.device) * 0.6180339887
+    turned: torch.Tensor = (random[:, None] + turn[:, None]) % 1
+    return turned.flatten(0, 1)
 
 
 def _gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
