@@ -66,6 +66,30 @@ def test_from_the_bucket_as_from_the_disk(bucket: Folder, tmp_path: Path) -> Non
                 assert pq.read_table(file).equals(pq.read_table(path))
 
 
+def test_texts_and_windows_from_the_bucket(bucket: Folder, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from oxe_curate.errors import ConfigError
+    from tests.tokenize.test_texts import write
+
+    bridge.write(tmp_path / "in")
+    run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
+    write(tmp_path / "vqa/a.parquet", 20)
+    upload(tmp_path / "vqa", bucket.sub("vqa"))
+    mixture = "name: m\ndatasets: [{name: bridge_orig, weight: 1}]\nwindow: 3\nstride: 2\n"
+    options = TokenizeOptions(progress=False, workers=1)
+    for name, path in (("here", "vqa"), ("there", f"{bucket}/vqa"), ("one", f"{bucket}/vqa/a.parquet")):
+        (tmp_path / "m.yaml").write_text(f"{mixture}texts: [{{name: vqa, path: '{path}', weight: 0.5}}]")
+        run_tokenize(tmp_path / "m.yaml", tmp_path / "index", tmp_path / name, options)
+    (shard,) = (tmp_path / "here").glob("text-*.parquet")
+    assert 0 < len(pq.read_table(shard)) < 20
+    assert shard.read_bytes() == (tmp_path / "there" / shard.name).read_bytes()
+    assert shard.read_bytes() == (tmp_path / "one" / shard.name).read_bytes()
+    (tmp_path / "m.yaml").write_text(f"{mixture}texts: [{{name: vqa, path: '{bucket}/vqq', weight: 0.5}}]")
+    with pytest.raises(ConfigError, match=r"vqq: holds no \.parquet file"):
+        run_tokenize(tmp_path / "m.yaml", tmp_path / "index", tmp_path / "none", options)
+
+
 def test_images_are_not_fetched(bucket: Folder) -> None:
     import numpy as np
 

@@ -84,6 +84,19 @@ def test_one_line_brings_in_a_folder_of_questions(index: Path, tmp_path: Path) -
     assert json.loads((tmp_path / "out/manifest.json").read_text())["texts"]["vqa"]["rows"] == 15
 
 
+def test_a_source_may_be_named_by_path_or_address_or_be_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "vqa/a.parquet")
+    for path in (
+        "vqa",
+        "vqa/a.parquet",
+        str(tmp_path / "vqa"),
+        f"file://{tmp_path}/vqa",
+        f"file://{tmp_path}/vqa/a.parquet",
+    ):
+        source = open_text(TextEntry(name="vqa", path=path, weight=1), tmp_path, "m")
+        assert (source.folder.uri, [file.path for file in source.files]) == (str(tmp_path / "vqa"), ["a.parquet"])
+
+
 def test_without_texts_nothing_is_added(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa.parquet")
     tokenize(index, tmp_path, "", "plain")
