@@ -257,8 +257,12 @@ class _Footer:
 
     def table(self, group: int, columns: Sequence[str]) -> Any:
         """Columns of a row group."""
-        with self._lock:  # Arrow promises no safety among threads for one reader
-            return read_group(self._parquet, group, columns, self.name)
+        try:
+            with self._lock:  # Arrow promises no safety among threads for one reader
+                table = self._parquet.read_row_group(group, list(columns), use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{self.name}: row group {group}: {error}. {MEND}") from None
+        return checked_columns(table, columns, self.name)
 
     def chunk(self, group: int, column: str, list_of: bool) -> tuple[int, int, tuple[int, int]]:
         """Where an image column's chunk begins, its bytes, and its largest repetition and definition level."""
@@ -288,12 +292,8 @@ def group_starts(metadata: Any, rows: int, name: str) -> NDArray[np.int64]:
     return np.cumsum(sizes) - sizes
 
 
-def read_group(parquet: Any, group: int, columns: Sequence[str], name: str) -> Any:
-    """Columns of a row group as a table. Raises DataError where it cannot be read or lacks one."""
-    try:
-        table = parquet.read_row_group(group, list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name}: row group {group}: {error}. {MEND}") from None
+def checked_columns(table: Any, columns: Sequence[str], name: str) -> Any:
+    """The table, if it has the columns asked for, which Arrow leaves out without a word. Raises DataError."""
     roots = {column.partition(".")[0] for column in columns}
     if missing := roots - set(table.column_names):
         raise DataError(f"{name}: has no column {sorted(missing)[0]!r}. {MEND}")

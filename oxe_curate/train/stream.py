@@ -9,6 +9,7 @@ its own lanes, so that processes read (nearly) only what they use.
 from __future__ import annotations
 
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from oxe_curate.errors import DataError
+from oxe_curate.errors import DataError, StorageError
+from oxe_curate.storage import explain
 from oxe_curate.tokenize.samples import splitmix64
-from oxe_curate.train.local import MEND, Cache, ShardName, Texts, group_starts, image_leaf, read_group
+from oxe_curate.train.local import MEND, Cache, ShardName, Texts, checked_columns, group_starts, image_leaf
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.order import shuffled
 from oxe_curate.train.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
@@ -31,6 +33,7 @@ BUFFER = 8192
 """Images of all processes together that are mixed; as many again are read ahead."""
 LANES = 64
 _READERS, _OPEN_FILES = 8, 64
+_PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts, after those that Arrow makes by itself
 _CACHE = 1 << 30  # bytes of row groups kept for reads in an order of their own
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _GROUPS, _POOLS = 21, 22  # purposes of hashes
@@ -238,9 +241,19 @@ class RemoteRows:
 
     def _table(self, group: int, columns: Sequence[str]) -> Any:
         number = int(self._shard_of[group])
-        file, footer = self._open(number)
-        reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader serves one thread
-        return read_group(reader, group - int(self._first_group[number]), columns, self._name(number))
+        name, local = self._name(number), group - int(self._first_group[number])
+        for pause in (*_PAUSES, None):
+            try:
+                file, footer = self._open(number)
+                reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader serves one thread
+                return checked_columns(reader.read_row_group(local, list(columns), use_threads=False), columns, name)
+            except pa.ArrowException as error:
+                raise DataError(f"{name}: row group {local}: {error}. {MEND}") from None
+            except OSError as error:
+                if pause is None:
+                    raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
+                time.sleep(pause)
+        raise AssertionError  # the last round returns or raises
 
     def _sized(self, group: int) -> tuple[RemoteBlock, int]:
         block = self._fetch(group)
