@@ -147,22 +147,22 @@ class FlamingoFamily(Family):
 
     def _robot_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         settings, chunk = self._config.flamingo, self.contract.chunk
-        pose, gripper = self._policy(batch)
+        pose, gripper = self._policy(batch, logits=True)
         steps = pose.shape[1]  # with the MLP's history the window's last step alone
         target, mask = batch["actions"][:, -steps:], batch["action_mask"][:, -steps:]
-        opened = gripper.unsqueeze(-1)
+        opened = gripper.unsqueeze(-1)  # a logit
         numbers, binary = policy_losses(pose.unflatten(-1, (chunk, POSE)), opened, target, mask, settings.pose_loss)
-        right = (((opened > 0.5) == (target[..., POSE:] > 0.5)).squeeze(-1) & mask).sum() / mask.sum().clamp(min=1)
+        right = (((opened > 0) == (target[..., POSE:] > 0.5)).squeeze(-1) & mask).sum() / mask.sum().clamp(min=1)
         scalars = {"pose_loss": numbers.mean(), "gripper_loss": binary.mean(), "gripper_accuracy": right}
         return numbers + settings.gripper_weight * binary, {key: value.detach() for key, value in scalars.items()}
 
-    def _policy(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Pose (n, W, 6 K) and gripper (n, W, K) of a batch."""
+    def _policy(self, batch: Batch, logits: bool = False) -> tuple[Tensor, Tensor]:
+        """Pose (n, W, 6 K) and gripper (n, W, K) of a batch, the gripper a probability or a logit."""
         net = self.flamingo
         tokens = self._tokens(batch)
         hidden = net.features(tokens, batch["input_ids"], batch["attention_mask"], batch["frames"])
         seen = None if net.history else batch["observation_mask"]
-        pose, gripper = net.lm_head(hidden, batch["attention_mask"], seen)
+        pose, gripper = net.lm_head(hidden, batch["attention_mask"], seen, logits)
         return pose, gripper
 
     def _tokens(self, batch: Batch) -> Tensor:

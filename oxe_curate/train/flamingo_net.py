@@ -286,19 +286,19 @@ class Flamingo(nn.Module):
         if self.window > 1 and ids.shape[0] == tokens.shape[0]:
             ids, attention_mask = ids[:: self.window], attention_mask[:: self.window]
         hidden = self.features(tokens, ids, attention_mask)
-        pose, gripper = self.lm_head(hidden)
+        pose, logits = self.lm_head(hidden, logits=True)
         out = FlamingoOutput(
             clip_tokens=tokens[:, 0],
             latents=self.perceiver(tokens[:, 0]).unsqueeze(1),
             last_hidden=hidden.flatten(0, 1),
             pose=pose,
-            gripper=gripper,
+            gripper=logits.sigmoid(),
         )
         if actions is not None:
             chunk = self.lm_head.chunk
             target = actions.unflatten(-1, (1, 7)) if actions.dim() == 3 else actions
             target = torch.cat([target[..., :POSE], (target[..., POSE:] + 1) / 2], -1)
-            numbers, binary = policy_losses(pose.unflatten(-1, (chunk, POSE)), gripper.unsqueeze(-1), target)
+            numbers, binary = policy_losses(pose.unflatten(-1, (chunk, POSE)), logits.unsqueeze(-1), target)
             out.update(loss_num=numbers.mean(), loss_bin=binary.mean())
             out["loss"] = out["loss_num"] + gripper_weight * out["loss_bin"]
         return out

@@ -56,7 +56,11 @@ class Head(nn.Module, abc.ABC):
         self._history: list[Tensor] = []
 
     def forward(
-        self, features: Tensor, token_mask: Tensor | None = None, observation_mask: Tensor | None = None
+        self,
+        features: Tensor,
+        token_mask: Tensor | None = None,
+        observation_mask: Tensor | None = None,
+        logits: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The actions of every step of a window, each from the steps up to it alone.
 
@@ -67,6 +71,7 @@ class Head(nn.Module, abc.ABC):
             observation_mask: bool (n, W), False for padding before the episode's start. Padded steps are then not
                 shown to the head, so that the n-th step of an episode is computed from n steps, as at control time;
                 what is returned for them means nothing. None shows the head every step, as the released code does.
+            logits: give the gripper before its sigmoid, for the loss.
 
         Returns:
             pose (n, W, 6 * chunk) in (-1, 1), action by action, and gripper (n, W, chunk), the probability of "open".
@@ -74,11 +79,11 @@ class Head(nn.Module, abc.ABC):
         with torch.autocast(features.device.type, enabled=False):
             pooled = self.pool(features, token_mask)
             if observation_mask is None:
-                return self._decode(self.mix(pooled))
+                return self._decode(self.mix(pooled), logits)
             steps = torch.arange(pooled.shape[1], device=pooled.device)
             padding = (~observation_mask).sum(1, keepdim=True)
             pooled = _rolled(pooled, (steps + padding).clamp(max=pooled.shape[1] - 1))
-            return self._decode(_rolled(self.mix(pooled), (steps - padding).clamp(min=0)))
+            return self._decode(_rolled(self.mix(pooled), (steps - padding).clamp(min=0)), logits)
 
     def pool(self, features: Tensor, token_mask: Tensor | None) -> Tensor:
         """(n, W, L, D) -> float32 (n, W, D'): the maximum over the real tokens."""
@@ -118,8 +123,8 @@ class Head(nn.Module, abc.ABC):
         self._history = [*self._history, pooled][-self.window :]
         return self.mix(torch.cat(self._history, 1))[:, -1:]
 
-    def _decode(self, mixed: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actions(mixed), self.gripper(mixed)
+    def _decode(self, mixed: Tensor, logits: bool = False) -> tuple[Tensor, Tensor]:
+        return self.actions(mixed), (self.gripper.mlp[:-1] if logits else self.gripper)(mixed)
 
 
 def _rolled(x: Tensor, index: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def policy_losses(
 
     Args:
         pose: (n, W, K, 6) in (-1, 1).
-        gripper: (n, W, K, 1), probability of "open".
+        gripper: (n, W, K, 1), logit of "open": a probability that has rounded to 0 or 1 lets no gradient back.
         target: (n, W, K, 7), normalised, the gripper in [0, 1].
         mask: bool (n, W, K), False for actions that are padding; None: all are real.
         pose_loss: "huber" or "mse".
@@ -36,7 +36,7 @@ def policy_losses(
     pose, gripper, target = pose.float(), gripper.float(), target.float()
     wanted = target[..., :POSE]
     error = (F.huber_loss if pose_loss == "huber" else F.mse_loss)(pose, wanted, reduction="none").mean(-1)
-    binary = F.binary_cross_entropy(gripper, target[..., POSE:], reduction="none").squeeze(-1)
+    binary = F.binary_cross_entropy_with_logits(gripper, target[..., POSE:], reduction="none").squeeze(-1)
     if mask is None:
         return error.flatten(1).mean(1), binary.flatten(1).mean(1)
     weight = mask.to(error.dtype)

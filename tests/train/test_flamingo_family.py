@@ -136,12 +136,12 @@ def test_every_head_overfits_windows_of_the_real_bridge(
     model = made(base, real, flamingo={"head": head, "history": history, "gripper_weight": 0.3})
     rows = Loader(real, model.collator, image_size=28, batch_size=3, workers=1).rows(0)
     batch = model.collator(rows)
-    optimizer = torch.optim.AdamW(model.parameter_groups(None), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameter_groups(None), lr=1.5e-3)
     for part in model.modules():
         if isinstance(part, torch.nn.LSTM | torch.nn.Dropout) or hasattr(part, "c_attn"):
             setattr(part, "p" if isinstance(part, torch.nn.Dropout) else "dropout", 0.0)
     first = model(**batch)
-    for _ in range(80):
+    for _ in range(100):
         out = model(**batch)
         optimizer.zero_grad()
         out["loss"].backward()

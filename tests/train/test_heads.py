@@ -109,14 +109,14 @@ def test_overfits_a_small_batch(make) -> None:
         target, x = target[:, -1:], x[:, -1:]  # a maximum over time cannot tell early steps from late ones
     optimizer = torch.optim.Adam(head.parameters(), 2e-3)
     for _ in range(100):
-        pose, gripper = head(x)
+        pose, gripper = head(x, logits=True)
         numbers, binary = policy_losses(pose.unflatten(-1, (2, 6)), gripper.unsqueeze(-1), target)
         loss = (numbers + 0.05 * binary).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert numbers.mean() < 4e-3  # 0.1 at first
-    assert ((gripper > 0.5).float() == target[..., 6]).all()
+    assert ((gripper > 0).float() == target[..., 6]).all()
 
 
 def test_names_are_the_released_ones() -> None:
@@ -142,7 +142,7 @@ def test_gpt_equals_gpt2() -> None:
 
 
 def test_loss_is_each_samples_mean_over_its_real_actions() -> None:
-    pose, gripper = torch.zeros(2, 2, 1, 6), torch.full((2, 2, 1, 1), 0.5)
+    pose, gripper = torch.zeros(2, 2, 1, 6), torch.zeros(2, 2, 1, 1)
     target = torch.zeros(2, 2, 1, 7)
     target[0, 0, 0, :6], target[0, 1, 0, :6] = 1.0, 100.0
     mask = torch.tensor([[[True], [False]], [[True], [True]]])
@@ -150,6 +150,12 @@ def test_loss_is_each_samples_mean_over_its_real_actions() -> None:
     torch.testing.assert_close(numbers, torch.tensor([0.5, 0.0]))
     torch.testing.assert_close(binary, torch.full((2,), 0.5).log().neg())
     torch.testing.assert_close(policy_losses(pose, gripper, target, mask, "mse")[0], torch.tensor([1.0, 0.0]))
+
+
+def test_a_gripper_sure_of_the_wrong_thing_still_learns() -> None:
+    logit = torch.full((1, 1, 1, 1), 200.0, requires_grad=True)
+    policy_losses(torch.zeros(1, 1, 1, 6), logit, torch.zeros(1, 1, 1, 7))[1].sum().backward()
+    assert logit.grad.item() == 1  # through a probability of exactly 1 it would be 0
 
 
 def test_width_that_heads_do_not_divide_is_refused() -> None:
