@@ -22,7 +22,7 @@ import numpy as np
 
 PROMPT = 27  # ids of "In: What action should the robot take to {eight words}?\nOut:"
 CHUNK = 8
-KINDS = ("generate", "bf16", "nf4", "bf16-compiled", "exact")
+KINDS = ("generate", "bf16", "nf4", "bf16-torch", "exact")
 AIMS = {"autoregressive": 25.0, "parallel": 400.0}  # Hz, actions/s, in bf16
 Row = dict[str, Any]
 
@@ -87,8 +87,7 @@ def measure(kind: str, tiny: bool, repeats: int) -> Iterator[Row]:
         yield bench.ours("parallel, L1 head", "bf16", chunk=CHUNK, parallel=True, head=True)
         yield bench.ours("parallel, L1 head, one action", "bf16", parallel=True, head=True)
     else:
-        yield bench.ours("token by token, compiled", "bf16", compiled=True)
-        yield bench.ours("parallel, L1 head, compiled", "bf16", chunk=CHUNK, parallel=True, head=True, compiled=True)
+        yield bench.ours("token by token, without Triton", "bf16", kernels=False)
 
 
 class Bench:

@@ -44,7 +44,7 @@ class Control:
         cameras, image_size, proprio, chunk: see `Contract`.
         head: from the hidden states at the slots to actions, None for action tokens.
         parallel: all slots in one pass; a head needs it.
-        compiled: see `FusedDecoder`.
+        kernels: see `FusedDecoder`.
     """
 
     prompt: Callable[[str], Sequence[int]]
@@ -57,7 +57,7 @@ class Control:
     chunk: int = 1
     head: nn.Module | None = None
     parallel: bool = False
-    compiled: bool = False
+    kernels: bool = True
 
 
 class OpenVLAController(Controller):
@@ -170,7 +170,7 @@ class OpenVLAController(Controller):
         self._ids = Inlet((capacity - self._patches,), torch.int64, self._device)
         self._spoken = None
         self._recorded: dict[int, tuple[Callable[[], None], Callable[[], None], Callable[[], None]]] = {}
-        self._decoder: Decoder = build_decoder(self._net.language_model, capacity, self._control.compiled)
+        self._decoder: Decoder = build_decoder(self._net.language_model, capacity, self._control.kernels)
 
     def _programs(self, width: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
         """(look, read, step), recorded at the first use of a length."""
@@ -204,17 +204,14 @@ class OpenVLAController(Controller):
         return torch.cat([text[:1], self._seen, text[1:]])
 
     def _read_prompt(self, width: int) -> None:
-        places = torch.arange(width, device=self._device)
         # padding lies behind all that is read, and the tokens to come overwrite its keys before they look at them
-        states = self._decoder(self._sequence(width), places, None, cache=True)
+        states = self._decoder.read(self._sequence(width))
         self._index.zero_()
         self._position.copy_(self._length.tensor)
         self._emit(states.index_select(0, self._length.tensor - 1))
 
     def _next_token(self, width: int) -> None:
-        places = torch.arange(_tiled(width + self._slots), device=self._device)
-        mask = additive((places <= self._position)[None], self._dtype)
-        state = self._decoder(self._embedding(self._token), self._position, mask, cache=True)
+        state = self._decoder.step(self._embedding(self._token), self._position, _tiled(width + self._slots))
         self._position.add_(1)
         self._emit(state)
 
@@ -228,8 +225,7 @@ class OpenVLAController(Controller):
         length = self._length.tensor + self._slots - 1
         x = slot_embeddings(self._sequence(width)[None], length, self._slots)[0]
         mask = additive(parallel_mask(length, self._slots, width)[0, 0], self._dtype)
-        states = self._decoder(x, torch.arange(width, device=self._device), mask, cache=False)
-        states = gather_slots(states[None], length, self._slots)
+        states = gather_slots(self._decoder.whole(x, mask)[None], length, self._slots)
         head = self._control.head
         if head is not None:
             self._out.copy_(head(states.to(next(head.parameters()).dtype))[0])

@@ -7,6 +7,8 @@ need; `PlainDecoder` runs any other Hugging Face model through its own code. Bot
 from __future__ import annotations
 
 import abc
+import importlib.util
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,7 +22,7 @@ from oxe_curate.train.projections import Projection
 
 
 class Decoder(abc.ABC):
-    """A language model without its output head, for one sequence.
+    """A language model without its output head, for one sequence. States are those after the final norm.
 
     Attributes:
         capacity: tokens that the cache holds.
@@ -29,27 +31,31 @@ class Decoder(abc.ABC):
     capacity: int
 
     @abc.abstractmethod
-    def __call__(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
-    ) -> torch.Tensor:
-        """Run some tokens.
+    def read(self, x: torch.Tensor) -> torch.Tensor:
+        """Begin a sequence: (T, D) embeddings -> (T, D) states, causal; the cache keeps places 0 .. T - 1."""
+
+    @abc.abstractmethod
+    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+        """Go on by a token, which sees all places up to its own.
 
         Args:
-            x: (T, D), their embeddings.
-            positions: int64 (T,): their places in the sequence, and where the cache keeps them.
-            mask: (T, S), added to the scores. Without the cache S is T. With it the tokens look at the first S
-                places of the cache. None: the tokens begin the sequence, and each looks at those before it.
-            cache: keep the tokens' keys and values; what the places held before is overwritten.
+            x: (1, D), its embedding.
+            position: int64 (1,): its place; what the cache held there is overwritten.
+            visible: a bound of the places seen.
 
         Returns:
-            (T, D), after the final norm.
+            (1, D).
         """
 
+    @abc.abstractmethod
+    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(T, D) embeddings -> (T, D) states without the cache; mask (T, T) is added to the scores."""
 
-def build_decoder(language_model: Any, capacity: int, compiled: bool = False) -> Decoder:
+
+def build_decoder(language_model: Any, capacity: int, kernels: bool = True) -> Decoder:
     """The fastest decoder for a Hugging Face causal language model; arguments as of the two classes."""
     if fusable(language_model.config):
-        return FusedDecoder(language_model, capacity, compiled)
+        return FusedDecoder(language_model, capacity, kernels)
     return PlainDecoder(language_model, capacity)
 
 
@@ -72,7 +78,7 @@ def _no_window(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is None
 
 
-def _kernels() -> AbstractContextManager[None]:
+def _sdpa() -> AbstractContextManager[None]:
     # without cuDNN's attention, whose plans are made anew for each shape and cost more than the attention
     kernels: AbstractContextManager[None] = sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -81,16 +87,15 @@ def _kernels() -> AbstractContextManager[None]:
 
 
 class FusedDecoder(Decoder):
-    """Llama's kind of model: about 16 launches a layer, against 45 through transformers.
+    """Llama's kind of model: about 16 launches a layer, against 45 through transformers; 5 where `kernels` serve.
 
     Args:
         language_model: `fusable`; plain, quantised or with LoRA. Its weights are shared, see `Projection`.
         capacity: tokens to make room for.
-        compiled: let torch.compile write the kernels between and, for single tokens, of the products; costs a
-            minute at the first use of a shape.
+        kernels: use token_kernels.py for single tokens where it fits: on CUDA, with Triton, for plain weights.
     """
 
-    def __init__(self, language_model: Any, capacity: int, compiled: bool = False) -> None:
+    def __init__(self, language_model: Any, capacity: int, kernels: bool = True) -> None:
         config, model = language_model.config, language_model.base_model
         embedding = language_model.get_input_embeddings().weight
         self.capacity = capacity
@@ -98,27 +103,55 @@ class FusedDecoder(Decoder):
         self._layers = [_Layer(block, config, embedding.dtype) for block in model.layers]
         cos, sin = model.rotary_emb(embedding, torch.arange(capacity, device=embedding.device)[None])
         half = cos.shape[-1] // 2
-        self._cos = cos[0, :, None]  # (capacity, 1, width of a head)
+        self._cos = cos[0, :, None].contiguous()  # (capacity, 1, width of a head)
         # rotate_half(x) * sin = roll(x) * signed sin
         self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
         self._cache: torch.Tensor | None = None
-        self._block: Any = _block
-        if compiled:
-            self._block = torch.compile(_block, options={"coordinate_descent_tuning": embedding.is_cuda})
+        self._kernels = _token_kernels(self._layers) if kernels and embedding.is_cuda else None
 
-    def __call__(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
-    ) -> torch.Tensor:
+    def read(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
+        return self._run(x, torch.arange(len(x), device=x.device), None, cache=True)
+
+    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+        """See `Decoder`."""
+        if self._kernels is not None:
+            for layer, stored in zip(self._layers, self._stored(x), strict=True):
+                x = self._kernels.block(layer, x, position, self._cos, self._sin, stored)
+            return self._norm(x)
+        return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
+
+    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """See `Decoder`."""
+        return self._run(x, torch.arange(len(x), device=x.device), mask, cache=False)
+
+    def _run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool) -> torch.Tensor:
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        if cache and self._cache is None:
+        places: Sequence[torch.Tensor | None] = self._stored(x) if cache else [None] * len(self._layers)
+        with _sdpa():
+            for layer, stored in zip(self._layers, places, strict=True):
+                x = _block(layer, x, positions, cos, sin, mask, stored)
+        return self._norm(x)
+
+    def _stored(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self._cache is None:
             first = self._layers[0]
             self._cache = x.new_zeros(len(self._layers), 2, first.groups, self.capacity, first.width)
-        with _kernels():
-            for number, layer in enumerate(self._layers):
-                stored = self._cache[number] if cache and self._cache is not None else None
-                x = self._block(layer, x, positions, cos, sin, mask, stored)
-        return self._norm(x)
+        return [self._cache[number] for number in range(len(self._layers))]
+
+
+def _token_kernels(layers: Sequence[_Layer]) -> Any:
+    """The module of kernels, if it can compute these layers here."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from oxe_curate.train import token_kernels
+
+    return token_kernels if all(token_kernels.fits(layer) for layer in layers) else None
+
+
+def _up_to(position: torch.Tensor, visible: int, dtype: torch.dtype) -> torch.Tensor:
+    """(1, visible), added to the scores of a token at `position`."""
+    return additive((torch.arange(visible, device=position.device) <= position)[None], dtype)
 
 
 class _Layer:
@@ -144,10 +177,10 @@ class _Norm:
     """Root mean square norm in one launch; computed in float32 as transformers does, rounded once instead of twice."""
 
     def __init__(self, norm: Any, dtype: torch.dtype) -> None:
-        self._weight, self._epsilon = norm.weight.detach().to(dtype), norm.variance_epsilon
+        self.parts: tuple[torch.Tensor, float] = (norm.weight.detach().to(dtype), norm.variance_epsilon)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], self._weight, self._epsilon)
+        return F.rms_norm(x, x.shape[-1:], *self.parts)
 
 
 def _block(
@@ -232,15 +265,22 @@ class PlainDecoder(Decoder):
         self._model: nn.Module = language_model.base_model
         self._store = _Store(capacity)
 
-    def __call__(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool
-    ) -> torch.Tensor:
+    def read(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
-        if mask is None:
-            places = torch.arange(len(x), device=x.device)
-            mask = additive(places[None] <= places[:, None], x.dtype)
+        places = torch.arange(len(x), device=x.device)
+        return self._run(x, places, additive(places[None] <= places[:, None], x.dtype), cache=True)
+
+    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+        """See `Decoder`."""
+        return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
+
+    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """See `Decoder`."""
+        return self._run(x, torch.arange(len(x), device=x.device), mask, cache=False)
+
+    def _run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, *, cache: bool) -> torch.Tensor:
         self._store.positions, self._store.visible = positions, mask.shape[-1]
-        with _kernels():
+        with _sdpa():
             out: torch.Tensor = self._model(
                 inputs_embeds=x[None],
                 attention_mask=mask[None, None],

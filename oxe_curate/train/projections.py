@@ -21,24 +21,31 @@ class Projection:
     Args:
         layers: nn.Linear, bitsandbytes' linear layers, or PEFT's LoRA layers around them.
         dtype: of the input; plain weights of another one are copied.
+
+    Attributes:
+        plain: whether all of it is `weight` (sum of out, in) and `bias` (sum of out,), which may be None.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         parts = [_split(layer) for layer in layers]
         self._bases = [base for base, _ in parts]
         self._fused = all(type(base) is nn.Linear for base in self._bases)
         if self._fused:
-            self._weight = _side_by_side([base.weight for base in self._bases], dtype)
-            self._bias = _bias(self._bases, dtype)
+            self.weight = _side_by_side([base.weight for base in self._bases], dtype)
+            self.bias = _bias(self._bases, dtype)
         self._low: tuple[torch.Tensor, torch.Tensor] | None = None
         if any(low is not None for _, low in parts):
             widths = [base.out_features for base in self._bases]
             self._low = _low_rank([low for _, low in parts], widths, dtype)
+        self.plain = self._fused and self._low is None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(n, in) -> (n, sum of out), new memory."""
         if self._fused:
-            y = F.linear(x, self._weight, self._bias)
+            y = F.linear(x, self.weight, self.bias)
         else:
             outputs = [_int8(base, x) if type(base).__name__ == "Linear8bitLt" else base(x) for base in self._bases]
             y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)

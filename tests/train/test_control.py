@@ -113,13 +113,12 @@ def test_decoders_generate_hugging_faces_tokens(name):
     x = torch.randn(13, 32, generator=torch.Generator().manual_seed(2))
     expected = generate(model, x, 9)
     padded = torch.cat([x, torch.full((3, 32), 7.0)])  # padding behind the prompt must not be seen
-    states = decoder(padded, torch.arange(16), None, cache=True)
+    states = decoder.read(padded)
     head = model.get_output_embeddings()
     found = [head(states[12]).argmax(-1)]
     for position in range(13, 21):
-        mask = torch.where(torch.arange(32) <= position, 0.0, float("-inf"))[None]
         token = model.get_input_embeddings()(found[-1][None])
-        state = decoder(token, torch.tensor([position]), mask, cache=True)
+        state = decoder.step(token, torch.tensor([position]), visible=32)
         found.append(head(state[0]).argmax(-1))
     assert [token.item() for token in found] == expected
 
@@ -181,22 +180,6 @@ def test_parallel_control_equals_the_pass_of_training(images, kind):
         states = parallel_states(net.decoder, blank[None], torch.tensor([len(blank)]), 21)
         expected = head(states)[0] if head else choose(net.head(states)[0], torch.arange(576, 832))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
-
-
-def test_compiled_blocks_compute_the_same(images, monkeypatch):
-    """Traced whole and once for all layers; the C++ or Triton code that torch makes of it is torch's own affair."""
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend=backend, fullgraph=True))
-    net = tiny()
-    expected = OpenVLAController(net, control()).decode(images, "go")
-    assert OpenVLAController(net, control(compiled=True)).decode(images, "go").tolist() == expected.tolist()
-    assert len(graphs) == 2  # prompt, single token
 
 
 def test_proprio_is_one_more_token(images):
