@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ _READERS, _OPEN_FILES = 8, 64
 _PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts, after those that Arrow makes by itself
 _CACHE = 1 << 30  # bytes of row groups kept for reads in an order of their own
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+Value = TypeVar("Value")
 _GROUPS, _POOLS = 21, 22  # purposes of hashes
 
 
@@ -221,7 +222,7 @@ class RemoteRows:
         shard = self._shards[number]
         if (found := self._folder.size(shard.name)) != shard.size:
             raise DataError(f"{self._name(number)}: has {found} bytes, the manifest says {shard.size}. {MEND}")
-        return group_starts(self._open(number)[1], shard.rows, self._name(number))
+        return group_starts(patiently(lambda: self._open(number))[1], shard.rows, self._name(number))
 
     def _name(self, number: int) -> str:
         return f"{self._folder}/{self._shards[number].name}"
@@ -242,18 +243,18 @@ class RemoteRows:
     def _table(self, group: int, columns: Sequence[str]) -> Any:
         number = int(self._shard_of[group])
         name, local = self._name(number), group - int(self._first_group[number])
-        for pause in (*_PAUSES, None):
-            try:
-                file, footer = self._open(number)
-                reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader serves one thread
-                return checked_columns(reader.read_row_group(local, list(columns), use_threads=False), columns, name)
-            except pa.ArrowException as error:
-                raise DataError(f"{name}: row group {local}: {error}. {MEND}") from None
-            except OSError as error:
-                if pause is None:
-                    raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
-                time.sleep(pause)
-        raise AssertionError  # the last round returns or raises
+
+        def read() -> Any:
+            file, footer = self._open(number)
+            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader serves one thread
+            return reader.read_row_group(local, list(columns), use_threads=False)
+
+        try:
+            return checked_columns(patiently(read), columns, name)
+        except pa.ArrowException as error:
+            raise DataError(f"{name}: row group {local}: {error}. {MEND}") from None
+        except OSError as error:
+            raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
 
     def _sized(self, group: int) -> tuple[RemoteBlock, int]:
         block = self._fetch(group)
@@ -313,6 +314,16 @@ class RemoteBlock:
     def sample_id(self, row: int) -> str:
         """Read the group's ids."""
         return str(self.table(["sample_id"])["sample_id"][row].as_py())
+
+
+def patiently(read: Callable[[], Value]) -> Value:
+    """Try again, a few times, what a store or the network refused."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except (OSError, StorageError):
+            time.sleep(pause)
+    return read()
 
 
 def _binary(column: Any, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], memoryview]:
