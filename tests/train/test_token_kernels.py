@@ -24,9 +24,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-@pytest.mark.parametrize(("width", "rows"), [(96, 40), (2560, 10), (4096, 33)])
+@pytest.mark.parametrize(("width", "rows"), [(96, 13), (2560, 5)])
 def test_products_with_what_rides_along(width, rows):
-    x, weight, bias, gain = random(1, width) / width**0.5, random(2 * rows, width), random(2 * rows), random(width).abs()
+    x, weight, bias = random(1, width), random(2 * rows, width), random(2 * rows)
+    gain = random(width).abs() / width**0.5
     residual, normed = random(1, 2 * rows), F.rms_norm(x, (width,), gain, 1e-5)
     both = F.linear(normed, weight)
 
