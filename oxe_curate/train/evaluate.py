@@ -11,7 +11,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,9 +137,7 @@ def evaluate_run(
     )  # fmt: skip
     chosen = choose(reader.by_dataset, episodes or EPISODES)
     crop = saved.config.augment if center_crop is None else center_crop
-    # a family trained with augmentation cuts out the middle by itself where it predicts batches; here it is done once
-    plain = replace(saved, config=replace(saved.config, augment=False))
-    model = load_model(plain, quantize=quantize, device=device).eval().requires_grad_(False)
+    model = load_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
     # a row tells the robot's state at its own step alone, so a window with state stays a row
     how = "controller" if contract.window > 1 and contract.proprio == 0 else "batches"
     done: Done = []

@@ -76,7 +76,7 @@ def upstream_obstacles(saved: Saved, published: Mapping[str, Any]) -> list[str]:
         found.append("its bins are 256 true intervals")
     text = published.get("text_config", {})
     last = int(text.get("vocab_size", 0)) - int(published.get("pad_to_multiple_of", 0))
-    if contract.tokens != tuple(range(last - 1, last - 257, -1)):
+    if contract.tokens is not None and contract.tokens != tuple(range(last - 1, last - 257, -1)):
         found.append("its action tokens are not the last of the vocabulary")
     if text.get("model_type", "llama") != "llama" or "vision_transformers" in published:
         found.append("its language model or vision towers are not those that the code knows")
