@@ -124,7 +124,7 @@ class OpenVLAController(Controller):
     ) -> NDArray[Any]:
         """What the network says: int64 (K * 7,), token ids, or the head's float32 (K, 7). Arguments as for `act`."""
         self._check(images, proprio)
-        with self._lock, torch.no_grad():
+        with self._lock, torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             look, read, step = self._programs(self._say(instruction))
             self._images.put(images)
             if self._proprio is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib.util
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oxe_curate.train.parallel import additive
 from oxe_curate.train.projections import Projection
+
+log = logging.getLogger(__name__)
 
 
 class Decoder(abc.ABC):
@@ -116,9 +119,11 @@ class FusedDecoder(Decoder):
     def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
         """See `Decoder`."""
         if self._kernels is not None:
-            for layer, stored in zip(self._layers, self._stored(x), strict=True):
-                x = self._kernels.block(layer, x, position, self._cos, self._sin, stored)
-            return self._norm(x)
+            try:
+                return self._step_with_kernels(x, position)
+            except Exception as error:  # Triton compiles at the first call, and needs a C compiler and a known device
+                log.warning("single tokens run without Triton: %s", (str(error).splitlines() or [repr(error)])[0])
+                self._kernels = None
         return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
 
     def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -131,6 +131,20 @@ def test_models_that_the_fused_decoder_cannot_compute_are_left_to_transformers()
     assert not fusable(transformers.LlamaConfig(hidden_act="gelu"))
 
 
+@torch.no_grad()
+def test_a_step_goes_on_without_kernels_that_fail(caplog):
+    class Broken:
+        def block(self, *_):
+            raise RuntimeError("Failed to find C compiler")
+
+    model = language_model("llama")
+    plain, broken = FusedDecoder(model, 32), FusedDecoder(model, 32)
+    broken._kernels = Broken()
+    x, at = torch.ones(1, 32), torch.tensor([0])
+    assert torch.equal(broken.step(x, at, visible=16), plain.step(x, at, visible=16))
+    assert "without Triton: Failed to find C compiler" in caplog.text
+
+
 def test_token_by_token_is_greedy_generation(images):
     net = tiny()
     controller = OpenVLAController(net, control(chunk=2))
