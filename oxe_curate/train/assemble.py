@@ -44,11 +44,14 @@ def assemble(
     records = np.zeros(n, form.record)
     images = np.empty((n, window, len(form.cameras), image_size, image_size, 3), np.uint8)
     for i, (block, row) in enumerate(robots):
-        records[i] = block.records[row]
-        for w in np.flatnonzero(records["observation_mask"][i]):
-            for camera in range(len(form.cameras)):
-                _decode(block, row, int(w), camera, images[i, w, camera])
-        images[i, ~records["observation_mask"][i]] = images[i, records["observation_mask"][i].argmax()]
+        record = records[i] = block.records[row]
+        seen = record["observation_mask"]
+        for w in range(window):
+            if seen[w]:
+                for camera in range(len(form.cameras)):
+                    _decode(block, row, w, camera, images[i, w, camera])
+        if not seen.all():  # what lies before the episode's start looks like its first observation
+            images[i, ~seen] = images[i, seen.argmax()]
     ahead = np.arange(window)[:, None] + np.arange(chunk)
     place = np.flatnonzero(is_text)
     texts = [sample for sample, text in zip(samples, is_text, strict=True) if text]
