@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from oxe_curate.train.action_head import L1Head
+from oxe_curate.train.norms import fuse_rms_norms
 from oxe_curate.train.openvla_config import Architecture
 from oxe_curate.train.vit import VisionTransformer
 from oxe_curate.train.weights import Checkpoint, Quantize, Stored, load_into, persistent_buffers, plan, skeleton, write
@@ -145,6 +146,7 @@ class OpenVLA(nn.Module):
         vision = sum(vit.embed_dim for vit in architecture.vits)
         self.projector = Projector(vision, width, fused=len(architecture.vits) == 2)
         self.language_model = architecture.build_language_model()
+        fuse_rms_norms(self.language_model)
         if self.proprio:
             self.proprio_projector = ProprioProjector(self.proprio, width)
         if architecture.action_head:

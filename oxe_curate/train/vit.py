@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.train.norms import LayerNorm
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,10 @@ class Block(nn.Module):
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         width, scaled = config.embed_dim, config.init_values is not None
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, config.num_heads)
         self.ls1 = LayerScale(width) if scaled else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * config.mlp_ratio))
         self.ls2 = LayerScale(width) if scaled else nn.Identity()
 
