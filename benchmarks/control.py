@@ -45,7 +45,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.control", *options]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if done.returncode:
+        if done.returncode or done.stderr:
             print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
     info = environment(args.tiny)
     table = report(rows, info)

@@ -126,6 +126,11 @@ class FusedDecoder(Decoder):
                 self._kernels = None
         return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
 
+    def _step_with_kernels(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        for layer, stored in zip(self._layers, self._stored(x), strict=True):
+            x = self._kernels.block(layer, x, position, self._cos, self._sin, stored)
+        return self._norm(x)
+
     def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         return self._run(x, torch.arange(len(x), device=x.device), mask, cache=False)
