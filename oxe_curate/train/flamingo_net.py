@@ -171,11 +171,11 @@ class Flamingo(nn.Module):
         """The decoder's layers, wrapped."""
         return self.lang_encoder.get_submodule(layers_path(self.lang_encoder))
 
-    def enable_checkpointing(self) -> None:
+    def enable_checkpointing(self, on: bool = True) -> None:
         """Compute activations of the trained parts and of the decoder's layers again in the backward pass."""
-        self.checkpointing = True
+        self.checkpointing = on
         for layer in self.layers:
-            layer.checkpointing = True
+            layer.checkpointing = on
 
     @torch.no_grad()
     def look(self, pixels: Tensor) -> Tensor:
