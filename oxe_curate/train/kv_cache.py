@@ -110,7 +110,7 @@ class FusedDecoder(Decoder):
         # rotate_half(x) * sin = roll(x) * signed sin
         self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)[:, None]
         self._cache: torch.Tensor | None = None
-        self._kernels = _token_kernels(self._layers) if kernels and embedding.is_cuda else None
+        self._kernels: Any = _token_kernels(self._layers) if kernels and embedding.is_cuda else None
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
