@@ -22,7 +22,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
         y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
         low = torch.mm(x, a.t())
-        y.addmm_(low, b.t(), alpha=scale)
+        y = _plus(y, low, b.t(), scale)
         ctx.save_for_backward(x, weight, low, a, b)
         ctx.scale = scale
         return y
@@ -42,7 +42,7 @@ class _QuantizedLoraLinear(torch.autograd.Function):
         weight = _whole(packed, x.dtype)
         y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
         low = torch.mm(x, a.t())
-        y.addmm_(low, b.t(), alpha=scale)
+        y = _plus(y, low, b.t(), scale)
         ctx.save_for_backward(x, low, a, b)
         ctx.scale, ctx.packed = scale, packed
         return y
@@ -57,9 +57,15 @@ class _QuantizedLoraLinear(torch.autograd.Function):
 def _backward(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> tuple[Any, ...]:
     """Gradients for (x, W, bias, A, B); the frozen two have none."""
     dlow = torch.mm(dy, b) * scale
-    dx = torch.mm(dy, weight)
-    dx.addmm_(dlow, a)
+    dx = _plus(torch.mm(dy, weight), dlow, a, 1.0)
     return dx, None, None, torch.mm(dlow.t(), x), torch.mm(dy.t(), low * scale)
+
+
+def _plus(total: Any, left: Any, right: Any, scale: float) -> Any:
+    """total + scale * left @ right; `total` may be overwritten."""
+    if torch.compiler.is_compiling():  # Dynamo of torch 2.11 loses all gradients of an output changed in place
+        return torch.addmm(total, left, right, alpha=scale)
+    return total.addmm_(left, right, alpha=scale)
 
 
 def fuse(net: nn.Module) -> int:

@@ -89,7 +89,11 @@ def test_compiles_without_a_break(quantize: str | None) -> None:
     net = adapted(quantize)
     fuse(net)
     x = torch.randn(4, 64)
-    expected, _ = step(net, x)
+    expected, grads = step(net, x)
+    grads = {name: grad.clone() for name, grad in grads.items()}
     net.zero_grad()
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(step(compiled, x)[0], expected)
+    y, compiled_grads = step(compiled, x)
+    torch.testing.assert_close(y, expected)
+    for name, grad in grads.items():
+        torch.testing.assert_close(compiled_grads[f"_orig_mod.{name}"], grad)
