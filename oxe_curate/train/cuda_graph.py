@@ -39,12 +39,12 @@ class Recorder:
             return self._recorded(function)
 
     def _recorded(self, function: Callable[[], None]) -> Callable[[], None]:
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
+        current, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):  # libraries set themselves up at the first calls
             function()
             function()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        current.wait_stream(stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
@@ -54,6 +54,7 @@ class Recorder:
                 function()
         except RuntimeError as error:
             log.warning("control runs without a CUDA graph, many times slower: %s", str(error).splitlines()[0])
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
             torch.cuda.synchronize(self.device)
             self._pool = None
             return function
