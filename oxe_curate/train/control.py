@@ -191,9 +191,11 @@ class OpenVLAController(Controller):
         towers = net.vision_backbone.towers
         # PixelNormalizer's arithmetic; its constants come from the host, which a graph cannot wait for
         scaled = self._images.tensor.movedim(-1, -3).float() / self._white
-        parts = ((scaled.repeat(1, len(towers), 1, 1) - self._mean) / self._std).to(self._dtype).split(3, dim=1)
+        parts = ((scaled.repeat(1, len(towers), 1, 1) - self._mean) / self._std).split(3, dim=1)
+        parts = [part.to(tower.pos_embed.dtype) for part, tower in zip(parts, towers, strict=True)]
         calls = [lambda tower=tower, part=part: tower(part) for tower, part in zip(towers, parts, strict=True)]
-        seen = net.projector(torch.cat(self._recorder.at_once(calls), 2)).flatten(0, 1)
+        patches = torch.cat(self._recorder.at_once(calls), 2)
+        seen = net.projector(patches.to(net.projector.fc1.weight.dtype)).flatten(0, 1)
         if self._proprio is not None:
             seen = torch.cat([seen, net.proprio_projector(self._proprio.tensor)[0].to(seen.dtype)])
         self._seen.copy_(seen)

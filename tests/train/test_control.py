@@ -235,6 +235,21 @@ def test_weights_are_shared_and_stay_what_they_are(images):
     assert controller.decode(images, "go").tolist() != first.tolist()
 
 
+def test_weights_of_several_types_compute_in_the_embeddings(images):
+    """Tuned weights are float32, the others bfloat16."""
+    net = tiny()
+    net.language_model.model.layers[0].to(torch.bfloat16)
+    net.vision_backbone.to(torch.bfloat16)
+    found = OpenVLAController(net, control()).decode(images, "go").tolist()
+    with torch.no_grad():
+        parts = PIXELS(torch.from_numpy(images)).to(torch.bfloat16).split(3, 1)
+        patches = torch.cat([t(part) for t, part in zip(net.vision_backbone.towers, parts, strict=True)], 2)
+        seen = net.projector(patches.float()).flatten(0, 1)
+        text = net.language_model.get_input_embeddings()(torch.tensor(prompt("go")))
+    x = torch.cat([text[:1], seen, text[1:]])
+    assert found == generate(net.language_model.float(), x, 7)
+
+
 def with_lora(net):
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(r=4, lora_alpha=6, target_modules=r".*\.(q_proj|v_proj|o_proj|up_proj|qkv)")
