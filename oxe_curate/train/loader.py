@@ -23,8 +23,8 @@ from oxe_curate.train.batch import Batch, Collator, Rows
 from oxe_curate.train.local import MEMORY, LocalRows, split_shards
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.order import shuffled
-from oxe_curate.train.rows import Form, Located
 from oxe_curate.train.row_source import open_rows, order_of
+from oxe_curate.train.rows import Form, Located
 
 AHEAD = 3
 """Batches that each thread may be ahead."""
@@ -52,6 +52,8 @@ class Loader:
         workers: threads that decode; None: one for each core, eight at most.
         memory: bytes of the rows' numbers that are kept.
         pin: put the tensors into page-locked memory, for a copy to the GPU beside its work.
+        row_groups: read whole row groups and mix in a bounded buffer, as from an object store: for disks that are slow
+            at single reads. It is another order, so a resumed run must keep it. None: for object stores alone.
 
     Raises:
         ConfigError: a form of rows that the mixture does not have; an empty mixture.
@@ -79,9 +81,10 @@ class Loader:
         workers: int | None = None,
         memory: int = MEMORY,
         pin: bool = False,
+        row_groups: bool | None = None,
     ) -> None:
         self.form = Form.of(mixture, cameras, window, chunk, proprio)
-        self._rows = open_rows(mixture, split_shards(mixture, "train", "text"), self.form, memory)
+        self._rows = open_rows(mixture, split_shards(mixture, "train", "text"), self.form, memory, row_groups)
         if len(self._rows) == 0:
             raise ConfigError(f"{mixture.folder}: holds no rows to train on")
         self._collator, self._image_size = collator, image_size

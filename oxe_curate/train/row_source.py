@@ -17,15 +17,21 @@ Order = Shuffle | StreamOrder
 """`rows(positions)` and `positions(...)`."""
 
 
-def open_rows(mixture: MixtureFolder, shards: Sequence[ShardName], form: Form, memory: int = MEMORY) -> Source:
-    """The rows of some shards.
+def open_rows(
+    mixture: MixtureFolder,
+    shards: Sequence[ShardName],
+    form: Form,
+    memory: int = MEMORY,
+    row_groups: bool | None = None,
+) -> Source:
+    """The rows of some shards; `row_groups`: read by whole row groups, None: where the mixture is in an object store.
 
     Raises:
         DataError: a shard is missing, damaged or not the one that the manifest tells of.
     """
-    if mixture.folder.is_local:
-        return LocalRows(mixture, shards, form, memory)
-    return RemoteRows(mixture, shards, form)
+    if row_groups or not mixture.folder.is_local:
+        return RemoteRows(mixture, shards, form)
+    return LocalRows(mixture, shards, form, memory)
 
 
 def order_of(source: Source, seed: int, global_batch: int, world: int) -> Order:
