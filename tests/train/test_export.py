@@ -223,6 +223,47 @@ def test_from_shards_to_a_served_policy(bridge, adapter):
 
     served = over_http(policies[2], {"image": image, "instruction": text, "unnorm_key": "bridge_dataset"})
     np.testing.assert_array_equal(served, actions[0])
+    assert not layers(policies[2], "Linear4bit")
+    small = Policy.load(whole, quantize="nf4", device="cpu")
+    assert all(name.startswith("language_model.") for name in layers(small, "Linear4bit"))
+    assert len(layers(small, "Linear4bit")) == 2 * 7  # of two blocks
+    assert np.isfinite(small(image, text)).all()
+
+
+def layers(policy, kind):
+    return [name for name, module in policy._model.net.named_modules() if type(module).__name__ == kind]
+
+
+def test_a_policy_with_a_memory_from_shards_to_http(bridge, tmp_path):
+    from oxe_curate.train.config import FlamingoConfig
+    from oxe_curate.train.flamingo_synthetic import write_base
+    from oxe_curate.train.run import run_training
+
+    text = (bridge / "mixture.yaml").read_text() + "window: 4\nstride: 2\n"
+    (tmp_path / "windows.yaml").write_text(text)
+    options = TokenizeOptions(workers=1, progress=False)
+    run_tokenize(tmp_path / "windows.yaml", str(bridge / "index"), str(tmp_path / "mixture"), options)
+    config = TrainConfig(
+        data=str(tmp_path / "mixture"), base=str(write_base(tmp_path / "base")), run=str(tmp_path / "run"),
+        model="roboflamingo", adapter="none", flamingo=FlamingoConfig(head="lstm"), steps=2, batch_size=2,
+        dtype="fp32", eval_samples=4, workers=1, log="none",
+    )  # fmt: skip
+    run_training(config, progress=False, device="cpu")
+    result = evaluate_run(tmp_path / "run", episodes=1, device="cpu", progress=False)
+    assert (result.how, result.whole.steps) == ("controller", 8)
+
+    whole = export_run(tmp_path / "run", tmp_path / "whole", merge=True, device="cpu")
+    policies = [Policy.load(path, device="cpu") for path in (tmp_path / "run", whole)]
+    frames = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
+    first, other = (np.array([policy(frame, "lift") for frame in frames]) for policy in policies)
+    np.testing.assert_allclose(first, other, atol=1e-6)
+    again = policies[1](frames[0], "lift")
+    assert np.abs(again - other[0]).max() > 0  # it remembers the episode
+    policies[1].reset()
+    np.testing.assert_array_equal(policies[1](frames[0], "lift"), other[0])
+    policies[1].reset()
+    served = over_http(policies[1], {"image": frames[0], "instruction": "lift"})
+    np.testing.assert_array_equal(served, other[0])
 
 
 def over_http(policy, payload):
