@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -15,12 +15,12 @@ from oxe_curate.train.assemble import assemble
 from oxe_curate.train.batch import Rows
 from oxe_curate.train.local import MEND, split_shards
 from oxe_curate.train.mixture_folder import MixtureFolder
-from oxe_curate.train.rows import Form
 from oxe_curate.train.row_source import open_rows
+from oxe_curate.train.rows import Form
 
 
 class EpisodeReader:
-    """The episodes of a split, each step once: further copies of a step (`#1`, ...) are left out.
+    """The episodes of a split, each step once, however many copies of it the mixture drew.
 
     An episode holds the steps that the mixture drew: with a weight below 1 or a stride some are missing. `steps` tells
     which are there.
@@ -56,26 +56,28 @@ class EpisodeReader:
         self._rows = open_rows(mixture, shards, self.form)
         if not shards:
             raise ConfigError(f"{mixture.folder}: its split {split!r} holds no rows")
+        texts = ["dataset", "episode_id"]  # as codes: a string for each row would fill the memory
         tables = []
         for shard in shards:
             try:
                 with mixture.folder.open(shard.name) as file:
-                    tables.append(pq.ParquetFile(file).read(["sample_id", "dataset", "episode_id", "step"]))
+                    tables.append(pq.ParquetFile(file, read_dictionary=texts).read([*texts, "step"]))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"{mixture.folder}/{shard.name}: {error}. {MEND}") from None
-        table = pa.concat_tables(tables)
-        table = table.append_column("row", pa.array(np.arange(len(table))))
-        table = table.filter(pc.invert(pc.match_substring(table["sample_id"], "#")))
-        table = table.sort_by([("episode_id", "ascending"), ("step", "ascending")])
-        names = table["episode_id"].combine_chunks().dictionary_encode()
-        first = np.flatnonzero(np.diff(np.asarray(names.indices), prepend=-1))
-        self.ids: tuple[str, ...] = tuple(names.dictionary.to_pylist())
-        rows, steps = np.asarray(table["row"], np.int64), np.asarray(table["step"], np.int64)
+        table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+        (names, episode), (datasets, dataset) = (_codes(table[name]) for name in ("episode_id", "dataset"))
+        step = np.asarray(table["step"], np.int64)
+        order = np.lexsort((step, np.argsort(np.argsort(names))[episode]))
+        new_episode = np.diff(episode[order], prepend=-1) != 0
+        once = new_episode | (np.diff(step[order], prepend=-1) != 0)
+        first = np.flatnonzero(new_episode[once])
+        rows = order[once]
+        self.ids: tuple[str, ...] = tuple(names[code] for code in episode[rows[first]].tolist())
         self._of = dict(zip(self.ids, np.split(rows, first[1:]), strict=True))
-        self._steps = dict(zip(self.ids, np.split(steps, first[1:]), strict=True))
+        self._steps = dict(zip(self.ids, np.split(step[rows], first[1:]), strict=True))
         self.by_dataset: dict[str, list[str]] = {}
-        for name, dataset in zip(self.ids, table["dataset"].take(first).to_pylist(), strict=True):
-            self.by_dataset.setdefault(dataset, []).append(name)
+        for name, code in zip(self.ids, dataset[rows[first]].tolist(), strict=True):
+            self.by_dataset.setdefault(datasets[code], []).append(name)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,3 +104,9 @@ class EpisodeReader:
     def _check(self, episode_id: str) -> None:
         if episode_id not in self._of:
             raise ConfigError(f"no episode {episode_id!r}. {did_you_mean(episode_id, self.ids)}")
+
+
+def _codes(column: Any) -> tuple[list[str], NDArray[np.int64]]:
+    """A dictionary-encoded column -> its texts, and the code of each row."""
+    array = column.chunk(0)
+    return array.dictionary.to_pylist(), np.asarray(array.indices, np.int64)

@@ -162,10 +162,7 @@ def numbers(table: Any, form: Form) -> tuple[NDArray[Any], list[str]]:
         raise DataError(f"a row of the data set {error}, which the mixture does not name") from None
     if form.proprio:
         records["proprio"] = _proprio(table["proprio"], records["dataset"], form)
-    instructions = table["instruction"].to_pylist()
-    if None in instructions:
-        raise DataError("a row without an instruction")
-    return records, instructions
+    return records, [text or "" for text in table["instruction"].to_pylist()]
 
 
 def stored_observations(table: Any, form: Form) -> NDArray[np.bool_]:

@@ -160,10 +160,11 @@ def test_episodes_come_whole_and_in_order(index, tmp_path):
         for row in mixtures.shard_rows(mixture, split):
             expected.setdefault(row["episode_id"], set()).add(row["step"])
         assert len(mixtures.shard_rows(mixture, split)) >= steps_drawn * sum(map(len, expected.values()))
-        assert set(reader.ids) == set(expected) == set(reader.by_dataset["bridge_orig"])
+        assert list(reader.ids) == sorted(expected) == reader.by_dataset["bridge_orig"]
         for name, rows in reader:
             assert reader.steps(name).tolist() == sorted(expected[name]) == list(range(len(rows.position)))
-            assert list(rows.sample_id) == [f"{name}/{step:05d}" for step in reader.steps(name)]
+            found = [sample.partition("#")[0] for sample in rows.sample_id]
+            assert found == [f"{name}/{step:05d}" for step in reader.steps(name)]
         part = reader.read(name, 1, 3)
         assert np.array_equal(part.images, rows.images[1:3])
     with pytest.raises(ConfigError, match="no episode"):
