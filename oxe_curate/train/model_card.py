@@ -19,7 +19,8 @@ from oxe_curate.train.mixture_folder import RESOLVED, MixtureFolder
 from oxe_curate.train.saved import CHECKPOINT, Saved, read_json, steps
 from oxe_curate.train.scores import FACTORS, NAMES, UNITS
 
-_TOKENIZE = "https://github.com/oxe-curate/oxe-curate"
+_SCALARS = {"l1": "mean error of the normalised actions"}
+_HOME = "https://github.com/oxe-curate/oxe-curate"
 
 
 def model_card(saved: Saved, name: str, merged: bool, published: Mapping[str, Any]) -> str:
@@ -37,7 +38,7 @@ def model_card(saved: Saved, name: str, merged: bool, published: Mapping[str, An
     family = {"openvla": "OpenVLA", "roboflamingo": "RoboFlamingo"}[saved.config.model]
     parts = [
         _metadata(saved, merged),
-        f"# {name}\n\nA vision-language-action model of the {family} family, fine-tuned with [oxe-curate]({_TOKENIZE}) "
+        f"# {name}\n\nA vision-language-action model of the {family} family, fine-tuned with [oxe-curate]({_HOME}) "
         f"{__version__} from `{Path(saved.config.base).name}`. This folder holds {kind}.\n",
         "## What it was trained on\n\n" + _training_data(saved),
         "## How\n\n" + _settings(saved),
@@ -165,6 +166,7 @@ def _results(saved: Saved) -> str:
             gripper = "–" if part["gripper_accuracy"] is None else _plain_share(part["gripper_accuracy"])
             rows.append((f"`{name}`", f"{part['steps']:,}", _plain_share(part["token_accuracy"]),
                          *(number(error) for error in part["l1"][:6]), gripper))  # fmt: skip
+            rows.append(("always the mean action", "", "", *(number(error) for error in part["constant_l1"][:6]), ""))
         header = ("data set", "steps", "tokens right", *_axes()[:6], "gripper right")
         parts.append(
             f"On whole {what} episodes ({sum(found['episodes'].values())}), mean absolute error of each dimension, the "
@@ -173,7 +175,7 @@ def _results(saved: Saved) -> str:
     last = _validation(saved)
     if last:
         scalars = ", ".join(
-            f"{key.replace('_', ' ')} {number(value)}"
+            f"{_SCALARS.get(key, key.replace('_', ' '))} {number(value)}"
             for key, value in last.items()
             if isinstance(value, float) and key != "step"
         )
@@ -194,11 +196,12 @@ def _use(saved: Saved, name: str, merged: bool, published: Mapping[str, Any]) ->
         f'"{role}": {role}' for role in saved.contract.cameras) + "}"  # fmt: skip
     state = ", proprio" if saved.contract.proprio else ""
     base = "" if merged else ', base="path/to/the/base"'
+    chunk = f"; policy.chunk(...): all {saved.contract.chunk}" if saved.contract.chunk > 1 else ""
     text = (
         'With `pip install "oxe-curate[train]"`:\n\n```python\nfrom oxe_curate.train import Policy\n\n'
         f'policy = Policy.load("{name}", unnorm_key="{keys[0]}"{base})\n'
         f'action = policy({picture}, "put the spoon on the towel"{state})  '
-        "# (7,): metres, radians, gripper (1 = open)\n```\n\n"
+        f"# (7,): metres, radians, gripper (1 = open){chunk}\n```\n\n"
         f"`oxe-curate serve {name}{'' if merged else ' --base path/to/the/base'}` answers OpenVLA's `POST /act`. "
         f"Keys (`unnorm_key`): {', '.join(f'`{key}`' for key in keys)}.\n"
     )

@@ -15,6 +15,7 @@ from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Family, family
+from oxe_curate.train.memory import MemoryFullError
 from oxe_curate.train.observe import as_images, as_proprio
 from oxe_curate.train.saved import Saved, choose_key, open_saved
 
@@ -83,6 +84,7 @@ class Policy:
         Raises:
             ConfigError: no such folder, checkpoint, base or key (lists the keys), a quantisation that does not fit.
             DataError: statistics, token table, mixture or base are not those of the training.
+            MemoryFullError: the GPU is too small.
         """
         saved = open_saved(folder, checkpoint=checkpoint, base=base)
         if unnorm_key is not None:
@@ -146,6 +148,14 @@ class Policy:
             )
         return self._bounds[key].denormalize(normalized)
 
+    def warm_up(self) -> None:
+        """Make one step of nothing, so that the robot's first is no slower than the others; begins a new episode."""
+        key = self.unnorm_key or self.unnorm_keys[0]
+        size, known = self.contract.image_size, self._bounds[key].proprio
+        black = {role: np.zeros((size, size, 3), np.uint8) for role in self.contract.cameras}
+        self.chunk(black, "wait", known.mean if self.contract.proprio and known else None, unnorm_key=key)
+        self.reset()
+
     def reset(self) -> None:
         """Begin a new episode: forget frames and state. Nothing happens for a model that keeps none."""
         self._controller.reset()
@@ -162,11 +172,21 @@ def load_model(
 
     Raises:
         ConfigError: a quantisation that does not fit, a device that is not there.
+        MemoryFullError: the GPU is too small.
     """
     config = _quantized(saved, quantize)
     if dtype is not None:
         config = replace(config, dtype=dtype)
-    return family(config.model).restore(config, saved.contract, saved.weights, choose_device(device))
+    where = choose_device(device)
+    try:
+        return family(config.model).restore(config, saved.contract, saved.weights, where)
+    except torch.OutOfMemoryError:
+        free, total = (n / 2**30 for n in torch.cuda.mem_get_info(where))
+        smaller = "" if config.adapter == "qlora" else " Hold the language model in 4 bits with --quantize nf4, or take"
+        raise MemoryFullError(
+            f"{saved.folder}: does not fit into the GPU's memory ({free:.1f} of {total:.1f} GiB are free)."
+            f"{smaller or ' Take'} --device cpu."
+        ) from None
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -127,6 +127,7 @@ def serve(
         address, number = sock.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         policy = Policy.load(folder, unnorm_key, quantize=quantize, device=device, **load)
+        policy.warm_up()
 
         def ready() -> None:
             keys = policy.unnorm_key or f"the request's unnorm_key, one of {', '.join(policy.unnorm_keys)}"

@@ -12,6 +12,7 @@ from PIL import Image
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.train import Policy, family
 from oxe_curate.train.assemble import decode_into
+from oxe_curate.train.memory import MemoryFullError
 from oxe_curate.train.observe import as_images, as_proprio, crop_middle
 from tests.train import toy_policy as toy
 from tests.train.toy_policy import red
@@ -137,6 +138,27 @@ def test_an_unknown_quantisation_or_device_is_told(tmp_path):
         Policy.load(run, device="gpu")
     with pytest.raises(ConfigError, match="is not there"):
         Policy.load(run, device="cuda:99")
+
+
+def test_warming_up_leaves_no_trace(tmp_path):
+    for form in ({"window": 2}, {"proprio": 2}):
+        policy = Policy.load(make(tmp_path, str(form), names=("a", "b"), **form))
+        policy.warm_up()
+        state = [0.0, 0.0] if "proprio" in form else None
+        assert policy(red(255), "lift", state, unnorm_key="b")[6] == pytest.approx(0.5)
+
+
+def test_a_gpu_that_is_too_small_is_told(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(toy.ToyFamily, "restore", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2**30, 8 * 2**30))
+    run = make(tmp_path)
+    with pytest.raises(MemoryFullError, match=r"\(1.0 of 8.0 GiB are free\).*--quantize nf4, or take --device cpu"):
+        Policy.load(run)
+    with pytest.raises(MemoryFullError, match=r"free\)\. Take --device cpu"):
+        Policy.load(run, quantize="nf4")
 
 
 def test_a_published_checkpoint_acts(tmp_path):
