@@ -98,7 +98,7 @@ def write(run: Path, progress: Progress, fill: Callable[[Path], None], keep: int
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     if processes.first:
-        for step in steps(run)[:-keep]:
+        for step in [step for step in steps(run) if step <= progress.step][:-keep]:
             remove(run / f"checkpoint-{step}")
     return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import sys
@@ -166,7 +167,8 @@ def _board(run: Path, done: int) -> Any:
 
 def _wandb(run: Path, settings: dict[str, Any]) -> Any:
     wandb = importlib.import_module("wandb")
-    return wandb.init(dir=str(run), name=run.name, project="oxe-curate", config=settings, resume="allow", id=run.name)
+    identity = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]  # the same when the run goes on
+    return wandb.init(dir=str(run), name=run.name, id=identity, project="oxe-curate", config=settings, resume="allow")
 
 
 def _step(line: str) -> int:

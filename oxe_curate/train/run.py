@@ -104,6 +104,9 @@ def run_training(
             resumed = prepare(config, mixture, resume, here)
             if resume and resumed is None:
                 say(f"{config.run}: no checkpoint to go on from; the run begins")
+            elif resumed is not None and resumed[1].step < checkpoints.steps(Path(config.run))[-1]:
+                damaged = checkpoints.steps(Path(config.run))[-1]
+                say(f"{config.run}: checkpoint-{damaged} is damaged: going on from checkpoint-{resumed[1].step}")
             return _train(config, mixture, here, resumed, say)
 
 

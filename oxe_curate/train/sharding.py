@@ -44,7 +44,10 @@ def shard(family: nn.Module, device: torch.device) -> int:
 
 
 def settle(family: nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass has gathered: the root stays whole after one."""
+    """Let go of what a forward pass without a backward pass has gathered.
+
+    The root stays whole after one, and its parameters would be taken for others than the optimizer's.
+    """
     for module in family.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -25,7 +25,7 @@ from oxe_curate.train.family import Family
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.processes import Processes
 from oxe_curate.train.progress_log import Log, Meter, gpu_gib
-from oxe_curate.train.sharding import settle, whole_parameters
+from oxe_curate.train.sharding import whole_parameters
 from oxe_curate.train.train_state import load_optimizer_state, load_random_state, optimizer_state, random_state
 from oxe_curate.train.validate import to_device, validate
 
@@ -81,7 +81,9 @@ class FamilyTrainer(transformers.Trainer):
         self.stopped: int | None = None  # the signal that asked for an end
         self.optimizer: Any = None
         self._clock = _Clock()
-        super().__init__(model=_Model(family), args=_arguments(config, steps, processes), callbacks=[_Flow(self)])
+        super().__init__(
+            model=_Model(family), args=_arguments(config, steps, processes, mixture), callbacks=[_Flow(self)]
+        )
         self.remove_callback(PrinterCallback)
         # our losses are means over the samples already, and the mean over micro-batches is the mean over all
         self.model_accepts_loss_kwargs = False
@@ -141,7 +143,6 @@ class FamilyTrainer(transformers.Trainer):
                 self.processes,
                 autocast(self.config, self.processes.device),
             )
-            settle(self.family)
             self.last_validation = result
             if self.run_log is not None:
                 self.run_log.validation(self.state.global_step, result)
@@ -328,7 +329,9 @@ def _signals(trainer: FamilyTrainer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _arguments(config: TrainConfig, steps: int, processes: Processes) -> Any:
+def _arguments(config: TrainConfig, steps: int, processes: Processes, mixture: MixtureFolder) -> Any:
+    # a batch of image-text rows alone would leave what only robot rows use without a gradient
+    mixed = bool(mixture.manifest["rows"].get("text"))
     return transformers.TrainingArguments(
         output_dir=config.run,
         max_steps=steps,
@@ -347,7 +350,7 @@ def _arguments(config: TrainConfig, steps: int, processes: Processes) -> Any:
         disable_tqdm=True,
         remove_unused_columns=False,
         ignore_data_skip=True,
-        ddp_find_unused_parameters=False,
+        ddp_find_unused_parameters=mixed,
         logging_nan_inf_filter=False,  # it would wait for the GPU at every step
     )
 

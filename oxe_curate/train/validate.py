@@ -15,6 +15,7 @@ from oxe_curate.train.batch import Batch, Collator, Rows
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.observe import crop_middle
 from oxe_curate.train.processes import Processes
+from oxe_curate.train.sharding import settle
 from oxe_curate.train.train_state import untouched_random_state
 
 _DATASET, _ACTIONS, _BINS, _MASK = "held_dataset", "held_actions", "held_bins", "held_mask"
@@ -94,6 +95,7 @@ def validate(
                 if bins is not None:
                     _add_equal(sums, np.abs(actions - bins.decode(held[_BINS].numpy())) < _SAME, held)
     finally:
+        settle(family)
         family.train(training)
     return _result(scalars, count, sums, names, bins is not None, processes)
 

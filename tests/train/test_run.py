@@ -1,10 +1,11 @@
 """From shards to an adapter, on the real Bridge data and a tiny OpenVLA of random weights."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,22 @@ def test_resume_through_the_door_is_exact(world: Path, finished: Path, tmp_path:
     assert losses(tmp_path / "exact") == losses(finished)
 
 
+def test_a_damaged_checkpoint_is_told_and_passed_over(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(world, tmp_path / "run", save_every=2, eval_samples=0)
+    train(config)
+    (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+    run_training(replace(config, steps=6), resume=True, progress=True, device="cpu")
+    told = capsys.readouterr().err
+    assert "checkpoint-4 is damaged: going on from checkpoint-2" in told
+    assert "6 steps of 8 samples, 4 to go" in told
+    (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
+    (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"checkpoints \(4, 6\) are damaged"):
+        train(replace(config, steps=8), resume=True)
+
+
 def test_overfits_one_batch(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_batch(self: MixtureSource, consumed: int) -> Any:
         return Repeated(next(iter(self._loader(0, 1))), self.steps)
@@ -159,6 +176,31 @@ def test_every_way_of_training_runs_and_learns(values: dict[str, Any], world: Pa
     assert np.mean(told[-2:]) < told[0]
     train(replace(config, steps=10), resume=True)
     assert len(losses(tmp_path / "run")) == 10
+
+
+@pytest.mark.parametrize(("shard", "adapter"), [("ddp", "lora"), ("fsdp", "qlora")])
+def test_two_processes_equal_one(shard: str, adapter: str, world: Path, tmp_path: Path) -> None:
+    if adapter == "qlora":
+        pytest.importorskip("bitsandbytes")
+    config = settings(world, tmp_path / "one", adapter=adapter, batch_size=4, steps=3, eval_every=2)
+    train(config)
+    shared_out = replace(config, run=str(tmp_path / "two"), batch_size=2, shard=shard)
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         "tests.train.launched", json.dumps(asdict(shared_out))],
+        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, two = (read_tensors(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("one", "two"))
+    assert set(one) == set(two)
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
+    held, told = (json.loads((tmp_path / run / "validation.json").read_text())[-1] for run in ("one", "two"))
+    assert told["loss"] == pytest.approx(held["loss"], rel=1e-5)
+    assert told["samples"] == held["samples"] == 8
 
 
 def test_forecast_is_told_and_leaves_no_trace(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,8 @@ def final_weights(run: Path) -> dict[str, Any]:
 def start(told: dict[str, Any], processes: int = 1) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.train.toy_run", json.dumps(told)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 

@@ -166,7 +166,9 @@ def rows(positions: np.ndarray) -> Rows:
 def mixture() -> Any:
     """What of a mixture the trainer looks at."""
     actions = np.linspace(-1, 1, 70, dtype=np.float32).reshape(10, 7)
-    return SimpleNamespace(names=NAMES, statistics={"arm_a": Bounds.fit(actions), "arm_b": Bounds.fit(3 * actions)})
+    return SimpleNamespace(
+        names=NAMES, manifest={"rows": {}}, statistics={"arm_a": Bounds.fit(actions), "arm_b": Bounds.fit(3 * actions)}
+    )
 
 
 def settings(run: Path, **values: Any) -> TrainConfig:
