@@ -95,7 +95,7 @@ def measure(kind: str, heads: list[str], tiny: bool) -> Any:
         if reference and history:
             continue  # the released code's is the plain one at the price of the others
         sizes = {"hidden": 32, "layers": 1, "heads": 4} if tiny else {}
-        spec = HeadSpec(name.removesuffix("-history"), WINDOW, history=history, **sizes)  # type: ignore[arg-type]
+        spec = HeadSpec(name.removesuffix("-history"), WINDOW, history=history, **sizes)
         net.lm_head = spec.build(net.lang_encoder.config.hidden_size).to(device)
         net.history, net.window = history, WINDOW
         if history:
@@ -238,10 +238,10 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
     lines = [
         "# RoboFlamingo: a training step",
         "",
-        f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}. CLIP ViT-L/14 with an MPT-1B (3b) "
-        f"or an MPT-7B (9b), random weights; batch {BATCH}, windows of {WINDOW} steps, {CAMERAS} cameras, texts of {TEXT} "
-        "ids; whole steps with AdamW, copies to the GPU included. The reference is the released trainer's way: float32 "
-        "without TF32, attention written out. In brackets: predicted before the first run (LSTM).",
+        f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}. CLIP ViT-L/14 with an MPT-1B "
+        f"(3b) or an MPT-7B (9b), random weights; batch {BATCH}, windows of {WINDOW} steps, {CAMERAS} cameras, texts "
+        f"of {TEXT} ids; whole steps with AdamW, copies to the GPU included. The reference is the released trainer's "
+        "way: float32 without TF32, attention written out. In brackets: predicted before the first run (LSTM).",
         "",
         "| model | head | variant | samples/s | GiB | speed, x reference | memory, x reference |",
         "|---|---|---|---:|---:|---:|---:|",

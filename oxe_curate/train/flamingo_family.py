@@ -22,7 +22,6 @@ from oxe_curate.train.adapter_files import load_trained, save_trained
 from oxe_curate.train.augment import augment
 from oxe_curate.train.batch import Batch
 from oxe_curate.train.clip_vit import MEAN, STD, normalise
-from oxe_curate.train.compiling import compile_blocks
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Family
 from oxe_curate.train.flamingo import FlamingoSpec, HeadSpec, build
@@ -100,7 +99,7 @@ class FlamingoFamily(Family):
                 unused = [*self.flamingo.lm_head.parameters(), *self.flamingo.parameters(recurse=False)]
                 total = sum((p.float().sum() * 0.0 for p in unused), torch.zeros((), device=self._device))
                 scalars = dict.fromkeys(("pose_loss", "gripper_loss", "gripper_accuracy"), total.detach())
-            if self._texts:
+            if self._texts and self.training:  # the same names in every process; held-out texts there are none
                 scalars["text_loss"] = total.new_zeros(())
             if texts:
                 text_losses = self._text_losses(batch)
@@ -291,6 +290,6 @@ def _assemble(
             parameter.data = parameter.data.float()
     if config.checkpointing:
         net.enable_checkpointing()
-    if config.compile:
-        compile_blocks(net)
+    if config.compile:  # three kinds of layers, robots' and texts' shapes: more variants than dynamo's default of 8
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return wrapped

@@ -47,13 +47,15 @@ class Seen:
     Attributes:
         latents: (n, m, media width), None to look at nothing.
         after: bool (n, L): text at or after its image.
-        repeats: that many consecutive rows hold the same text, so that layers before the first cross-attention are
-            computed for one of them.
+        first: int64 (t,): of each distinct text, a row that holds it; None: layers before the first cross-attention
+            are not shared among rows.
+        owner: int64 (n,): which of the distinct texts each row holds.
     """
 
     latents: Tensor | None = None
     after: Tensor | None = None
-    repeats: int = 1
+    first: Tensor | None = None
+    owner: Tensor | None = None
 
 
 class FlamingoLayer(nn.Module):
@@ -61,46 +63,40 @@ class FlamingoLayer(nn.Module):
 
     def __init__(self, decoder_layer: nn.Module, gated: GatedCrossAttention | None, blind: bool, seen: Seen) -> None:
         super().__init__()
-        self.gated_cross_attn_layer = gated
+        self.register_module("gated_cross_attn_layer", gated)  # None too, so that all layers look alike to a compiler
         self.decoder_layer = decoder_layer
         self.blind = blind  # no cross-attention so far: the same for equal texts
         self.checkpointing = False
         self._seen = seen
+        if hasattr(decoder_layer, "attention_type"):  # Qwen's, Gemma's: the decoder asks each layer which mask it wants
+            self.attention_type = decoder_layer.attention_type
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's own arguments and results."""
-        inputs = (self._seen.latents, self._seen.after, self._seen.repeats, hidden_states)
+        seen = self._seen
+        if self.blind and seen.first is not None and not any(isinstance(value, Tensor) for value in args):
+            kwargs = {name: _rows(kwargs[name], seen.first) if name in _BY_ROW else kwargs[name] for name in kwargs}
+            out = self._run(None, None, hidden_states[seen.first], *args, **kwargs)
+            return (out[0][seen.owner], *out[1:]) if isinstance(out, tuple) else out[seen.owner]
+        inputs = (seen.latents, seen.after, hidden_states)
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(self._run, *inputs, *args, use_reentrant=False, **kwargs)
         return self._run(*inputs, *args, **kwargs)
 
-    def _run(self, latents: Tensor | None, after: Tensor, repeats: int, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def _run(self, latents: Tensor | None, after: Tensor | None, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.gated_cross_attn_layer is not None and latents is not None:
             x = self.gated_cross_attn_layer(x, latents, after)
-        if not self.blind or repeats == 1:
-            return self.decoder_layer(x, *args, **kwargs)
-        args, kwargs = _every(args, x.shape[0], repeats), _every(kwargs, x.shape[0], repeats)
-        out = self.decoder_layer(x[::repeats], *args, **kwargs)
-        if isinstance(out, tuple):
-            return (out[0].repeat_interleave(repeats, 0), *out[1:])
-        return out.repeat_interleave(repeats, 0)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name == "decoder_layer":
-                raise
-            return getattr(self.decoder_layer, name)  # some decoders ask a layer for its kind of attention
+        return self.decoder_layer(x, *args, **kwargs)
 
 
-def _every(value: Any, rows: int, step: int) -> Any:
-    """Every step-th row of each tensor with that many rows, in tuples and dictionaries too."""
-    if isinstance(value, Tensor):
-        return value[::step] if value.dim() and value.shape[0] == rows else value
-    if isinstance(value, dict):
-        return {key: _every(item, rows, step) for key, item in value.items()}
-    return tuple(_every(item, rows, step) for item in value) if isinstance(value, tuple) else value
+_BY_ROW = ("attention_mask", "position_ids", "position_embeddings")
+"""Arguments of decoder layers that have a row for each text (or one for all)."""
+
+
+def _rows(value: Any, which: Tensor) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_rows(item, which) for item in value)
+    return value[which] if isinstance(value, Tensor) and value.shape[0] > 1 else value
 
 
 class _VisionEncoder(nn.Module):
@@ -192,27 +188,32 @@ class Flamingo(nn.Module):
             latents = self.perceiver(flat)
         return latents.unflatten(0, (n, cameras)).flatten(1, 2)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor, repeats: int = 1) -> Tensor:
+    def read(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor, owner: Tensor | None = None) -> Tensor:
         """Read texts while looking at latents: the decoder's last hidden states, after its final norm.
 
         Args:
-            input_ids: (n, L); tokens before the first `media_token` see nothing.
-            attention_mask: (n, L), True or 1 for real tokens, padding on the right.
+            input_ids: (t, L); tokens before the first `media_token` see nothing.
+            attention_mask: (t, L), True or 1 for real tokens, padding on the right.
             latents: (n, m, width).
-            repeats: consecutive rows with the same text.
+            owner: int64 (n,), which text each of the latents is read with; every text has one. None: in order, t = n.
 
         Returns:
             (n, L, text width).
         """
         seen = self._seen
+        if owner is not None:
+            rows = torch.arange(len(owner), device=owner.device)
+            seen.first = rows.new_empty(len(input_ids)).scatter_(0, owner, rows)
+            seen.owner = owner
+            input_ids, attention_mask = input_ids[owner], attention_mask[owner]
         embeds = self.lang_encoder.get_input_embeddings()(input_ids).to(self.text_dtype)
-        seen.latents, seen.after, seen.repeats = latents, (input_ids == self.media_token).cumsum(1) > 0, repeats
+        seen.latents, seen.after = latents, (input_ids == self.media_token).cumsum(1) > 0
         try:
             out = self.lang_encoder.base_model(
                 inputs_embeds=embeds, attention_mask=attention_mask.long(), use_cache=False
             )
         finally:
-            seen.latents, seen.after, seen.repeats = None, None, 1
+            seen.latents = seen.after = seen.first = seen.owner = None
         return out.last_hidden_state
 
     @property
@@ -244,13 +245,13 @@ class Flamingo(nn.Module):
             latents = self.resample(window.flatten(0, 1)).unflatten(0, (n, -1)).flatten(1, 2)
             return self.read(input_ids, attention_mask, latents).unsqueeze(1)
         latents = self.resample(tokens)
+        rows = torch.arange(n, device=latents.device)
         if frames is None:
             steps = latents.shape[0] // n
-            ids, mask = (x.repeat_interleave(steps, 0) for x in (input_ids, attention_mask))
-            return self.read(ids, mask, latents, steps).unflatten(0, (n, steps))
-        owner = torch.empty(latents.shape[0], dtype=torch.long, device=latents.device)
-        owner[frames.flatten()] = torch.arange(n, device=latents.device).repeat_interleave(frames.shape[1])
-        return self.read(input_ids[owner], attention_mask[owner], latents)[frames]
+            return self.read(input_ids, attention_mask, latents, rows.repeat_interleave(steps)).unflatten(0, (n, steps))
+        owner = rows.new_empty(latents.shape[0])
+        owner[frames.flatten()] = rows.repeat_interleave(frames.shape[1])
+        return self.read(input_ids, attention_mask, latents, owner)[frames]
 
     def forward(
         self,
