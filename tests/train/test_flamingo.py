@@ -168,6 +168,16 @@ def test_shared_layers_and_distinct_frames_change_nothing(kind: str) -> None:
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
+def test_layers_below_the_first_look_run_once_for_each_text() -> None:
+    net = tiny(every=3)
+    rows: list[int] = []
+    for layer in net.layers:
+        layer.decoder_layer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    with torch.no_grad():
+        net.features(torch.randn(6, 1, 4, 16), *texts(2))
+    assert rows == [2, 2, 6, 6]
+
+
 def test_checkpointing_gives_the_same_gradients() -> None:
     ids, mask = texts(2)
     tokens, grads = torch.randn(6, 1, 4, 16), []

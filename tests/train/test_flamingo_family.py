@@ -380,3 +380,28 @@ def test_a_window_of_one_is_refused_where_the_head_needs_more(mixture: MixtureFo
     with pytest.raises(ConfigError, match="window: 12"):
         made(base, narrow)
     assert made(base, narrow, flamingo={"head": "mlp"}).contract.window == 1
+
+
+def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path) -> None:
+    """Train with cached vision and texts, stop, go on, load, act, reset."""
+    from oxe_curate.train import Policy
+    from oxe_curate.train.run import run_training
+
+    source = mixtures.texts(place / "captions", 6)
+    form = FORM + f"stride: 2\nvalidation: 0.2\ntexts: [{{name: captions, path: {source}, weight: 1}}]\n"
+    mixed = mixtures.build(place / "index", place / "mixed", form, 60_000)
+    config = replace(
+        settings(base, flamingo={"cache_vision": True}, checkpointing=True),
+        data=str(mixed.folder), run=str(place / "whole-run"), steps=2, save_every=2, batch_size=4, log="none",
+    )  # fmt: skip
+    run_training(config, progress=False)
+    result = run_training(replace(config, steps=4), resume=True, progress=False)
+    assert result.validation is not None
+    assert {"pose_loss", "gripper_accuracy"} <= set(result.validation)
+    policy = Policy.load(place / "whole-run")
+    images = np.random.default_rng(0).integers(0, 256, (2, 2, 40, 50, 3), np.uint8)
+    first = policy(list(images[0]), "lift the cup")
+    policy(list(images[1]), "lift the cup")
+    policy.reset()
+    np.testing.assert_array_equal(policy(list(images[0]), "lift the cup"), first)
+    assert policy.chunk(list(images[1]), "lift the cup").shape == (CHUNK, 7)
