@@ -28,7 +28,7 @@ from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
 
 MEMORY = 4 << 30
-"""Bytes of numbers that a process keeps: 40 million rows of one image and one action, or a million of windows."""
+"""Bytes of numbers that a process keeps: 70 million rows of one image and one action, or 4 million windows of 12."""
 _OPEN_FILES, _FOOTERS = 256, 64
 MEND = "Remove that shard and run tokenize again: it makes the ones that are missing"
 _ADVISE = hasattr(os, "posix_fadvise")
