@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -206,6 +207,10 @@ def _notes(source: MixtureSource, config: TrainConfig, here: Processes, disk: in
         yield "the only checkpoint is written at the end; --save-every N keeps more of an interrupted run"
     if here.device.type == "cpu":
         yield "no GPU is used"
+    idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if here.device.type == "cuda" else 0
+    if idle > 0:
+        count = torch.cuda.device_count()
+        yield f"{idle} of {count} GPUs are idle; torchrun --nproc-per-node {count} -m oxe_curate train ... uses all"
     free = shutil.disk_usage(_existing(Path(config.run))).free
     if disk > free:
         yield f"the disk has room for less than the {config.keep} checkpoints to keep and the one being written"

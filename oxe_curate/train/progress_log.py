@@ -7,6 +7,8 @@ import importlib
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +26,69 @@ _GIB = 2**30
 
 
 class Meter:
-    """Averages what forward passes return between two lines of the log, without waiting for the device."""
+    """Averages what forward passes return between two lines of the log, without waiting for the device.
+
+    Every process must be given the same names. A NaN means that there was nothing to measure in that pass (no
+    image-text row in a batch, say) and is left out; not so for the loss, whose NaN must be seen.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._count = 0
+        self._counts: dict[str, Any] = {}
 
     def add(self, outputs: dict[str, Any]) -> None:
         """Add one forward pass's scalars."""
         for key, value in outputs.items():
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().reshape(()).double()
+                there = torch.ones_like(value) if key == "loss" else (~value.isnan()).double()
+                value = value if key == "loss" else value.nan_to_num()
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
-        self._count += 1
+                self._counts[key] = self._counts[key] + there if key in self._counts else there
 
     def averages(self, processes: Processes) -> dict[str, float]:
         """Take the averages over all processes, and begin again. All processes must ask."""
-        keys = sorted(self._sums)
-        values = np.array([self._count, *(float(self._sums[key]) for key in keys)], np.float64)
-        total = processes.sum(values)
+        state = self.state(processes)
         self.__init__()  # type: ignore[misc]
-        return {key: float(value / total[0]) for key, value in zip(keys, total[1:], strict=True)} if total[0] else {}
+        return {key: value / count for key, (value, count) in state.items() if count}
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
         """The sums so far over all processes, for a checkpoint: key -> [sum, number]. All processes must ask."""
         keys = sorted(self._sums)
-        total = processes.sum(np.array([self._count, *(float(self._sums[k]) for k in keys)], np.float64))
-        return {key: [float(value), float(total[0])] for key, value in zip(keys, total[1:], strict=True)}
+        mine = np.array([[float(self._sums[key]), float(self._counts[key])] for key in keys], np.float64)
+        total = processes.sum(mine.reshape(-1)).reshape(-1, 2)
+        return {key: [float(value), float(count)] for key, (value, count) in zip(keys, total, strict=True)}
 
     def load(self, state: dict[str, list[float]], processes: Processes) -> None:
         """Go on from a checkpoint's sums; the first process keeps them."""
         self.__init__()  # type: ignore[misc]
         for key, (value, count) in state.items():
-            self._sums[key] = torch.tensor(value if processes.first else 0.0, dtype=torch.float64)
-            self._count = int(count) if processes.first else 0
+            kept = (value, count) if processes.first else (0.0, 0.0)
+            self._sums[key], self._counts[key] = (torch.tensor(number, dtype=torch.float64) for number in kept)
+
+
+class Clock:
+    """Seconds of training since the last line of the log, validation and saving left out."""
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Begin a line of the log after `step`."""
+        self.step, self._since, self._out = step, time.monotonic(), 0.0
+
+    def seconds(self) -> float:
+        """Since then, pauses left out."""
+        return time.monotonic() - self._since - self._out
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what is done inside."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._out += time.monotonic() - start
 
 
 class Log:

@@ -145,7 +145,7 @@ def _train(
         values, validation = trainer.last_values, trainer.last_validation
         if trainer.stopped is not None and trainer.state.global_step < source.steps:
             raise _stopped(config, trainer)
-    with whole_parameters(model):
+    with whole_parameters(model, here.first):
         here.together(lambda: _save_adapter(run, model) if here.first else None)
     say(f"done: {run / saved.ADAPTER}")
     return Result(config.run, source.steps, told, values, validation, time.monotonic() - start)

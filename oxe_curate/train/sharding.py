@@ -54,17 +54,22 @@ def settle(family: nn.Module) -> None:
 
 
 @contextmanager
-def whole_parameters(family: nn.Module) -> Iterator[None]:
-    """Show the trained parameters whole, on the CPU, while they are saved. Every process must take part."""
+def whole_parameters(family: nn.Module, keep: bool = True) -> Iterator[None]:
+    """Show the trained parameters whole, on the CPU, while they are saved. Every process must take part.
+
+    Args:
+        family: sharded or not.
+        keep: False in processes that only help to gather.
+    """
     swapped: list[tuple[nn.Module, str, Any]] = []
     for module in family.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad and isinstance(parameter, DTensor):
                 swapped.append((module, name, parameter))
-    values = {id(parameter): nn.Parameter(whole(parameter)) for _, _, parameter in swapped}
+    values = {id(parameter): whole(parameter, keep) for _, _, parameter in swapped}
     try:
-        for module, name, parameter in swapped:
-            module._parameters[name] = values[id(parameter)]
+        for module, name, parameter in swapped if keep else ():
+            module._parameters[name] = nn.Parameter(values[id(parameter)])
         yield
     finally:
         for module, name, parameter in swapped:

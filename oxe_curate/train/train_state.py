@@ -16,14 +16,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from oxe_curate.errors import DataError
 
 
-def optimizer_state(net: nn.Module, optimizer: Any) -> dict[str, dict[str, Any]]:
-    """Parameter name -> its moments, whole and on the CPU. Every process of a sharded run must ask."""
+def optimizer_state(net: nn.Module, optimizer: Any, keep: bool = True) -> dict[str, dict[str, Any]]:
+    """Parameter name -> its moments, whole and on the CPU. Every process of a sharded run must ask.
+
+    Args:
+        net: that holds the parameters.
+        optimizer: of them.
+        keep: False in processes that only help to gather: they could fill the machine's memory with copies.
+    """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     state: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             moments = optimizer.state.get(parameter, {})
-            state[names[id(parameter)]] = {key: whole(value) for key, value in moments.items()}
+            state[names[id(parameter)]] = {key: whole(value, keep) for key, value in moments.items()}
     return state
 
 
@@ -48,10 +54,12 @@ def load_optimizer_state(net: nn.Module, optimizer: Any, state: dict[str, dict[s
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def whole(value: Any) -> Any:
-    """A tensor on the CPU, gathered if it is sharded; anything else as it is."""
+def whole(value: Any, keep: bool = True) -> Any:
+    """A tensor on the CPU, gathered if it is sharded; anything else as it is. None unless it is kept."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
+    if not keep:
+        return None
     return value.detach().cpu() if isinstance(value, torch.Tensor) else value
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Family
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.processes import Processes
-from oxe_curate.train.progress_log import Log, Meter, gpu_gib
+from oxe_curate.train.progress_log import Clock, Log, Meter, gpu_gib
 from oxe_curate.train.sharding import whole_parameters
 from oxe_curate.train.train_state import load_optimizer_state, load_random_state, optimizer_state, random_state
 from oxe_curate.train.validate import to_device, validate
@@ -80,7 +79,7 @@ class FamilyTrainer(transformers.Trainer):
         self.last_values: dict[str, float] = {}
         self.stopped: int | None = None  # the signal that asked for an end
         self.optimizer: Any = None
-        self._clock = _Clock()
+        self._clock = Clock()
         super().__init__(
             model=_Model(family), args=_arguments(config, steps, processes, mixture), callbacks=[_Flow(self)]
         )
@@ -196,7 +195,8 @@ class FamilyTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self._clock.paused():
-            moments = optimizer_state(self.family, self.optimizer)  # gathers where sharded, so before any writing
+            # gathers where sharded, so before any writing
+            moments = optimizer_state(self.family, self.optimizer, self.processes.first)
             meter = self.meter.state(self.processes)
             if any(not math.isfinite(value) for value, _ in meter.values()):
                 raise self._diverged(int(self.state.global_step))
@@ -217,7 +217,7 @@ class FamilyTrainer(transformers.Trainer):
                     self.state.save_to_json(str(folder / checkpoints.STATE))
                 torch.save(random_state(), folder / f"rng_state_{self.processes.rank}.pth")
 
-            with whole_parameters(self.family):
+            with whole_parameters(self.family, self.processes.first):
                 checkpoints.write(self.run, progress, fill, self.config.keep, self.processes)
         self.control.should_save = False
 
@@ -283,27 +283,6 @@ class _Flow(TrainerCallback):
         control.should_training_stop = end
 
 
-class _Clock:
-    """Seconds of training since the last line of the log, validation and saving left out."""
-
-    def __init__(self) -> None:
-        self.start(0)
-
-    def start(self, step: int) -> None:
-        self.step, self._since, self._out = step, time.monotonic(), 0.0
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._since - self._out
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self._out += time.monotonic() - start
-
-
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:
     """What every forward pass runs under: bf16 products over float32 trained weights, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if config.dtype == "bf16" else nullcontext()
@@ -332,7 +311,7 @@ def _signals(trainer: FamilyTrainer) -> Iterator[None]:
 def _arguments(config: TrainConfig, steps: int, processes: Processes, mixture: MixtureFolder) -> Any:
     # a batch of image-text rows alone would leave what only robot rows use without a gradient
     mixed = bool(mixture.manifest["rows"].get("text"))
-    return transformers.TrainingArguments(
+    arguments = transformers.TrainingArguments(
         output_dir=config.run,
         max_steps=steps,
         per_device_train_batch_size=1,  # the stream makes the batches; this is only shown
@@ -353,6 +332,9 @@ def _arguments(config: TrainConfig, steps: int, processes: Processes, mixture: M
         ddp_find_unused_parameters=mixed,
         logging_nan_inf_filter=False,  # it would wait for the GPU at every step
     )
+    assert arguments.device is not None  # looks at the GPUs; with several, one process would spread over all
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _whole(value: Any) -> Any:
