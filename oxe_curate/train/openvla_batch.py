@@ -72,8 +72,7 @@ class OpenVLACollator:
         return batch
 
     def _sequence(self, prompts: Sequence[Ids], ids: NDArray[np.int64], mask: NDArray[np.bool_]) -> Batch:
-        n = len(prompts)
-        count = ids[0].size if n else 0
+        n, count = len(prompts), self.chunk * 7
         stop = np.full((n, 1), self.prompter.eos, np.int64)
         flat = ids.reshape(n, count)
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)

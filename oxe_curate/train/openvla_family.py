@@ -49,6 +49,7 @@ class OpenVLAFamily(Family):
     Attributes:
         config: of the run.
         vocabulary: the tokens of the bins, as a table; None for continuous actions.
+        texts: whether the mixture holds image-text rows, and every training step therefore tells their loss.
     """
 
     name = "openvla"
@@ -60,6 +61,7 @@ class OpenVLAFamily(Family):
         self.prompter = Prompter.of(config.base, base.architecture.text, base.architecture.config.get("pad_token_id"))
         self.normalize = PixelNormalizer.read(config.base, len(base.architecture.vits))
         self.vocabulary = bin_tokens(contract)
+        self.texts = False
         if self.vocabulary is None and not self.continuous:
             raise ConfigError("this model's contract has no action tokens: its actions cannot be decoded")
         if self.vocabulary is not None:
@@ -102,6 +104,7 @@ class OpenVLAFamily(Family):
             hashes=dict(mixture.hashes),
         )
         family = cls(attach(_load(config, contract, device), config, _parts(config)), config, contract)
+        family.texts = bool(mixture.mixture.texts)
         if config.checkpointing:
             family.base.checkpoint_activations()
         family.train()
@@ -143,7 +146,7 @@ class OpenVLAFamily(Family):
 
         Returns:
             "loss"; "token_accuracy" and "l1" (mean error of the normalised actions) over the real actions;
-            "text_loss" where the batch has image-text rows.
+            "text_loss" of image-text rows. NaN where a batch has none of what is measured.
         """
         sequences = self._embed(batch)
         n = sequences.robots
@@ -157,6 +160,8 @@ class OpenVLAFamily(Family):
             text = _mean_loss(self.base.head(_gather(hidden[n:], batch["text_places"])), batch["text_targets"])
             logged["text_loss"] = text.detach().mean()
             losses = torch.cat([losses, text * batch["text_factor"]])
+        elif self.texts and self.training:
+            logged["text_loss"] = losses.new_full((), float("nan"))
         return {"loss": losses.mean(), **logged}
 
     def predict(self, batch: Batch) -> torch.Tensor:
@@ -341,4 +346,4 @@ def _mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     weight = mask.expand_as(values).to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    return (values * weight).sum() / weight.sum()  # NaN for none

@@ -156,12 +156,25 @@ def test_text_rows_are_added_with_their_factor(base, head):
     torch.testing.assert_close(both["loss"], (3 * alone + 0.5 * sum(losses)) / 5)
 
 
-def test_a_batch_of_texts_alone_gives_every_trained_weight_a_gradient(base):
-    family = build(base, proprio=3, openvla=HEADS["l1"])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_batch_of_texts_alone_gives_every_trained_weight_a_gradient(base, head):
+    family = build(base, proprio=3, openvla=HEADS[head])
     only = rows(n=0, proprio=3, texts=2)
     output = family(**family.collator(only))
     output["loss"].backward()
+    assert torch.isfinite(output["text_loss"])
+    assert torch.isnan(output["l1"])
     assert [name for name, p in family.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_every_batch_of_a_mixture_with_texts_tells_the_same_names(base):
+    """Processes average by position; what a batch lacks is NaN."""
+    family = build(base)
+    family.texts = True
+    robots, mixed = (family(**family.collator(rows(texts=count))) for count in (0, 2))
+    assert list(robots) == list(mixed)
+    assert torch.isnan(robots["text_loss"])
+    assert "text_loss" not in family.eval()(**family.collator(rows()))
 
 
 @pytest.mark.parametrize("head", HEADS)
