@@ -6,13 +6,14 @@ neither a slow disk nor a decoder holds the interpreter's lock. Nothing is writt
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +29,7 @@ from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
 
 MEMORY = 4 << 30
-"""Bytes of numbers that a process keeps: 70 million rows of one image and one action, or 4 million windows of 12."""
+"""Bytes of numbers that a process keeps: 65 million rows of one image and one action, or 4 million windows of 12."""
 _OPEN_FILES, _FOOTERS = 256, 64
 MEND = "Remove that shard and run tokenize again: it makes the ones that are missing"
 _ADVISE = hasattr(os, "posix_fadvise")
@@ -89,15 +90,15 @@ class LocalRows:
         self._shards = [shard for shard in shards if shard.rows]
         for shard in self._shards:
             _check_size(f"{self._folder}/{shard.name}", self._folder.path(shard.name), shard.size)
-        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
-        self._groups: dict[int, NDArray[np.int64]] = {}
+        self._starts = [0, *accumulate(shard.rows for shard in self._shards)]
+        self._groups: dict[int, list[int]] = {}
         self._files: Cache[_File] = Cache(_OPEN_FILES)
         self._footers: Cache[_Footer] = Cache(_FOOTERS)
         self._blocks: Cache[LocalBlock] = Cache(memory)
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def locate(self, row: int) -> tuple[LocalBlock, int]:
         """The row group that holds a row, and the row's place in it.
@@ -105,18 +106,19 @@ class LocalRows:
         Raises:
             DataError: the shard is damaged; names it. StorageError: it cannot be read.
         """
-        number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        place = row - int(self._starts[number])
-        if number not in self._groups:
-            self._groups[number] = self._footer(number).group_starts(self._shards[number].rows)
-        starts = self._groups[number]
-        group = int(np.searchsorted(starts, place, side="right")) - 1
-        block = self._blocks.get((number, group), functools.partial(self._load, number, group))
-        return block, place - int(starts[group])
+        number = bisect_right(self._starts, row) - 1
+        place = row - self._starts[number]
+        starts = self._groups.get(number)
+        if starts is None:
+            found = self._footer(number).group_starts(self._shards[number].rows)
+            starts = self._groups[number] = found.tolist()
+        group = bisect_right(starts, place) - 1
+        block = self._blocks.get((number, group), lambda: self._load(number, group))
+        return block, place - starts[group]
 
     def claim(self, rows: NDArray[np.int64]) -> Callable[[], list[Located]]:
         """Rows to be located when the result is called, in whatever thread."""
-        return lambda: [self.locate(int(row)) for row in rows]
+        return lambda: [self.locate(row) for row in rows.tolist()]
 
     def batches(self, plan: Iterator[NDArray[np.int64]]) -> Generator[Callable[[], list[Located]], None, None]:
         """Claim one batch of rows after another."""
@@ -148,20 +150,18 @@ class LocalRows:
             window = records["frame"].shape[1]
             for camera, column in enumerate(columns):
                 found = self._images(number, group, column, mask)
-                for key, values in zip(("offset", "length"), found, strict=True):
-                    records["frame"][key][:, :, camera] = values[:, mask.shape[1] - window :]
+                records["frame"][:, :, camera] = found[:, mask.shape[1] - window :]
         except DataError as error:
             raise DataError(f"{footer.name}: row group {group}: {error}. {MEND}") from None
-        first = int(self._groups[number][group])
-        return LocalBlock(self, number, group, first, records, texts), size
+        return LocalBlock(self, number, group, self._groups[number][group], records, texts), size
 
     def _images(self, number: int, group: int, column: str, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Offsets and lengths of an image column, int64 (2, n, W) for a mask (n, W); zeros where it is False."""
+        """Offsets and lengths of an image column, int64 (n, W, 2) for a mask (n, W); zeros where it is False."""
         file = self._file(number)
         start, size, levels = self._footer(number).chunk(group, column, list_of=mask.shape[1] > 1)
         file.advise(start, size)  # one read of the whole group instead of one for each image's length
-        found = np.zeros((2, *mask.shape), np.int64)
-        found[:, mask] = pages.value_offsets(file.read, start, size, int(mask.sum()), levels)
+        found = np.zeros((*mask.shape, 2), np.int64)
+        found[mask] = np.stack(pages.value_offsets(file.read, start, size, int(mask.sum()), levels), axis=-1)
         return found
 
 
@@ -195,8 +195,8 @@ class LocalBlock:
 
     def frame(self, row: int, observation: int, camera: int) -> bytes:
         """Read an encoded image. Raises StorageError, or DataError for a file that has become shorter."""
-        place = self.records["frame"][row, observation, camera]
-        return self.source._file(self.number).read_exactly(int(place["offset"]), int(place["length"]))
+        offset, length = self.records["frame"][row, observation, camera].tolist()
+        return self.source._file(self.number).read_exactly(offset, length)
 
     def where(self, row: int) -> str:
         """The shard and the row in it."""

@@ -1,7 +1,7 @@
 """What a training row holds, and how a row group's numbers become one compact array.
 
-A robot row takes 36 (W + K - 1) + W + 4 P + 12 W C + 12 bytes: W observations, K actions, P numbers of proprio, C
-cameras, a reference to its instruction included. That is 61 for one image and one action, and 1 kB for a window of 12
+A robot row takes 36 (W + K - 1) + W + 4 P + 16 W C + 12 bytes: W observations, K actions, P numbers of proprio, C
+cameras, a reference to its instruction included. That is 65 for one image and one action, and 1 kB for a window of 12
 from two cameras with 10 actions. Images are not held: they are read when a batch wants them.
 """
 
@@ -88,8 +88,7 @@ class Form:
 
     @property
     def record(self) -> np.dtype[Any]:
-        """One row's numbers; `frame` is where each image (W, C) lies in the file."""
-        frame = np.dtype([("offset", "<i8"), ("length", "<i4")])
+        """One row's numbers; `frame` (W, C, 2) is each image's offset and length."""
         return np.dtype(
             [
                 ("action", "<f4", (self.actions, ACTION)),
@@ -98,7 +97,7 @@ class Form:
                 ("observation_mask", "?", (self.window,)),
                 ("proprio", "<f4", (self.proprio,)),
                 ("dataset", "<i4"),
-                ("frame", frame, (self.window, len(self.cameras))),
+                ("frame", "<i8", (self.window, len(self.cameras), 2)),
             ]
         )
 
@@ -108,7 +107,7 @@ class Form:
         return names + ["proprio"] * bool(self.proprio) + ["observation_mask"] * (self.stored_window > 1)
 
 
-TEXT_RECORD = np.dtype([("frame", [("offset", "<i8"), ("length", "<i4")], (1, 1))])
+TEXT_RECORD = np.dtype([("frame", "<i8", (1, 1, 2))])
 """An image-text row's numbers: where its one image lies."""
 TEXT_COLUMNS = ["question", "answer"]
 

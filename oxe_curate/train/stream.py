@@ -279,9 +279,8 @@ class RemoteRows:
             window = records["frame"].shape[1]
             images = []
             for camera, name in enumerate(cameras):
-                offsets, lengths, data = _binary(table[name], mask)
-                records["frame"]["offset"][:, :, camera] = offsets[:, mask.shape[1] - window :]
-                records["frame"]["length"][:, :, camera] = lengths[:, mask.shape[1] - window :]
+                places, data = _binary(table[name], mask)
+                records["frame"][:, :, camera] = places[:, mask.shape[1] - window :]
                 images.append(data)
         except DataError as error:
             raise DataError(f"{self._name(number)}: row group {group}: {error}. {MEND}") from None
@@ -303,9 +302,8 @@ class RemoteBlock:
 
     def frame(self, row: int, observation: int, camera: int) -> memoryview:
         """An encoded image."""
-        place = self.records["frame"][row, observation, camera]
-        start = int(place["offset"])
-        return self.images[camera][start : start + int(place["length"])]
+        start, length = self.records["frame"][row, observation, camera].tolist()
+        return self.images[camera][start : start + length]
 
     def where(self, row: int) -> str:
         """The shard and the row in it."""
@@ -326,8 +324,8 @@ def patiently(read: Callable[[], Value]) -> Value:
     return read()
 
 
-def _binary(column: Any, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], memoryview]:
-    """An image column -> offsets and lengths, int64 (n, W), and the bytes they point into."""
+def _binary(column: Any, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], memoryview]:
+    """An image column -> offsets and lengths, int64 (n, W, 2), and the bytes they point into."""
     array = column.combine_chunks()
     if pa.types.is_list(array.type):
         array = array.flatten()
@@ -337,5 +335,5 @@ def _binary(column: Any, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ND
         raise DataError(f"its pages hold {valid.sum()} images instead of {mask.sum()}")
     _, offsets, data = encoded.buffers()
     edges = np.frombuffer(offsets, np.int32)[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)
-    shape = mask.shape
-    return edges[:-1].reshape(shape), np.diff(edges).reshape(shape), memoryview(data or b"").cast("B")
+    places = np.stack((edges[:-1], np.diff(edges)), axis=-1)
+    return places.reshape(*mask.shape, 2), memoryview(data or b"").cast("B")
