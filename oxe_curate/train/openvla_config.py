@@ -52,7 +52,8 @@ class Architecture:
         if given is None:
             vits = [_published(identifier, where) for identifier in identifiers]
         else:
-            vits = [VitConfig.of(dict(settings)) for settings in given]
+            listed = given.values() if isinstance(given, dict) else given
+            vits = [VitConfig.of(dict(settings)) for settings in listed]
         if len(vits) != len(identifiers):
             raise ConfigError(f"{where}: vision_transformers: {len(vits)} towers where timm_model_ids has {len(sizes)}")
         return cls(config, tuple(vits), sizes)
