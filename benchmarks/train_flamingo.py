@@ -79,7 +79,7 @@ def measure(kind: str, heads: list[str], tiny: bool) -> Any:
     """Yield a row per head and variant of one kind; the big parts are made once."""
     import torch
 
-    from oxe_curate.train.flamingo import HeadSpec
+    from oxe_curate.train.flamingo_spec import HeadSpec
     from oxe_curate.train.flamingo_synthetic import random_model
 
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ A base folder:
 
     config.json            {"model_type": "roboflamingo", "cross_attn_every_n_layers": 1, ...}; see `FlamingoSpec.read`
     vision/                a Hugging Face CLIP model's config.json and safetensors (openai/clip-vit-large-patch14)
-    language/              a Hugging Face causal language model and its tokenizer
+    language/              a Hugging Face causal language model and its tokenizer; MPT-1B's first form too
     flamingo.safetensors   or another file that config.json's "weights" names: an OpenFlamingo or RoboFlamingo
                            checkpoint (.pt or .safetensors), or the whole network (then vision/ and language/ need no
                            weights)
@@ -14,108 +14,25 @@ A base folder:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.train.clip_vit import ClipShape, ClipViT, from_transformers, shape_of_transformers
+from oxe_curate.errors import ConfigError
+from oxe_curate.train import flamingo_mosaic
+from oxe_curate.train.clip_vit import ClipViT, from_transformers
 from oxe_curate.train.flamingo_names import published, read_weights
 from oxe_curate.train.flamingo_net import Flamingo, layers_path
-from oxe_curate.train.heads import GPTHead, Head, LSTMHead, MLPHead
+from oxe_curate.train.flamingo_spec import END, IMAGE, LANGUAGE, VISION, WEIGHTS, FlamingoSpec, HeadSpec
 from oxe_curate.train.weights import Checkpoint, skeleton
-
-CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "vision", "language"
-MODEL_TYPE = "roboflamingo"
-IMAGE, END = "<image>", "<|endofchunk|>"
 
 _HEAD = ("lm_head.", "frame_embs")
 _EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
-_DECODERS = {"mpt": "mpt", "llama": "llama", "gpt_neox": "gpt_neox", "redpajama": "gpt_neox", "opt": "opt"}
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """A policy head's kind and sizes; None where the released code's value stands.
-
-    Attributes:
-        kind: "mlp", "gpt" or "lstm". window, chunk: as of a `Head`.
-        history: of the MLP head.
-        hidden, layers, heads: of the recurrent network or the transformer.
-    """
-
-    kind: str = "lstm"
-    window: int = 12
-    chunk: int = 1
-    history: bool = False
-    hidden: int | None = None
-    layers: int | None = None
-    heads: int | None = None
-
-    def build(self, features: int) -> Head:
-        """The head for features of that width."""
-        sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
-        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
-        if self.kind == "mlp":
-            return MLPHead(features, self.window, self.chunk, **{k: v for k, v in given.items() if k == "hidden"})
-        if self.kind == "lstm":
-            given.pop("heads", None)
-            return LSTMHead(features, self.window, self.chunk, **given)
-        if self.kind == "gpt":
-            return GPTHead(features, self.window, self.chunk, **given)
-        raise ConfigError(f"head: {self.kind!r} is not known. {did_you_mean(self.kind, ('mlp', 'gpt', 'lstm'))}")
-
-
-@dataclass(frozen=True)
-class FlamingoSpec:
-    """What a folder's configuration says of the network.
-
-    Attributes:
-        vision: shape of the tower. every: cross-attention before every that-many-th layer.
-        language: configuration of the decoder, Hugging Face's keys with "model_type"; None: that of language/.
-        media_token: id of the image token; None: asked of the tokenizer.
-        head: None where neither the configuration nor the weights tell.
-    """
-
-    vision: ClipShape
-    every: int
-    language: Mapping[str, Any] | None
-    media_token: int | None
-    head: HeadSpec | None
-    weights: str | None
-
-    @classmethod
-    def read(cls, folder: Path) -> FlamingoSpec:
-        """Read a folder's configuration.
-
-        Keys: "cross_attn_every_n_layers"; "vision" (ClipShape's fields; default: vision/config.json); the decoder's
-        configuration under "language" (default: language/config.json) or its kind ("mpt", "llama", "gpt_neox",
-        "opt"); "media_token_id"; "window"; "head" (HeadSpec's fields); "weights" (file name).
-
-        Raises:
-            ConfigError: no configuration, several, one that lacks something.
-        """
-        where = _config_file(folder)
-        try:
-            data = json.loads(where.read_text(encoding="utf-8"))
-            if data.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-                raise ConfigError(f"{where}: model_type is {data['model_type']!r}, not {MODEL_TYPE!r}")
-            return cls(
-                vision=_vision_shape(data, folder),
-                every=int(data.get("cross_attn_every_n_layers", 1)),
-                language=_language_config(data),
-                media_token=data.get("media_token_id"),
-                head=_head_spec(data),
-                weights=data.get("weights"),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{where}: is no configuration of RoboFlamingo: {error!r}") from None
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Flamingo:
@@ -155,6 +72,11 @@ def build(
     """
     file = _weights_file(folder, spec)
     found = read_weights(file) if file is not None else {}
+    if spec.language is None and (mosaic := flamingo_mosaic.read_config(folder / LANGUAGE)) is not None:
+        spec = replace(spec, language=mosaic)
+        found = flamingo_mosaic.read_language(folder / LANGUAGE) | {
+            n.removeprefix("module."): v for n, v in found.items()
+        }
     language = _language(folder, spec, found, dtype)
     state = published(found, layers_path(language))
     wanted = head or spec_of_head(state, spec.head) or spec.head or HeadSpec()
@@ -167,6 +89,7 @@ def build(
         wanted.window,
         *_resampler(state),
         history=wanted.history and wanted.kind == "mlp",
+        early=spec.early,
     )
     own = {name: value for name, value in net.state_dict().items() if name.startswith(_HEAD)}
     stored = {name: value for name, value in state.items() if name.startswith(_HEAD)}
@@ -244,17 +167,6 @@ def _of_decoder(name: str) -> bool:
     return name.startswith("lang_encoder.") and ".gated_cross_attn_layer." not in name
 
 
-def _config_file(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder. Give a folder with config.json and weights of RoboFlamingo.")
-    if (folder / CONFIG).is_file():
-        return folder / CONFIG
-    found = sorted(folder.glob("*config.json"))
-    if len(found) != 1:
-        raise ConfigError(f"{folder}: expected config.json, found {len(found)} files named *config.json")
-    return found[0]
-
-
 def _weights_file(folder: Path, spec: FlamingoSpec) -> Path | None:
     if spec.weights is not None:
         return folder / spec.weights
@@ -264,43 +176,6 @@ def _weights_file(folder: Path, spec: FlamingoSpec) -> Path | None:
     if len(found) > 1:
         raise ConfigError(f'{folder}: several files of weights; name one in config.json: "weights": "{found[0].name}"')
     return found[0] if found else None
-
-
-def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
-    told = data.get("vision", data.get("vis"))
-    if isinstance(told, Mapping):
-        width = int(told["width"])
-        return ClipShape(
-            width=width,
-            layers=int(told["layers"]),
-            heads=int(told.get("heads", width // 64)),
-            patch=int(told.get("patch", 14)),
-            image_size=int(told.get("image_size", data.get("image_size", 224))),
-            mlp_width=int(told.get("mlp_width", 4 * width)),
-            act=told.get("act", "quick_gelu"),
-        )
-    file = folder / VISION / CONFIG
-    if not file.is_file():
-        raise ConfigError(f"{file}: is missing; put a Hugging Face CLIP model into {VISION}/")
-    return shape_of_transformers(json.loads(file.read_text(encoding="utf-8")))
-
-
-def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    told = data.get("language")
-    if isinstance(told, Mapping):
-        return told
-    for key, kind in _DECODERS.items():
-        if isinstance(data.get(key), Mapping):
-            return {"model_type": kind, **data[key]}
-    return None
-
-
-def _head_spec(data: Mapping[str, Any]) -> HeadSpec | None:
-    window = int(data.get("window", 12))
-    told = data.get("head")
-    if isinstance(told, Mapping):
-        return HeadSpec(**{"window": window, **told})
-    return HeadSpec(window=window)
 
 
 def _media_token(folder: Path, spec: FlamingoSpec) -> int:
@@ -340,6 +215,7 @@ def _language(folder: Path, spec: FlamingoSpec, found: Mapping[str, Tensor], dty
             config = AutoConfig.for_model(settings.pop("model_type"), **settings)
             config.vocab_size = rows or config.vocab_size
             language = skeleton(lambda: AutoModelForCausalLM.from_config(config, dtype=dtype))
+            flamingo_mosaic.add_norms(language)
             language.tie_weights()
             return language
         language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype=dtype, local_files_only=True)
@@ -347,6 +223,8 @@ def _language(folder: Path, spec: FlamingoSpec, found: Mapping[str, Tensor], dty
         first = (str(error).splitlines() or [""])[0]
         where = folder / LANGUAGE if spec.language is None else folder
         raise ConfigError(f"{where}: no decoder can be built: {first}") from None
-    if rows is not None and rows != language.get_input_embeddings().num_embeddings:
+    held = language.get_input_embeddings().num_embeddings
+    rows = rows or max(held, 0 if spec.media_token is not None else len(tokenizer(folder)))
+    if rows != held:
         language.resize_token_embeddings(rows, mean_resizing=False)
     return language

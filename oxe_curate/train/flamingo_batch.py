@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.train.batch import Batch, Rows, TextRows
-from oxe_curate.train.flamingo import END, IMAGE, tokenizer
+from oxe_curate.train.flamingo import tokenizer
+from oxe_curate.train.flamingo_spec import END, IMAGE
 from oxe_curate.train.prompt import IGNORE, Ids, pad_right
 from oxe_curate.train.vision_cache import KEY, VisionCache, key_of
 

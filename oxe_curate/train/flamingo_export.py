@@ -18,8 +18,9 @@ import torch
 from oxe_curate.train.adapter_files import merged_state, save_trained
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract
-from oxe_curate.train.flamingo import CONFIG, LANGUAGE, MODEL_TYPE, WEIGHTS, tokenizer
+from oxe_curate.train.flamingo import tokenizer
 from oxe_curate.train.flamingo_net import Flamingo
+from oxe_curate.train.flamingo_spec import CONFIG, LANGUAGE, MODEL_TYPE, WEIGHTS
 from oxe_curate.train.heads import GPTHead, Head, LSTMHead
 
 RELEASED = "roboflamingo.pt"
@@ -70,6 +71,7 @@ def _config(net: Flamingo, contract: Contract) -> dict[str, Any]:
         "vision": asdict(net.vision_encoder.visual.shape),
         "language": language,
         "head": _head(net.lm_head, net.history),
+        "features": "last-input" if net.early else "final",
         "weights": WEIGHTS,
         "norm_stats": contract.statistics,
     }

@@ -24,10 +24,11 @@ from oxe_curate.train.batch import Batch
 from oxe_curate.train.clip_vit import MEAN, STD, normalise
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Family
-from oxe_curate.train.flamingo import FlamingoSpec, HeadSpec, build
+from oxe_curate.train.flamingo import build
 from oxe_curate.train.flamingo_batch import FlamingoCollator, FlamingoPrompter
 from oxe_curate.train.flamingo_control import FlamingoController, as_actions
 from oxe_curate.train.flamingo_net import Flamingo
+from oxe_curate.train.flamingo_spec import FlamingoSpec, HeadSpec
 from oxe_curate.train.heads import POSE
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.policy_loss import policy_losses
@@ -92,12 +93,11 @@ class FlamingoFamily(Family):
         """See `Family.forward`; beside the loss its parts: pose, gripper, share of grippers right, text."""
         robots, texts = len(batch["actions"]), len(batch.get("text_ids", ()))
         with self._autocast():
+            total = self._untouched(robots > 0, texts > 0)
             if robots:
                 losses, scalars = self._robot_losses(batch)
-                total = losses.sum()
-            else:  # every trained weight takes part in every step, or data-parallel training waits for it
-                unused = [*self.flamingo.lm_head.parameters(), *self.flamingo.parameters(recurse=False)]
-                total = sum((p.float().sum() * 0.0 for p in unused), torch.zeros((), device=self._device))
+                total = total + losses.sum()
+            else:
                 scalars = dict.fromkeys(("pose_loss", "gripper_loss", "gripper_accuracy"), total.detach())
             if self._texts and self.training:  # the same names in every process; held-out texts there are none
                 scalars["text_loss"] = total.new_zeros(())
@@ -154,6 +154,16 @@ class FlamingoFamily(Family):
         right = (((opened > 0) == (target[..., POSE:] > 0.5)).squeeze(-1) & mask).sum() / mask.sum().clamp(min=1)
         scalars = {"pose_loss": numbers.mean(), "gripper_loss": binary.mean(), "gripper_accuracy": right}
         return numbers + settings.gripper_weight * binary, {key: value.detach() for key, value in scalars.items()}
+
+    def _untouched(self, robots: bool, texts: bool) -> Tensor:
+        """Zero, with a gradient to what this batch leaves out: data-parallel training waits for every weight."""
+        net, unused = self.flamingo, []
+        if not robots:
+            unused += [*net.lm_head.parameters(), *net.parameters(recurse=False)]
+        if net.early and not texts:
+            unused += [*net.layers[-1].parameters()]
+        zero = torch.zeros((), device=self._device)
+        return sum((p.float().sum() * 0.0 for p in unused if p.requires_grad), zero)
 
     def _policy(self, batch: Batch, logits: bool = False) -> tuple[Tensor, Tensor]:
         """Pose (n, W, 6 K) and gripper (n, W, K) of a batch, the gripper a probability or a logit."""

@@ -50,22 +50,28 @@ class Seen:
         first: int64 (t,): of each distinct text, a row that holds it; None: layers before the first cross-attention
             are not shared among rows.
         owner: int64 (n,): which of the distinct texts each row holds.
+        stop: leave the last layer out, and keep its input in `stopped`.
     """
 
     latents: Tensor | None = None
     after: Tensor | None = None
     first: Tensor | None = None
     owner: Tensor | None = None
+    stop: bool = False
+    stopped: Tensor | None = None
 
 
 class FlamingoLayer(nn.Module):
     """A decoder layer with, before it, a gated look at the image (or none)."""
 
-    def __init__(self, decoder_layer: nn.Module, gated: GatedCrossAttention | None, blind: bool, seen: Seen) -> None:
+    def __init__(
+        self, decoder_layer: nn.Module, gated: GatedCrossAttention | None, blind: bool, last: bool, seen: Seen
+    ) -> None:
         super().__init__()
         self.register_module("gated_cross_attn_layer", gated)  # None too, so that all layers look alike to a compiler
         self.decoder_layer = decoder_layer
         self.blind = blind  # no cross-attention so far: the same for equal texts
+        self.last = last
         self.checkpointing = False
         self._seen = seen
         if hasattr(decoder_layer, "attention_type"):  # Qwen's, Gemma's: the decoder asks each layer which mask it wants
@@ -74,6 +80,9 @@ class FlamingoLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's own arguments and results."""
         seen = self._seen
+        if self.last and seen.stop:
+            seen.stopped = hidden_states
+            return hidden_states, None
         if self.blind and seen.first is not None and not any(isinstance(value, Tensor) for value in args):
             kwargs = {name: _rows(kwargs[name], seen.first) if name in _BY_ROW else kwargs[name] for name in kwargs}
             out = self._run(None, None, hidden_states[seen.first], *args, **kwargs)
@@ -127,6 +136,7 @@ class Flamingo(nn.Module):
         media_token: id of "<image>". resampler_depth, latents: of the resampler.
         history: the MLP head's memory in the paper: a learned embedding of the step is added to each frame's tokens,
             and the text looks at all frames of the window at once; the decoder then runs once a window.
+        early: the head reads the last layer's input, as the released code does with MPT-1B; see `flamingo_mosaic`.
         window: steps of a window, for `history` and for `forward`.
     """
 
@@ -141,6 +151,7 @@ class Flamingo(nn.Module):
         resampler_depth: int = 6,
         latents: int = 64,
         history: bool = False,
+        early: bool = False,
     ) -> None:
         super().__init__()
         width = vision.shape.width
@@ -148,7 +159,8 @@ class Flamingo(nn.Module):
         self.perceiver = PerceiverResampler(width, resampler_depth, latents)
         self.lang_encoder = language
         self.lm_head = head
-        self.every, self.media_token, self.window, self.history = every, media_token, window, history
+        self.every, self.media_token, self.window = every, media_token, window
+        self.history, self.early = history, early
         if history:
             self.frame_embs = nn.Parameter(torch.randn(window, width))
         self.checkpointing = False
@@ -160,7 +172,7 @@ class Flamingo(nn.Module):
         text_width = self.lang_encoder.config.hidden_size
         for index, layer in enumerate(layers):
             gated = GatedCrossAttention(text_width, width) if (index + 1) % self.every == 0 else None
-            layers[index] = FlamingoLayer(layer, gated, index + 1 < self.every, self._seen)
+            layers[index] = FlamingoLayer(layer, gated, index + 1 < self.every, index + 1 == len(layers), self._seen)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -188,7 +200,14 @@ class Flamingo(nn.Module):
             latents = self.perceiver(flat)
         return latents.unflatten(0, (n, cameras)).flatten(1, 2)
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor, latents: Tensor, owner: Tensor | None = None) -> Tensor:
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        latents: Tensor,
+        owner: Tensor | None = None,
+        early: bool = False,
+    ) -> Tensor:
         """Read texts while looking at latents: the decoder's last hidden states, after its final norm.
 
         Args:
@@ -196,6 +215,7 @@ class Flamingo(nn.Module):
             attention_mask: (t, L), True or 1 for real tokens, padding on the right.
             latents: (n, m, width).
             owner: int64 (n,), which text each of the latents is read with; every text has one. None: in order, t = n.
+            early: give the last layer's input instead.
 
         Returns:
             (n, L, text width).
@@ -208,12 +228,17 @@ class Flamingo(nn.Module):
             input_ids, attention_mask = input_ids[owner], attention_mask[owner]
         embeds = self.lang_encoder.get_input_embeddings()(input_ids).to(self.text_dtype)
         seen.latents, seen.after = latents, (input_ids == self.media_token).cumsum(1) > 0
+        seen.stop = early
         try:
             out = self.lang_encoder.base_model(
                 inputs_embeds=embeds, attention_mask=attention_mask.long(), use_cache=False
             )
+            stopped = seen.stopped
         finally:
-            seen.latents = seen.after = seen.first = seen.owner = None
+            seen.latents = seen.after = seen.first = seen.owner = seen.stopped = None
+            seen.stop = False
+        if stopped is not None:
+            return stopped
         return out.last_hidden_state
 
     @property
@@ -243,15 +268,16 @@ class Flamingo(nn.Module):
             index = torch.arange(tokens.shape[0], device=tokens.device).view(n, -1) if frames is None else frames
             window = tokens[index] + self.frame_embs[-index.shape[1] :, None, None].to(tokens.dtype)
             latents = self.resample(window.flatten(0, 1)).unflatten(0, (n, -1)).flatten(1, 2)
-            return self.read(input_ids, attention_mask, latents).unsqueeze(1)
+            return self.read(input_ids, attention_mask, latents, early=self.early).unsqueeze(1)
         latents = self.resample(tokens)
         rows = torch.arange(n, device=latents.device)
         if frames is None:
             steps = latents.shape[0] // n
-            return self.read(input_ids, attention_mask, latents, rows.repeat_interleave(steps)).unflatten(0, (n, steps))
+            hidden = self.read(input_ids, attention_mask, latents, rows.repeat_interleave(steps), self.early)
+            return hidden.unflatten(0, (n, steps))
         owner = rows.new_empty(latents.shape[0])
         owner[frames.flatten()] = rows.repeat_interleave(frames.shape[1])
-        return self.read(input_ids, attention_mask, latents, owner)[frames]
+        return self.read(input_ids, attention_mask, latents, owner, self.early)[frames]
 
     def forward(
         self,

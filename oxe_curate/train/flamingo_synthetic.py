@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 
 from oxe_curate.train.clip_vit import ClipShape, ClipViT
-from oxe_curate.train.flamingo import CONFIG, END, IMAGE, LANGUAGE, MODEL_TYPE, WEIGHTS, HeadSpec
 from oxe_curate.train.flamingo_net import Flamingo
+from oxe_curate.train.flamingo_spec import CONFIG, END, IMAGE, LANGUAGE, MODEL_TYPE, WEIGHTS, HeadSpec
 
 Size = Literal["tiny", "3b", "9b"]
 Decoder = Literal["mpt", "llama", "gpt_neox", "opt"]
