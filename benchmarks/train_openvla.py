@@ -46,7 +46,7 @@ def main() -> None:
     info = environment(args.tiny)
     for kind in args.kinds:
         command = [sys.executable, "-m", "benchmarks.train_openvla", "--one", kind, *(["--tiny"] if args.tiny else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
         if done.returncode:
             print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
@@ -94,7 +94,7 @@ def timed(work: Any, device: Any, warmup: int, repeats: int) -> float:
             begin = time.perf_counter()
             work()
             seconds.append(time.perf_counter() - begin)
-    return median(seconds)
+    return float(median(seconds))
 
 
 def measure(kind: str, tiny: bool) -> Any:
@@ -152,6 +152,7 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     from oxe_curate.train import adapters
     from oxe_curate.train.compiling import compile_blocks
     from oxe_curate.train.config import TrainConfig
+    from oxe_curate.train.norms import fuse_rms_norms
     from oxe_curate.train.openvla_config import Architecture
     from oxe_curate.train.synthetic import openvla_config, random_model
 
@@ -178,6 +179,8 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     if kind.startswith("reference"):
         for module in model.modules():
             module.__dict__.pop("forward", None)  # PEFT's own layers again
+    else:
+        fuse_rms_norms(net)  # as OpenVLAFamily.build does
     if kind == "lora-compiled" and not tiny:
         compile_blocks(model)
     model.train()
@@ -228,8 +231,8 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         "# OpenVLA-7B: one fine-tuning step",
         "",
         f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}; random weights; sequences of "
-        f"{TEXT + (IMAGE // 14) ** 2} tokens; LoRA rank 32 on all linear layers; bf16; medians of {STEPS} steps, forward, backward, clipping and "
-        f"AdamW. Matrix ceiling: {info['ceiling_tflops']:.0f} TFLOP/s (8192 x 8192 x 8192 in bf16, random data).",
+        f"{TEXT + (IMAGE // 14) ** 2} tokens; LoRA rank 32 on all linear layers; bf16; medians of {STEPS} steps, "
+        f"forward, backward, clipping and AdamW. Matrix ceiling: {info['ceiling_tflops']:.0f} TFLOP/s (8192 x 8192 x 8192 in bf16, random data).",
         "",
         "Command: `python -m benchmarks.train_openvla --out benchmarks/results`. The reference steps do what OpenVLA's "
         "finetune.py does (PEFT's own LoRA layers, logits at every position, AdamW), with attention written out, which "

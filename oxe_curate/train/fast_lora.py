@@ -15,23 +15,57 @@ import torch
 from torch import nn
 
 
-class _LoraLinear(torch.autograd.Function):
-    """y = x W' + b + scale (x A') B', for x (n, in), frozen W (out, in), A (r, in), B (out, r), all of one dtype."""
+@torch.library.custom_op("oxe_curate::lora_linear", mutates_args=())
+def _lora_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = x W' + b + scale (x A') B', and x A', for x (n, in), frozen W (out, in), A (r, in), B (out, r) of one dtype.
 
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
-        y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
-        low = torch.mm(x, a.t())
-        y = _plus(y, low, b.t(), scale)
-        ctx.save_for_backward(x, weight, low, a, b)
-        ctx.scale = scale
-        return y
+    An operation of its own, so that torch.compile keeps the sum in place: written out, it copies each output first.
+    """
+    y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    low = torch.mm(x, a.t())
+    return y.addmm_(low, b.t(), alpha=scale), low
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (dy,) = grads
-        x, weight, low, a, b = ctx.saved_tensors
-        return (*_backward(dy, x, weight, low, a, b, ctx.scale), None)
+
+@_lora_linear.register_fake
+def _(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(a))
+
+
+@torch.library.custom_op("oxe_curate::lora_linear_backward", mutates_args=())
+def _lora_linear_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    low: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients for x, A and B."""
+    dlow = torch.mm(dy, b).mul_(scale)
+    dx = torch.mm(dy, weight).addmm_(dlow, a)
+    return dx, torch.mm(dlow.t(), x), torch.mm(dy.t(), low).mul_(scale)
+
+
+@_lora_linear_backward.register_fake
+def _(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> Any:
+    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, _, a, b, ctx.scale = inputs
+    ctx.save_for_backward(x, weight, output[1], a, b)
+
+
+def _differentiate(ctx: Any, dy: Any, _: Any) -> Any:
+    x, weight, low, a, b = ctx.saved_tensors
+    dx, da, db = _lora_linear_backward(dy.contiguous(), x, weight, low, a, b, ctx.scale)
+    return dx, None, None, da, db, None
+
+
+_lora_linear.register_autograd(_differentiate, setup_context=_keep)
 
 
 class _QuantizedLoraLinear(torch.autograd.Function):
@@ -51,14 +85,9 @@ class _QuantizedLoraLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (dy,) = grads
         x, low, a, b = ctx.saved_tensors
-        return (*_backward(dy, x, _whole(ctx.packed, x.dtype), low, a, b, ctx.scale), None)
-
-
-def _backward(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> tuple[Any, ...]:
-    """Gradients for (x, W, bias, A, B); the frozen two have none."""
-    dlow = torch.mm(dy, b) * scale
-    dx = _plus(torch.mm(dy, weight), dlow, a, 1.0)
-    return dx, None, None, torch.mm(dlow.t(), x), torch.mm(dy.t(), low * scale)
+        dlow = torch.mm(dy, b) * ctx.scale
+        dx = _plus(torch.mm(dy, _whole(ctx.packed, x.dtype)), dlow, a, 1.0)
+        return dx, None, None, torch.mm(dlow.t(), x), torch.mm(dy.t(), low * ctx.scale), None
 
 
 def _plus(total: Any, left: Any, right: Any, scale: float) -> Any:
@@ -114,7 +143,7 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     with torch.autocast(x.device.type, enabled=False):
         if type(base) is nn.Linear:
-            y = _LoraLinear.apply(flat, base.weight.to(dtype), bias, a, b, module.scaling[name])
+            y, _ = _lora_linear(flat, base.weight.to(dtype), bias, a, b, float(module.scaling[name]))
         else:
             y = _QuantizedLoraLinear.apply(flat, base.weight, bias, a, b, module.scaling[name])
     return y.view(*x.shape[:-1], y.shape[-1])
