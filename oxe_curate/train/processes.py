@@ -62,6 +62,14 @@ class Processes:
         result: NDArray[np.float64] = total.numpy()
         return result
 
+    def gather(self, value: T) -> list[T]:
+        """Every process's value (small: it is pickled), by rank. All must ask."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def together(self, act: Callable[[], T]) -> T:
         """Do something in every process, and raise in every one if it fails in any.
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -28,43 +27,41 @@ _GIB = 2**30
 class Meter:
     """Averages what forward passes return between two lines of the log, without waiting for the device.
 
-    Every process must be given the same names. A NaN means that there was nothing to measure in that pass (no
-    image-text row in a batch, say) and is left out; not so for the loss, whose NaN must be seen.
+    A scalar that only some batches have (the loss of image-text rows) is averaged over those.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._counts: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}
 
     def add(self, outputs: dict[str, Any]) -> None:
         """Add one forward pass's scalars."""
         for key, value in outputs.items():
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().reshape(()).double()
-                there = torch.ones_like(value) if key == "loss" else (~value.isnan()).double()
-                value = value if key == "loss" else value.nan_to_num()
                 self._sums[key] = self._sums[key] + value if key in self._sums else value
-                self._counts[key] = self._counts[key] + there if key in self._counts else there
+                self._counts[key] = self._counts.get(key, 0) + 1
 
     def averages(self, processes: Processes) -> dict[str, float]:
         """Take the averages over all processes, and begin again. All processes must ask."""
         state = self.state(processes)
-        self.__init__()  # type: ignore[misc]
-        return {key: value / count for key, (value, count) in state.items() if count}
+        self._sums, self._counts = {}, {}
+        return {key: value / count for key, (value, count) in state.items()}
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
         """The sums so far over all processes, for a checkpoint: key -> [sum, number]. All processes must ask."""
-        keys = sorted(self._sums)
-        mine = np.array([[float(self._sums[key]), float(self._counts[key])] for key in keys], np.float64)
-        total = processes.sum(mine.reshape(-1)).reshape(-1, 2)
-        return {key: [float(value), float(count)] for key, (value, count) in zip(keys, total, strict=True)}
+        merged: dict[str, list[float]] = {}
+        for mine in processes.gather({key: (float(self._sums[key]), self._counts[key]) for key in self._sums}):
+            for key, (value, count) in mine.items():
+                told = merged.setdefault(key, [0.0, 0])
+                merged[key] = [told[0] + value, told[1] + count]
+        return {key: merged[key] for key in sorted(merged)}
 
     def load(self, state: dict[str, list[float]], processes: Processes) -> None:
         """Go on from a checkpoint's sums; the first process keeps them."""
-        self.__init__()  # type: ignore[misc]
-        for key, (value, count) in state.items():
-            kept = (value, count) if processes.first else (0.0, 0.0)
-            self._sums[key], self._counts[key] = (torch.tensor(number, dtype=torch.float64) for number in kept)
+        for key, (value, count) in state.items() if processes.first else ():
+            self._sums[key] = torch.tensor(value, dtype=torch.float64, device=processes.device)
+            self._counts[key] = int(count)
 
 
 class Clock:

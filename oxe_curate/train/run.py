@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from oxe_curate.errors import ConfigError, CurateError, DataError, did_you_mean
 from oxe_curate.storage import TEMPORARY, Folder
@@ -94,6 +95,7 @@ def run_training(
         StoppedError: SIGTERM or Ctrl+C, after the step was saved.
     """
     config = _absolute(config)
+    transformers.utils.logging.disable_progress_bar()  # ours is quiet where nobody looks
     with processes(device) as here:
         say = _say if progress and here.first else _silent
         mixture = MixtureFolder.open(config.data)
@@ -140,7 +142,7 @@ def _train(
     values, validation, start = {}, None, time.monotonic()
     if told is not None:
         trainer = _trainer(config, mixture, here, resumed, model, source, bar=say is _say)
-        with told_when_full("training", config, here), _closing(trainer.run_log):
+        with told_when_full("training", config, here), _closing(trainer.run_log, run):
             trainer.run_all()
         values, validation = trainer.last_values, trainer.last_validation
         if trainer.stopped is not None and trainer.state.global_step < source.steps:
@@ -269,9 +271,11 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 
 @contextmanager
-def _closing(log: Log | None) -> Iterator[None]:
+def _closing(log: Log | None, run: Path) -> Iterator[None]:
     try:
         yield
+    except OSError as error:  # of the log: checkpoints tell their own
+        raise checkpoints.explained(run, error) or error from error
     finally:
         if log is not None:
             log.close()

@@ -141,12 +141,12 @@ def _result(
     tokens: bool,
     processes: Processes,
 ) -> dict[str, Any]:
-    total = processes.sum(np.array([count, *scalars.values()], np.float64))
+    gathered = processes.gather((count, scalars))
     sums = processes.sum(sums)
-    samples = max(total[0], 1)
+    samples = sum(n for n, _ in gathered)
     return {
-        "samples": int(total[0]),
-        **{key: float(value / samples) for key, value in zip(scalars, total[1:], strict=True)},
+        "samples": samples,
+        **{key: sum(told[key] for _, told in gathered) / max(samples, 1) for key in scalars},
         "datasets": {
             name: {
                 "samples": int(row[0]),

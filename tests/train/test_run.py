@@ -1,5 +1,6 @@
 """From shards to an adapter, on the real Bridge data and a tiny OpenVLA of random weights."""
 
+import errno
 import json
 import os
 import signal
@@ -16,13 +17,14 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError  # noqa: E402
+from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError, StorageError  # noqa: E402
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize  # noqa: E402
 from oxe_curate.train import forecast, memory, run_folder, synthetic  # noqa: E402
 from oxe_curate.train.adapter_files import read_tensors  # noqa: E402
 from oxe_curate.train.config import TrainConfig  # noqa: E402
 from oxe_curate.train.mixture_folder import MixtureFolder  # noqa: E402
 from oxe_curate.train.openvla_family import OpenVLAFamily  # noqa: E402
+from oxe_curate.train.progress_log import Log  # noqa: E402
 from oxe_curate.train.run import StoppedError, run_training  # noqa: E402
 from oxe_curate.train.source import MixtureSource  # noqa: E402
 from oxe_curate.train.trainer import FamilyTrainer  # noqa: E402
@@ -305,6 +307,17 @@ def test_the_batch_that_does_not_fit_is_told_with_ways_out(
     assert "--checkpointing" in text
     assert "--adapter qlora" in text
     assert "--dtype bf16" in text
+
+
+def test_a_disk_that_fills_up_under_the_log_is_told(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Log, step: int, values: dict[str, float]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Log, "line", full)
+    with pytest.raises(StorageError, match=r"the disk is full\. Free some space"):
+        train(settings(world, tmp_path / "run", eval_samples=0))
 
 
 def test_another_fault_is_not_taken_for_memory(world: Path, tmp_path: Path) -> None:

@@ -214,6 +214,13 @@ def test_meter_averages_and_goes_on() -> None:
         assert each.averages(toy.ALONE) == {}
 
 
+def test_meter_averages_what_only_some_batches_have_over_those() -> None:
+    meter = Meter()
+    for outputs in ({"loss": 1.0, "text": 4.0}, {"loss": 2.0}, {"loss": 3.0, "text": 2.0}):
+        meter.add({key: torch.tensor(value) for key, value in outputs.items()})
+    assert meter.averages(toy.ALONE) == {"loss": 2.0, "text": 3.0}
+
+
 def test_a_line_cut_off_by_a_kill_goes(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     Log(tmp_path, "none", {}, 5, 4, False).close()
