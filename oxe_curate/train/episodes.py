@@ -23,7 +23,7 @@ class EpisodeReader:
     """The episodes of a split, each step once, however many copies of it the mixture drew.
 
     An episode holds the steps that the mixture drew: with a weight below 1 or a stride some are missing. `steps` tells
-    which are there.
+    which are there. From an object store an episode costs the row groups that its rows lie in, of which 1 GiB is kept.
 
     Args:
         mixture: a finished mixture.

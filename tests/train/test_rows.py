@@ -1,5 +1,6 @@
 """Rows of local shards: what pyarrow reads, found by byte offset."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def test_what_the_mixture_lacks_is_refused(plain):
         Form.of(plain, chunk=8)
     with pytest.raises(ConfigError, match="window: 2"):
         Form.of(plain, window=2)
+
+
+def test_a_row_takes_the_bytes_that_the_docs_tell(plain, windows):
+    for form, expected in (
+        (Form.of(plain, chunk=1), 36 + 1 + 16 + 4),
+        (Form.of(windows, proprio=True), 36 * 5 + 4 + 4 * windows.statistics["bridge_orig"].proprio.width + 16 * 8 + 4),
+    ):
+        assert form.record.itemsize == expected  # and 8 for the reference to the instruction
+
+
+def test_shards_of_another_form_are_refused(plain):
+    form = dataclasses.replace(Form.of(plain), stored_chunk=5)
+    with pytest.raises(DataError, match=r"train-00\d+.*hold 3 entries of 'action' instead of 5.*run tokenize again"):
+        read_all(plain, form)
 
 
 def test_rows_that_no_longer_fit_in_memory_are_read_again(plain):
