@@ -26,8 +26,8 @@ from oxe_curate.train.order import shuffled
 from oxe_curate.train.row_source import open_rows, order_of
 from oxe_curate.train.rows import Form, Located
 
-AHEAD = 3
-"""Batches that each thread may be ahead."""
+AHEAD, AHEAD_BYTES = 3, 512 << 20
+"""Batches that each thread may be ahead, and bytes of pictures that all may be, where that is fewer."""
 
 Claim = Callable[[], Sequence[Located]]
 
@@ -120,7 +120,9 @@ class Loader:
         plan, kept = itertools.tee(self._positions(step) for step in range(len(self)))
         with closing(self._rows.batches(self._order.rows(positions) for positions in plan)) as claims:
             jobs = (functools.partial(self._batch, *job) for job in zip(kept, claims, strict=True))
-            yield from ahead(jobs, self._workers, self._workers * AHEAD)
+            yield from ahead(
+                jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.form)
+            )
 
     def rows(self, step: int) -> Rows:
         """The rows of a micro-batch, made in the caller's thread: for tests and tools."""
@@ -190,7 +192,7 @@ class ValidationLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. Leaving the loop early stops the threads."""
         jobs = (functools.partial(self._batch, step) for step in range(len(self)))
-        return ahead(jobs, self._workers, self._workers * AHEAD)
+        return ahead(jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.form))
 
     def _batch(self, step: int) -> Batch:
         batch = self._collator(self.rows(step))
@@ -208,6 +210,12 @@ def default_workers() -> int:
     """Threads that decode: one for each core this process may use, two at least, eight at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 2), 8)
+
+
+def batches_ahead(workers: int, batch_size: int, image_size: int, form: Form) -> int:
+    """How many batches are made ahead: enough for the threads, but no more pictures than `AHEAD_BYTES` hold."""
+    size = batch_size * form.window * len(form.cameras) * image_size**2 * 3
+    return max(min(workers * AHEAD, AHEAD_BYTES // size), workers + 1)
 
 
 def ahead(jobs: Iterator[Callable[[], Batch]], workers: int, limit: int) -> Iterator[Batch]:

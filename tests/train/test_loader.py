@@ -1,5 +1,6 @@
 """The loader: the same samples on any division, exact resume, errors once, no thread left behind."""
 
+import dataclasses
 import threading
 import time
 
@@ -12,6 +13,7 @@ from tests.train import mixtures
 torch = pytest.importorskip("torch")
 
 from oxe_curate.train.data import EpisodeReader, Loader, ValidationLoader  # noqa: E402
+from oxe_curate.train.loader import batches_ahead  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,12 @@ def test_leaving_early_ends_the_threads(mixture):
     while loader_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not loader_threads()
+
+
+def test_large_batches_are_made_ahead_in_small_numbers(mixture):
+    form = load(mixture).form
+    windows = dataclasses.replace(form, window=12, cameras=("primary", "wrist"))
+    assert [batches_ahead(8, 16, 224, f) for f in (form, windows)] == [24, 9]
 
 
 def test_text_rows_stand_among_the_robots(index, tmp_path):
