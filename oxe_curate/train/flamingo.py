@@ -32,7 +32,8 @@ from oxe_curate.train.flamingo_spec import END, IMAGE, LANGUAGE, VISION, WEIGHTS
 from oxe_curate.train.weights import Checkpoint, skeleton
 
 _HEAD = ("lm_head.", "frame_embs")
-_EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
+EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
+"""How names of input embeddings end."""
 
 
 def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Flamingo:
@@ -55,7 +56,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: to
 
 
 def build(
-    folder: Path, spec: FlamingoSpec, head: HeadSpec | None, dtype: torch.dtype, trained_head: bool = False
+    folder: Path,
+    spec: FlamingoSpec,
+    head: HeadSpec | None,
+    dtype: torch.dtype,
+    trained_head: bool = False,
+    exact: Callable[[str], bool] = lambda name: False,
 ) -> Flamingo:
     """The network of a folder, on the CPU: configuration, then every weight the folder has.
 
@@ -64,8 +70,9 @@ def build(
         spec: its configuration.
         head: the head wanted; one in the weights that fits is loaded into it, else it starts anew. None takes the
             weights' own.
-        dtype: of all weights.
+        dtype: of all weights but the exact ones.
         trained_head: refuse weights whose head does not fit, or that have none.
+        exact: name of a weight -> whether it is float32, as what is trained further must be.
 
     Raises:
         ConfigError: as of `load_model`.
@@ -111,9 +118,10 @@ def build(
             return not fits
         return spec.language is None and _of_decoder(name)  # from_pretrained has loaded it
 
-    _fill(net, state, str(file or folder), dtype, allowed)
-    net.to(dtype)
-    return net
+    _fill(net, state, str(file or folder), allowed)
+    for name, parameter in net.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if exact(name) else dtype)
+    return net  # buffers (rotary frequencies) keep their own precision
 
 
 def spec_of_head(state: Mapping[str, Tensor], told: HeadSpec | None) -> HeadSpec | None:
@@ -144,9 +152,7 @@ def _resampler(state: Mapping[str, Tensor]) -> tuple[int, int]:
     return _count(state, r"perceiver\.layers\.(\d+)\.0\.to_q\.weight"), state["perceiver.latents"].shape[0]
 
 
-def _fill(
-    net: Flamingo, state: dict[str, Tensor], where: str, dtype: torch.dtype, allowed: Callable[[str], bool]
-) -> None:
+def _fill(net: Flamingo, state: dict[str, Tensor], where: str, allowed: Callable[[str], bool]) -> None:
     """Put weights in. Raises ConfigError for names or shapes that do not fit, and for weights that are missing."""
     own = net.state_dict(keep_vars=True)
     tied = {id(own[name]) for name in state if name in own}
@@ -158,8 +164,7 @@ def _fill(
     problems = [f"{len(names)} {what}, first {min(names)}" for what, names in wrong.items() if names]
     if problems:
         raise ConfigError(f"{where}: the weights do not fit the configuration: {'; '.join(problems)}")
-    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    net.load_state_dict(cast, strict=False, assign=True)
+    net.load_state_dict(state, strict=False, assign=True)
     net.lang_encoder.tie_weights()
 
 
@@ -208,7 +213,7 @@ def _language(folder: Path, spec: FlamingoSpec, found: Mapping[str, Tensor], dty
     """The decoder: from its configuration where the weights hold it whole, else from language/ with its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    rows = next((value.shape[0] for name, value in found.items() if name.endswith(_EMBEDDINGS)), None)
+    rows = next((value.shape[0] for name, value in found.items() if name.endswith(EMBEDDINGS)), None)
     try:
         if spec.language is not None:
             settings = dict(spec.language)

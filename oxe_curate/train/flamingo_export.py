@@ -47,7 +47,10 @@ def export(net: Any, plain: Flamingo, config: TrainConfig, contract: Contract, f
         if adapted:
             return  # the released code knows no LoRA
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-    weights = {name: value.contiguous() for name, value in merged_state(net, dtype).items()}
+    weights = {  # what was trained keeps its float32
+        name: (value if name in trained else value.to(dtype)).contiguous()
+        for name, value in merged_state(net, None).items()
+    }
     if adapted:  # LoRA has changed the decoder, so the released code needs that too
         trained |= {name for name in weights if ".decoder_layer." in name}
     released = {f"module.{name}": weights[name].float() for name in sorted(trained & set(weights))}

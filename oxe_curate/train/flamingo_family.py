@@ -24,7 +24,7 @@ from oxe_curate.train.batch import Batch
 from oxe_curate.train.clip_vit import MEAN, STD, normalise
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Contract, Family
-from oxe_curate.train.flamingo import build
+from oxe_curate.train.flamingo import EMBEDDINGS, build
 from oxe_curate.train.flamingo_batch import FlamingoCollator, FlamingoPrompter
 from oxe_curate.train.flamingo_control import FlamingoController, as_actions
 from oxe_curate.train.flamingo_net import Flamingo
@@ -227,6 +227,13 @@ def _plain(net: Any) -> Any:
     return net.get_base_model() if hasattr(net, "get_base_model") else net
 
 
+def _is_trained(name: str, config: TrainConfig) -> bool:
+    """Whether a weight, LoRA's aside, is trained."""
+    if name.startswith(("perceiver.", "lm_head.", "frame_embs")) or ".gated_cross_attn_layer." in name:
+        return True
+    return config.flamingo.train_embeddings and name.startswith("lang_encoder.") and name.endswith(EMBEDDINGS)
+
+
 def _contract(config: TrainConfig, mixture: MixtureFolder, spec: FlamingoSpec) -> Contract:
     """What the run sees and does. Raises ConfigError where mixture and configuration cannot serve RoboFlamingo."""
     settings, form = config.flamingo, mixture.mixture
@@ -279,7 +286,7 @@ def _assemble(
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same first weights in every process
-        net = build(Path(config.base), spec, head, dtype, trained_head)
+        net = build(Path(config.base), spec, head, dtype, trained_head, lambda name: _is_trained(name, config))
     whole = tuple(net.trained_names(settings.train_embeddings))
     if config.adapter in ("qlora", "int8"):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]

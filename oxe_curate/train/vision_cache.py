@@ -136,6 +136,8 @@ class VisionCache:
         """
         if self._error is not None:
             raise StorageError(f"{self.folder}: cannot be written: {self._error.strerror or self._error}")
+        new = [i for i, key in enumerate(keys) if not self._file(key).exists()]  # validation looks at a batch twice
+        keys, tokens = [keys[i] for i in new], tokens[new]
         with self._lock:
             count = min(len(keys), self._free // self.entry_bytes)
             self._free -= count * self.entry_bytes

@@ -289,6 +289,8 @@ def test_exported_folder_is_a_whole_model(mixture: MixtureFolder, base: Path, tm
     with torch.no_grad():
         torch.testing.assert_close(whole(**batch)["loss"], model(**batch)["loss"], atol=1e-6, rtol=0)
     assert load_model(tmp_path).lm_head.chunk == CHUNK
+    rough = FlamingoFamily.restore(settings(tmp_path, dtype="bf16"), model.contract, None, CPU)
+    assert torch.equal(rough.flamingo.lm_head.rnn.weight_ih_l0, model.flamingo.lm_head.rnn.weight_ih_l0)
     released = torch.load(tmp_path / "roboflamingo.pt", weights_only=True)["model_state_dict"]
     assert "module.lm_head.rnn.weight_ih_l0" in released
     decoder = "module.lang_encoder.transformer.blocks.0.decoder_layer.attn.Wqkv.weight"

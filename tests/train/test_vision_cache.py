@@ -54,6 +54,15 @@ def test_stops_at_the_limit(tmp_path: Path) -> None:
     assert again.read(keys)[0] == [0, 1]
 
 
+def test_writing_twice_takes_no_more_room(tmp_path: Path) -> None:
+    cache = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
+    keys, tokens = entries(2)
+    for some in (keys[:1], keys[:1], keys):
+        cache.write(some, tokens[: len(some)])
+        cache.flush()
+    assert cache.read(keys)[0] == [0, 1]
+
+
 def test_refuses_another_tower(tmp_path: Path) -> None:
     VisionCache.open(tmp_path, tower(), ENTRY)
     with pytest.raises(ConfigError, match=r"another vision tower or type \(other tower\)"):
