@@ -21,47 +21,48 @@ from oxe_curate.train.processes import Processes
 
 LOG, VALIDATION, TENSORBOARD = "log.jsonl", "validation.json", "tensorboard"
 
+LOSS = "loss"
 _GIB = 2**30
 
 
 class Meter:
     """Averages what forward passes return between two lines of the log, without waiting for the device.
 
-    A scalar that only some batches have (the loss of image-text rows) is averaged over those.
+    A scalar that only some batches have (the loss of image-text rows), or that is NaN where there was nothing to
+    average, is averaged over the others. A loss that is no number stays one.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[str, Any] = {}  # key -> [sum, number] on the device
 
     def add(self, outputs: dict[str, Any]) -> None:
         """Add one forward pass's scalars."""
         for key, value in outputs.items():
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().reshape(()).double()
-                self._sums[key] = self._sums[key] + value if key in self._sums else value
-                self._counts[key] = self._counts.get(key, 0) + 1
+                there = torch.ones_like(value) if key == LOSS else (~value.isnan()).double()
+                pair = torch.stack([value if key == LOSS else value.nan_to_num(), there])
+                self._sums[key] = self._sums[key] + pair if key in self._sums else pair
 
     def averages(self, processes: Processes) -> dict[str, float]:
         """Take the averages over all processes, and begin again. All processes must ask."""
         state = self.state(processes)
-        self._sums, self._counts = {}, {}
-        return {key: value / count for key, (value, count) in state.items()}
+        self._sums = {}
+        return {key: value / count for key, (value, count) in state.items() if count}
 
     def state(self, processes: Processes) -> dict[str, list[float]]:
         """The sums so far over all processes, for a checkpoint: key -> [sum, number]. All processes must ask."""
         merged: dict[str, list[float]] = {}
-        for mine in processes.gather({key: (float(self._sums[key]), self._counts[key]) for key in self._sums}):
+        for mine in processes.gather({key: pair.tolist() for key, pair in self._sums.items()}):
             for key, (value, count) in mine.items():
-                told = merged.setdefault(key, [0.0, 0])
+                told = merged.setdefault(key, [0.0, 0.0])
                 merged[key] = [told[0] + value, told[1] + count]
         return {key: merged[key] for key in sorted(merged)}
 
     def load(self, state: dict[str, list[float]], processes: Processes) -> None:
         """Go on from a checkpoint's sums; the first process keeps them."""
-        for key, (value, count) in state.items() if processes.first else ():
-            self._sums[key] = torch.tensor(value, dtype=torch.float64, device=processes.device)
-            self._counts[key] = int(count)
+        if processes.first:
+            self._sums = {k: torch.tensor(v, dtype=torch.float64, device=processes.device) for k, v in state.items()}
 
 
 class Clock:

@@ -23,7 +23,7 @@ from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Family
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.processes import Processes
-from oxe_curate.train.progress_log import Clock, Log, Meter, gpu_gib
+from oxe_curate.train.progress_log import LOSS, Clock, Log, Meter, gpu_gib
 from oxe_curate.train.sharding import whole_parameters
 from oxe_curate.train.train_state import load_optimizer_state, load_random_state, optimizer_state, random_state
 from oxe_curate.train.validate import to_device, validate
@@ -154,7 +154,7 @@ class FamilyTrainer(transformers.Trainer):
             return
         step = int(self.state.global_step)
         values = self.meter.averages(self.processes)
-        if not math.isfinite(values.get("loss", 0.0)):
+        if not math.isfinite(values.get(LOSS, 0.0)):
             raise self._diverged(step)
         rate, done = {}, step - self._clock.step
         if done > 0 and self._clock.seconds() > 0:
@@ -198,7 +198,7 @@ class FamilyTrainer(transformers.Trainer):
             # gathers where sharded, so before any writing
             moments = optimizer_state(self.family, self.optimizer, self.processes.first)
             meter = self.meter.state(self.processes)
-            if any(not math.isfinite(value) for value, _ in meter.values()):
+            if not math.isfinite(meter.get(LOSS, [0.0])[0]):
                 raise self._diverged(int(self.state.global_step))
             progress = checkpoints.Progress(
                 step=int(self.state.global_step),

@@ -15,6 +15,7 @@ from oxe_curate.train.batch import Batch, Collator, Rows
 from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.observe import crop_middle
 from oxe_curate.train.processes import Processes
+from oxe_curate.train.progress_log import LOSS
 from oxe_curate.train.sharding import settle
 from oxe_curate.train.train_state import untouched_random_state
 
@@ -70,7 +71,7 @@ def validate(
         steps; and for a model with action tokens "greedy_accuracy", the share of bins that decoding without the
         truth before it gets right.
     """
-    scalars: dict[str, float] = {}
+    scalars: dict[str, tuple[float, int]] = {}
     names = mixture.names
     bins = mixture.tokens.action_bins if family.contract.tokens is not None else None
     sums = np.zeros((len(names), 3 + WIDTH))
@@ -87,8 +88,9 @@ def validate(
                     outputs = family(**moved)
                     predicted = family.predict(moved)
                 for key, value in outputs.items():
-                    if value.numel() == 1:
-                        scalars[key] = scalars.get(key, 0.0) + float(value) * n
+                    if value.numel() == 1 and (key == LOSS or not value.isnan()):  # NaN: nothing to average
+                        told = scalars.get(key, (0.0, 0))
+                        scalars[key] = (told[0] + float(value) * n, told[1] + n)
                 count += n
                 actions = predicted.float().cpu().numpy()
                 _add_errors(sums, actions, held, mixture)
@@ -134,7 +136,7 @@ def _add_equal(sums: NDArray[np.float64], equal: NDArray[np.bool_], held: Mappin
 
 
 def _result(
-    scalars: dict[str, float],
+    scalars: dict[str, tuple[float, int]],
     count: int,
     sums: NDArray[np.float64],
     names: tuple[str, ...],
@@ -143,10 +145,13 @@ def _result(
 ) -> dict[str, Any]:
     gathered = processes.gather((count, scalars))
     sums = processes.sum(sums)
-    samples = sum(n for n, _ in gathered)
+    averaged = {}
+    for key in sorted({key for _, told in gathered for key in told}):
+        pairs = [told[key] for _, told in gathered if key in told]
+        averaged[key] = sum(value for value, _ in pairs) / sum(n for _, n in pairs)
     return {
-        "samples": samples,
-        **{key: sum(told[key] for _, told in gathered) / max(samples, 1) for key in scalars},
+        "samples": sum(n for n, _ in gathered),
+        **averaged,
         "datasets": {
             name: {
                 "samples": int(row[0]),

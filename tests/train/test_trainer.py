@@ -216,9 +216,12 @@ def test_meter_averages_and_goes_on() -> None:
 
 def test_meter_averages_what_only_some_batches_have_over_those() -> None:
     meter = Meter()
-    for outputs in ({"loss": 1.0, "text": 4.0}, {"loss": 2.0}, {"loss": 3.0, "text": 2.0}):
+    nothing = float("nan")
+    for outputs in ({"loss": 1.0, "text": 4.0, "l1": nothing}, {"loss": 2.0}, {"loss": 3.0, "text": 2.0}):
         meter.add({key: torch.tensor(value) for key, value in outputs.items()})
     assert meter.averages(toy.ALONE) == {"loss": 2.0, "text": 3.0}
+    meter.add({"loss": torch.tensor(nothing)})
+    assert np.isnan(meter.averages(toy.ALONE)["loss"])
 
 
 def test_a_line_cut_off_by_a_kill_goes(tmp_path: Path) -> None:
