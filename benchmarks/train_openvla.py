@@ -232,7 +232,8 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         "",
         f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}; random weights; sequences of "
         f"{TEXT + (IMAGE // 14) ** 2} tokens; LoRA rank 32 on all linear layers; bf16; medians of {STEPS} steps, "
-        f"forward, backward, clipping and AdamW. Matrix ceiling: {info['ceiling_tflops']:.0f} TFLOP/s (8192 x 8192 x 8192 in bf16, random data).",
+        f"forward, backward, clipping and AdamW. Matrix ceiling: {info['ceiling_tflops']:.0f} TFLOP/s "
+        "(8192 x 8192 x 8192 in bf16, random data).",
         "",
         "Command: `python -m benchmarks.train_openvla --out benchmarks/results`. The reference steps do what OpenVLA's "
         "finetune.py does (PEFT's own LoRA layers, logits at every position, AdamW), with attention written out, which "

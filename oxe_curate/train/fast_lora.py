@@ -15,41 +15,40 @@ import torch
 from torch import nn
 
 
-@torch.library.custom_op("oxe_curate::lora_linear", mutates_args=())
-def _lora_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """y = x W' + b + scale (x A') B', and x A', for x (n, in), frozen W (out, in), A (r, in), B (out, r) of one dtype.
-
-    An operation of its own, so that torch.compile keeps the sum in place: written out, it copies each output first.
-    """
+def _apply(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> tuple[Any, Any]:
+    """y = x W' + b + scale (x A') B', and x A': x (n, in), frozen W (out, in), A (r, in), B (out, r), all of one dtype."""
     y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     low = torch.mm(x, a.t())
     return y.addmm_(low, b.t(), alpha=scale), low
 
 
-@_lora_linear.register_fake
-def _(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
-    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(a))
-
-
-@torch.library.custom_op("oxe_curate::lora_linear_backward", mutates_args=())
-def _lora_linear_backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    low: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients for x, A and B."""
+def _gradients(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> tuple[Any, Any, Any]:
+    """Gradients for x, A and B; the frozen weight and bias have none."""
     dlow = torch.mm(dy, b).mul_(scale)
     dx = torch.mm(dy, weight).addmm_(dlow, a)
     return dx, torch.mm(dlow.t(), x), torch.mm(dy.t(), low).mul_(scale)
 
 
-@_lora_linear_backward.register_fake
+# Operations of their own, so that torch.compile keeps the sums in place: written out, it copies each output first
+# (and Dynamo of torch 2.11 loses all gradients of an autograd.Function that changes its output in place).
+_library = torch.library.Library("oxe_curate", "DEF")
+_library.define(
+    "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale) -> (Tensor, Tensor)"
+)
+_library.define(
+    "lora_gradients(Tensor dy, Tensor x, Tensor weight, Tensor low, Tensor a, Tensor b, float scale)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_library.impl("lora_linear", _apply, "CompositeExplicitAutograd")
+_library.impl("lora_gradients", _gradients, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("oxe_curate::lora_linear", lib=_library)
+def _(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+    return x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(a))
+
+
+@torch.library.register_fake("oxe_curate::lora_gradients", lib=_library)
 def _(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> Any:
     return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
 
@@ -60,12 +59,28 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _differentiate(ctx: Any, dy: Any, _: Any) -> Any:
-    x, weight, low, a, b = ctx.saved_tensors
-    dx, da, db = _lora_linear_backward(dy.contiguous(), x, weight, low, a, b, ctx.scale)
+    dx, da, db = torch.ops.oxe_curate.lora_gradients(dy, *ctx.saved_tensors, ctx.scale)
     return dx, None, None, da, db, None
 
 
-_lora_linear.register_autograd(_differentiate, setup_context=_keep)
+torch.library.register_autograd("oxe_curate::lora_linear", _differentiate, setup_context=_keep, lib=_library)
+
+
+class _LoraLinear(torch.autograd.Function):
+    """The same where nothing is compiled: it costs the processor less to call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
+        y, low = _apply(x, weight, bias, a, b, scale)
+        ctx.save_for_backward(x, weight, low, a, b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, weight, low, a, b = ctx.saved_tensors
+        dx, da, db = _gradients(grads[0], x, weight, low, a, b, ctx.scale)
+        return dx, None, None, da, db, None
 
 
 class _QuantizedLoraLinear(torch.autograd.Function):
@@ -111,8 +126,12 @@ def fuse(net: nn.Module) -> int:
     count = 0
     for module in net.modules():
         if isinstance(module, LoraLayer) and _plain(module):
-            # an instance attribute, so that the class, its state and its names stay PEFT's
-            module.forward = types.MethodType(_forward, module)
+            (name,) = module.active_adapters
+            parts = (module.get_base_layer(), module.lora_A[name], module.lora_B[name], float(module.scaling[name]))
+            # instance attributes, so that the class, its state and its names stay PEFT's; looked up once, since PEFT's
+            # properties cost more than launching the products does
+            module.__dict__["fused_parts"] = parts
+            module.__dict__["forward"] = types.MethodType(_forward, module)
             count += 1
     return count
 
@@ -133,27 +152,29 @@ def _plain(module: Any) -> bool:
 
 
 def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    if module.disable_adapters or module.merged or args or kwargs:
+    if module._disable_adapters or module.merged_adapters or args or kwargs:
         return type(module).forward(module, x, *args, **kwargs)
-    (name,) = module.active_adapters
-    base = module.get_base_layer()
-    dtype = _dtype(base, x)
-    a, b = module.lora_A[name].weight.to(dtype), module.lora_B[name].weight.to(dtype)
-    bias = None if base.bias is None else base.bias.to(dtype)
+    base, down, up, scale = module.fused_parts
+    weight, bias = base.weight, base.bias
+    dtype = _dtype(weight, x)  # autocast's type where it is on, so that no product below is cast again
+    a, b = down.weight.to(dtype), up.weight.to(dtype)
+    if bias is not None and bias.dtype != dtype:
+        bias = bias.to(dtype)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    with torch.autocast(x.device.type, enabled=False):
-        if type(base) is nn.Linear:
-            y, _ = _lora_linear(flat, base.weight.to(dtype), bias, a, b, float(module.scaling[name]))
-        else:
-            y = _QuantizedLoraLinear.apply(flat, base.weight, bias, a, b, module.scaling[name])
+    if type(base) is not nn.Linear:
+        y = _QuantizedLoraLinear.apply(flat, weight, bias, a, b, scale)
+    elif torch.compiler.is_compiling():
+        y, _ = torch.ops.oxe_curate.lora_linear(flat, weight.to(dtype), bias, a, b, scale)
+    else:
+        y = _LoraLinear.apply(flat, weight.to(dtype), bias, a, b, scale)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _dtype(base: Any, x: Any) -> Any:
+def _dtype(weight: Any, x: Any) -> Any:
     """What the layer computes in: autocast's type, or the frozen weight's."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
-    return base.weight.dtype if base.weight.dtype.is_floating_point else x.dtype
+    return weight.dtype if weight.dtype.is_floating_point else x.dtype
 
 
 def _whole(packed: Any, dtype: Any) -> Any:
