@@ -246,6 +246,11 @@ def _contract(config: TrainConfig, mixture: MixtureFolder, spec: FlamingoSpec) -
         )
     if settings.cache_vision and config.augment:
         raise ConfigError("flamingo.cache_vision: an augmented frame is never the same twice; set augment: false")
+    if config.shard == "fsdp" and mixture.shards("text"):
+        raise ConfigError(
+            "shard: fsdp needs every process to run the same layers, and image-text rows come to some and not to "
+            "others. Train with ddp, or on a mixture without texts."
+        )
     needs_window = settings.head in ("gpt", "lstm") or settings.history
     if form.window == 1 and needs_window:
         what = f"the {settings.head} head" + (" with history" if settings.head == "mlp" else "")

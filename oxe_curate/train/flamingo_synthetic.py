@@ -83,7 +83,7 @@ def random_model(
             made = head.build(config.hidden_size)
             net = Flamingo(
                 ClipViT(vision_shape(size)), language, made, interval(size), media, head.window,
-                *((1, 4) if size == "tiny" else (6, 64)), history=head.history and head.kind == "mlp",
+                *((2, 4) if size == "tiny" else (6, 64)), history=head.history and head.kind == "mlp",
             )  # fmt: skip
     finally:
         torch.set_default_dtype(before)

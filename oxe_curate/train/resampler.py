@@ -45,23 +45,33 @@ class PerceiverAttention(nn.Module):
         return self.to_out(_attend(self.to_q(latents), self.to_kv(seen)))
 
 
+class ResamplerLayer(nn.ModuleList):
+    """Attention, then a feed-forward layer: a list by its names, a block to compilers and to FSDP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__([PerceiverAttention(width), feed_forward(width)])
+
+    def forward(self, media: Tensor, latents: Tensor) -> Tensor:
+        """media (n, v, width), latents (n, m, width) -> (n, m, width)."""
+        attention, forward = self
+        latents = latents + attention(media, latents)
+        return latents + forward(latents)
+
+
 class PerceiverResampler(nn.Module):
     """Any number of image tokens -> a fixed number of latents of the same width."""
 
     def __init__(self, width: int, depth: int = 6, latents: int = 64) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(latents, width))
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(width), feed_forward(width)]) for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(ResamplerLayer(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, media: Tensor) -> Tensor:
         """media (n, v, width) -> (n, latents, width)."""
         latents = self.latents.to(media.dtype).expand(media.shape[0], -1, -1)
-        for attention, forward in self.layers:
-            latents = latents + attention(media, latents)
-            latents = latents + forward(latents)
+        for layer in self.layers:
+            latents = layer(media, latents)
         return self.norm(latents)
 
 

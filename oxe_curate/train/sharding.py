@@ -68,8 +68,10 @@ def whole_parameters(family: nn.Module, keep: bool = True) -> Iterator[None]:
                 swapped.append((module, name, parameter))
     values = {id(parameter): whole(parameter, keep) for _, _, parameter in swapped}
     try:
+        # one object for a weight that two modules share, as a tied output head does: it is saved once
+        shown = {key: nn.Parameter(value) for key, value in values.items()} if keep else {}
         for module, name, parameter in swapped if keep else ():
-            module._parameters[name] = nn.Parameter(values[id(parameter)])
+            module._parameters[name] = shown[id(parameter)]
         yield
     finally:
         for module, name, parameter in swapped:

@@ -400,6 +400,8 @@ def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path
     result = run_training(replace(config, steps=4), resume=True, progress=False)
     assert result.validation is not None
     assert {"pose_loss", "gripper_accuracy"} <= set(result.validation)
+    with pytest.raises(ConfigError, match="Train with ddp"):
+        FlamingoFamily.build(replace(config, shard="fsdp"), mixed, CPU)
     policy = Policy.load(place / "whole-run")
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 40, 50, 3), np.uint8)
     first = policy(list(images[0]), "lift the cup")
