@@ -18,6 +18,13 @@ Checkpoint = Annotated[
     int | None, typer.Option("--checkpoint", metavar="STEP", min=1, help="Of this step. Default: the finished run.")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu. Default: the GPU if there is one.")]
+Base = Annotated[
+    Path | None, typer.Option("--base", metavar="DIR", help="Where the base checkpoint lies, if it moved.")
+]
+Crop = Annotated[
+    bool | None,
+    typer.Option("--center-crop/--no-center-crop", help="Cut out the middle of each picture. Default: as trained."),
+]
 Quantize = Annotated[
     Literal["none", "int8", "nf4"], typer.Option("--quantize", help="Of the language model while it runs.")
 ]
@@ -134,6 +141,10 @@ def evaluate(
     ] = "validation",
     episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="At most. Default: 20.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/evaluation.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Where the mixture lies, if it moved.")] = None,
+    base: Base = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples a forward pass.")] = 16,
+    center_crop: Crop = None,
     device: Device = None,
     quantize: Quantize = "none",
     quiet: Quiet = False,
@@ -145,7 +156,8 @@ def evaluate(
 
     result = evaluate_run(
         run, checkpoint=checkpoint, split=split, episodes=episodes, out=out, device=device,
-        quantize=None if quantize == "none" else quantize, progress=not quiet,
+        quantize=None if quantize == "none" else quantize, progress=not quiet, data=data, base=base,
+        batch_size=batch_size, center_crop=center_crop,
     )  # fmt: skip
     if as_json:
         _print_json(result.to_json())
@@ -162,12 +174,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
     merge: Annotated[bool, typer.Option("--merge", help="Whole bf16 weights instead of the adapter.")] = False,
     checkpoint: Checkpoint = None,
+    base: Base = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="That merges. Default: cpu; the GPU where the base is quantised.")
+    ] = None,
 ) -> None:
     """Write a run as a folder that others load: adapter or merged weights, statistics, tokenizer, model card."""
     _check_packages()
     from oxe_curate.train.export import export_run
 
-    typer.echo(f"Exported: {export_run(run, out, merge=merge, checkpoint=checkpoint)}")
+    typer.echo(f"Exported: {export_run(run, out, merge=merge, checkpoint=checkpoint, base=base, device=device)}")
 
 
 def serve(
@@ -179,6 +195,10 @@ def serve(
     ] = None,
     quantize: Quantize = "none",
     device: Device = None,
+    dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option("--dtype", help="Default: as trained.")] = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
+    center_crop: Crop = None,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Largest request.")] = 32,
 ) -> None:
     """Answer POST /act with actions, as OpenVLA's deploy.py does. Listens on this machine alone by default."""
@@ -187,13 +207,31 @@ def serve(
 
     listen(
         folder, host=host, port=port, unnorm_key=unnorm_key, quantize=None if quantize == "none" else quantize,
-        device=device, max_bytes=max_mb << 20,
+        device=device, max_bytes=max_mb << 20, dtype=dtype, checkpoint=checkpoint, base=base, center_crop=center_crop,
     )  # fmt: skip
 
 
+def compose(
+    language_model: Annotated[Path, typer.Argument(help="Folder of a Hugging Face causal language model.")],
+    vision: Annotated[
+        list[Path], typer.Argument(help="OpenVLA checkpoint whose towers are taken; or timm's DINOv2, then SigLIP.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make: a base for train.")],
+) -> None:
+    """Put a language model (Llama 3, Qwen) behind OpenVLA's vision towers, as a base to train from."""
+    _check_packages()
+    from oxe_curate.errors import ConfigError
+    from oxe_curate.train.fresh import compose as put_together
+
+    if len(vision) > 2:
+        raise ConfigError(f"compose: {len(vision)} vision folders; give one OpenVLA checkpoint, or DINOv2 and SigLIP")
+    put_together(language_model, vision[0] if len(vision) == 1 else (vision[0], vision[1]), out)
+    typer.echo(f"Base: {out}. Tokenize with --tokenizer {out}, so that the action tokens fit it.")
+
+
 def register(app: typer.Typer) -> None:
-    """Add the four commands to the program."""
-    for command in (train, evaluate, export, serve):
+    """Add the commands to the program."""
+    for command in (train, evaluate, export, serve, compose):
         app.command(command.__name__)(command)
 
 

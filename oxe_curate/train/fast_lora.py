@@ -16,7 +16,7 @@ from torch import nn
 
 
 def _apply(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> tuple[Any, Any]:
-    """y = x W' + b + scale (x A') B', and x A': x (n, in), frozen W (out, in), A (r, in), B (out, r), all of one dtype."""
+    """y = x W' + b + scale (x A') B', and x A': x (n, in), frozen W (out, in), A (r, in), B (out, r), of one dtype."""
     y = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
     low = torch.mm(x, a.t())
     return y.addmm_(low, b.t(), alpha=scale), low
