@@ -57,8 +57,8 @@ def test_stops_at_the_limit(tmp_path: Path) -> None:
 def test_writing_twice_takes_no_more_room(tmp_path: Path) -> None:
     cache = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
     keys, tokens = entries(2)
-    for some in (keys[:1], keys[:1], keys):
-        cache.write(some, tokens[: len(some)])
+    for which in (keys[:1], keys[:1], keys):
+        cache.write(which, tokens[: len(which)])
         cache.flush()
     assert cache.read(keys)[0] == [0, 1]
 
