@@ -409,3 +409,34 @@ def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path
     policy.reset()
     np.testing.assert_array_equal(policy(list(images[0]), "lift the cup"), first)
     assert policy.chunk(list(images[1]), "lift the cup").shape == (CHUNK, 7)
+
+
+def test_a_plain_language_model_is_given_flamingos_tokens(base: Path, tmp_path: Path) -> None:
+    """As OpenFlamingo does: <|endofchunk|>, <image> and, where there is no padding token, <PAD>, in this order."""
+    import json
+    import shutil
+
+    from oxe_curate.train.flamingo import build, tokenizer
+    from oxe_curate.train.flamingo_spec import FlamingoSpec, HeadSpec
+
+    shutil.copytree(base, tmp_path / "base")
+    folder = tmp_path / "base" / "language"
+    plain = json.loads((folder / "tokenizer.json").read_text())
+    plain["model"]["vocab"] = {f"w{i}": i for i in range(62)} | {"<unk>": 62, "</s>": 63}
+    plain["added_tokens"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    found = tokenizer(tmp_path / "base")
+    assert found.convert_tokens_to_ids(["<|endofchunk|>", "<image>", "<PAD>"]) == [64, 65, 66]
+    (tmp_path / "base" / "flamingo.safetensors").unlink()
+    with pytest.raises(ConfigError, match="gated_cross_attn_layer"):
+        build(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
+    from safetensors.torch import load_file, save_file
+
+    part = load_file(base / "flamingo.safetensors")
+    part.pop("lang_encoder.transformer.wte.weight")
+    save_file(part, tmp_path / "base" / "flamingo.safetensors")
+    net = build(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
+    assert net.lang_encoder.get_input_embeddings().num_embeddings == 67
+    assert net.media_token == 65
