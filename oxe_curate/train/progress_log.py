@@ -116,7 +116,7 @@ class Log:
         shown = {
             "loss": "{:.4f}",
             "token_accuracy": "{:.3f}",
-            "samples_per_second": "{:.1f}/s",
+            "samples_per_second": "{:.1f} samples/s",
             "gpu_gib": "{:.1f} GiB",
         }
         short = {"token_accuracy": "accuracy ", "loss": "loss "}

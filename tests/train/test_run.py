@@ -251,7 +251,7 @@ def test_greedy_accuracy_and_errors_are_those_of_the_prediction(world: Path) -> 
     np.testing.assert_allclose(held["l1"], off[rows.action_mask[:, -1]].mean(0))
 
 
-@pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "proprio", "fsdp"])
+@pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "fsdp"])
 def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world: Path, tmp_path: Path) -> None:
     config = settings(world, tmp_path / "run")
     told = {
@@ -259,12 +259,9 @@ def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world
         "base": (replace(config, base=str(world / "bsae")), r"no such folder. Did you mean 'base'"),
         "camera": (replace(config, cameras=("wrist",)), "has no 'wrist'"),
         "chunk": (replace(config, chunk=5), "chunk: 5 asked for"),
-        "proprio": (replace(config, proprio=True, cameras=("primary",)), ""),
         "fsdp": (replace(config, shard="fsdp"), "start them with torchrun"),
     }
     config, match = told[broken]
-    if broken == "proprio":
-        pytest.skip("Bridge has proprio") if MixtureFolder.open(config.data).statistics["bridge_orig"].proprio else None
     if broken == "tokenizer":
         other = synthetic.openvla_config("tiny", vocabulary=1000)
         synthetic.write_checkpoint(tmp_path / "other", other)
