@@ -107,7 +107,8 @@ def processes(device: str | None = None) -> Iterator[Processes]:
             )
         here = torch.device("cuda", local)
         torch.cuda.set_device(here)
-    started = world > 1 and not dist.is_initialized()
+    # a launcher with one process counts too: accelerate would join its group otherwise, and never leave
+    started = "LOCAL_RANK" in os.environ and not dist.is_initialized()
     if started:
         # both, so that small agreements go between the CPUs and do not wait for the GPUs' queues
         backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
