@@ -195,10 +195,13 @@ def tokenizer(folder: Path) -> Any:
     Raises:
         ConfigError: no tokenizer in language/.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    # transformers looks into the model's configuration, and does not know the first MPT's
+    first_mpt = flamingo_mosaic.read_config(folder / LANGUAGE) is not None
+    settings = {"config": AutoConfig.for_model("mpt")} if first_mpt else {}
     try:
-        found = AutoTokenizer.from_pretrained(folder / LANGUAGE)
+        found = AutoTokenizer.from_pretrained(folder / LANGUAGE, **settings)
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"{folder / LANGUAGE}: holds no tokenizer that can be read: {first}") from None
