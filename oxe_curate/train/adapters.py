@@ -6,7 +6,6 @@ configuration says. The frozen weights keep their type; what is trained is float
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,6 @@ from torch import nn
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.config import AdapterKind, LoraConfig, TrainConfig, Tuning
 from oxe_curate.train.weights import Quantization, bitsandbytes, quantized, replace_linear
-
-# bitsandbytes advises, on every import without a GPU, to install a package that would fetch kernels from the network,
-# and tells at every int8 product that it multiplies in float16.
-for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 ALL_LINEAR = "all-linear"
 OPENVLA = "openvla"

@@ -42,7 +42,9 @@ def train(
     ] = None,
     adapter: Annotated[
         Literal["lora", "qlora", "int8", "none"] | None,
-        typer.Option("--adapter", help="LoRA; LoRA on an NF4 or int8 language model; none. Default: lora."),
+        typer.Option(
+            "--adapter", help="LoRA; LoRA on an NF4 or int8 language model; none. Default: lora; roboflamingo: none."
+        ),
     ] = None,
     tune: Annotated[
         Literal["full", "last-layer", "frozen-vision", "sandwich"] | None,
@@ -51,6 +53,10 @@ def train(
     rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of LoRA. Default: 32.")] = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="Of LoRA: scaled by alpha / rank. Default: 16.")
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--targets", help="Of LoRA: all-linear, openvla, or endings of layers' names; repeatable."),
     ] = None,
     head: Annotated[
         Literal["tokens", "l1", "mlp", "gpt", "lstm"] | None,
@@ -68,16 +74,29 @@ def train(
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps. Default: one epoch.")] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the mixture, instead.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Samples a GPU and forward pass. Default: 16.")
+        int | None,
+        typer.Option("--batch-size", min=1, help="Samples a GPU and forward pass. Default: 16; roboflamingo: 6."),
     ] = None,
     accumulation: Annotated[
         int | None, typer.Option("--accumulation", min=1, help="Forward passes an optimizer step. Default: 1.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Default: 5e-4.")] = None,
+    optimizer: Annotated[
+        Literal["adamw", "adamw8bit"] | None,
+        typer.Option("--optimizer", help="adamw8bit: a quarter of the memory for moments. Default: adamw."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Default: 5e-4; roboflamingo: 1e-4.")
+    ] = None,
     schedule: Annotated[
         Literal["constant", "cosine", "linear"] | None, typer.Option("--schedule", help="Default: constant.")
     ] = None,
-    warmup: Annotated[int | None, typer.Option("--warmup", min=0, help="Steps of rising learning rate.")] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option("--warmup", min=0, help="Steps of rising learning rate. Default: 0; roboflamingo: 5000."),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option("--clip", help="Norm of the gradients at most. Default: 1; --set clip=null for any.")
+    ] = None,
     checkpointing: Annotated[
         bool | None,
         typer.Option("--checkpointing/--no-checkpointing", help="Less memory: compute activations twice."),
@@ -86,6 +105,9 @@ def train(
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile: slower start, faster steps.")
     ] = None,
     augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="OpenVLA's image changes.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Threads that decode. Default: by the machine.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of order, augmentation and fresh weights.")] = None,
     dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option("--dtype", help="Default: bf16.")] = None,
     shard: Annotated[
@@ -94,13 +116,19 @@ def train(
     log: Annotated[
         Literal["tensorboard", "wandb", "none"] | None, typer.Option("--log", help="Default: tensorboard.")
     ] = None,
+    log_every: Annotated[
+        int | None, typer.Option("--log-every", min=1, help="Steps between lines of the log. Default: 10.")
+    ] = None,
     eval_every: Annotated[int | None, typer.Option("--eval-every", min=1, help="Steps between validations.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = None,
+    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Checkpoints that stay. Default: 2.")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other setting (lora.dropout=0.1); repeatable."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of --run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint of --run, as configured.")
+    ] = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Measure, say memory and hours, and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -108,7 +136,7 @@ def train(
     """Fine-tune a model on a mixture: LoRA, QLoRA, int8 or the weights themselves.
 
     Starts with a forecast of steps, epochs, memory and hours. Several GPUs: `torchrun --nproc-per-node 4 -m
-    oxe_curate train ...`. Interrupted at any moment, --resume goes on as if nothing had happened.
+    oxe_curate train ...`. Interrupted at any moment, `train --resume --run DIR` goes on as if nothing had happened.
     """
     _check_packages()
     from oxe_curate.train.config import read_config
@@ -120,12 +148,15 @@ def train(
         "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulation": accumulation,
         "learning_rate": learning_rate, "schedule": schedule, "warmup": warmup, "checkpointing": checkpointing,
         "compile": compile_, "augment": augment, "seed": seed, "dtype": dtype, "shard": shard, "log": log,
-        "eval_every": eval_every, "save_every": save_every,
+        "eval_every": eval_every, "save_every": save_every, "optimizer": optimizer, "clip": clip, "workers": workers,
+        "log_every": log_every, "keep": keep,
+        # one may be a word for a set of layers
+        "lora.targets": targets[0] if targets and len(targets) == 1 else targets,
     }  # fmt: skip
     if head is not None:
         overrides[f"{sections[head]}.head"] = head
-    overrides |= _settings(setting or [])
-    chosen = read_config(config, overrides)
+    overrides = {key: value for key, value in overrides.items() if value is not None} | _settings(setting or [])
+    chosen = read_config(config, overrides, resume)
     from oxe_curate.train.run import run_training
 
     result = run_training(chosen, resume=resume, forecast_only=forecast, progress=not quiet)

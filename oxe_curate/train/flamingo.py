@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.storage import stderr_is_terminal
 from oxe_curate.train import flamingo_mosaic
 from oxe_curate.train.clip_vit import ClipViT, from_transformers
 from oxe_curate.train.flamingo_names import published, read_weights
@@ -215,7 +216,10 @@ def tokenizer(folder: Path) -> Any:
 def _language(folder: Path, spec: FlamingoSpec, found: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """The decoder: from its configuration where the weights hold it whole, else from language/ with its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    if not stderr_is_terminal():
+        logging.disable_progress_bar()  # it would fill files and pipes
     rows = next((value.shape[0] for name, value in found.items() if name.endswith(EMBEDDINGS)), None)
     try:
         if spec.language is not None:

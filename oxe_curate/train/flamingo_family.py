@@ -90,17 +90,21 @@ class FlamingoFamily(Family):
         return FlamingoCollator(self._prompter, self._cache)
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """See `Family.forward`; beside the loss its parts: pose, gripper, share of grippers right, text."""
+        """See `Family.forward`; beside the loss its parts: pose, gripper, share of grippers right, text.
+
+        NaN in training where a batch has none of what is measured: every process has the same names.
+        """
         robots, texts = len(batch["actions"]), len(batch.get("text_ids", ()))
         with self._autocast():
             total = self._untouched(robots > 0, texts > 0)
+            nothing = total.new_full((), float("nan"))
             if robots:
                 losses, scalars = self._robot_losses(batch)
                 total = total + losses.sum()
             else:
-                scalars = dict.fromkeys(("pose_loss", "gripper_loss", "gripper_accuracy"), total.detach())
+                scalars = dict.fromkeys(("pose_loss", "gripper_loss", "gripper_accuracy"), nothing)
             if self._texts and self.training:  # the same names in every process; held-out texts there are none
-                scalars["text_loss"] = total.new_zeros(())
+                scalars["text_loss"] = nothing
             if texts:
                 text_losses = self._text_losses(batch)
                 total = total + (text_losses * batch["text_factor"]).sum()

@@ -14,6 +14,7 @@ import torch
 
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Family
+from oxe_curate.train.optimizers import MOMENT_BYTES, adamw
 from oxe_curate.train.processes import Processes
 from oxe_curate.train.source import MixtureSource
 from oxe_curate.train.train_state import untouched_random_state
@@ -109,7 +110,7 @@ def measure(family: Family, source: MixtureSource, config: TrainConfig, consumed
     batches = iter(source.train(consumed))
     # zero times a gradient that is no number would still spoil the weight: such a step is left out
     groups = [{**group, "weight_decay": 0.0} for group in family.parameter_groups(None)]
-    optimizer = torch.optim.AdamW(groups, lr=0.0, fused=here.device.type == "cuda")
+    optimizer = adamw(config.optimizer, groups, 0.0, here.device)
     available = len(source.train(consumed)) // config.accumulation
     try:
         with untouched_random_state():
@@ -179,6 +180,7 @@ def forecast(
         times = 1 + (left // config.eval_every if config.eval_every else 0)
         seconds += times * len(source.validation()) * measured.validation
     trained = sum(p.numel() for p in family.parameters() if p.requires_grad)
+    checkpoint = (4 + MOMENT_BYTES[config.optimizer]) * trained  # the weights in float32 and two moments
     memory = torch.cuda.mem_get_info(here.device)[1] / _GIB if here.device.type == "cuda" else None
     return Forecast(
         steps=steps,
@@ -193,10 +195,10 @@ def forecast(
         hours=seconds / 3600,
         peak_gib=None if measured.peak is None else measured.peak / _GIB,
         memory_gib=memory,
-        checkpoint_gib=12 * trained / _GIB,  # the weights and two moments, float32
+        checkpoint_gib=checkpoint / _GIB,
         disk_gib=shutil.disk_usage(_existing(Path(config.run))).free / _GIB,
         device=_named(here),
-        notes=tuple(_notes(source, config, here, 12 * trained * (config.keep + 1))),
+        notes=tuple(_notes(source, config, here, checkpoint * (config.keep + 1))),
     )
 
 
@@ -205,6 +207,8 @@ def _notes(source: MixtureSource, config: TrainConfig, here: Processes, disk: in
         yield "the mixture holds out no samples, so there is no validation (tokenize with `validation: 0.05`)"
     if config.save_every is None:
         yield "the only checkpoint is written at the end; --save-every N keeps more of an interrupted run"
+    if config.warmup >= source.steps:
+        yield f"the learning rate is still rising when the run ends: --warmup {config.warmup} of {source.steps} steps"
     if here.device.type == "cpu":
         yield "no GPU is used"
     idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if here.device.type == "cuda" else 0

@@ -44,7 +44,9 @@ def explain(doing: str, config: TrainConfig, here: Processes) -> str:
         ways.append(f"--batch-size {half} --accumulation {doubled} (now {config.batch_size}; trains alike)")
     if not config.checkpointing and doing != "loading the model":
         ways.append("--checkpointing (computes activations twice, a third slower)")
-    if config.adapter == "none":
+    if config.optimizer == "adamw" and config.shard == "ddp" and doing != "loading the model":
+        ways.append("--optimizer adamw8bit (Adam's moments in a quarter of the memory)")
+    if config.adapter == "none" and config.model == "openvla":  # another family's LoRA is beside what it trains
         ways.append("--adapter lora (trains a hundredth of the weights)")
     if config.adapter in ("lora", "int8"):
         ways.append("--adapter qlora (the language model in 4 bits)")

@@ -26,6 +26,7 @@ from oxe_curate.train.family import Family, family
 from oxe_curate.train.forecast import Forecast, forecast, measure
 from oxe_curate.train.memory import told_when_full
 from oxe_curate.train.mixture_folder import RESOLVED, STATISTICS, TOKENS, MixtureFolder
+from oxe_curate.train.optimizers import check_optimizer
 from oxe_curate.train.processes import Processes, processes
 from oxe_curate.train.progress_log import Log, check_log
 from oxe_curate.train.run_folder import locked, prepare, run_hashes
@@ -157,6 +158,7 @@ def _check(config: TrainConfig, mixture: MixtureFolder, here: Processes) -> None
     """Everything that can be known to be wrong before the model is loaded."""
     check_log(config.log)
     check_quantization(config.adapter, here.device)
+    check_optimizer(config.optimizer, here.device)
     base = Path(config.base)
     if not base.is_dir():
         near = [p.name for p in base.parent.iterdir() if p.is_dir()] if base.parent.is_dir() else []
@@ -255,7 +257,7 @@ def _stopped(config: TrainConfig, trainer: FamilyTrainer) -> StoppedError:
     step = int(trainer.state.global_step)
     return StoppedError(
         f"stopped by {signal.Signals(number).name} after step {step}, which is saved "
-        f"({config.run}/checkpoint-{step}). The same command with --resume goes on.",
+        f"({config.run}/checkpoint-{step}). train --resume --run {config.run} goes on.",
         number,
     )
 

@@ -22,6 +22,7 @@ from oxe_curate.train.batch import Batch
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.family import Family
 from oxe_curate.train.mixture_folder import MixtureFolder
+from oxe_curate.train.optimizers import adamw
 from oxe_curate.train.processes import Processes
 from oxe_curate.train.progress_log import LOSS, Clock, Log, Meter, gpu_gib
 from oxe_curate.train.sharding import whole_parameters
@@ -116,11 +117,10 @@ class FamilyTrainer(transformers.Trainer):
         return self.source.train(self.resumed[1].consumed if self.resumed else 0)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW over the family's groups, in float32, fused on a GPU."""
+        """AdamW over the family's groups."""
         if self.optimizer is None:
-            groups = self.family.parameter_groups(self.config.weight_decay)
-            fused = self.processes.device.type == "cuda"
-            self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=fused)
+            config, groups = self.config, self.family.parameter_groups(self.config.weight_decay)
+            self.optimizer = adamw(config.optimizer, groups, config.learning_rate, self.processes.device)
         return self.optimizer
 
     def compute_loss(

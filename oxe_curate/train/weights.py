@@ -7,6 +7,7 @@ A folder holds `model.safetensors`, or shards with `model.safetensors.index.json
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -26,6 +27,21 @@ Quantize = Callable[[str], Quantization | None]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+
+# What bitsandbytes tells that needs nobody's attention: at its import, to install a package that would fetch kernels
+# from the network; at int8 products, that they are of float16. PEFT imports it too, so the filters are set here.
+_UNTOLD = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from",
+}
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_UNTOLD[record.name])
+
+
+for _name in _UNTOLD:
+    logging.getLogger(_name).addFilter(_worth_telling)
 
 
 @dataclass(frozen=True)
