@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -250,3 +253,19 @@ def test_quantising_needs_a_device_that_can() -> None:
 def test_a_network_that_was_not_quantised_is_refused() -> None:
     with pytest.raises(ConfigError, match="was not quantised"):
         adapters.attach(Net(), settings("qlora"), PARTS)
+
+
+def test_bitsandbytes_advice_is_not_told_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure", "no kernels")
+    logger.warning("Failed to load the native library")
+    logging.getLogger("bitsandbytes.autograd._functions").warning("MatMul8bitLt: inputs will be cast from %s", "x")
+    logging.getLogger("bitsandbytes.autograd._functions").warning("MatMul8bitLt: something new")
+    assert caplog.messages == ["Failed to load the native library", "MatMul8bitLt: something new"]
+
+
+def test_bitsandbytes_is_imported_silently() -> None:
+    pytest.importorskip("bitsandbytes")
+    code = "import oxe_curate.train.run, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

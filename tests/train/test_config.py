@@ -82,7 +82,7 @@ def test_a_run_folder_is_enough_to_go_on(tmp_path: Path) -> None:
 def test_a_run_that_has_not_begun_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs MIXTURE .*, --base .* \(.*config\.yaml is not there: no run to"):
         read_config(None, {"run": str(tmp_path)}, resume=True)
-    with pytest.raises(ConfigError, match="train needs MIXTURE .*, --base .*, --run"):
+    with pytest.raises(ConfigError, match=r"train needs MIXTURE .*, --base .*, --run"):
         read_config(None, {}, resume=True)
     assert read_config(None, {**WHERE, "run": str(tmp_path)}, resume=True).batch_size == 16  # it begins
 
@@ -104,8 +104,10 @@ def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path:
         return seen[-1]
 
     where = ("mix", "--base", "base", "--run", str(tmp_path))
-    options = "--targets openvla --keep 7 --workers 3 --clip 0.5 --log-every 2 --optimizer adamw8bit".split()
-    told = train(*where, *options)
+    told = train(
+        *where, "--targets", "openvla", "--keep", "7", "--workers", "3", "--clip", "0.5", "--log-every", "2",
+        "--optimizer", "adamw8bit",
+    )  # fmt: skip
     assert (told.lora.targets, told.keep, told.workers, told.clip, told.log_every, told.optimizer) == (
         "openvla", 7, 3, 0.5, 2, "adamw8bit",
     )  # fmt: skip

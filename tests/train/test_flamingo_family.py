@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 from oxe_curate.errors import ConfigError, DataError  # noqa: E402
 from oxe_curate.train.batch import Rows, TextRows  # noqa: E402
-from oxe_curate.train.config import FlamingoConfig, LoraConfig, TrainConfig  # noqa: E402
+from oxe_curate.train.config import FlamingoConfig, LoraConfig, TrainConfig, read_config  # noqa: E402
 from oxe_curate.train.episodes import EpisodeReader  # noqa: E402
 from oxe_curate.train.family import family  # noqa: E402
 from oxe_curate.train.flamingo import load_model  # noqa: E402
@@ -23,6 +23,7 @@ from oxe_curate.train.flamingo_family import FlamingoFamily  # noqa: E402
 from oxe_curate.train.flamingo_synthetic import write_base  # noqa: E402
 from oxe_curate.train.loader import Loader  # noqa: E402
 from oxe_curate.train.mixture_folder import MixtureFolder  # noqa: E402
+from oxe_curate.train.run import run_training  # noqa: E402
 from tests.train import mixtures  # noqa: E402
 
 torch.set_num_threads(1)
@@ -233,6 +234,48 @@ def test_loss_is_the_mean_over_samples_of_both_kinds(mixture: MixtureFolder, bas
         text = model(**model.collator(texts))
     torch.testing.assert_close(whole["loss"], (2 * sum(halves) + 2 * text["loss"]) / 6)
     torch.testing.assert_close(whole["text_loss"], text["text_loss"])
+
+
+def test_what_a_batch_has_nothing_of_is_nan_for_the_log(mixture: MixtureFolder, base: Path) -> None:
+    """A zero would count in the averages."""
+    model = made(base, mixture).train()
+    model._texts = True
+    rows = some(mixture, model, 2)
+    texts = replace(take(rows, []), texts=with_texts(rows).texts)
+    robots, language = (model(**model.collator(each)) for each in (rows, texts))
+    assert list(robots) == list(language)
+    assert [key for key, value in robots.items() if value.isnan()] == ["text_loss"]
+    assert [key for key, value in language.items() if value.isnan()] == [
+        "pose_loss",
+        "gripper_loss",
+        "gripper_accuracy",
+    ]
+    model._texts = False
+    assert "text_loss" not in model(**model.collator(rows))
+
+
+def test_trains_with_its_own_defaults_and_goes_on_from_the_run_alone(
+    mixture: MixtureFolder, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = {"data": str(mixture.folder), "base": str(base), "run": str(tmp_path / "run"), "model": "roboflamingo"}
+    config = read_config(None, {**where, "steps": 2, "workers": 1, "eval_samples": 0, "log": "none"})
+    result = run_training(config, device="cpu")
+    assert "the learning rate is still rising when the run ends: --warmup 5000 of 2 steps" in result.forecast.notes
+    assert result.values["learning_rate"] == pytest.approx(1e-4 / 5000)
+    assert "Loading weights" not in capfd.readouterr().err
+    kept = read_config(tmp_path / "run" / "config.yaml", {})
+    assert (kept.adapter, kept.batch_size, kept.learning_rate, kept.augment) == ("none", 6, 1e-4, False)
+    assert not (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    told = read_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
+    assert run_training(told, resume=True, progress=False, device="cpu").steps == 3
+
+
+def test_loading_draws_no_bar_where_nobody_looks(
+    mixture: MixtureFolder, base: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers.utils.logging.enable_progress_bar()
+    made(base, mixture)
+    assert capfd.readouterr().err == ""
 
 
 def test_text_loss_is_the_language_models_own(mixture: MixtureFolder, base: Path) -> None:

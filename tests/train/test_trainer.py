@@ -16,8 +16,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from oxe_curate.errors import StorageError  # noqa: E402
-from oxe_curate.train import checkpoints, train_state  # noqa: E402
+from oxe_curate.errors import ConfigError, StorageError  # noqa: E402
+from oxe_curate.train import checkpoints, optimizers, train_state, trainer  # noqa: E402
 from oxe_curate.train.adapter_files import read_tensors  # noqa: E402
 from oxe_curate.train.progress_log import Log, Meter, check_log  # noqa: E402
 from oxe_curate.train.trainer import DivergedError, FamilyTrainer  # noqa: E402
@@ -92,6 +92,47 @@ def test_resumed_run_has_the_same_losses_bit_for_bit(uninterrupted: Path, tmp_pa
     assert [e["step"] for e in json.loads((tmp_path / "validation.json").read_text())] == [5, 10, 12]
     ours, theirs = final_weights(tmp_path), final_weights(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_8_bit_moments_learn_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    wide = {"optimizer": "adamw8bit", "width": 80}  # blocks of 80 x 80 weights: smaller ones stay in float32
+    told = {"steps": 8, "save_every": 4, "keep": 5, "schedule": "cosine", "warmup": 2, **wide}
+    train({"run": tmp_path / "whole", **told})
+    moments = torch.load(tmp_path / "whole" / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    assert moments["net.blocks.0.up.weight"]["state1"].dtype == torch.uint8
+    assert moments["net.blocks.0.up.bias"]["state1"].dtype == torch.float32
+    losses = lines(tmp_path / "whole")
+    assert losses[8] < 0.7 * losses[1]
+
+    train({"run": tmp_path / "parts", **told})
+    checkpoints.remove(tmp_path / "parts" / "checkpoint-8")
+    torch.manual_seed(99)
+    train({"run": tmp_path / "parts", **told})
+    assert lines(tmp_path / "parts") == losses
+    ours, theirs = final_weights(tmp_path / "parts"), final_weights(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_optimizer_that_cannot_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    optimizers.check_optimizer("adamw8bit", toy.ALONE.device)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no kernel\nmore")
+
+    monkeypatch.setattr(bitsandbytes.optim, "AdamW8bit", broken)
+    optimizers.check_optimizer("adamw", toy.ALONE.device)
+    with pytest.raises(ConfigError, match=r"--optimizer adamw8bit: bitsandbytes .* on cpu here: no kernel\. Update"):
+        optimizers.check_optimizer("adamw8bit", toy.ALONE.device)
+
+
+@pytest.mark.parametrize(("texts", "unused"), [({}, False), ({"text": {}}, False), ({"text": {"vqa": 3}}, True)])
+def test_unused_weights_are_looked_for_only_beside_texts(texts: Any, unused: bool, tmp_path: Path) -> None:
+    mixture = toy.mixture()
+    mixture.manifest["rows"] |= texts
+    arguments = trainer._arguments(toy.settings(tmp_path), 3, toy.ALONE, mixture)
+    assert arguments.ddp_find_unused_parameters is unused
 
 
 def test_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, tmp_path: Path) -> None:
@@ -240,8 +281,6 @@ def test_tensorboard_holds_the_lines(tmp_path: Path) -> None:
 
 
 def test_a_missing_logger_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from oxe_curate.errors import ConfigError
-
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         check_log("wandb")

@@ -50,15 +50,15 @@ class ToyFamily(Family):
 
     name = "toy"
 
-    def __init__(self, config: TrainConfig, dropout: float = 0.1) -> None:
+    def __init__(self, config: TrainConfig, dropout: float = 0.1, width: int = 16) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.net = nn.ModuleDict(
                 {
-                    "enter": nn.Linear(FEATURES, 16),
-                    "blocks": nn.ModuleList(Block(16) for _ in range(2)),
-                    "leave": nn.Linear(16, CHUNK * 7),
+                    "enter": nn.Linear(FEATURES, width),
+                    "blocks": nn.ModuleList(Block(width) for _ in range(2)),
+                    "leave": nn.Linear(width, CHUNK * 7),
                 }
             )
         for block in self.net["blocks"]:

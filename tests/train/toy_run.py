@@ -1,6 +1,6 @@
 """Trains the toy family in a process of its own: python -m tests.train.toy_run '{"run": ..., "steps": ...}'.
 
-Keys besides the run's settings: steps, pause (seconds a step), dropout.
+Keys besides the run's settings: steps, pause (seconds a step), dropout, width.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.train import toy
 def train(told: dict[str, Any]) -> FamilyTrainer:
     told = dict(told)
     steps, pause, dropout = told.pop("steps"), told.pop("pause", 0.0), told.pop("dropout", 0.1)
-    run = Path(told.pop("run"))
+    run, width = Path(told.pop("run")), told.pop("width", 16)
     run.mkdir(exist_ok=True)
     config = toy.settings(run, **told)
     with processes("cpu") as here:
-        family = toy.ToyFamily(config, dropout)
+        family = toy.ToyFamily(config, dropout, width)
         resumed = checkpoints.last(run)
         if resumed is not None:
             family.load(resumed[0] / checkpoints.WEIGHTS)
