@@ -33,7 +33,7 @@ class Parts:
         vision: frozen by tuning frozen-vision.
         whole: trained whatever the adapter, in full and without LoRA: modules that the checkpoint does not hold.
         adapted: where LoRA goes; () for everywhere.
-        frozen: never trained, whatever the tuning.
+        frozen: never trained nor adapted, whatever the tuning: a layer that no output depends on, for one.
     """
 
     language_model: str
@@ -127,7 +127,11 @@ def lora_targets(net: nn.Module, lora: LoraConfig, parts: Parts) -> list[str]:
     layers: dict[str, nn.Module] = {}
     for name, module in net.named_modules():
         adaptable = isinstance(module, nn.Linear | nn.Conv2d) or type(module).__name__ in _QUANTIZED
-        if adaptable and not _below(name, parts.whole) and (not parts.adapted or _below(name, parts.adapted)):
+        if (
+            adaptable
+            and not _below(name, (*parts.whole, *parts.frozen))
+            and (not parts.adapted or _below(name, parts.adapted))
+        ):
             layers[name] = module
     linear = [name for name, module in layers.items() if not isinstance(module, nn.Conv2d)]
     if lora.targets == ALL_LINEAR:

@@ -255,6 +255,14 @@ def test_a_network_that_was_not_quantised_is_refused() -> None:
         adapters.attach(Net(), settings("qlora"), PARTS)
 
 
+def test_what_no_output_depends_on_gets_no_adapter() -> None:
+    """Its weights would have no gradient, for which data-parallel training waits."""
+    unread = dataclasses.replace(PARTS, frozen=("language_model.lm_head",))
+    lora = LoraConfig(targets="openvla")
+    assert "language_model.lm_head" in adapters.lora_targets(Net(), lora, PARTS)
+    assert "language_model.lm_head" not in adapters.lora_targets(Net(), lora, unread)
+
+
 def test_bitsandbytes_advice_is_not_told_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure", "no kernels")
