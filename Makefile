@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo demo-train test lint bench clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
+
+demo-train: $(VENV)/.dev ## the same, then train a tiny model on it, evaluate it and ask it for an action
+	$(BIN)/oxe-curate demo --out demo --train
 
 test: $(VENV)/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n auto

@@ -340,11 +340,20 @@ def edit(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", help="Of the scenes.")] = 0,
+    train: Annotated[
+        bool, typer.Option("--train", help="Then train a tiny OpenVLA on them and evaluate it: three minutes.")
+    ] = False,
 ) -> None:
     """Make small synthetic RLDS data sets, filter and tokenize them, and show what came out. Under a minute."""
     from oxe_curate.demo.run import run_demo
 
+    if train:
+        training.check_packages()
     run_demo(out, seed)
+    if train:
+        from oxe_curate.demo.train import run_training_demo
+
+        run_training_demo(out)
 
 
 training.register(app)

@@ -21,6 +21,11 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=100)
 
 
+def say(screen: Console, command: str) -> None:
+    """Show a command that a reader can type as it stands."""
+    screen.print(f"\n$ {command}", style="bold cyan", markup=False)
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
     for i, column in enumerate(columns):

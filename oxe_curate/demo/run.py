@@ -30,9 +30,9 @@ def run_demo(out: Path, seed: int = 0) -> None:
         write_demo(rlds, seed)
         (out / ".written").touch()
     mixture.write_text(mixture_text(), encoding="utf-8")
-    _say(screen, f"oxe-curate filter {rlds} --out {index}")
+    tables.say(screen, f"oxe-curate filter {rlds} --out {index}")
     screen.print(tables.filtered(run_filter(rlds, index, FilterOptions()).summaries))
-    _say(screen, f"oxe-curate tokenize {mixture} --index {index} --out {shards}")
+    tables.say(screen, f"oxe-curate tokenize {mixture} --index {index} --out {shards}")
     screen.print(tables.tokenized(run_tokenize(mixture, index, shards, TokenizeOptions()).manifest))
     _show_sample(screen, shards)
     screen.print("Where to look next", style="bold")
@@ -43,10 +43,6 @@ def run_demo(out: Path, seed: int = 0) -> None:
         (mixture, "change a weight and run tokenize again, with another --out"),
     ):
         screen.print(f"  {path!s:34} {what}", markup=False)
-
-
-def _say(screen: Console, command: str) -> None:
-    screen.print(f"\n$ {command}", style="bold cyan", markup=False)
 
 
 def _show_sample(screen: Console, shards: Path) -> None:

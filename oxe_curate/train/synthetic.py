@@ -59,6 +59,7 @@ def write_checkpoint(
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int | None = None,
+    deviation: float = 0.02,
 ) -> Path:
     """Write a checkpoint folder of random weights: configuration, sharded safetensors, tokenizer, preprocessor.
 
@@ -69,6 +70,7 @@ def write_checkpoint(
         seed: of the weights; each tensor is a function of its name and the seed.
         dtype: stored.
         shard_bytes: largest shard, by default 5 GB, or a third of a tiny model.
+        deviation: of the matrices; 0.02 is Llama's, with which a tiny model learns nothing for long.
 
     Returns:
         the folder.
@@ -82,7 +84,7 @@ def write_checkpoint(
     write(
         folder,
         plan(dict(sorted(tensors.items())), shard_bytes or min(5_000_000_000, total // 3 + 1)),
-        lambda name: random_tensor(name, tensors[name].shape, seed).to(dtype),
+        lambda name: random_tensor(name, tensors[name].shape, seed, deviation).to(dtype),
     )
     architecture.write(folder)
     _json(folder / "preprocessor_config.json", PixelNormalizer().to_json(architecture.image_size))
@@ -106,15 +108,15 @@ def tensor_shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, 
         yield from ((f"vision_backbone.{name}.{key}", shape) for key, shape in tower.unused().items())
 
 
-def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    """A matrix is normal with deviation 0.02; of vectors, biases are zero and norms and scales one. float32."""
+def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0, deviation: float = 0.02) -> torch.Tensor:
+    """A matrix is normal with the given deviation; of vectors, biases are zero and norms and scales one. float32."""
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
         return torch.ones(shape)
     digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-    return torch.empty(shape).normal_(0, 0.02, generator=generator)
+    return torch.empty(shape).normal_(0, deviation, generator=generator)
 
 
 def random_model(
