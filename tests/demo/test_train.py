@@ -4,8 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from oxe_curate.demo import train  # noqa: E402
-from oxe_curate.demo.run import run_demo  # noqa: E402
+from oxe_curate.demo import train
+from oxe_curate.demo.run import run_demo
 
 
 def test_the_demo_trains_evaluates_and_asks(
