@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +272,27 @@ def test_trains_with_its_own_defaults_and_goes_on_from_the_run_alone(
     assert not (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
     told = read_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
     assert run_training(told, resume=True, progress=False, device="cpu").steps == 3
+
+
+def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
+    """Where data-parallel training waits for every weight's gradient, since nothing looks for unused ones."""
+    where = {"data": str(mixture.folder), "base": str(base), "model": "roboflamingo", "flamingo.head": "mlp"}
+    short = {"steps": 3, "workers": 1, "eval_samples": 0, "log": "none", "log_every": 1, "dtype": "fp32", "warmup": 0}
+    one = read_config(None, {**where, **short, "run": str(tmp_path / "one"), "batch_size": 4})
+    run_training(one, progress=False, device="cpu")
+    two = replace(one, run=str(tmp_path / "two"), batch_size=2)
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+         "tests.train.launched", json.dumps(asdict(two))],
+        cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("one", "two")]
+    first, second = ([json.loads(line)["loss"] for line in lines] for lines in told)
+    assert len(first) == 3
+    assert second == pytest.approx(first, rel=1e-5)
 
 
 def test_loading_draws_no_bar_where_nobody_looks(
