@@ -1,7 +1,7 @@
-"""OpenVLA's picture preprocessing: resize with PIL, scale, and normalise once for each vision transformer.
+"""OpenVLA's picture preprocessing after the resize: scale, and normalise once for each vision transformer.
 
-`resize` and `PixelNormalizer` together give what the released `PrismaticImageProcessor` gives, bit for bit; the second
-half takes whole batches and runs on the GPU.
+`assemble.resize` and `PixelNormalizer` together give what the released `PrismaticImageProcessor` gives, bit for bit;
+the second half takes whole batches and runs on the GPU.
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from oxe_curate.errors import ConfigError
 
@@ -23,20 +20,6 @@ DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.22363281
 HALF = (0.5, 0.5, 0.5)
 
 PREPROCESSOR = "preprocessor_config.json"
-
-
-def resize(image: Image.Image | NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """A picture straight to size x size, bicubic with antialiasing, aspect not kept ("resize-naive").
-
-    Args:
-        image: PIL image, or uint8 (H, W, 3), RGB.
-        size: in pixels.
-
-    Returns:
-        uint8 (size, size, 3).
-    """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from oxe_curate.errors import ConfigError  # noqa: E402
-from oxe_curate.train.pixels import DINO_MEAN, DINO_STD, HALF, PixelNormalizer, resize  # noqa: E402
+from oxe_curate.train.assemble import resize  # noqa: E402
+from oxe_curate.train.pixels import DINO_MEAN, DINO_STD, HALF, PixelNormalizer  # noqa: E402
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_equals_to_tensor_and_normalize(picture):
             for mean, std in ((DINO_MEAN, DINO_STD), (HALF, HALF))
         ]
     )
-    found = PixelNormalizer()(torch.from_numpy(resize(picture, 28).copy()))
+    found = PixelNormalizer()(torch.from_numpy(resize(Image.fromarray(picture), 28).copy()))
     assert np.array_equal(found.numpy(), expected)
 
 
