@@ -86,16 +86,17 @@ class Forecast:
             f"{self.samples:,} rows",
             f"{self.trained:,} of {self.parameters:,} weights are trained ({share:.2f} %)",
         ]
-        width = max(map(len, self.datasets), default=0)
-        for name, entry in self.datasets.items():
-            told.append(
-                f"  {name:<{width}}  {entry['rows']:>12,.0f} rows, {entry['samples']:>12,.0f} samples, each step "
-                f"{entry['passes']:.3g} times"
-            )
+        columns = [
+            (name, f"{entry['rows']:,.0f}", f"{entry['samples']:,.0f}", f"{entry['passes']:.3g}")
+            for name, entry in self.datasets.items()
+        ]
+        name, rows, samples, _ = (max(map(len, column)) for column in zip(*columns, strict=True))
+        for a, b, c, d in columns:
+            told.append(f"  {a:<{name}}  {b:>{rows}} rows, {c:>{samples}} of the samples, each step {d} times")
         told.append(f"{_duration(self.hours)} on {self.device} at {self.samples_per_second:.1f} samples/s (measured)")
         if self.peak_gib is not None and self.memory_gib is not None:
             told.append(f"GPU memory: {self.peak_gib:.1f} GiB at most, of {self.memory_gib:.1f} GiB")
-        told.append(f"a checkpoint takes {self.checkpoint_gib:.2f} GiB; {self.disk_gib:.1f} GiB are free")
+        told.append(f"a checkpoint takes {_size(self.checkpoint_gib)}; {_size(self.disk_gib)} are free")
         return told + [f"note: {note}" for note in self.notes]
 
 
@@ -214,7 +215,7 @@ def _notes(source: MixtureSource, config: TrainConfig, here: Processes, disk: in
     idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if here.device.type == "cuda" else 0
     if idle > 0:
         count = torch.cuda.device_count()
-        yield f"{idle} of {count} GPUs are idle; torchrun --nproc-per-node {count} -m oxe_curate train ... uses all"
+        yield f"{idle} of {count} GPUs are idle; torchrun --nproc-per-node {count} -m -- oxe_curate train ... uses all"
     free = shutil.disk_usage(_existing(Path(config.run))).free
     if disk > free:
         yield f"the disk has room for less than the {config.keep} checkpoints to keep and the one being written"
@@ -228,7 +229,9 @@ def _numbers(parameter: Any) -> int:
 
 def _named(here: Processes) -> str:
     name = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "the CPU"
-    return f"{here.world} x {name}" if here.world > 1 else name
+    if here.world == 1:
+        return name
+    return f"{here.world} x {name}" if here.device.type == "cuda" else f"{here.world} processes on the CPU"
 
 
 def _existing(path: Path) -> Path:
@@ -238,5 +241,9 @@ def _existing(path: Path) -> Path:
 
 def _duration(hours: float) -> str:
     if hours < 1 / 60:
-        return f"{hours * 3600:.0f} seconds"
+        return "a second" if hours * 3600 < 1.5 else f"{hours * 3600:.0f} seconds"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.1f} hours"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 0.95 else f"{gib * 1024:.0f} MiB"

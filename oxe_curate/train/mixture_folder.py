@@ -47,16 +47,18 @@ class MixtureFolder:
         """Open a mixture (local, gs:// or s3://).
 
         Raises:
-            ConfigError: no manifest: the folder is not a mixture, or tokenize did not finish.
-            DataError: a file beside it is missing or is not the one that the manifest tells of.
+            ConfigError: no folder, or no manifest in it: it is not a mixture, or tokenize did not finish.
+            DataError: the manifest is damaged; a file beside it is missing or is not the one that it tells of.
         """
         folder = Folder.of(uri)
         if not folder.exists(MANIFEST):
+            if folder.is_local and not folder.exists():
+                raise ConfigError(f"{folder}: no such folder. Give the one that `oxe-curate tokenize --out` wrote.")
             raise ConfigError(
                 f"{folder}: holds no {MANIFEST}, so this is not a mixture, or tokenize did not finish. "
                 "Give the folder that `oxe-curate tokenize --out` wrote, or run that command again: it resumes."
             )
-        manifest = json.loads(folder.read_bytes(MANIFEST))
+        manifest = _manifest(folder)
         data: dict[str, bytes] = {}
         for name in (STATISTICS, TOKENS, RESOLVED):
             told = manifest["outputs"].get(name)
@@ -99,3 +101,13 @@ class MixtureFolder:
         return sorted(
             name for name in self.manifest["outputs"] if name.startswith(f"{split}-") and name.endswith(".parquet")
         )
+
+
+def _manifest(folder: Folder) -> dict[str, Any]:
+    try:
+        manifest = json.loads(folder.read_bytes(MANIFEST))
+        if isinstance(manifest["outputs"], dict) and isinstance(manifest["rows"]["train"], dict):
+            return dict(manifest)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DataError(f"{folder}/{MANIFEST}: damaged. Remove it and run tokenize again: finished shards are kept.")

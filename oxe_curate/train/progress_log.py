@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: log.jsonl, a bar where somebody looks, TensorBoard or W&B."""
+"""What a run shows and writes while it trains: log.jsonl, a bar or lines for a reader, TensorBoard or W&B."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from oxe_curate.train.processes import Processes
 LOG, VALIDATION, TENSORBOARD = "log.jsonl", "validation.json", "tensorboard"
 
 LOSS = "loss"
+_QUIET = 30.0
+"""Seconds at least between two lines where no bar can be drawn, as in a cluster's log."""
 _GIB = 2**30
 
 
@@ -95,16 +97,18 @@ class Log:
     Args:
         run: the run's folder. config: of the run, for its name and kind of log.
         total: optimizer steps. done: those of the checkpoint that it goes on from.
-        bar: show one, if standard error is a terminal.
+        shown: tell a reader on standard error: a bar if it is a terminal, else a line now and then.
     """
 
-    def __init__(self, run: Path, kind: str, settings: dict[str, Any], total: int, done: int, bar: bool) -> None:
-        self.run = run
+    def __init__(self, run: Path, kind: str, settings: dict[str, Any], total: int, done: int, shown: bool) -> None:
+        self.run, self._total, self._shown = run, total, shown
+        self._told = self._began = time.monotonic()
+        self._done = done
         self._start_over(done)
         self._file = (run / LOG).open("a", encoding="utf-8")
         self._bar = tqdm(
             total=total, initial=done, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr,
-            disable=not (bar and stderr_is_terminal()),
+            disable=not (shown and stderr_is_terminal()),
         )  # fmt: skip
         self._board = _board(run, done) if kind == "tensorboard" else None
         self._wandb = _wandb(run, settings) if kind == "wandb" else None
@@ -121,7 +125,13 @@ class Log:
         }
         short = {"token_accuracy": "accuracy ", "loss": "loss "}
         parts = [short.get(k, "") + text.format(values[k]) for k, text in shown.items() if k in values]
-        self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        text = ", ".join(parts)
+        self._bar.set_postfix_str(text, refresh=False)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._told >= _QUIET or step == self._total):
+            left = (now - self._began) / max(step - self._done, 1) * (self._total - step)
+            self.say(f"step {step:,} of {self._total:,}: {text}, {tqdm.format_interval(left)} left")
+            self._told = now
 
     def step(self) -> None:
         """Count an optimizer step on the bar."""
@@ -132,15 +142,17 @@ class Log:
         past = [*_validations(self.run), {"step": step, **result}]
         Folder.of(self.run).publish_bytes(VALIDATION, (json.dumps(past, indent=1) + "\n").encode())
         flat = {key: value for key, value in result.items() if isinstance(value, float)}
+        scalars = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in flat.items())
+        self.say(f"validation after step {step:,}: {scalars}")
         for name, entry in result["datasets"].items():
             flat |= {f"{name}/l1/{i}": value for i, value in enumerate(entry["l1"])}
             flat |= {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
         self._send(step, {f"validation/{key}": value for key, value in flat.items()})
 
     def say(self, text: str) -> None:
-        """A line for a reader, above the bar."""
-        if not self._bar.disable:
-            self._bar.write(text, file=sys.stderr)
+        """A line for a reader, above the bar if there is one."""
+        if self._shown:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Flush and close everything."""

@@ -142,7 +142,7 @@ def _train(
     here.together(lambda: _describe(config, mixture, model) if here.first else None)
     values, validation, start = {}, None, time.monotonic()
     if told is not None:
-        trainer = _trainer(config, mixture, here, resumed, model, source, bar=say is _say)
+        trainer = _trainer(config, mixture, here, resumed, model, source, shown=say is _say)
         with told_when_full("training", config, here), _closing(trainer.run_log, run):
             trainer.run_all()
         values, validation = trainer.last_values, trainer.last_validation
@@ -150,7 +150,7 @@ def _train(
             raise _stopped(config, trainer)
     with whole_parameters(model, here.first):
         here.together(lambda: _save_adapter(run, model) if here.first else None)
-    say(f"done: {run / saved.ADAPTER}")
+    say(f"done: {run / saved.ADAPTER}. How well it does: oxe-curate evaluate {run}")
     return Result(config.run, source.steps, told, values, validation, time.monotonic() - start)
 
 
@@ -202,12 +202,12 @@ def _trainer(
     resumed: tuple[Path, checkpoints.Progress] | None,
     model: Family,
     source: MixtureSource,
-    bar: bool,
+    shown: bool,
 ) -> FamilyTrainer:
     log = None
     if here.first:
         done = resumed[1].step if resumed else 0
-        log = Log(Path(config.run), config.log, asdict(config), source.steps, done, bar)
+        log = Log(Path(config.run), config.log, asdict(config), source.steps, done, shown)
     if not source.validates:
         config = replace(config, eval_samples=0)
     return FamilyTrainer(

@@ -28,11 +28,11 @@ def test_lines_tell_steps_epochs_hours_and_memory() -> None:
     assert told().lines() == [
         "1,000 steps of 16 samples: 2 epochs of 8,000 rows",
         "12,345 of 1,000,000 weights are trained (1.23 %)",
-        "  bridge_orig         6,000 rows,       12,000 samples, each step 1.5 times",
-        "  web                 2,000 rows,        4,000 samples, each step 2 times",
+        "  bridge_orig  6,000 rows, 12,000 of the samples, each step 1.5 times",
+        "  web          2,000 rows,  4,000 of the samples, each step 2 times",
         "7 minutes on a GPU at 40.0 samples/s (measured)",
         "GPU memory: 9.0 GiB at most, of 12.0 GiB",
-        "a checkpoint takes 0.50 GiB; 100.0 GiB are free",
+        "a checkpoint takes 512 MiB; 100.0 GiB are free",
     ]
 
 
@@ -44,7 +44,8 @@ def test_a_continuation_says_what_is_left_and_a_cpu_has_no_memory_line() -> None
 
 
 @pytest.mark.parametrize(
-    ("hours", "text"), [(0.01, "36 seconds"), (0.5, "30 minutes"), (1.9, "114 minutes"), (26.04, "26.0 hours")]
+    ("hours", "text"),
+    [(0.0001, "a second"), (0.01, "36 seconds"), (0.5, "30 minutes"), (1.9, "114 minutes"), (26.04, "26.0 hours")],
 )
 def test_durations_are_readable(hours: float, text: str) -> None:
     assert _duration(hours) == text

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -280,6 +281,15 @@ def test_a_mixture_without_its_statistics_is_refused(world: Path, tmp_path: Path
         train(replace(settings(world, tmp_path / "run"), data=str(tmp_path / "data")))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"outputs": {}, "rows": []}'])
+def test_a_damaged_manifest_is_told(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        MixtureFolder.open(str(tmp_path / "data"))
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest.json: damaged"):
+        MixtureFolder.open(str(tmp_path))
+
+
 def test_a_corrupt_shard_is_named(world: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -359,3 +369,20 @@ def test_a_signal_ends_the_run_saved(world: Path, tmp_path: Path, monkeypatch: p
     whole = replace(config, run=str(tmp_path / "whole"))
     train(whole)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_what_the_docs_launch_is_not_taken_by_torchruns_own_options() -> None:
+    """On Python 3.11 argparse calls `--run` ambiguous, since torchrun has --run-path, unless `--` stands before."""
+    from torch.distributed.run import get_args_parser
+
+    root = Path(__file__).parents[2]
+    found = 0
+    for name in ("README.md", "docs/training.md"):
+        for line in (root / name).read_text().replace("\\\n", " ").splitlines():
+            if not line.startswith(("torchrun ", "srun torchrun ")):
+                continue
+            launched = get_args_parser().parse_args(shlex.split(line, comments=True)[1 + line.startswith("srun") :])
+            assert (launched.training_script, launched.training_script_args[0]) == ("oxe_curate", "train")
+            assert "--run" in launched.training_script_args
+            found += 1
+    assert found == 2

@@ -280,6 +280,20 @@ def test_tensorboard_holds_the_lines(tmp_path: Path) -> None:
     assert b"train/loss" in events.read_bytes()
 
 
+def test_a_reader_without_a_terminal_is_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        log = Log(tmp_path, "none", {}, 4, 0, shown)
+        log.line(2, {"loss": 0.75})  # too soon after the start for a line of its own
+        log.line(4, {"loss": 0.5, "samples_per_second": 3.0})
+        log.validation(4, {"samples": 2, "loss": 0.25, "token_accuracy": 0.5, "datasets": {}})
+        log.close()
+        told = capsys.readouterr().err.splitlines()
+        assert told == shown * [
+            "step 4 of 4: loss 0.5000, 3.0 samples/s, 00:00 left",
+            "validation after step 4: loss 0.25, token accuracy 0.5",
+        ]
+
+
 def test_a_missing_logger_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
