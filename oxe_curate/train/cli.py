@@ -138,7 +138,7 @@ def train(
     Starts with a forecast of steps, epochs, memory and hours. Several GPUs: `torchrun --nproc-per-node 4 -m
     oxe_curate train ...`. Interrupted at any moment, `train --resume --run DIR` goes on as if nothing had happened.
     """
-    _check_packages()
+    check_packages()
     from oxe_curate.train.config import read_config
 
     sections = {"tokens": "openvla", "l1": "openvla", "mlp": "flamingo", "gpt": "flamingo", "lstm": "flamingo"}
@@ -182,7 +182,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Predict whole episodes step by step, and show errors in metres and degrees beside curves of every dimension."""
-    _check_packages()
+    check_packages()
     from oxe_curate.train.evaluate import evaluate_run
 
     result = evaluate_run(
@@ -211,7 +211,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run as a folder that others load: adapter or merged weights, statistics, tokenizer, model card."""
-    _check_packages()
+    check_packages()
     from oxe_curate.train.export import export_run
 
     typer.echo(f"Exported: {export_run(run, out, merge=merge, checkpoint=checkpoint, base=base, device=device)}")
@@ -233,7 +233,7 @@ def serve(
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Largest request.")] = 32,
 ) -> None:
     """Answer POST /act with actions, as OpenVLA's deploy.py does. Listens on this machine alone by default."""
-    _check_packages()
+    check_packages()
     from oxe_curate.train.serve import serve as listen
 
     listen(
@@ -250,7 +250,7 @@ def compose(
     out: Annotated[Path, typer.Option("--out", help="Folder to make: a base for train.")],
 ) -> None:
     """Put a language model (Llama 3, Qwen) behind OpenVLA's vision towers, as a base to train from."""
-    _check_packages()
+    check_packages()
     from oxe_curate.errors import ConfigError
     from oxe_curate.train.fresh import compose as put_together
 
@@ -279,7 +279,8 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Raise ConfigError, which says what to install, unless the extra `[train]` is there."""
     from importlib.util import find_spec
 
     from oxe_curate.errors import ConfigError
