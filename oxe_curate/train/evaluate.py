@@ -214,6 +214,8 @@ def _write(folder: Folder, result: Evaluation, done: Done, saved: Saved) -> None
         if result.how == "controller"
         else "Steps are predicted in batches: each holds all that the model looks at.",
     ]
+    if saved.contract.tokens is None:
+        notes.append("The model has no action tokens; its numbers are compared by the bins that they fall into.")
     drawn = [
         Drawn(
             dataset, name, found.instruction, found.steps, saved.bounds[dataset].denormalize(found.target[:, 0]),

@@ -23,7 +23,7 @@ def locked(run: Path, here: Processes) -> Iterator[None]:
     """Keep other processes from training in this folder; the system lets go of it however this one ends.
 
     Raises:
-        ConfigError: somebody else is training here.
+        ConfigError: somebody else is training here, or it is a file.
         StorageError: the folder cannot be written.
     """
     descriptor: int | None = None
@@ -32,6 +32,8 @@ def locked(run: Path, here: Processes) -> Iterator[None]:
         nonlocal descriptor
         if not here.first:
             return
+        if run.exists() and not run.is_dir():
+            raise ConfigError(f"--run {run}: is a file; expected a folder to make or to go on with")
         Folder.of(run).check_writable()
         descriptor = os.open(run / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
         try:

@@ -252,7 +252,7 @@ def test_greedy_accuracy_and_errors_are_those_of_the_prediction(world: Path) -> 
     np.testing.assert_allclose(held["l1"], off[rows.action_mask[:, -1]].mean(0))
 
 
-@pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "fsdp"])
+@pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "fsdp", "file"])
 def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world: Path, tmp_path: Path) -> None:
     config = settings(world, tmp_path / "run")
     told = {
@@ -261,6 +261,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world
         "camera": (replace(config, cameras=("wrist",)), "has no 'wrist'"),
         "chunk": (replace(config, chunk=5), "chunk: 5 asked for"),
         "fsdp": (replace(config, shard="fsdp"), "start them with torchrun"),
+        "file": (replace(config, run=str(world / "mixture.yaml")), "mixture.yaml: is a file"),
     }
     config, match = told[broken]
     if broken == "tokenizer":
