@@ -178,8 +178,12 @@ class Folder:
 
     def check_writable(self) -> None:
         """Raise StorageError now, not after an hour, if nothing can be written here."""
-        self.publish_bytes(".oxe-write-check", b"ok")
-        self.remove(".oxe-write-check")
+        try:
+            self.publish_bytes(".oxe-write-check", b"ok")
+            self.remove(".oxe-write-check")
+        except StorageError as error:
+            reason = str(error).rpartition(": ")[2]
+            raise StorageError(f"{self}: nothing can be written here: {reason}") from error
 
 
 class _explained:  # noqa: N801 (reads as a phrase: `with _explained(name):`)

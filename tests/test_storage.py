@@ -85,3 +85,9 @@ def test_a_full_disk_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pa, "OSFile", lambda path, mode: real("/dev/full", mode))
     with pytest.raises(StorageError, match=r"out/a: the disk is full.*finished work is kept"):
         Folder.of(tmp_path / "out").publish_bytes("a", bytes(1 << 20))
+
+
+def test_an_unwritable_folder_is_named_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"file/out: nothing can be written here: a part of the path is a file"):
+        Folder.of(tmp_path / "file/out").check_writable()

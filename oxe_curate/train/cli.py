@@ -92,7 +92,7 @@ def train(
     ] = None,
     warmup: Annotated[
         int | None,
-        typer.Option("--warmup", min=0, help="Steps of rising learning rate. Default: 0; roboflamingo: 5000."),
+        typer.Option("--warmup", min=0, help="Steps of rising learning rate. Default: 0; roboflamingo: 500."),
     ] = None,
     clip: Annotated[
         float | None, typer.Option("--clip", help="Norm of the gradients at most. Default: 1; --set clip=null for any.")
@@ -135,7 +135,7 @@ def train(
 ) -> None:
     """Fine-tune a model on a mixture: LoRA, QLoRA, int8 or the weights themselves.
 
-    Starts with a forecast of steps, epochs, memory and hours. Several GPUs: `torchrun --nproc-per-node 4 -m
+    Starts with a forecast of steps, epochs, memory and hours. Several GPUs: `torchrun --nproc-per-node 4 -m --
     oxe_curate train ...`. Interrupted at any moment, `train --resume --run DIR` goes on as if nothing had happened.
     """
     check_packages()
@@ -157,6 +157,12 @@ def train(
         overrides[f"{sections[head]}.head"] = head
     overrides = {key: value for key, value in overrides.items() if value is not None} | _settings(setting or [])
     chosen = read_config(config, overrides, resume)
+    if head is not None and sections[head] != {"openvla": "openvla", "roboflamingo": "flamingo"}[chosen.model]:
+        from oxe_curate.errors import ConfigError
+
+        raise ConfigError(
+            f"--head {head}: {chosen.model} has no such head. openvla: tokens, l1; roboflamingo: mlp, gpt, lstm"
+        )
     from oxe_curate.train.run import run_training
 
     result = run_training(chosen, resume=resume, forecast_only=forecast, progress=not quiet)

@@ -26,7 +26,7 @@ CONFIG_FILE = "config.yaml"
 FAMILY_DEFAULTS: dict[FamilyName, dict[str, Any]] = {
     "openvla": {},
     # the released train_calvin.py and the script that calls it; its picture shifts are not OpenVLA's augmentation
-    "roboflamingo": {"adapter": "none", "batch_size": 6, "learning_rate": 1e-4, "warmup": 5000, "augment": False},
+    "roboflamingo": {"adapter": "none", "batch_size": 6, "learning_rate": 1e-4, "warmup": 500, "augment": False},
 }
 """Where a family's defaults differ from those written at `TrainConfig`'s fields, which are OpenVLA's."""
 

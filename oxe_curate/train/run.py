@@ -171,8 +171,6 @@ def _check(config: TrainConfig, mixture: MixtureFolder, here: Processes) -> None
                 f"{mixture.folder}/{STATISTICS}: has no statistics of {name!r}, which the mixture names. "
                 f"{did_you_mean(name, mixture.statistics)} Run tokenize again."
             )
-    if config.model == "openvla":
-        mixture.tokens.check_tokenizer(config.base)
 
 
 def _build(

@@ -23,7 +23,7 @@ def test_defaults_are_the_familys_however_a_configuration_is_made() -> None:
     assert (openvla.warmup, openvla.augment) == (0, True)
     made = flamingo()
     assert (made.adapter, made.batch_size, made.learning_rate) == ("none", 6, 1e-4)
-    assert (made.warmup, made.augment) == (5000, False)
+    assert (made.warmup, made.augment) == (500, False)
     assert made == TrainConfig("mix", "base", "run", "roboflamingo")
     assert made == read_config(None, {**WHERE, "model": "roboflamingo"})
     assert {key: asdict(made)[key] for key in FAMILY_DEFAULTS["roboflamingo"]} == FAMILY_DEFAULTS["roboflamingo"]
@@ -31,7 +31,7 @@ def test_defaults_are_the_familys_however_a_configuration_is_made() -> None:
 
 def test_what_is_told_goes_before_the_familys_and_none_asks_for_it() -> None:
     told = read_config(None, {**WHERE, "model": "roboflamingo", "batch_size": 16, "warmup": None, "clip": None})
-    assert (told.batch_size, told.warmup, told.clip) == (16, 5000, None)
+    assert (told.batch_size, told.warmup, told.clip) == (16, 500, None)
     assert replace(told, learning_rate=5e-4).learning_rate == 5e-4
     assert replace(told, steps=3).batch_size == 16
     assert TrainConfig(**WHERE, batch_size=None).batch_size == 16
@@ -116,3 +116,14 @@ def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert train(*where, "--model", "roboflamingo") == TrainConfig("mix", "base", str(tmp_path), "roboflamingo")
     (tmp_path / "config.yaml").write_text(to_yaml(told))
     assert train("--resume", "--run", str(tmp_path)) == told
+
+
+def test_a_head_of_the_other_family_is_refused() -> None:
+    from typer.testing import CliRunner
+
+    from oxe_curate.commands import app
+
+    result = CliRunner().invoke(
+        app, ["train", "mixture", "--base", "b", "--run", "r", "--head", "lstm"], catch_exceptions=True
+    )
+    assert "openvla has no such head" in str(result.exception)
