@@ -72,7 +72,7 @@ def page(
 
 
 def _tiles(whole: Scores, datasets: int) -> str:
-    gripper = "–" if whole.gripper_accuracy is None else f"{100 * whole.gripper_accuracy:.1f} %"
+    gripper = _percent(whole.gripper_accuracy)
     tiles = [
         (f"{100 * whole.token_accuracy:.1f} %", "action-token accuracy"),
         (f"{number(1000 * float(np.mean(whole.l1[:3])))} mm", "mean error of x, y, z"),
@@ -103,7 +103,6 @@ def _table(scores: Mapping[str, Scores], whole: Scores) -> str:
 
 def _rows(name: str, scores: Scores, linked: bool) -> str:
     label = f'<a href="#{anchor(name)}">{escape(name)}</a>' if linked else escape(name)
-    right = "–" if scores.gripper_accuracy is None else f"{100 * scores.gripper_accuracy:.1f} %"
     cells = "".join(
         f'<td class="num{" worse" if error >= constant else ""}">{number(error)}</td>'
         for error, constant in zip(scores.l1, scores.constant_l1, strict=True)
@@ -112,15 +111,22 @@ def _rows(name: str, scores: Scores, linked: bool) -> str:
     rows = (
         f'<tr{kind}><th scope="row">{label}</th><td class="num">{scores.steps:,}</td>'
         f'<td class="num">{share(scores.share, 1)}</td><td class="num">{100 * scores.token_accuracy:.1f} %</td>{cells}'
-        f'<td class="num">{right}</td></tr>'
+        f'<td class="num">{_percent(scores.gripper_accuracy)}</td></tr>'
     )
-    further = [("the mean action", scores.constant_l1)]
+    further = [("the mean action", scores.constant_l1, _percent(scores.constant_gripper_accuracy))]
     if scores.chunk_l1 is not None:
-        further.append(("whole chunks", scores.chunk_l1))
-    for what, errors in further:
+        further.append(("whole chunks", scores.chunk_l1, ""))
+    for what, errors, right in further:
         plain = "".join(f'<td class="num">{number(error)}</td>' for error in errors)
-        rows += f'<tr class="soft"><th scope="row">&emsp;{what}</th><td></td><td></td><td></td>{plain}<td></td></tr>'
+        rows += (
+            f'<tr class="soft"><th scope="row">&emsp;{what}</th><td></td><td></td><td></td>{plain}'
+            f'<td class="num">{right}</td></tr>'
+        )
     return rows
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def _section(name: str, episodes: Sequence[Drawn]) -> str:
@@ -160,9 +166,9 @@ def table(scores: Mapping[str, Scores], whole: Scores) -> Any:
     scale = np.where(np.array(UNITS) == "m", 1000, 1)[:6]
     entries = [*scores.items(), *([("all", whole)] if len(scores) > 1 else [])]
     for name, part in entries:
-        right = "–" if part.gripper_accuracy is None else f"{100 * part.gripper_accuracy:.1f} %"
+        right, usual = _percent(part.gripper_accuracy), _percent(part.constant_gripper_accuracy)
         cells = (f"{part.steps:,}", f"{100 * part.share:.1f} %", f"{100 * part.token_accuracy:.1f} %")
         shown.add_row(Text(name), *cells, *(number(e) for e in part.l1[:6] * scale), right)
         plain = (Text(number(e), "dim") for e in part.constant_l1[:6] * scale)
-        shown.add_row(Text(" mean action", "dim"), "", "", "", *plain, "")
+        shown.add_row(Text(" mean action", "dim"), "", "", "", *plain, Text(usual, "dim"))
     return shown

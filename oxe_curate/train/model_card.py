@@ -163,10 +163,15 @@ def _results(saved: Saved) -> str:
         what = "held-out" if found["split"] == "validation" else "training"
         rows = []
         for name, part in found["datasets"].items():
-            gripper = "–" if part["gripper_accuracy"] is None else _plain_share(part["gripper_accuracy"])
+            gripper, usual = (
+                "–" if part.get(key) is None else _plain_share(part[key])
+                for key in ("gripper_accuracy", "constant_gripper_accuracy")
+            )
             rows.append((f"`{name}`", f"{part['steps']:,}", _plain_share(part["token_accuracy"]),
                          *(number(error) for error in part["l1"][:6]), gripper))  # fmt: skip
-            rows.append(("always the mean action", "", "", *(number(error) for error in part["constant_l1"][:6]), ""))
+            rows.append(
+                ("always the mean action", "", "", *(number(error) for error in part["constant_l1"][:6]), usual)
+            )
         header = ("data set", "steps", "tokens right", *_axes()[:6], "gripper right")
         parts.append(
             f"On whole {what} episodes ({sum(found['episodes'].values())}), mean absolute error of each dimension, the "

@@ -34,6 +34,7 @@ class Scores:
         constant_l1: `l1` of always doing the data set's mean action: what a model must beat.
         gripper_accuracy: share of steps with the gripper on the right side of the middle of its range; None for a
             gripper that never moves.
+        constant_gripper_accuracy: the same of always doing the mean action.
     """
 
     steps: int
@@ -44,6 +45,7 @@ class Scores:
     chunk_l1: tuple[float, ...] | None
     constant_l1: tuple[float, ...]
     gripper_accuracy: float | None
+    constant_gripper_accuracy: float | None
 
     def to_json(self) -> dict[str, Any]:
         """Keys and values; the dimensions' names are in `NAMES`."""
@@ -79,7 +81,8 @@ def score(
     mean = np.where(bounds.constant & ~bounds.mask, 0, bounds.mean)
     constant = np.abs(mean - wanted[:, 0]) * FACTORS
     middle = (bounds.min[GRIPPER] + bounds.max[GRIPPER]) / 2
-    right = (done[:, 0, GRIPPER] > middle) == (wanted[:, 0, GRIPPER] > middle)
+    side = wanted[:, 0, GRIPPER] > middle
+    right, usual = (done[:, 0, GRIPPER] > middle) == side, (mean[GRIPPER] > middle) == side
     return Scores(
         steps=steps,
         share=steps / (total or steps),
@@ -89,6 +92,7 @@ def score(
         chunk_l1=_floats(error[mask].mean(0)) if chunk > 1 else None,
         constant_l1=_floats(constant.mean(0)),
         gripper_accuracy=None if bounds.constant[GRIPPER] else float(right.mean()),
+        constant_gripper_accuracy=None if bounds.constant[GRIPPER] else float(usual.mean()),
     )
 
 
@@ -101,6 +105,7 @@ def together(scores: Mapping[str, Scores]) -> Scores:
         return np.average([v for _, v in kept], axis=0, weights=[n for n, _ in kept]) if kept else None
 
     chunk, gripper = mean([p.chunk_l1 for p in parts]), mean([p.gripper_accuracy for p in parts])
+    usual = mean([p.constant_gripper_accuracy for p in parts])
     return Scores(
         steps=sum(p.steps for p in parts),
         share=1.0,
@@ -110,6 +115,7 @@ def together(scores: Mapping[str, Scores]) -> Scores:
         chunk_l1=None if chunk is None else _floats(chunk),
         constant_l1=_floats(mean([p.constant_l1 for p in parts])),
         gripper_accuracy=None if gripper is None else float(gripper),
+        constant_gripper_accuracy=None if usual is None else float(usual),
     )
 
 

@@ -61,6 +61,7 @@ def test_the_gripper_is_judged_by_its_side():
     predicted = np.zeros((4, 7))
     predicted[:, 6] = [0.49, 0.51, 0.51, 0.996]
     assert scored(predicted, target).gripper_accuracy == 0.75
+    assert scored(predicted, target).constant_gripper_accuracy == 0.5  # the mean is closed, half the steps are not
 
 
 def test_a_gripper_that_never_moves_is_not_judged():
