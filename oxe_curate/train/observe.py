@@ -95,8 +95,9 @@ def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]
     if not isinstance(images, Sequence | np.ndarray) or isinstance(images, str | bytes):
+        hint = " (over HTTP: an array as json-numpy writes it, or nested lists)" if isinstance(images, str) else ""
         raise ConfigError(
-            f"image: expected a picture, one for each camera, or camera -> picture; found {type(images).__name__}"
+            f"image: expected a picture, one for each camera, or camera -> picture; found {type(images).__name__}{hint}"
         )
     if len(images) != len(cameras):
         raise ConfigError(
