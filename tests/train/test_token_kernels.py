@@ -1,13 +1,9 @@
-"""On a machine without CUDA the kernels run in Triton's interpreter."""
-
-import os
+"""On a machine without CUDA the kernels run in Triton's interpreter (conftest.py)."""
 
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where the kernels are defined
 pytest.importorskip("triton")
 
 import torch.nn.functional as F  # noqa: E402, N812

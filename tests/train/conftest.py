@@ -1,0 +1,10 @@
+"""Where there is no GPU, Triton's kernels run in its interpreter, which must be known before anything imports Triton."""
+
+import importlib.util
+import os
+
+if importlib.util.find_spec("torch"):
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
