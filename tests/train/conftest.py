@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter, which must be known before anything imports Triton."""
+"""Where there is no GPU, Triton runs kernels in its interpreter, which must be known before anything imports it."""
 
 import importlib.util
 import os
