@@ -53,7 +53,7 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     info = environment(args.tiny)
-    for kind in args.kinds:  # written after each, so that a lease that ends early leaves what was measured
+    for kind in args.kinds:  # written after each, so that a run that ends early leaves what it measured
         command = [sys.executable, "-m", "benchmarks.train_flamingo", "--one", kind, "--heads", *args.heads]
         done = subprocess.run(command + ["--tiny"] * args.tiny, capture_output=True, text=True, check=False)
         rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]

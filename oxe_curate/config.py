@@ -98,6 +98,17 @@ def load(cls: type[T], path: Path) -> T:
     return build(cls, read_yaml(path), str(path))
 
 
+def to_yaml(value: Any) -> str:
+    """A dataclass as YAML with every default written out, in the order of its fields; `load` reads it back."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(value)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _explain(cls: Any, error: Any) -> str:
     loc: Loc = error["loc"]
     # pydantic adds union branch names and the like to the path; keep what a reader finds in the file

@@ -10,34 +10,17 @@ import pytest
 
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.rlds.remote import RemoteShard
-from oxe_curate.storage import Folder, _file_system
+from oxe_curate.storage import Folder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
-from tests import bridge
+from tests import bridge, s3
 
 pytest.importorskip("moto.server")
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Folder]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
-        patch.setenv(key, value)
-    _file_system.cache_clear()
-    from pyarrow import fs
-
-    fs.S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir("bucket")
-    yield Folder.of("s3://bucket/data")
-    patch.undo()
-    _file_system.cache_clear()
-    server.stop()
+    with s3.bucket() as address:
+        yield Folder.of(f"{address}/data")
 
 
 def upload(folder: Path, target: Folder) -> None:

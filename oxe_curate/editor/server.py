@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from oxe_curate import __version__
+from oxe_curate import __version__, web
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.files import MixtureFile, Snapshot
@@ -255,19 +255,6 @@ def _refused(message: str, status: int) -> Response:
     return JSONResponse({"error": message}, status, {"Cache-Control": "no-store"})
 
 
-class _Server(uvicorn.Server):
-    """Tells when it can be reached."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            self._ready()
-
-
 def listen(port: int | None) -> socket.socket:
     """A socket on 127.0.0.1: on `port`, or on the usual one, or a free one where that is taken.
 
@@ -291,10 +278,6 @@ def listen(port: int | None) -> socket.socket:
     raise AssertionError
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)  # who reads a pipe waits for the address
-
-
 def serve(
     mixture: str | Path,
     index: str | Path | None = None,
@@ -303,7 +286,7 @@ def serve(
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
     open_browser: bool = False,
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = web.say,
 ) -> None:
     """Serve the editor until it is interrupted.
 
@@ -350,4 +333,4 @@ def serve(
         timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
     )  # fmt: skip
     with sock, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it ends
-        _Server(config, ready).run(sockets=[sock])
+        web.Server(config, ready).run(sockets=[sock])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -156,13 +155,7 @@ def read_mixture(path: Path) -> Mixture:
 
 def to_yaml(mixture: Mixture) -> str:
     """The mixture as resolved, with every default written out."""
-    return yaml.safe_dump(_plain(asdict(mixture)), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return config.to_yaml(mixture)
 
 
 @plain_dataclass(frozen=True)

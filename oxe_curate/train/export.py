@@ -15,10 +15,10 @@ import yaml
 from oxe_curate import __version__
 from oxe_curate.errors import ConfigError
 from oxe_curate.storage import TEMPORARY
+from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train import checkpoints
 from oxe_curate.train.config import to_yaml
 from oxe_curate.train.family import Family, family
-from oxe_curate.train.mixture_folder import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.model_card import model_card
 from oxe_curate.train.policy import choose_device
 from oxe_curate.train.saved import EXPORT, Saved, check_hashes, contract_to_json, open_saved, read_json

@@ -14,14 +14,8 @@ from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bounds import Bounds, parse_statistics
+from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS
 from oxe_curate.tokenize.mixture import Mixture
-
-MANIFEST, STATISTICS, TOKENS, RESOLVED = (
-    "manifest.json",
-    "dataset_statistics.json",
-    "action_tokens.parquet",
-    "mixture.yaml",
-)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from oxe_curate import __version__
 from oxe_curate.errors import CurateError
 from oxe_curate.report.page import share
 from oxe_curate.report.svg import number
+from oxe_curate.tokenize.manifest import RESOLVED
 from oxe_curate.tokenize.mixture import read_mixture
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.mixture_folder import RESOLVED, MixtureFolder
+from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.saved import CHECKPOINT, Saved, read_json, steps
 from oxe_curate.train.scores import FACTORS, NAMES, UNITS
 

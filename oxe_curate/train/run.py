@@ -18,6 +18,7 @@ import transformers
 
 from oxe_curate.errors import ConfigError, CurateError, DataError, did_you_mean
 from oxe_curate.storage import TEMPORARY, Folder
+from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train import checkpoints, saved
 from oxe_curate.train.adapters import check_quantization
 from oxe_curate.train.compiling import compile_blocks
@@ -25,7 +26,7 @@ from oxe_curate.train.config import TrainConfig, to_yaml
 from oxe_curate.train.family import Family, family
 from oxe_curate.train.forecast import Forecast, forecast, measure
 from oxe_curate.train.memory import told_when_full
-from oxe_curate.train.mixture_folder import RESOLVED, STATISTICS, TOKENS, MixtureFolder
+from oxe_curate.train.mixture_folder import MixtureFolder
 from oxe_curate.train.optimizers import check_optimizer
 from oxe_curate.train.processes import Processes, processes
 from oxe_curate.train.progress_log import Log, check_log

@@ -17,9 +17,9 @@ from oxe_curate import config as strict
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.action_tokens import ActionTokens
 from oxe_curate.tokenize.bounds import Bounds, parse_statistics
+from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import CONFIG_FILE, TrainConfig, read_config
 from oxe_curate.train.family import Contract
-from oxe_curate.train.mixture_folder import RESOLVED, STATISTICS, TOKENS
 
 RUN, EXPORT, CONFIG = "run.json", "oxe_curate.json", CONFIG_FILE
 ADAPTER, WEIGHTS = "adapter", "weights"

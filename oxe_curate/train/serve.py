@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from oxe_curate import __version__
+from oxe_curate import __version__, web
 from oxe_curate.errors import ConfigError, CurateError, StorageError, did_you_mean
 from oxe_curate.train import wire
 from oxe_curate.train.policy import Policy, Quantization
@@ -122,7 +122,7 @@ def serve(
     Raises:
         ConfigError, DataError: as `Policy.load`. StorageError: the address or the port cannot be used.
     """
-    say = say or (lambda line: print(line, flush=True))  # who reads a pipe waits for the address
+    say = say or web.say
     with contextlib.suppress(KeyboardInterrupt), bind(host, port) as sock:  # before minutes of loading
         address, number = sock.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
@@ -141,7 +141,7 @@ def serve(
             application(policy, max_bytes), log_level="warning", access_log=False, ws="none", lifespan="off",
             timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
         )  # fmt: skip
-        _Server(config, ready).run(sockets=[sock])
+        web.Server(config, ready).run(sockets=[sock])
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -165,19 +165,6 @@ def bind(host: str, port: int) -> socket.socket:
         taken = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise StorageError(f"port {port} {taken}. Name another with --port; 0 takes a free one.") from None
     return sock
-
-
-class _Server(uvicorn.Server):
-    """Tells when it can be reached."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if not self.should_exit:
-            self._ready()
 
 
 def _is_loopback(address: str) -> bool:

@@ -5,9 +5,10 @@ import weakref
 import numpy as np
 import pytest
 
-from oxe_curate.storage import Folder, _file_system
+from oxe_curate.storage import Folder
 from oxe_curate.train import stream
 from oxe_curate.train.stream import StreamOrder, lanes
+from tests import s3
 from tests.train import mixtures
 
 SIZES = np.array([256] * 60 + [100, 17, 256, 1, 256, 90])
@@ -67,26 +68,10 @@ def test_processes_read_what_they_use():
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store():
     pytest.importorskip("torch")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    patch = pytest.MonkeyPatch()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
-        patch.setenv(key, value)
-    _file_system.cache_clear()
-    from pyarrow import fs
-
-    fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir("bucket")
-    yield Folder.of("s3://bucket/mixtures")
-    patch.undo()
-    _file_system.cache_clear()
-    server.stop()
+    with s3.bucket() as address:
+        yield Folder.of(f"{address}/mixtures")
 
 
 @pytest.fixture(scope="module")
