@@ -9,9 +9,6 @@ pictures and an instruction to numbers on the host. Every kind is a process of i
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +16,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import numpy as np
+
+from benchmarks import children
 
 PROMPT = 27  # ids of "In: What action should the robot take to {eight words}?\nOut:"
 CHUNK = 8
@@ -36,24 +35,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        for row in measure(args.one, args.tiny, args.repeats):
-            print("ROW " + json.dumps(row), flush=True)
+        children.tell(measure(args.one, args.tiny, args.repeats))
         return
-    rows: list[Row] = []
-    for kind in args.kinds:
-        options = ["--one", kind, "--repeats", str(args.repeats), *(["--tiny"] if args.tiny else [])]
-        command = [sys.executable, "-m", "benchmarks.control", *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if done.returncode or done.stderr:
-            print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
-    info = environment(args.tiny)
-    table = report(rows, info)
-    print(table)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "control.md").write_text(table)
-        (args.out / "control.json").write_text(json.dumps({"environment": info, "rows": rows}, indent=1) + "\n")
+    options = ["--repeats", str(args.repeats), *(["--tiny"] if args.tiny else [])]
+    children.run_all("benchmarks.control", args.kinds, options, environment(args.tiny), report, args.out, "control")
 
 
 def environment(tiny: bool) -> dict[str, Any]:

@@ -12,12 +12,11 @@ kind is a process of its own; `--tiny` runs all of it on a CPU.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import children
 
 BATCH, WINDOW, CAMERAS, TEXT = 6, 12, 2, 16
 WARMUP, STEPS = 2, 5
@@ -48,24 +47,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        for row in measure(args.one, args.heads, args.tiny):
-            print("ROW " + json.dumps(row), flush=True)
+        children.tell(measure(args.one, args.heads, args.tiny))
         return
-    rows: list[dict[str, Any]] = []
-    info = environment(args.tiny)
-    for kind in args.kinds:  # written after each, so that a run that ends early leaves what it measured
-        command = [sys.executable, "-m", "benchmarks.train_flamingo", "--one", kind, "--heads", *args.heads]
-        done = subprocess.run(command + ["--tiny"] * args.tiny, capture_output=True, text=True, check=False)
-        rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if done.returncode:
-            print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "train-flamingo.md").write_text(report(rows, info))
-            (args.out / "train-flamingo.json").write_text(
-                json.dumps({"environment": info, "rows": rows}, indent=1) + "\n"
-            )
-    print(report(rows, info))
+    options = ["--heads", *args.heads, *(["--tiny"] if args.tiny else [])]
+    children.run_all(
+        "benchmarks.train_flamingo", args.kinds, options, environment(args.tiny), report, args.out, "train-flamingo"
+    )
 
 
 def environment(tiny: bool) -> dict[str, Any]:

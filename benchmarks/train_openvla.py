@@ -9,13 +9,12 @@ and ids as the loader gives them. Every kind of model is a process of its own; `
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks import children
 
 IMAGE = 224
 TEXT = 40  # ids of prompt, 7 actions and stop; with 256 patches a sequence of 296
@@ -39,23 +38,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        for row in measure(args.one, args.tiny):
-            print("ROW " + json.dumps(row), flush=True)
+        children.tell(measure(args.one, args.tiny))
         return
-    rows: list[dict[str, Any]] = []
-    info = environment(args.tiny)
-    for kind in args.kinds:
-        command = [sys.executable, "-m", "benchmarks.train_openvla", "--one", kind, *(["--tiny"] if args.tiny else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows += [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
-        if done.returncode:
-            print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
-        if args.out:
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "train-openvla.md").write_text(report(rows, info))
-            result = {"environment": info, "rows": rows}
-            (args.out / "train-openvla.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(report(rows, info))
+    options = ["--tiny"] if args.tiny else []
+    children.run_all(
+        "benchmarks.train_openvla", args.kinds, options, environment(args.tiny), report, args.out, "train-openvla"
+    )
 
 
 def environment(tiny: bool) -> dict[str, Any]:
