@@ -41,7 +41,7 @@ def run_training_demo(out: Path) -> None:
     base, mixture, shards, run = out / "base", out / "train.yaml", out / "train-mixture", out / "run"
     if not (base / "config.json").exists():
         write_checkpoint(base, openvla_config("tiny", image_size=IMAGE), deviation=0.1)
-    screen.print(f"\n{base}: an OpenVLA of the published layout, half a million random weights", markup=False)
+    screen.print(f"\n{base}: an OpenVLA of the published layout, 400,000 random weights", markup=False)
     content = yaml.safe_load(mixture_text())
     content["image"]["size"] = IMAGE
     mixture.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
