@@ -3,8 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+# The versions that are known to work together; `make test-latest` installs without them.
+CONSTRAINTS ?= --constraint constraints.txt
+INSTALL = $(PIP) install --quiet $(CONSTRAINTS)
+# torch is installed first, so that the packages that depend on it keep this build.
+TORCH ?= torch==2.13.0
+BUILD = 'hatchling>=1.27,<2' 'editables>=0.5,<1' setuptools wheel
 
-.PHONY: demo demo-train test lint bench clean
+.PHONY: demo demo-train test test-latest lint lock bench clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
@@ -12,29 +18,44 @@ demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 demo-train: $(VENV)/.dev ## the same, then train a tiny model on it, evaluate it and ask it for an action
 	$(BIN)/oxe-curate demo --out demo --train
 
-test: $(VENV)/.dev ## the whole test suite
+test: $(VENV)/.dev ## the whole test suite, with the locked versions
 	$(BIN)/python -m pytest -n auto
+
+test-latest: ## the whole test suite, with the newest versions that pyproject.toml allows
+	rm -rf .venv-latest
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# pip reads the lock as constraints. CUDA's packages come with torch's own exact pins and stay out of it.
+lock: $(VENV)/bin/python ## renew constraints.txt: the newest versions that pyproject.toml allows, for Python 3.11 to 3.13
+	$(PIP) install --quiet uv
+	printf '%s\n' $(BUILD) '$(TORCH)' > $(VENV)/lock.in
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml $(VENV)/lock.in > $(VENV)/lock.out
+	{ echo '# Written by `make lock`.'; grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock.out; } > constraints.txt
+
 bench: $(VENV)/.dev ## the comparisons in benchmarks/ (see benchmarks/README.md for the peers' environment)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 clean:
-	rm -rf $(VENV) demo benchmarks/data
+	rm -rf $(VENV) .venv-latest demo benchmarks/data
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.base: $(VENV)/bin/python pyproject.toml
-	$(PIP) install --quiet --editable .
+$(VENV)/.build: $(VENV)/bin/python constraints.txt
+	$(INSTALL) $(BUILD)
 	touch $@
 
-# The version of torch that the tests are run with, first: what else asks for torch is then content with it.
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(PIP) install --quiet torch==2.13.0
-	$(PIP) install --quiet --editable '.[dev]'
+$(VENV)/.base: $(VENV)/.build pyproject.toml
+	$(INSTALL) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.build pyproject.toml
+	$(INSTALL) '$(TORCH)'
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	touch $@

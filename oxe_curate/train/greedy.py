@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
+import torch
+from transformers import DynamicCache
+
+from oxe_curate.train.kv_cache import cache_keyword
 from oxe_curate.train.openvla import OpenVLA
 
 
@@ -23,7 +27,8 @@ def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: 
     places = torch.arange(width, device=embeds.device)
     # padding stays where it is, between prompt and answer: nobody looks at it, and positions are told apart from it
     mask = places[None] < length[:, None]
-    out = net.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=True)
+    cache: dict[str, Any] = {cache_keyword(net.decoder): DynamicCache(config=net.language_model.config)}
+    out = net.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **cache)
     state = out.last_hidden_state[torch.arange(n, device=embeds.device), length - 1]
     ids = []
     for made in range(count):
@@ -36,8 +41,8 @@ def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: 
             inputs_embeds=net.language_model.get_input_embeddings()(token)[:, None],
             attention_mask=mask,
             position_ids=(length + made)[:, None],
-            past_key_values=out.past_key_values,
             use_cache=True,
+            **cache,
         )
         state = out.last_hidden_state[:, 0]
     return torch.stack(ids, dim=1)

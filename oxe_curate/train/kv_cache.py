@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib.util
+import inspect
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -60,6 +61,11 @@ def build_decoder(language_model: Any, capacity: int, kernels: bool = True) -> D
     if fusable(language_model.config):
         return FusedDecoder(language_model, capacity, kernels)
     return PlainDecoder(language_model, capacity)
+
+
+def cache_keyword(decoder: nn.Module) -> str:
+    """Name of the argument that gives a Hugging Face decoder its cache: `cache` from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def fusable(config: Any) -> bool:
@@ -273,6 +279,7 @@ class PlainDecoder(Decoder):
     def __init__(self, language_model: Any, capacity: int) -> None:
         self.capacity = capacity
         self._model: nn.Module = language_model.base_model
+        self._keyword = cache_keyword(self._model)
         self._store = _Store(capacity)
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
@@ -295,7 +302,7 @@ class PlainDecoder(Decoder):
                 inputs_embeds=x[None],
                 attention_mask=mask[None, None],
                 position_ids=positions[None],
-                past_key_values=self._store if cache else None,
                 use_cache=cache,
+                **{self._keyword: self._store if cache else None},
             ).last_hidden_state
         return out[0]

@@ -156,7 +156,7 @@ class OpenVLA(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """The language model without its head: takes inputs_embeds, attention_mask, past_key_values, ..."""
+        """The language model without its head: takes inputs_embeds, attention_mask, a cache, ..."""
         decoder: nn.Module = self.language_model.base_model
         return decoder
 

@@ -63,8 +63,10 @@ def texts(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def golden(shared: Path):
     folder = shared / "parity" / "flamingo"
-    case = {name: torch.from_numpy(value) for name, value in np.load(folder / "f_case.npz").items()}
-    net = load_model(folder)
+    # in float64: in float32 a near tie in the max-pool falls otherwise on some processors
+    case = {n: torch.from_numpy(v) for n, v in np.load(folder / "f_case.npz").items()}
+    case = {n: v.double() if v.is_floating_point() else v for n, v in case.items()}
+    net = load_model(folder).double()
     freeze(net, embeddings=True)
     net.eval()
     names = ("vision_x", "vision_gripper", "input_ids", "attention_mask", "actions")
@@ -76,11 +78,11 @@ def golden(shared: Path):
 @pytest.mark.parametrize("name", ["clip_tokens", "latents", "pose", "gripper", "loss_num", "loss_bin", "loss"])
 def test_golden_outputs(golden, name: str) -> None:
     _, case, out = golden
-    torch.testing.assert_close(out[name].detach(), case[name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out[name].detach().double(), case[name], atol=1e-5, rtol=0)
 
 
 def test_golden_hidden_states(golden) -> None:
-    """The golden case's weights are all positive, so rounding grows: float64 is 5.5e-5 from the golden numbers."""
+    """The golden case's weights are all positive, so rounding grows: float64 is 5.5e-5 from its float32 numbers."""
     _, case, out = golden
     torch.testing.assert_close(out.last_hidden.detach(), case["last_hidden"], atol=2e-4, rtol=0)
     assert (out.last_hidden - case["last_hidden"]).norm() < 3e-5 * case["last_hidden"].norm()

@@ -20,8 +20,12 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden(shared):
-    case = np.load(shared / "parity/openvla/a_case.npz")
-    model = load_model(shared / "parity/openvla")
+    """In float64: float32 sums differ between processors."""
+    case = {
+        name: np.asarray(v, np.float64) if v.dtype == np.float32 else v
+        for name, v in np.load(shared / "parity/openvla/a_case.npz").items()
+    }
+    model = load_model(shared / "parity/openvla").double()
     names = ("pixel_values", "input_ids", "attention_mask", "labels")
     output = model(**{name: torch.from_numpy(case[name]) for name in names})
     output.loss.backward()
@@ -36,7 +40,7 @@ def error(found, expected) -> float:
 def test_features_and_logits_equal_upstreams(golden):
     case, _, output = golden
     for name in ("dino_patches", "siglip_patches", "projector_features"):
-        assert error(getattr(output, name), case[name]) < 1e-6, name
+        assert error(getattr(output, name), case[name]) < 2e-6, name  # the golden numbers are rounded to float32
     assert error(output.logits, case["logits"]) < 1e-5
     assert error(output.hidden_states[-1], case["last_hidden"]) < 1e-5
     assert abs(output.loss.item() - case["loss"]) < 1e-6
@@ -58,7 +62,7 @@ def test_every_parameter_has_a_gradient(golden):
 
 def test_checkpointed_activations_give_the_same_gradients(golden, shared):
     case, model, _ = golden
-    again = load_model(shared / "parity/openvla").train()
+    again = load_model(shared / "parity/openvla").double().train()
     again.checkpoint_activations()
     names = ("pixel_values", "input_ids", "attention_mask", "labels")
     again(**{name: torch.from_numpy(case[name]) for name in names}).loss.backward()
