@@ -81,9 +81,9 @@ class Bench:
     def __init__(self, tiny: bool, repeats: int, dtype: Any, layers: int | None = None) -> None:
         import torch
 
-        from oxe_curate.train import synthetic
-        from oxe_curate.train.openvla_config import Architecture
-        from oxe_curate.train.pixels import PixelNormalizer
+        from oxe_curate.train.models.openvla import synthetic
+        from oxe_curate.train.models.openvla.config import Architecture
+        from oxe_curate.train.models.pixels import PixelNormalizer
 
         self.torch, self.repeats, self.tiny = torch, repeats, tiny
         self.device = torch.device("cpu" if tiny else "cuda")
@@ -100,7 +100,7 @@ class Bench:
 
     def quantize(self) -> None:
         """NF4 for the language model's linear layers but the output head, as --adapter qlora holds it."""
-        from oxe_curate.train.weights import quantized, replace_linear
+        from oxe_curate.train.models.weights import quantized, replace_linear
 
         torch = self.torch
         text = self.net.language_model.base_model
@@ -111,8 +111,8 @@ class Bench:
             torch.cuda.empty_cache()
 
     def controller(self, chunk: int = 1, head: bool = False, **changes: Any) -> Any:
-        from oxe_curate.train.action_head import L1Head
-        from oxe_curate.train.control import Control, OpenVLAController
+        from oxe_curate.train.models.openvla.action_head import L1Head
+        from oxe_curate.train.models.openvla.control import Control, OpenVLAController
 
         weight = self.net.language_model.get_input_embeddings().weight
         made = L1Head(weight.shape[1]).to(self.device, weight.dtype).requires_grad_(False) if head else None

@@ -18,17 +18,18 @@ from typing import Any
 
 import tensorflow_datasets.core.features  # noqa: F401  (imported on first use: before the clock starts)
 
-import oxe_curate.beam_fn  # noqa: F401  (likewise)
-from oxe_curate import runner
+import oxe_curate.beam.fn  # noqa: F401  (likewise)
+from oxe_curate.actions.bounds import Bounds
+from oxe_curate.beam import runner
+from oxe_curate.beam.task import Work
 from oxe_curate.filter import pipeline as filtering
 from oxe_curate.filter import scan
 from oxe_curate.rlds.dataset import find
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import pipeline as tokenizing
-from oxe_curate.tokenize.bounds import Bounds
 
 
-def without_beam(tasks: Sequence[Any], work: runner.Work, **_: object) -> None:
+def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> None:
     """Stands in for `runner.run`: the same tasks, done one after another."""
     for task in tasks:
         work(task)

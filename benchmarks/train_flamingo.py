@@ -67,8 +67,8 @@ def measure(kind: str, heads: list[str], tiny: bool) -> Any:
     """Yield a row per head and variant of one kind; the big parts are made once."""
     import torch
 
-    from oxe_curate.train.flamingo_spec import HeadSpec
-    from oxe_curate.train.flamingo_synthetic import random_model
+    from oxe_curate.train.models.roboflamingo.config import HeadSpec
+    from oxe_curate.train.models.roboflamingo.synthetic import random_model
 
     torch.manual_seed(0)
     device = torch.device("cpu" if tiny else "cuda")
@@ -101,12 +101,12 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
     """The product's family around a network; the reference runs the same network in float32."""
     import torch
 
-    from oxe_curate.train import adapters
-    from oxe_curate.train.compiling import compile_blocks
     from oxe_curate.train.config import FlamingoConfig, TrainConfig
-    from oxe_curate.train.family import Contract
-    from oxe_curate.train.flamingo_family import FlamingoFamily
-    from oxe_curate.train.flamingo_net import freeze
+    from oxe_curate.train.models import adapters
+    from oxe_curate.train.models.base import Contract
+    from oxe_curate.train.models.compiling import compile_blocks
+    from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
+    from oxe_curate.train.models.roboflamingo.net import freeze
 
     if kind.endswith("nf4") and not any(type(m).__name__ == "Linear4bit" for m in net.modules()):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]
@@ -208,7 +208,8 @@ def write_attention_out() -> None:
     """Resampler and cross-attention as matrix products with the scores kept, each text of a window read in full."""
     import torch
 
-    from oxe_curate.train import flamingo_net, resampler
+    from oxe_curate.train.models.roboflamingo import net as flamingo_net
+    from oxe_curate.train.models.roboflamingo import resampler
 
     def attend(q: Any, kv: Any) -> Any:
         q = q.unflatten(-1, (resampler.HEADS, resampler.HEAD_WIDTH)).transpose(1, 2) * resampler.HEAD_WIDTH**-0.5

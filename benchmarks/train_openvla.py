@@ -137,12 +137,12 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     """The network of one kind, ready to train, and the operations that a sample cannot do without."""
     import torch
 
-    from oxe_curate.train import adapters
-    from oxe_curate.train.compiling import compile_blocks
     from oxe_curate.train.config import TrainConfig
-    from oxe_curate.train.norms import fuse_rms_norms
-    from oxe_curate.train.openvla_config import Architecture
-    from oxe_curate.train.synthetic import openvla_config, random_model
+    from oxe_curate.train.models import adapters
+    from oxe_curate.train.models.compiling import compile_blocks
+    from oxe_curate.train.models.norms import fuse_rms_norms
+    from oxe_curate.train.models.openvla.config import Architecture
+    from oxe_curate.train.models.openvla.synthetic import openvla_config, random_model
 
     # the reference writes its attention out, as the class that finetune.py loads does by default
     architecture = Architecture.of(openvla_config("tiny" if tiny else "7b"))

@@ -74,8 +74,8 @@ def plain(rows: Any) -> Any:
 
 def ours(folder: Path, row_groups: bool = False, workers: int = 1) -> Batches:
     """This project's loader: any row at any time, or by whole row groups as from an object store."""
+    from oxe_curate.tokenize.folder import MixtureFolder
     from oxe_curate.train.data import Loader
-    from oxe_curate.train.mixture_folder import MixtureFolder
 
     mixture = MixtureFolder.open(str(folder))
     return iter(
@@ -85,11 +85,11 @@ def ours(folder: Path, row_groups: bool = False, workers: int = 1) -> Batches:
 
 def ours_encoded(folder: Path, row_groups: bool) -> Batches:
     """What the loader reads before it decodes."""
-    from oxe_curate.train.local import split_shards
-    from oxe_curate.train.mixture_folder import MixtureFolder
-    from oxe_curate.train.order import batch_positions
-    from oxe_curate.train.row_source import open_rows, order_of
-    from oxe_curate.train.rows import Form
+    from oxe_curate.tokenize.folder import MixtureFolder
+    from oxe_curate.train.data.local import split_shards
+    from oxe_curate.train.data.order import batch_positions
+    from oxe_curate.train.data.row_source import open_rows, order_of
+    from oxe_curate.train.data.rows import Form
 
     mixture = MixtureFolder.open(str(folder))
     rows = open_rows(mixture, split_shards(mixture, "train"), Form.of(mixture), row_groups=row_groups)

@@ -1,5 +1,5 @@
 """`python -m oxe_curate`, which is what torchrun wants."""
 
-from oxe_curate.commands import main
+from oxe_curate.cli.main import main
 
 main()

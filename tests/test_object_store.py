@@ -53,7 +53,7 @@ def test_texts_and_windows_from_the_bucket(bucket: Folder, tmp_path: Path) -> No
     import pyarrow.parquet as pq
 
     from oxe_curate.errors import ConfigError
-    from tests.tokenize.test_texts import write
+    from tests.mixture.test_texts import write
 
     bridge.write(tmp_path / "in")
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from oxe_curate import tables
+from oxe_curate.actions.action_tokens import ActionTokens
+from oxe_curate.actions.bounds import read_statistics
 from oxe_curate.demo import mixture_text, write_demo
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bounds import read_statistics
 from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.tokenize.roundtrip import DIMENSIONS
+from oxe_curate.ui import tables
 
 
 def run_demo(out: Path, seed: int = 0) -> None:

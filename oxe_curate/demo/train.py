@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from oxe_curate import tables
 from oxe_curate.demo import mixture_text
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+from oxe_curate.ui import tables
 
 IMAGE = 56
 """Side of the pictures in pixels: 16 patches."""
@@ -32,10 +32,10 @@ def run_training_demo(out: Path) -> None:
     A finished run is kept, an interrupted one goes on. Raises what tokenize, train and evaluate do.
     """
     from oxe_curate.train.config import read_config
-    from oxe_curate.train.evaluate import evaluate_run
-    from oxe_curate.train.policy import Policy
-    from oxe_curate.train.run import run_training
-    from oxe_curate.train.synthetic import openvla_config, write_checkpoint
+    from oxe_curate.train.evaluation.evaluate import evaluate_run
+    from oxe_curate.train.loop.run import run_training
+    from oxe_curate.train.models.openvla.synthetic import openvla_config, write_checkpoint
+    from oxe_curate.train.serving.policy import Policy
 
     screen = tables.console()
     base, mixture, shards, run = out / "base", out / "train.yaml", out / "train-mixture", out / "run"

@@ -15,9 +15,9 @@ from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.editor.document import Add, Operation, Remove, Set, edit
 from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.mixtures import shares
-from oxe_curate.mixtures.check import check_text
-from oxe_curate.tokenize.mixture import Mixture
+from oxe_curate.mixture import shares
+from oxe_curate.mixture.check import check_text
+from oxe_curate.mixture.spec import Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {

@@ -12,12 +12,12 @@ import numpy as np
 
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError
-from oxe_curate.filter.index import Index
 from oxe_curate.filter.scan import ROLES
-from oxe_curate.mixtures import members, published
-from oxe_curate.mixtures.members import Member
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import members, published
+from oxe_curate.mixture.members import Member
+from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.registry.card import DatasetCard
-from oxe_curate.tokenize.mixture import Mixture, MixtureEntry
 
 
 @dataclass(frozen=True)

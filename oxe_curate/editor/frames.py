@@ -17,13 +17,15 @@ from PIL import Image
 
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter.index import Index
-from oxe_curate.filter.scan import ROLES, locate
+from oxe_curate.filter.scan import ROLES
+from oxe_curate.index import images
+from oxe_curate.index.episodes import Episode
+from oxe_curate.index.frame_pool import locate
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture.spec import Mixture, Source, resolve
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import images, samples
-from oxe_curate.tokenize.episodes import Episode
-from oxe_curate.tokenize.mixture import Mixture, Source, resolve
 
 HEIGHTS = (72, 144, 288)
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.errors import ConfigError, CurateError, did_you_mean
-from oxe_curate.mixtures.propose import Method, propose
-from oxe_curate.tokenize.mixture import Mixture
+from oxe_curate.mixture.propose import Method, propose
+from oxe_curate.mixture.spec import Mixture
 
 
 class Proposals:

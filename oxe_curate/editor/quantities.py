@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.mixtures import shares
+from oxe_curate.mixture import shares
 
 Quantity = Literal["weight", "share", "epochs", "hours"]
 DIGITS = 6

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from oxe_curate import __version__, web
+from oxe_curate import __version__
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.files import MixtureFile, Snapshot
@@ -34,8 +34,9 @@ from oxe_curate.editor.frames import Frames
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
 from oxe_curate.errors import ConfigError, CurateError, StorageError
-from oxe_curate.filter.index import Index
-from oxe_curate.mixtures import published
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import published
+from oxe_curate.ui import web
 
 PORT = 8441
 _log = logging.getLogger(__name__)

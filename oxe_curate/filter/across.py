@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from oxe_curate.filter import duplicates
-from oxe_curate.filter.index import SCHEMA, Summary, read_meta, read_table, shard_files, write_table
 from oxe_curate.filter.screen import ACROSS, Criteria
+from oxe_curate.index import duplicates
+from oxe_curate.index.store import SCHEMA, Summary, read_meta, read_table, shard_files, write_table
 from oxe_curate.storage import Folder
 
 QUANTILES = (0.01, 0.99)

@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oxe_curate import __version__, registry, runner
+from oxe_curate import __version__, registry
+from oxe_curate.beam import runner
 from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import across, scan
-from oxe_curate.filter.index import INDEX_JSON, Summary, read_meta, shard_files, write_index_json
-from oxe_curate.filter.scan import EXACT_BELOW, FilterTask, Frames
+from oxe_curate.filter.scan import EXACT_BELOW, FilterTask, FrameDetail
 from oxe_curate.filter.screen import Criteria
+from oxe_curate.index.store import INDEX_JSON, Summary, read_meta, shard_files, write_index_json
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
@@ -42,7 +43,7 @@ class FilterOptions:
     criteria: Criteria = field(default_factory=Criteria)
     recipes: tuple[str, ...] = ()
     cards: Path | None = None
-    frames: Frames | None = None
+    frames: FrameDetail | None = None
     verify: bool = False
     skip_corrupt: bool = False
     workers: int | None = None

@@ -16,17 +16,19 @@ from oxe_curate import __version__
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, CorruptError, DataError
 from oxe_curate.filter.frames import FrameLook
-from oxe_curate.filter.idle import drop_idle_frames
-from oxe_curate.filter.index import FORMAT, IndexRow, Summary, write_shard
 from oxe_curate.filter.screen import Candidate, Criteria, screen, third_person_camera
+from oxe_curate.index.frame_pool import locate
+from oxe_curate.index.idle import drop_idle_frames
+from oxe_curate.index.store import FORMAT, IndexRow, Summary, write_shard
 from oxe_curate.registry.card import DatasetCard
-from oxe_curate.rlds import example, tfrecord
+from oxe_curate.registry.features import check_features
+from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import EpisodeReader, RawEpisode, camera_key, leaves
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 
-Frames = Literal["exact", "span"]
+FrameDetail = Literal["exact", "span"]
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 """Roles whose frames the index locates: the first camera of each."""
 EXACT_BELOW = 256 << 20
@@ -53,7 +55,7 @@ class FilterTask:
     criteria: Criteria
     out: Folder
     size: int
-    frames: Frames = "exact"
+    frames: FrameDetail = "exact"
     verify: bool = False
     skip_corrupt: bool = False
 
@@ -143,7 +145,7 @@ class Scanner:
         steps, other = leaves(dataset.features)
         where = f"{dataset.label} features.json"
         if card.recipes:
-            card.check_features({key: leaf.shape for key, leaf in steps.items()}, where, recipe)
+            check_features(card, {key: leaf.shape for key, leaf in steps.items()}, where, recipe)
         self._standardize: Callable[[Any], Trajectory] | None = card.standardizer(recipe) if card.recipes else None
         cameras = {camera_key(key, steps): c.role for key, c in card.cameras.items() if c.role in ROLES}
         self.cameras = {key: role for key, role in cameras.items() if key in steps}
@@ -198,14 +200,6 @@ class Scanner:
             trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz, image_hash=hashes,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched
-
-
-def locate(buffer: memoryview, span: tuple[int, int], num_steps: int, role: str) -> NDArray[np.int64]:
-    """int64 (T, 2): offset and length of each source step's frame in a camera's list; DataError on a mismatch."""
-    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span))
-    if len(frames) != num_steps:
-        raise DataError(f"the {role} camera has {len(frames)} frames for {num_steps} steps")
-    return frames
 
 
 def _touched(episode: RawEpisode, frames: dict[str, NDArray[np.int64]]) -> int:

@@ -28,7 +28,7 @@ from oxe_curate import config
 from oxe_curate.episode import Trajectory
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.frames import FrameLook
-from oxe_curate.filter.idle import RULES, Rule
+from oxe_curate.index.idle import RULES, Rule
 from oxe_curate.registry.card import THIRD_PERSON, DatasetCard
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.reader import RawEpisode

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from oxe_curate.filter.index import Index
+from oxe_curate.index.store import Index
 
 
 @dataclass

@@ -21,6 +21,7 @@ from oxe_curate.inspection.report import EPISODES, CameraFeature, Report, report
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
+from oxe_curate.registry.features import check_features
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.rlds.reader import camera_key, leaves
 from oxe_curate.storage import Folder
@@ -154,7 +155,7 @@ def _structure(card: DatasetCard, dataset: RldsDataset, recipe: str | None) -> t
     steps, _ = leaves(dataset.features)
     question = "does the card fit features.json?"
     try:
-        remarks = card.check_features({key: leaf.shape for key, leaf in steps.items()}, "features.json", recipe)
+        remarks = check_features(card, {key: leaf.shape for key, leaf in steps.items()}, "features.json", recipe)
     except ConfigError as error:
         return [_stated(question, "reads it", "does not fit", line) for line in str(error).splitlines()], False
     if not remarks:

@@ -12,13 +12,13 @@ from PIL import Image
 
 from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, CorruptError, DataError
+from oxe_curate.index.images import decode
 from oxe_curate.inspection.series import WIDEST
 from oxe_curate.inspection.vision import Frames
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import EpisodeReader, Leaf, RawEpisode, leaves
 from oxe_curate.rlds.remote import RemoteShard
-from oxe_curate.tokenize.images import decode
 
 PICTURED = 8
 """Episodes whose frames are decoded."""

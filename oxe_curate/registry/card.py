@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from oxe_curate.config import STRICT, load
 from oxe_curate.episode import Trajectory
 from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.registry.features import Widths, check_features
 from oxe_curate.registry.recipe import ActionRecipe, Pieces
 from oxe_curate.registry.standardize import Standardizer, Steps
 
@@ -237,7 +236,20 @@ class DatasetCard:
         return frozenset(action | proprio)
 
     def standardize(self, steps: Steps, recipe: str = "openvla") -> Trajectory:
-        """Bring one episode into the common convention: see `registry.standardize.standardize`."""
+        """Bring one episode into the common convention.
+
+        Proprio is built when every key that it reads is in `steps`; otherwise it has no columns, so that a reader
+        may leave the state out.
+
+        Args:
+            steps: flat step key -> array with time first, as TFDS decodes it; texts as numpy bytes or str. Keys
+                that the recipe does not read are ignored; no array is changed.
+            recipe: the name of one of the card's recipes.
+
+        Raises:
+            ConfigError: the card has no such recipe.
+            DataError: a key is missing, too narrow, of another length than the others, or of the wrong kind.
+        """
         return self.standardizer(recipe)(steps)
 
     def standardizer(self, recipe: str = "openvla") -> Standardizer:
@@ -255,12 +267,6 @@ class DatasetCard:
     @functools.cached_property
     def _standardizers(self) -> dict[str, Standardizer]:
         return {}
-
-    def check_features(
-        self, widths: Widths, where: str = "features.json", recipe: str | None = None
-    ) -> tuple[str, ...]:
-        """Compare the card with the shapes of a data set on disk: see `features.check_features`."""
-        return check_features(self, widths, where, recipe)
 
 
 def read_card(path: Path) -> DatasetCard:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.recipe import PART_WIDTHS, Piece
-
-if TYPE_CHECKING:
-    from oxe_curate.registry.card import DatasetCard
 
 Widths = Mapping[str, tuple[int | None, ...]]
 """Flat step key -> shape without the time axis: () for a scalar, None for an unknown length."""

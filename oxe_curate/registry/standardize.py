@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,29 +20,7 @@ from oxe_curate.registry.operations import Columns
 from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Operation, Piece, Pieces
 from oxe_curate.registry.text import read_texts
 
-if TYPE_CHECKING:
-    from oxe_curate.registry.card import DatasetCard
-
 Steps = Mapping[str, NDArray[Any]]
-
-
-def standardize(card: DatasetCard, steps: Steps, recipe: str = "openvla") -> Trajectory:
-    """Bring one episode into the common convention.
-
-    Proprio is built when every key that it reads is in `steps`; otherwise it has no columns, so that a reader
-    may leave the state out.
-
-    Args:
-        card: the data set's card.
-        steps: flat step key -> array with time first, as TFDS decodes it; texts as numpy bytes or str. Keys that
-            the recipe does not read are ignored; no array is changed.
-        recipe: the name of one of the card's recipes.
-
-    Raises:
-        ConfigError: the card has no such recipe.
-        DataError: a key is missing, too narrow, of another length than the others, or of the wrong kind.
-    """
-    return card.standardizer(recipe)(steps)
 
 
 class Standardizer:

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from oxe_curate import __version__, registry
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.filter.index import Index
 from oxe_curate.filter.screen import Criteria
+from oxe_curate.index.store import Index
 from oxe_curate.report import page
 from oxe_curate.report.gather import gather
 from oxe_curate.report.thumbnails import pictures

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.filter.index import Index
+from oxe_curate.actions.summary import Summary, summarize
 from oxe_curate.filter.tasks import Tasks
-from oxe_curate.tokenize.summary import Summary, summarize
+from oxe_curate.index.store import Index
 
 BINS = 60
 MARGIN = 0.25

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from oxe_curate.report import svg
 from oxe_curate.report.gather import AXES, Actions, Gathered, Histogram
-from oxe_curate.report.svg import Mark, number
 from oxe_curate.report.thumbnails import Picture
+from oxe_curate.ui import svg
+from oxe_curate.ui.svg import Mark, number
 
 TOP_TASKS = 30
 DRAWN = (0, 1, 2, 6, 3, 4, 5)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.errors import CurateError
-from oxe_curate.filter.scan import ROLES, locate
+from oxe_curate.filter.scan import ROLES
+from oxe_curate.index import images
+from oxe_curate.index.frame_pool import locate
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import images
 
 WIDTH = 160
 QUALITY = 80

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import Bounds
+from oxe_curate.index.episodes import Episode
+from oxe_curate.index.frame_pool import FramePool
+from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture.spec import Mixture, Source
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import samples, shards
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.tokenize.episodes import Episode
-from oxe_curate.tokenize.frame_pool import FramePool
-from oxe_curate.tokenize.mixture import Mixture, Source
+from oxe_curate.tokenize import shards
 
 
 @dataclass(frozen=True)

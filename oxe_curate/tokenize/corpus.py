@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from oxe_curate.actions.tokenizers import Vocabulary
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
-from oxe_curate.tokenize.tokenizers import Vocabulary
 
 COLUMN = "text"
 SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl", ".parquet")

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from oxe_curate import __version__
-from oxe_curate.filter.index import Index
+from oxe_curate.actions.action_tokens import ActionTokens
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import Bounds
+from oxe_curate.index.numbers import Numbers
+from oxe_curate.index.store import Index
+from oxe_curate.mixture.spec import Mixture, Source, to_yaml
+from oxe_curate.mixture.texts import TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.mixture import Mixture, Source, to_yaml
-from oxe_curate.tokenize.numbers import Numbers
 from oxe_curate.tokenize.plan import FORMAT, split_of
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask
-from oxe_curate.tokenize.texts import TextSource
 
 MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",

@@ -8,25 +8,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from oxe_curate import runner
+from oxe_curate.actions.action_tokens import ActionTokens
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import Bounds, lookup, read_statistics
+from oxe_curate.actions.token_rules import Rule
+from oxe_curate.actions.tokenizers import read_vocabulary
+from oxe_curate.beam import runner
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter.duplicates import check_leaks
-from oxe_curate.filter.index import Index
+from oxe_curate.index.duplicates import check_leaks
+from oxe_curate.index.numbers import Numbers
+from oxe_curate.index.store import Index
+from oxe_curate.mixture.spec import Mixture, Source, read_mixture, resolve, with_statistics
+from oxe_curate.mixture.texts import open_texts
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards, text_build
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import Bounds, lookup, read_statistics
 from oxe_curate.tokenize.build import Built, TokenizeTask
 from oxe_curate.tokenize.corpus import count_tokens
 from oxe_curate.tokenize.manifest import MANIFEST, finish
-from oxe_curate.tokenize.mixture import Mixture, Source, read_mixture, resolve, with_statistics
-from oxe_curate.tokenize.numbers import Numbers
 from oxe_curate.tokenize.plan import index_hashes, plan
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
-from oxe_curate.tokenize.texts import open_texts
-from oxe_curate.tokenize.token_rules import Rule
-from oxe_curate.tokenize.tokenizers import read_vocabulary
 
 SHARD_BYTES = 256 << 20
 RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding takes the time, so more processes pay off much sooner

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate import __version__
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError
-from oxe_curate.filter.index import Index
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture.spec import Mixture, Source
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import samples
-from oxe_curate.tokenize.bounds import Bounds
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.mixture import Mixture, Source
 
 FORMAT = 1
 

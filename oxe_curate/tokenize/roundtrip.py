@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import DataError
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import Bounds
 
 DIMENSIONS = (
     ("x", "m", 1.0),

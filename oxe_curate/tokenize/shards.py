@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from oxe_curate.errors import DataError
+from oxe_curate.index.images import EncodedFrames
 from oxe_curate.storage import Folder
 
 ROW_GROUP = 256
@@ -26,22 +27,6 @@ ROW_GROUP = 256
 META = b"oxe_curate"
 _WINDOW = 30  # bits: a source buffer over 2 GiB is seen through overlapping windows that begin every GiB
 _INLINE = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Encoded frames that lie in some buffers.
-
-    Attributes:
-        buffers: memoryviews of source shards, or bytes.
-        buffer: int64 (n,), which buffer each frame is in.
-        offset: int64 (n,). length: int64 (n,); 0 where there is no frame.
-    """
-
-    buffers: Sequence[memoryview]
-    buffer: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
 
 
 class FrameViews:
@@ -55,7 +40,7 @@ class FrameViews:
         used: bool (n,), those that will be picked: others are not looked at. None: all.
     """
 
-    def __init__(self, frames: Frames, used: NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, frames: EncodedFrames, used: NDArray[np.bool_] | None = None) -> None:
         self._windows: list[Any] = []
         self._views = views = np.zeros((len(frames.length), 4), np.int32)
         views[:, 0] = frames.length
@@ -136,7 +121,7 @@ class Rows:
     codes: Mapping[str, NDArray[np.int32]]
     step: NDArray[np.int32]
     frame: NDArray[np.int64]
-    frames: Mapping[str, Frames]
+    frames: Mapping[str, EncodedFrames]
     action: NDArray[np.float32]
     bins: NDArray[np.uint8]
     action_mask: NDArray[np.bool_]
@@ -241,7 +226,7 @@ def write_texts(
     out: Folder,
     path: str,
     rows: Any,
-    frames: Frames,
+    frames: EncodedFrames,
     frame: NDArray[np.int64],
     permutation: NDArray[np.int64],
     meta: Mapping[str, Any],

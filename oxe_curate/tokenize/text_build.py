@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 from oxe_curate import __version__
 from oxe_curate.errors import DataError
+from oxe_curate.index import images
+from oxe_curate.index.images import EncodedFrames
+from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture.spec import ImageSpec, Mixture
+from oxe_curate.mixture.texts import TextFile, TextSource
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import images, samples, shards
+from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.mixture import ImageSpec, Mixture
 from oxe_curate.tokenize.plan import FORMAT
-from oxe_curate.tokenize.shards import Frames
-from oxe_curate.tokenize.texts import TextFile, TextSource
 
 _BATCH = 256  # rows that are read at once
 _UNITS = 4  # a shard holds at least about so many pieces of the sources
@@ -139,7 +141,7 @@ def run(task: TextTask) -> Built:
         }
     )
     place = np.array(drawn.place, np.int64).reshape(-1, 3)
-    frames = Frames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
+    frames = EncodedFrames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
     shards.write_texts(task.out, task.output, table, frames, np.array(drawn.frame, np.int64), samples.order(keys), meta)

@@ -10,7 +10,7 @@ __all__ = ["Policy"]
 
 def __getattr__(name: str) -> Any:
     if name == "Policy":  # torch and transformers take seconds to import
-        from oxe_curate.train.policy import Policy
+        from oxe_curate.train.serving.policy import Policy
 
         return Policy
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

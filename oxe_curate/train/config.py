@@ -12,7 +12,7 @@ from pydantic_core import ArgsKwargs
 
 from oxe_curate import config
 from oxe_curate.errors import ConfigError
-from oxe_curate.tokenize.mixture import Role
+from oxe_curate.mixture.spec import Role
 
 FamilyName = Literal["openvla", "roboflamingo"]
 AdapterKind = Literal["lora", "qlora", "int8", "none"]

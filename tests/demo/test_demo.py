@@ -9,6 +9,7 @@ from oxe_curate import demo
 from oxe_curate.config import parse_yaml
 from oxe_curate.demo.structure import _expand, features_json
 from oxe_curate.errors import StorageError
+from tests import ROOT
 
 NAMES = [dataset.name for dataset in demo.DATASETS]
 
@@ -51,7 +52,7 @@ def test_spoiled_episodes_lie_in_the_train_split():
 
 
 def test_the_mixture_is_the_same_in_the_repository_and_in_the_package():
-    published = Path(__file__).parents[2] / "mixtures/demo.yaml"
+    published = ROOT / "mixtures/demo.yaml"
     assert demo.mixture_text() == published.read_text()
     mixture = parse_yaml(demo.mixture_text(), "demo.yaml")
     assert [d["name"] for d in mixture["datasets"]] == NAMES[:3]

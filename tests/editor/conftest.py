@@ -13,7 +13,7 @@ from oxe_curate.editor import server
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.editor.files import MixtureFile
 from oxe_curate.editor.security import Access
-from oxe_curate.filter.index import Index
+from oxe_curate.index.store import Index
 
 MIXTURE = """# A mixture 🤖 with comments
 name: my_mixture

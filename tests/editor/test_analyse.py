@@ -11,8 +11,8 @@ from oxe_curate.editor.frames import Frames
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.quantities import solve
 from oxe_curate.errors import ConfigError
-from oxe_curate.mixtures import published
-from oxe_curate.mixtures.propose import propose
+from oxe_curate.mixture import published
+from oxe_curate.mixture.propose import propose
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests.editor.conftest import MIXTURE
 
@@ -277,8 +277,8 @@ def test_a_swapped_frame_has_red_and_blue_exchanged(frames):
 
 
 def test_real_bridge(shared, tmp_path):
-    from oxe_curate.filter.index import Index
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
+    from oxe_curate.index.store import Index
 
     options = FilterOptions(datasets=("bridge_dataset",), workers=1, progress=False)
     run_filter(shared / "data" / "rlds", tmp_path / "index", options)

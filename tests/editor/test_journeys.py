@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oxe_curate.editor.catalogue import Catalogue
-from oxe_curate.mixtures import published
+from oxe_curate.mixture import published
 from tests.editor.conftest import MIXTURE, Served, start
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")

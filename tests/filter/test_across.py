@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from oxe_curate.filter import across
-from oxe_curate.filter.index import INDEX_JSON, Index
 from oxe_curate.filter.pipeline import UNFINISHED, FilterOptions, FilterResult, run_filter
 from oxe_curate.filter.screen import Criteria
+from oxe_curate.index.store import INDEX_JSON, Index
 from tests import bridge
 
 

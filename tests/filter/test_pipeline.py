@@ -10,9 +10,9 @@ import pytest
 
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError, StorageError
-from oxe_curate.filter.index import Index
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.filter.screen import Criteria
+from oxe_curate.index.store import Index
 from tests import bridge
 
 
@@ -50,7 +50,7 @@ def test_a_row_says_what_the_episode_is_and_where_its_frames_are(source: Path, t
         assert len(frames) == 5
         for t, frame in zip(row["frame_index"], frames, strict=True):
             jpeg = data[frame["offset"] : frame["offset"] + frame["length"]]
-            from oxe_curate.tokenize.images import decode
+            from oxe_curate.index.images import decode
 
             assert np.abs(decode(jpeg).astype(int) - bridge.colour(1, t, camera)).max() <= 3
     assert row["metrics"]["seconds"] == pytest.approx(5 / registry.load("bridge_dataset").control_hz)
@@ -59,7 +59,7 @@ def test_a_row_says_what_the_episode_is_and_where_its_frames_are(source: Path, t
 def test_spans_lead_to_the_same_frames(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "exact", frames="exact")
     run(source, tmp_path / "span", frames="span")
-    from oxe_curate.filter.scan import locate
+    from oxe_curate.index.frame_pool import locate
     from oxe_curate.storage import Folder
 
     path = "bridge_dataset/1.0.0/train-00000-of-00002.parquet"

@@ -13,8 +13,9 @@ from oxe_curate.filter.scan import scan_shard
 from oxe_curate.rlds.dataset import find
 from oxe_curate.rlds.synthetic import write_dataset
 from oxe_curate.storage import Folder
+from tests import ROOT
 
-SHARED = Path(__file__).parents[3] / "shared" / "oxe" / "features"
+SHARED = ROOT.parent / "shared" / "oxe" / "features"
 
 
 def structures() -> list[str]:

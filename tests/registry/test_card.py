@@ -5,6 +5,7 @@ import pytest
 from oxe_curate.config import build, parse_yaml
 from oxe_curate.errors import ConfigError
 from oxe_curate.registry.card import DatasetCard, read_card
+from oxe_curate.registry.features import check_features
 from oxe_curate.registry.recipe import Piece, Trim
 
 CARD = """
@@ -129,7 +130,7 @@ def test_an_unknown_recipe_suggests_a_known_one():
 
 
 def test_a_card_fits_features_json():
-    remarks = card().check_features(WIDTHS | {"observation/front": (8, 8, 3)})
+    remarks = check_features(card(), WIDTHS | {"observation/front": (8, 8, 3)})
     assert remarks == (
         "camera 'observation/side' is not there",
         "camera 'observation/hand' is not there",
@@ -150,36 +151,36 @@ def test_a_card_fits_features_json():
 def test_a_card_that_does_not_fit_features_json_says_where(change, message):
     widths = {key: shape for key, shape in (WIDTHS | change).items() if shape is not None}
     with pytest.raises(ConfigError, match=message) as error:
-        card().check_features(widths, "here")
+        check_features(card(), widths, "here")
     assert str(error.value).startswith("small.yaml: ")
 
 
 def test_the_closest_step_key_is_suggested():
     widths = {"observation/sate": (4,), "action": (7,), "language_instruction": ()}
     with pytest.raises(ConfigError, match="Did you mean 'observation/sate'"):
-        card().check_features(widths)
+        check_features(card(), widths)
 
 
 def test_unknown_lengths_are_not_an_error_and_missing_proprio_is_a_remark():
-    assert card().check_features(WIDTHS | {"action": (None,)})
+    assert check_features(card(), WIDTHS | {"action": (None,)})
     text = changed("proprio: [{src: observation/state}]", "proprio: [{src: observation/joints}]")
-    assert card(text).check_features(WIDTHS)[0] == "proprio is left out: its keys are not there"
+    assert check_features(card(text), WIDTHS)[0] == "proprio is left out: its keys are not there"
     with pytest.raises(ConfigError, match=r"proprio\.0\.src"):
-        card(text).check_features(WIDTHS | {"observation/joints": (4, 4)})
+        check_features(card(text), WIDTHS | {"observation/joints": (4, 4)})
 
 
 def test_a_whole_source_must_have_the_width_of_its_part():
     text = changed("{src: observation/state, cols: [0, 3], ops: [delta]}", "{src: observation/state}")
     with pytest.raises(ConfigError, match=r"recipes\.openvla\.xyz: needs 3 columns, features\.json gives 4"):
-        card(text).check_features(WIDTHS)
+        check_features(card(text), WIDTHS)
 
 
 def test_only_the_recipe_in_use_is_checked_where_one_is_named():
     other = CARD[CARD.index("    trim") :].replace("src: action", "src: action_delta")
     both = card(CARD + "  documented:\n" + other)
-    both.check_features(WIDTHS, recipe="openvla")
+    check_features(both, WIDTHS, recipe="openvla")
     with pytest.raises(ConfigError, match="action_delta"):
-        both.check_features(WIDTHS, recipe="documented")
+        check_features(both, WIDTHS, recipe="documented")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from oxe_curate import registry
 from oxe_curate.config import build
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.registry.card import DatasetCard
-from oxe_curate.registry.standardize import standardize
 
 CASES = [
     "berkeley_autolab_ur5", "bridge_orig", "cmu_stretch", "droid", "fractal20220817_data",
@@ -179,7 +178,7 @@ def test_a_quaternion_needs_four_columns():
 
 def test_a_card_without_a_recipe_refuses():
     with pytest.raises(ConfigError, match=r"card 'roboset' has no 7-D end-effector recipe \(JOINT_POS\)"):
-        standardize(registry.load("roboset"), {})
+        registry.load("roboset").standardize({})
 
 
 # ── texts ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.filter.index import Index
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
+from oxe_curate.index.store import Index
 from oxe_curate.report import write_report
 from oxe_curate.report.gather import gather
 from oxe_curate.report.page import share
-from oxe_curate.tokenize.bounds import Bounds
 from tests import bridge
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import polars
 import pytest
 
+from oxe_curate.actions.tokenizers import Vocabulary, read_vocabulary
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.tokenize import corpus
 from oxe_curate.tokenize.corpus import corpus_files, count_tokens
-from oxe_curate.tokenize.tokenizers import Vocabulary, read_vocabulary
 
 LETTERS = Vocabulary(
     128, tuple(map(chr, range(128))), frozenset(), (), "", "letters", lambda text: [ord(c) for c in text]

@@ -11,15 +11,15 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from oxe_curate.actions.action_tokens import ActionTokens
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import read_statistics
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.index.images import decode
+from oxe_curate.mixture import sampling as samples
 from oxe_curate.rlds.synthetic import write_dataset
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import samples
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import read_statistics
-from oxe_curate.tokenize.images import decode
 from oxe_curate.tokenize.pipeline import TokenizeOptions, TokenizeResult, run_tokenize
 from tests import bridge
 from tests.structures import BRIDGE

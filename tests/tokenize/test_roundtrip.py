@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import GRIPPER_UNMASKED, Bounds
 from oxe_curate.errors import DataError
-from oxe_curate.tokenize.bins import ActionBins
-from oxe_curate.tokenize.bounds import GRIPPER_UNMASKED, Bounds
 from oxe_curate.tokenize.roundtrip import RoundTrip, round_trip
 
 UNIT = np.array([-1.0] * 6 + [0.0]), np.array([1.0] * 7)

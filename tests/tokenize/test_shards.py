@@ -5,8 +5,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oxe_curate.index.images import EncodedFrames
 from oxe_curate.tokenize import shards
-from oxe_curate.tokenize.shards import Frames, FrameViews
+from oxe_curate.tokenize.shards import FrameViews
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=12), st.integers(1, 3), st.randoms())
@@ -20,7 +21,7 @@ def test_views_are_the_bytes_in_any_order_from_any_buffer(values: list[bytes], b
     columns = np.array(where, np.int64)
     order = list(range(len(values)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    frames = Frames([memoryview(b"".join(p)) for p in parts], columns[:, 0], columns[:, 1], columns[:, 2])
+    frames = EncodedFrames([memoryview(b"".join(p)) for p in parts], columns[:, 0], columns[:, 1], columns[:, 2])
     array = FrameViews(frames).pick(np.array(order))
     array.validate(full=True)
     assert array.to_pylist() == [values[i] for i in order]
@@ -30,7 +31,7 @@ def test_a_buffer_beyond_two_gib_is_seen_through_windows(monkeypatch: object) ->
     monkeypatch.setattr(shards, "_WINDOW", 4)  # type: ignore[attr-defined]
     data = bytes(range(200))
     offsets = np.array([0, 15, 16, 17, 100], np.int64)
-    frames = Frames([memoryview(data)], np.zeros(5, np.int64), offsets, np.full(5, 20, np.int64))
+    frames = EncodedFrames([memoryview(data)], np.zeros(5, np.int64), offsets, np.full(5, 20, np.int64))
     assert FrameViews(frames).pick(np.arange(5)).to_pylist() == [data[o : o + 20] for o in offsets]
 
 

@@ -8,7 +8,7 @@ import torch
 
 from oxe_curate import config
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.run import run_training
+from oxe_curate.train.loop.run import run_training
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

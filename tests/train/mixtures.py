@@ -10,8 +10,8 @@ from PIL import Image
 
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.screen import Criteria
+from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
-from oxe_curate.train.mixture_folder import MixtureFolder
 from tests import bridge
 
 ONE = "name: m\ndatasets: [{name: bridge_orig, weight: 1}]\n"

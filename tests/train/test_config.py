@@ -92,8 +92,8 @@ def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path:
     pytest.importorskip("bitsandbytes")
     from typer.testing import CliRunner
 
-    from oxe_curate.commands import app
-    from oxe_curate.train import run
+    from oxe_curate.cli.main import app
+    from oxe_curate.train.loop import run
 
     seen: list[TrainConfig] = []
     monkeypatch.setattr(run, "run_training", lambda config, **_: seen.append(config))
@@ -121,7 +121,7 @@ def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_head_of_the_other_family_is_refused() -> None:
     from typer.testing import CliRunner
 
-    from oxe_curate.commands import app
+    from oxe_curate.cli.main import app
 
     result = CliRunner().invoke(
         app, ["train", "mixture", "--base", "b", "--run", "r", "--head", "lstm"], catch_exceptions=True

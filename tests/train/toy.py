@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.train import adapter_files
-from oxe_curate.train.batch import Batch, Collator, Rows
-from oxe_curate.train.checkpoints import Progress
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.family import Contract, Controller, Family
-from oxe_curate.train.order import batch_positions
-from oxe_curate.train.processes import Processes
-from oxe_curate.train.validate import HeldOut
+from oxe_curate.train.data.batch import Batch, Collator, Rows
+from oxe_curate.train.data.order import batch_positions
+from oxe_curate.train.loop.checkpoints import Progress
+from oxe_curate.train.loop.processes import Processes
+from oxe_curate.train.loop.validate import HeldOut
+from oxe_curate.train.models import adapter_files
+from oxe_curate.train.models.base import Contract, Controller, Family
 
 FEATURES, CHUNK = 6, 2
 NAMES = ("arm_a", "arm_b")

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from oxe_curate.tokenize.action_tokens import ActionTokens
-from oxe_curate.tokenize.bounds import Bounds
-from oxe_curate.train import saved
+from oxe_curate.actions.action_tokens import ActionTokens
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.train.config import TrainConfig, to_yaml
-from oxe_curate.train.family import Contract, Controller, Family
+from oxe_curate.train.loop import saved
+from oxe_curate.train.models.base import Contract, Controller, Family
 
 SIZE = 8
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from oxe_curate.train import checkpoints
-from oxe_curate.train.processes import processes
-from oxe_curate.train.progress_log import Log
-from oxe_curate.train.sharding import shard
-from oxe_curate.train.trainer import FamilyTrainer
+from oxe_curate.train.loop import checkpoints
+from oxe_curate.train.loop.processes import processes
+from oxe_curate.train.loop.progress_log import Log
+from oxe_curate.train.loop.sharding import shard
+from oxe_curate.train.loop.trainer import FamilyTrainer
 from tests.train import toy
 
 

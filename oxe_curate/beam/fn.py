@@ -1,0 +1,30 @@
+"""All that the project uses of Beam, and the one DoFn of both pipelines: an element is a task, never an image."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+logging.disable(logging.WARNING)  # Beam warns of the cloud clients that nobody asked for
+import apache_beam as beam  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
+
+logging.disable(logging.NOTSET)
+
+from oxe_curate.beam.task import Work, do  # noqa: E402
+
+
+class DoTask(beam.DoFn):
+    """Does a task and emits nothing: its output is a file, so a retry or a second run is harmless."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def process(self, task: Any) -> list[None]:
+        """Do one task."""
+        do(task, self._work)
+        return []
+
+
+__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "beam"]

@@ -1,0 +1,235 @@
+"""`oxe-curate mixture ...`: parse, call one function, show the result. Each room is imported inside its command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from oxe_curate.index.store import Index
+    from oxe_curate.mixture.members import Member
+    from oxe_curate.mixture.spec import Mixture
+
+mixture_app = typer.Typer(
+    name="mixture",
+    help="Show, check, compare, convert and propose mixtures. A mixture is a YAML file or a published one's name.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+FileOrName = Annotated[str, typer.Argument(metavar="MIXTURE", help="YAML file, or a published mixture's name.")]
+IndexFolder = Annotated[
+    str | None,
+    typer.Option("--index", help="Folder that filter wrote: sizes of what is on disk. Else: published ones."),
+]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Length of a training, for epochs.")]
+Cards = Annotated[Path | None, typer.Option("--cards", metavar="FOLDER", help="Your own cards, merged over ours.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@mixture_app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the published mixtures and their sources."""
+    from oxe_curate.mixture.published import catalogue
+
+    known = list(catalogue().values())
+    if as_json:
+        _print_json([{**asdict(entry), "path": str(entry.path)} for entry in known])
+        return
+    from oxe_curate.mixture import show
+
+    _print(show.published(known))
+
+
+@mixture_app.command("show")
+def show_(
+    mixture: FileOrName,
+    index: IndexFolder = None,
+    samples: Samples = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a mixture gives: share, steps, episodes, hours and epochs per data set."""
+    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.shares import breakdown
+    from oxe_curate.mixture.text_sizes import text_sizes
+
+    read, members = _read(mixture, _open(index), cards)
+    result = breakdown(read, members, samples)
+    texts = text_sizes(read, path_of(mixture).parent)
+    if as_json:
+        _print_json({**asdict(result), "hours": result.hours, "texts": [asdict(text) for text in texts]})
+        return
+    from oxe_curate.mixture import show
+
+    _print(show.mixture(result, texts))
+
+
+@mixture_app.command("check")
+def check_(
+    mixture: FileOrName,
+    index: IndexFolder = None,
+    samples: Samples = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Check a mixture; ends with exit code 2 if it has an error.
+
+    Errors: unknown, duplicate or empty data sets, data sets whose card fails OpenVLA's criterion, versions known to be
+    broken. Warnings: epochs below 1 or above 10 (with --samples), no language, control rates more than 5 times apart,
+    gripper polarity or licence not documented.
+    """
+    from oxe_curate.mixture import check
+    from oxe_curate.mixture.published import path_of
+
+    path = path_of(mixture)
+    found = check.check_file(path, _open(index), samples, cards)
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+    else:
+        from oxe_curate.mixture import show
+
+        _print(show.findings(found, path.name))
+    if check.has_errors(found):
+        raise typer.Exit(2)
+
+
+@mixture_app.command("diff")
+def diff_(
+    before: FileOrName,
+    after: FileOrName,
+    index: IndexFolder = None,
+    cards: Cards = None,
+    unchanged: Annotated[bool, typer.Option("--all", help="Also those that are the same.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two mixtures: weight and share per data set."""
+    from oxe_curate.mixture.diff import diff
+
+    opened = _open(index)
+    result = diff(_read(before, opened, cards), _read(after, opened, cards))
+    if as_json:
+        _print_json(asdict(result))
+        return
+    from oxe_curate.mixture import show
+
+    _print(show.difference(result, unchanged))
+
+
+@mixture_app.command("convert")
+def convert_(
+    source: Annotated[str, typer.Argument(help="A mixture; with --from shares or epochs, a file of `name: number`.")],
+    to: Annotated[Literal["weights", "shares", "epochs"], typer.Option("--to", help="What to print.")],
+    from_: Annotated[
+        Literal["weights", "shares", "epochs"], typer.Option("--from", help="What the numbers of the source are.")
+    ] = "weights",
+    index: IndexFolder = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="To epochs: of a training. To weights: size of one pass.")
+    ] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+) -> None:
+    """Convert between weights, shares and epochs, exactly.
+
+    To weights prints a mixture file; to shares or epochs a `name: number` list, which --from reads back.
+    """
+    from oxe_curate.mixture import convert
+    from oxe_curate.mixture.members import members
+    from oxe_curate.mixture.show import quantities
+
+    opened = _open(index)
+    if from_ == "weights":
+        mixture, found = _read(source, opened, cards)
+    else:
+        mixture, wanted = convert.read_quantities(Path(source), from_)
+        found = members(mixture, opened, cards)
+        one_pass = samples if to == "weights" else None
+        mixture = convert.with_quantities(mixture, found, wanted, from_, one_pass)
+        found = members(mixture, opened, cards)
+    values = convert.quantities(mixture, found, to, samples)
+    if as_json:
+        _print_json(values)
+    else:
+        typer.echo(convert.to_text(mixture) if to == "weights" else quantities(values), nl=False)
+
+
+@mixture_app.command("propose")
+def propose_(
+    index: Annotated[str, typer.Option("--index", help="Folder that filter wrote; its source must be readable.")],
+    mixture: Annotated[
+        str | None, typer.Argument(help="Whose data sets to weigh. Default: all that the index keeps.")
+    ] = None,
+    method: Annotated[
+        Literal["diversity", "proxy"],
+        typer.Option("--method", help="diversity: by what varies. proxy: by what a small model finds hard."),
+    ] = "diversity",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the proposal as a mixture.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proxy model.")] = 0,
+    sample: Annotated[int, typer.Option("--episodes", min=1, help="Of each data set, to look at.")] = 256,
+    cards: Cards = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Propose weights, with the reason for each; docs/decisions/weights.md says what the methods assume."""
+    from oxe_curate.errors import ConfigError
+    from oxe_curate.mixture.propose import propose
+    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.spec import read_mixture
+
+    if out and out.exists():
+        raise ConfigError(f"{out} exists already. Name another --out, or delete it.")
+    opened = _open(index)
+    assert opened is not None
+    result = propose(
+        opened,
+        read_mixture(path_of(mixture)) if mixture else None,
+        method,
+        seed=seed,
+        sample=sample,
+        cards=cards,
+        progress=lambda name: None if quiet else typer.echo(f"looking at {name}", err=True),
+    )
+    if out:
+        from oxe_curate.storage import Folder
+
+        Folder.of(out.absolute().parent).publish_bytes(out.name, result.to_text().encode())
+    if as_json:
+        _print_json(result.to_json())
+        return
+    from oxe_curate.mixture import show
+
+    _print(show.proposal(result))
+    if out:
+        typer.echo(f"Mixture: {out}")
+
+
+def _read(file_or_name: str, index: Index | None, cards: Path | None) -> tuple[Mixture, Sequence[Member]]:
+    from oxe_curate.mixture.members import members
+    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.spec import read_mixture
+
+    mixture = read_mixture(path_of(file_or_name))
+    return mixture, members(mixture, index, cards)
+
+
+def _open(index: str | None) -> Index | None:
+    from oxe_curate.index.store import Index
+
+    return Index.open(index) if index else None
+
+
+def _print(what: Any) -> None:
+    from oxe_curate.ui.tables import console
+
+    console().print(what, markup=False, soft_wrap=False)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))

@@ -1,0 +1,317 @@
+"""What is wrong with a mixture, and what deserves a second look: findings with a line and the way out.
+
+An error means that the mixture should not be trained on as it stands; published mixtures are held to the same rules
+(OpenVLA's Magic Soup++ contains dobbe, which fails OpenVLA's own criterion). A warning means: know this, and decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from oxe_curate import config
+from oxe_curate.errors import ConfigError
+from oxe_curate.index.duplicates import check_leaks
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import card_facts
+from oxe_curate.mixture.lines import Lines, read_lines
+from oxe_curate.mixture.members import Catalogue, Member
+from oxe_curate.mixture.shares import Breakdown, breakdown
+from oxe_curate.mixture.spec import Mixture
+from oxe_curate.mixture.texts import missing_file
+
+FEW_EPOCHS, MANY_EPOCHS = 1.0, 10.0
+RATE_RATIO = 5.0
+"""Control rates further apart than this: the same displacement of a step then means very different speeds."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to mend or to know.
+
+    Attributes:
+        code: for programs, "fails_criterion".
+        key: path in the YAML, "datasets.3.weight"; None where the whole file is meant.
+        line: in the file, from 1.
+        dataset: the entry's name, where one is meant.
+        advice: what to do.
+    """
+
+    level: Literal["error", "warning"]
+    code: str
+    key: str | None
+    line: int | None
+    dataset: str | None
+    message: str
+    advice: str
+
+
+def check_file(
+    path: Path, index: Index | None = None, samples: int | None = None, cards: Path | None = None
+) -> list[Finding]:
+    """Check a mixture file. Raises ConfigError only if it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        config.read_yaml(path)  # says why
+        raise
+    return check_text(text, str(path), index, samples, cards, path.parent)
+
+
+def check_text(
+    text: str,
+    where: str,
+    index: Index | None = None,
+    samples: int | None = None,
+    cards: Path | None = None,
+    base: Path | None = None,
+) -> list[Finding]:
+    """Check the text of a mixture, errors first, then by line.
+
+    Args:
+        text: YAML.
+        where: the file's name, which messages of the parser open with.
+        index: what is on disk; without it sizes are the published ones and versions are not known.
+        samples: length of the training, for the checks of epochs.
+        cards: a folder of the user's own cards.
+        base: folder that relative paths of image-text sources start from; None: the sources are not looked for.
+    """
+    lines = read_lines(text)
+    try:
+        data = config.parse_yaml(text, where)
+    except ConfigError as error:
+        return [_from_parser(str(error), where)]
+    findings = list(_duplicates_by_name(data, lines))
+    try:
+        mixture = config.build(Mixture, _without_duplicates(data), where)
+    except ConfigError as error:
+        findings += [_from_schema(message, where, _entry_numbers(data), lines) for message in str(error).splitlines()]
+        return _sorted(findings)
+    checker = _Checker(mixture, _entry_numbers(data), lines, index, cards)
+    findings += checker.findings(samples)
+    findings += _texts(mixture, lines, base)
+    return _sorted(findings)
+
+
+def has_errors(findings: Sequence[Finding]) -> bool:
+    """Whether the command must end with exit code 2."""
+    return any(finding.level == "error" for finding in findings)
+
+
+def _sorted(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda f: (f.level != "error", f.line or 0, f.code))
+
+
+def _from_parser(message: str, where: str) -> Finding:
+    rest = message.removeprefix(where)
+    number, _, reason = rest.removeprefix(":").partition(": ")
+    line = int(number) if number.isdigit() else None
+    return Finding(
+        "error", "invalid", None, line, None, reason.strip() if line else rest.lstrip(": "), "Mend the YAML there."
+    )
+
+
+def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Finding:
+    # the schema counts without the duplicates that were taken out
+    in_file = re.compile(r"\bdatasets\.(\d+)")
+    reason = in_file.sub(lambda m: f"datasets.{numbers[int(m[1])]}", message.removeprefix(f"{where}: "))
+    key, line = lines.of_message(reason)
+    return Finding("error", "invalid", key, line, None, reason, "Mend the key; docs/formats.md lists them all.")
+
+
+def _names(data: Any) -> list[str | None]:
+    entries = data.get("datasets") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        return []
+    return [e["name"] if isinstance(e, dict) and isinstance(e.get("name"), str) else None for e in entries]
+
+
+def _entry_numbers(data: Any) -> list[int]:
+    """Where in the file's list each entry stands that is no duplicate by name."""
+    names = _names(data)
+    return [i for i, name in enumerate(names) if name is None or names.index(name) == i]
+
+
+def _without_duplicates(data: Any) -> Any:
+    if not _names(data):
+        return data
+    return {**data, "datasets": [data["datasets"][i] for i in _entry_numbers(data)]}
+
+
+def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Finding]:
+    names = _names(data)
+    for i, name in enumerate(names):
+        if name is not None and names.index(name) < i:
+            key = f"datasets.{i}"
+            yield _duplicate(name, name, lines.of(f"datasets.{names.index(name)}"), key, lines.of(key))
+
+
+def _duplicate(name: str, other: str, other_line: int | None, key: str, line: int | None) -> Finding:
+    same = "stands twice" if name == other else f"is the same data set as {other!r}"
+    where = f", first on line {other_line}" if other_line else ""
+    return Finding("error", "duplicate", key, line, name, f"{name!r} {same}{where}", "Add the weights up in one entry.")
+
+
+def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Finding]:
+    """Local image-text sources that cannot be read, each by its first file."""
+    for i, entry in enumerate(mixture.texts if base is not None else ()):
+        assert base is not None
+        if reason := missing_file(entry, base):
+            key = f"texts.{i}.path"
+            advice = "Correct the path or the columns; a relative path starts from the mixture file."
+            yield Finding("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
+
+
+class _Checker:
+    """The checks of a mixture whose form is right."""
+
+    def __init__(
+        self, mixture: Mixture, numbers: list[int], lines: Lines, index: Index | None, cards: Path | None
+    ) -> None:
+        self.mixture, self.index, self.lines = mixture, index, lines
+        self.keys = {entry.name: f"datasets.{n}" for entry, n in zip(mixture.datasets, numbers, strict=True)}
+        self.members: list[Member] = []
+        self.unknown: list[Finding] = []
+        catalogue = Catalogue(index, cards)
+        for entry in mixture.datasets:
+            try:
+                self.members.append(catalogue.member(entry))
+            except ConfigError as error:
+                advice = "Correct the name, or write a card for it (--cards FOLDER)."
+                self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))
+
+    def findings(self, samples: int | None) -> list[Finding]:
+        found = [*self.unknown, *self._duplicates_by_alias()]
+        for member in self.members:
+            found += [*self._criterion(member), *self._version(member), *self._on_disk(member), *self._card(member)]
+        found += [*self._absent(), *self._rates(), *self._licences()]
+        if samples:
+            found += self._epochs(breakdown(self.mixture, self.members, samples), samples)
+        return found
+
+    def _entry(
+        self, level: Literal["error", "warning"], code: str, name: str, message: str, advice: str, key: str = ""
+    ) -> Finding:
+        path = self.keys[name] + key
+        return Finding(level, code, path, self.lines.of(path), name, message, advice)
+
+    def _whole(self, code: str, message: str, advice: str) -> Finding:
+        return Finding("warning", code, "datasets", self.lines.of("datasets"), None, message, advice)
+
+    def _duplicates_by_alias(self) -> Iterator[Finding]:
+        first: dict[str, str] = {}
+        for member in self.members:
+            name, other = member.entry.name, first.setdefault(member.identity, member.entry.name)
+            if other != name:
+                key = self.keys[name]
+                yield _duplicate(name, other, self.lines.of(self.keys[other]), key, self.lines.of(key))
+
+    def _criterion(self, member: Member) -> Iterator[Finding]:
+        card, name = member.card, member.entry.name
+        if card.verdict == "fail":
+            message = f"{name} fails OpenVLA's criterion ({card.reason})"
+            advice = "Take it out: filter keeps none of its episodes unless a criteria file says otherwise."
+            yield self._entry("error", "fails_criterion", name, message, advice)
+        elif card.verdict != "pass":
+            message = f"{name}: whether it fits OpenVLA's criterion is {card.verdict} ({card.reason})"
+            yield self._entry("warning", "criterion_open", name, message, "Look at its data before you train on it.")
+
+    def _version(self, member: Member) -> Iterator[Finding]:
+        good = card_facts.last_good_version(member.card)
+        name = member.entry.name
+        if good is None:
+            return
+        if member.version is None:
+            message = f"{name}: versions after {good} are known to be broken, and without it in the index the version "
+            yield self._entry(
+                "warning", "version_open", name, message + "is not known", f"Get version {good} and filter it."
+            )
+        elif card_facts.is_broken(member.card, member.version):
+            message = f"{name}: the index holds version {member.version}; versions after {good} are known to be broken"
+            yield self._entry("error", "broken_version", name, message, f"Filter version {good} instead.")
+
+    def _on_disk(self, member: Member) -> Iterator[Finding]:
+        if member.dataset is None or self.index is None:
+            return
+        name, summary = member.entry.name, self.index.datasets[member.dataset]
+        have = {split.split("[")[0] for split in summary["splits"]}
+        if missing := [split for split in member.entry.splits if split not in have]:
+            message = f"{name}: the index has no split {missing[0]!r} of it, only {', '.join(sorted(have))}"
+            yield self._entry("error", "no_split", name, message, "Set the entry's key 'splits', or filter that split.")
+        elif not member.episodes:
+            reasons = ", ".join(f"{reason}: {count}" for reason, (count, _) in summary["dropped"].items())
+            message = f"{name} is empty: the index keeps none of its episodes ({reasons or 'there are none'})"
+            yield self._entry("error", "empty", name, message, "Take it out, or filter it by other criteria.")
+
+        try:
+            drawn = {member.dataset: member.entry.splits}
+            check_leaks(self.index.datasets, drawn, bool(self.index.criteria.get("allow_leak")))
+        except ConfigError as error:
+            message, _, advice = str(error).partition(" Leave ")
+            yield self._entry("error", "leak", name, message.removesuffix("."), f"Leave {advice}")
+
+    def _card(self, member: Member) -> Iterator[Finding]:
+        card, name = member.card, member.entry.name
+        if not card.language.keys:
+            message = f"{name} has no language: a model cannot tell from it what an instruction means"
+            yield self._entry(
+                "warning", "no_language", name, message, "Take it out, unless it is for pretraining only."
+            )
+        if card.verdict == "pass" and card_facts.gripper_polarity(card) == "undocumented":
+            message = f"{name}: nothing on its card says which end of the gripper's value is open"
+            advice = "Look at a few of its episodes: a gripper that runs the other way teaches the opposite."
+            yield self._entry("warning", "gripper_polarity", name, message, advice)
+
+    def _absent(self) -> Iterator[Finding]:
+        absent = [m.entry.name for m in self.members if m.dataset is None]
+        if self.index is not None and absent:
+            message = f"{len(absent)} of {len(self.members)} data sets are not in the index: {_some(absent)}"
+            yield self._whole(
+                "not_in_index", message, "Their sizes are the published ones. tokenize needs them filtered."
+            )
+
+    def _rates(self) -> Iterator[Finding]:
+        rates = sorted((m.card.control_hz, m.entry.name) for m in self.members if m.card.control_hz)
+        if rates and rates[-1][0] > RATE_RATIO * rates[0][0]:
+            (slow, slowest), (fast, fastest) = rates[0], rates[-1]
+            message = (
+                f"control rates differ {fast / slow:.3g} times: {slowest} at {slow:g} Hz, {fastest} at {fast:g} Hz. "
+                "Actions are displacements of one step, so the same motion has very different values"
+            )
+            yield self._whole(
+                "control_rates", message, "Bounds per data set hide it in part; evaluate at your robot's rate."
+            )
+
+    def _licences(self) -> Iterator[Finding]:
+        open_ = [m.entry.name for m in self.members if m.card.licence is None]
+        if open_:
+            message = f"the licence of {len(open_)} of {len(self.members)} data sets is not known: {_some(open_)}"
+            yield self._whole("licence", message, "Ask their authors before you publish a model.")
+
+    def _epochs(self, result: Breakdown, samples: int) -> Iterator[Finding]:
+        if result.unknown:
+            message = f"no size is known of {_some(result.unknown)}: shares and epochs of the others are upper bounds"
+            yield self._whole("size_unknown", message, "Filter them, and name the index with --index.")
+        for row in result.rows:
+            if row.epochs is None:
+                continue
+            seen = f"{row.name}: {_number(row.epochs)} epochs in {samples:,} samples"
+            if row.epochs < FEW_EPOCHS:
+                message = f"{seen}: at most {100 * row.epochs:.2g} % of its steps are seen"
+                advice = "Fine if it is there for variety; else raise its weight, or train longer."
+                yield self._entry("warning", "few_epochs", row.name, message, advice, ".weight")
+            elif row.epochs > MANY_EPOCHS:
+                advice = "A model learns such data by heart: lower its weight."
+                yield self._entry("warning", "many_epochs", row.name, seen, advice, ".weight")
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:4])
+    return f"{shown} and {len(names) - 4} more" if len(names) > 5 else ", ".join(names)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

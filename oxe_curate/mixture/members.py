@@ -1,0 +1,99 @@
+"""The data sets of a mixture with what is known of each: its card, and its size from the index or as published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from oxe_curate import registry
+from oxe_curate.index.store import Index, read_meta
+from oxe_curate.mixture.spec import Mixture, MixtureEntry
+from oxe_curate.registry.card import DatasetCard
+
+Origin = Literal["index", "published", "unknown"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A data set of a mixture.
+
+    Attributes:
+        dataset: its name in the index; None where the index does not hold it.
+        version: the version that the index holds.
+        steps: of the kept episodes of the entry's splits (index), or of the whole data set (published); None: unknown.
+        episodes: likewise.
+        origin: where `steps` comes from.
+    """
+
+    entry: MixtureEntry
+    card: DatasetCard
+    dataset: str | None
+    version: str | None
+    steps: int | None
+    episodes: int | None
+    origin: Origin
+
+    @property
+    def identity(self) -> str:
+        """Equal for two entries that mean the same data: the index's name, else the card's."""
+        return self.dataset or self.card.name
+
+    @property
+    def hours(self) -> float | None:
+        """Steps at the card's control rate, in hours; None where either is not known."""
+        hz = self.card.control_hz
+        return None if self.steps is None or not hz else self.steps / hz / 3600
+
+
+class Catalogue:
+    """Finds members by any of their names. Reads index.json's cards once."""
+
+    def __init__(self, index: Index | None = None, cards: Path | None = None) -> None:
+        self._index, self._cards = index, cards
+        self._by_name: dict[str, str] = {}
+        self._held: dict[str, DatasetCard] = {}
+        if index is None:
+            return
+        for dataset, summary in index.datasets.items():
+            card = self._held[dataset] = registry.load(summary["card"] or dataset, cards)
+            for name in (card.name, *card.aliases):
+                self._by_name.setdefault(name, dataset)
+        self._by_name.update({dataset: dataset for dataset in index.datasets})
+
+    def member(self, entry: MixtureEntry) -> Member:
+        """What is known of an entry. Raises ConfigError if neither the index nor a card has its name."""
+        dataset = self._by_name.get(entry.name)
+        if dataset is None:
+            card = registry.load(entry.name, self._cards)
+            origin: Origin = "unknown" if card.num_transitions is None else "published"
+            return Member(entry, card, None, None, card.num_transitions, _published_episodes(card), origin)
+        assert self._index is not None
+        summary = self._index.datasets[dataset]
+        episodes, steps = _kept(self._index, dataset, summary, entry.splits)
+        return Member(entry, self._held[dataset], dataset, summary["version"], steps, episodes, "index")
+
+
+def members(mixture: Mixture, index: Index | None = None, cards: Path | None = None) -> tuple[Member, ...]:
+    """What is known of each entry, in the mixture's order. Raises ConfigError on a name that nothing carries."""
+    catalogue = Catalogue(index, cards)
+    return tuple(catalogue.member(entry) for entry in mixture.datasets)
+
+
+def _published_episodes(card: DatasetCard) -> int | None:
+    """Episodes of all splits, as num_transitions counts them; None where one of them is not published."""
+    counts = [split.episodes for split in card.splits.values()]
+    return sum(c for c in counts if c is not None) if counts and None not in counts else None
+
+
+def _kept(index: Index, dataset: str, summary: dict[str, Any], splits: tuple[str, ...]) -> tuple[int, int]:
+    """Kept episodes and steps of some splits; the files' footers are read only where the index holds others too."""
+    if {split.split("[")[0] for split in summary["splits"]} <= set(splits):
+        return summary["kept"], summary["steps_kept"]
+    episodes = steps = 0
+    for path in index.files(dataset):
+        if path.rsplit("/", 1)[-1].split("-")[0] in splits:
+            counted = read_meta(index.folder, path)["summary"]
+            episodes += counted["kept"]
+            steps += counted["steps_kept"]
+    return episodes, steps

@@ -1,0 +1,218 @@
+"""Propose weights for the data sets of an index, with the reason for each; nothing is changed until it is accepted."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from oxe_curate.errors import ConfigError
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import convert, diversity, shares
+from oxe_curate.mixture.diff import Difference, diff
+from oxe_curate.mixture.members import Member, members
+from oxe_curate.mixture.spec import Mixture, MixtureEntry
+from oxe_curate.mixture.survey import SAMPLE, survey
+
+Method = Literal["diversity", "proxy"]
+RUNS = 2
+"""Of the proxy, from different seeds: how far they lie apart says how much a share means."""
+
+
+@dataclass(frozen=True)
+class ProposedWeight:
+    """A data set's proposed weight.
+
+    Attributes:
+        name: as in the mixture.
+        weight: None where the data set should be left out.
+        current: its weight in the mixture that was given; None where none was.
+        reason: one sentence with the numbers behind it.
+        numbers: those numbers, by name.
+    """
+
+    name: str
+    weight: float | None
+    current: float | None
+    reason: str
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposed mixture and why.
+
+    Attributes:
+        mixture: with the data sets that stay.
+        rows: every data set that was weighed, in order.
+        absent: entries of the current mixture that the index does not hold: their weights are kept.
+        change: against the current mixture, or against every data set at weight 1.
+    """
+
+    method: Method
+    mixture: Mixture
+    rows: tuple[ProposedWeight, ...]
+    absent: tuple[str, ...]
+    change: Difference
+
+    def to_text(self) -> str:
+        """The mixture as a YAML file, the reasons above its entries."""
+        gone = [row.reason for row in self.rows if row.weight is None]
+        header = "\n".join([f"Weights proposed by --method {self.method}.", *map(_wrapped, gone)])
+        return convert.to_text(self.mixture, {row.name: _wrapped(row.reason) for row in self.rows}, header)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "method": self.method, "rows": [asdict(row) for row in self.rows], "absent": list(self.absent),
+            "change": asdict(self.change), "mixture": convert.to_text(self.mixture),
+        }  # fmt: skip
+
+
+def propose(
+    index: Index,
+    current: Mixture | None = None,
+    method: Method = "diversity",
+    *,
+    seed: int = 0,
+    sample: int = SAMPLE,
+    cards: Path | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Proposal:
+    """Propose weights.
+
+    Args:
+        index: what filter wrote; its source must be readable.
+        current: whose data sets are weighed, and whose other keys are kept; None: everything the index keeps.
+        method: "diversity" or "proxy"; see docs/decisions/weights.md.
+        seed: of proxy's model and batches. diversity has no chance in it.
+        sample: episodes of each data set that are looked at.
+        cards: a folder of the user's own cards.
+        progress: called with a data set's name before it is looked at.
+
+    Raises:
+        ConfigError: the index holds none of the data sets.
+    """
+    base = current or _everything(index)
+    found = members(base, index, cards)
+    held = [m for m in found if m.dataset is not None and m.episodes]
+    if not held:
+        raise ConfigError(f"{index.folder} holds none of the data sets of {base.name}. Filter them first.")
+    weigh = _by_diversity if method == "diversity" else _by_proxy
+    rows = weigh(index, base, held, current is not None, seed, sample, progress)
+    by_name = {row.name: row.weight for row in rows}
+    absent = tuple(m.entry.name for m in found if m.dataset is None)
+    entries = [
+        replace(entry, weight=by_name.get(entry.name) or entry.weight)
+        for entry in base.datasets
+        if entry.name in absent or by_name.get(entry.name) is not None
+    ]
+    mixture = replace(base, datasets=tuple(entries))
+    change = diff((base, found), (mixture, members(mixture, index, cards)))
+    change = replace(change, before=base.name if current else "every weight 1", after="proposed")
+    return Proposal(method, mixture, tuple(rows), absent, change)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 112, break_long_words=False))
+
+
+def _everything(index: Index) -> Mixture:
+    entries = [
+        MixtureEntry(name=name, weight=1.0, splits=_splits(summary["splits"]))
+        for name, summary in index.datasets.items()
+        if summary["kept"]
+    ]
+    if not entries:
+        raise ConfigError(f"{index.folder} keeps no episode. Look at what filter dropped, and why.")
+    return Mixture(name="proposed", datasets=tuple(entries))
+
+
+def _splits(have: Sequence[str]) -> tuple[str, ...]:
+    names = [split.split("[")[0] for split in have]
+    return ("train",) if "train" in names else tuple(dict.fromkeys(names))
+
+
+def _by_diversity(
+    index: Index,
+    base: Mixture,
+    held: Sequence[Member],
+    has_current: bool,
+    seed: int,
+    sample: int,
+    progress: Callable[[str], None],
+) -> list[ProposedWeight]:
+    surveys = {}
+    for member in held:
+        progress(member.entry.name)
+        assert member.dataset is not None
+        surveys[member.entry.name] = survey(index, member.dataset, member.entry.splits, sample)
+    current = sum(m.entry.weight * m.steps for m in held if m.steps)  # what is not held keeps its share
+    result = diversity.weights(surveys, current if has_current else None)
+    return [
+        ProposedWeight(
+            name=member.entry.name,
+            weight=(found := result[member.entry.name]).weight,
+            current=member.entry.weight if has_current else None,
+            reason=found.reason,
+            numbers={**asdict(surveys[member.entry.name]), "variety": found.variety, "quantity": found.quantity},
+        )
+        for member in held
+    ]
+
+
+def _by_proxy(
+    index: Index,
+    base: Mixture,
+    held: Sequence[Member],
+    has_current: bool,
+    seed: int,
+    sample: int,
+    progress: Callable[[str], None],
+) -> list[ProposedWeight]:
+    from oxe_curate.mixture import proxy
+    from oxe_curate.mixture.proxy_data import CLASSES, read_examples
+
+    examples = []
+    for member in held:
+        progress(member.entry.name)
+        assert member.dataset is not None
+        examples.append(read_examples(index, member.dataset, member.entry.splits, sample))
+    steps = np.array([m.steps for m in held], np.float64)
+    runs = []
+    for run in range(RUNS):
+        progress(f"two small models, run {run + 1} of {RUNS}")
+        runs.append(proxy.optimise(examples, steps.tolist(), RUNS * seed + run))
+    share, reference, excess = (
+        np.mean([getattr(run, name) for run in runs], axis=0) for name in ("shares", "reference", "excess")
+    )
+    one_pass = sum(m.entry.weight * m.steps for m in held if m.steps) if has_current else float(steps.sum())
+    weights = shares.weights_for_shares(share, steps, one_pass)
+    by_size, mean = steps / steps.sum(), float(share @ excess)
+    rows = []
+    for i, member in enumerate(held):
+        each = " and ".join(f"{100 * run.shares[i]:.3g}" for run in runs)
+        reason = (
+            f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to {100 * share[i]:.3g} % "
+            f"({each} in {RUNS} runs): on held-out episodes the reference model "
+            f"loses {reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
+            f"model lay {excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
+            f"{f', held to {diversity.MOST:g} copies' if weights[i] > diversity.MOST else ''}."
+        )
+        rows.append(
+            ProposedWeight(
+                name=member.entry.name,
+                weight=float(f"{min(weights[i], diversity.MOST):.4g}"),
+                current=member.entry.weight if has_current else None,
+                reason=reason,
+                numbers={
+                    "examples": len(examples[i]), "share_by_size": float(by_size[i]), "share": float(share[i]),
+                    "reference_loss": float(reference[i]), "excess_loss": float(excess[i]),
+                },
+            )
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,161 @@
+"""Look at a data set through its index: all of its texts and lengths, and a fixed sample of frames and actions.
+
+The sample is the episodes whose ids have the smallest hashes: the same ones in every run, and whatever the order of
+shards. A frame is one range of bytes in its shard.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oxe_curate.actions.bounds import Bounds
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.index import images
+from oxe_curate.index.episodes import Episode
+from oxe_curate.index.frame_pool import FramePool
+from oxe_curate.index.store import Index
+from oxe_curate.mixture import variety
+from oxe_curate.mixture.sampling import episode_hashes
+from oxe_curate.mixture.spec import ImageSpec
+
+SAMPLE = 256
+"""Episodes whose first frame and actions are looked at."""
+_ROLES = ("primary", "secondary", "extra")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How varied a data set is.
+
+    Attributes:
+        episodes, steps: kept ones, in the splits that were asked for.
+        median_steps: of an episode.
+        tasks: different instructions. effective_tasks: exp(entropy) of how often each is told, by episode.
+        sampled: episodes whose frames and actions were looked at.
+        effective_scenes: Vendi score of their first frames, at most `sampled`.
+        coverage: how evenly pose actions fill their range, 0 to 1.
+        duplicates: share of sampled episodes that nearly repeat another, 0 to 1.
+    """
+
+    episodes: int
+    steps: int
+    median_steps: float
+    tasks: int
+    effective_tasks: float
+    sampled: int
+    effective_scenes: float
+    coverage: float
+    duplicates: float
+
+
+def survey(
+    index: Index,
+    dataset: str,
+    splits: Sequence[str] = ("train",),
+    sample: int = SAMPLE,
+    seen: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Survey a data set of the index.
+
+    Args:
+        index: what filter wrote; its source must be readable.
+        dataset: name in the index.
+        splits: of the data set.
+        sample: episodes to look at.
+        seen: called after each of them, for a progress bar.
+
+    Raises:
+        ConfigError: no episode of these splits is kept.
+        DataError: a frame cannot be decoded. StorageError: a shard cannot be read.
+    """
+    steps, texts, episodes = choose(index, dataset, splits, sample)
+    actions = normalised(episodes)
+    frames = []
+    for episode in episodes:
+        (first,) = thumbnails(index, episode, np.zeros(1, np.int64))
+        frames.append(variety.embed(first))
+        seen()
+    embedded = np.stack(frames)
+    return Survey(
+        episodes=len(steps),
+        steps=int(steps.sum()),
+        median_steps=float(np.median(steps)),
+        tasks=len(texts),
+        effective_tasks=variety.effective_number(list(texts.values())),
+        sampled=len(episodes),
+        effective_scenes=variety.effective_scenes(embedded),
+        coverage=variety.action_coverage(np.concatenate(actions)),
+        duplicates=variety.near_duplicates(
+            [variety.task(e.instruction) for e in episodes],
+            embedded,
+            np.stack([variety.action_signature(a) for a in actions]),
+        ),
+    )
+
+
+def choose(
+    index: Index, dataset: str, splits: Sequence[str], sample: int
+) -> tuple[NDArray[np.int64], Counter[str], list[Episode]]:
+    """The kept episodes of some splits.
+
+    Returns:
+        int64 (episodes,) their lengths; task -> how many episodes have it; and the sampled episodes, in the index's
+        order.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    lengths: list[NDArray[np.int64]] = []
+    texts: Counter[str] = Counter()
+    rows: list[tuple[np.uint64, str, int]] = []  # hash, index file, row
+    for path in index.files(dataset):
+        if path.rsplit("/", 1)[-1].split("-")[0] not in splits:
+            continue
+        table = index.table(path, ["episode_id", "kept", "num_steps", "instruction"])
+        kept = np.flatnonzero(np.asarray(table["kept"]))
+        table = table.take(kept)
+        lengths.append(np.asarray(table["num_steps"], np.int64))
+        texts.update(variety.task(text) for text in table["instruction"].to_pylist())
+        hashes = episode_hashes(None, table["episode_id"].to_pylist())
+        rows += zip(hashes, [path] * len(kept), kept.tolist(), strict=True)
+        rows = sorted(rows)[:sample]
+    if not rows:
+        raise ConfigError(f"{index.folder}: {dataset} keeps no episode in {', '.join(splits)}: nothing to survey")
+    by_file: dict[str, list[int]] = {}
+    for _, path, row in sorted(rows, key=lambda item: item[1:]):
+        by_file.setdefault(path, []).append(row)
+    episodes = [e for path, numbers in by_file.items() for e in Episode.read(index.folder, path, numbers)]
+    return np.concatenate(lengths), texts, episodes
+
+
+def normalised(episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
+    """Each episode's actions, (T, 7), scaled so that their 1st and 99th percentiles here become -1 and +1."""
+    bounds = Bounds.fit([np.concatenate([e.action for e in episodes])])
+    return [bounds.normalize(e.action) for e in episodes]
+
+
+def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+    """Small pictures of some steps of an episode, uint8 (32, 32, 3) each, from its first third-person camera.
+
+    Raises:
+        DataError: it has no such camera, or a frame cannot be decoded.
+    """
+    role = next((role for role in _ROLES if role in episode.spans), None)
+    if role is None:
+        raise DataError(f"{episode.id}: it has no third-person camera. Filter it by the default criteria.")
+    pool = FramePool(index.source, role)
+    start = pool.add(episode, steps, swap=False)
+    frames = pool.finish(ImageSpec())
+    found = []
+    for i in (start + steps).tolist():
+        data = frames.buffers[frames.buffer[i]][int(frames.offset[i]) : int(frames.offset[i] + frames.length[i])]
+        try:
+            found.append(variety.thumbnail(images.decode(data)))
+        except ValueError as error:
+            raise DataError(f"{episode.id}: a frame of its {role} camera cannot be decoded ({error})") from None
+    return found

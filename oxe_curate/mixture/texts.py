@@ -1,0 +1,227 @@
+"""Image-text sources of a mixture: Parquet files with an image and a question with its answer, or a caption.
+
+Opening a source reads the files' footers alone, so that a missing column is an error before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from oxe_curate.errors import ConfigError, DataError, StorageError, did_you_mean
+from oxe_curate.mixture.spec import TextColumns, TextEntry
+from oxe_curate.storage import Folder
+
+_TAIL = 8  # bytes: length of the footer, "PAR1"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a source hold what.
+
+    Attributes:
+        question: None where `answer` is a caption.
+    """
+
+    image: str
+    question: str | None
+    answer: str
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are there."""
+        return [name for name in (self.image, self.question, self.answer) if name is not None]
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A Parquet file as its footer describes it.
+
+    Attributes:
+        path: relative to the source's folder.
+        groups: (rows, bytes of images) of each row group.
+        sha256: of the file's size and footer.
+    """
+
+    path: str
+    groups: tuple[tuple[int, int], ...]
+    sha256: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(rows for rows, _ in self.groups)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """An image-text source of a mixture, found and checked.
+
+    Attributes:
+        folder: that the files' paths are relative to.
+        files: sorted by path.
+    """
+
+    entry: TextEntry
+    folder: Folder
+    columns: Columns
+    files: tuple[TextFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def sha256(self) -> str:
+        """Hash over the files' hashes: what a shard is decided by."""
+        listing = "".join(f"{file.path} {file.sha256}\n" for file in self.files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def open_texts(entries: Sequence[TextEntry], base: Path, where: str) -> list[TextSource]:
+    """Find the sources of a mixture and read their files' footers.
+
+    Args:
+        entries: `Mixture.texts`.
+        base: folder that relative paths start from, the mixture file's.
+        where: the mixture file, for messages.
+
+    Raises:
+        ConfigError: a path, or a column that is missing.
+        DataError: a file is not Parquet, a column is not of the right kind, or a source is empty.
+    """
+    return [open_text(entry, base, f"{where}: texts: {entry.name!r}") for entry in entries]
+
+
+def open_text(entry: TextEntry, base: Path, where: str, most: int | None = None) -> TextSource:
+    """Find one source, see `open_texts`; `most` limits how many of its files are looked at."""
+    folder, paths = _find(entry.path, base, where)
+    with ThreadPoolExecutor() as pool:  # waits for an object store
+        footers = list(pool.map(lambda path: _footer(folder, path), paths[:most]))
+    columns = _columns(entry.columns, footers[0][0].schema.to_arrow_schema(), f"{where}: {folder}/{paths[0]}")
+    for path, (footer, _) in zip(paths, footers, strict=False):
+        _check(columns, footer.schema.to_arrow_schema(), f"{where}: {folder}/{path}")
+    files = (
+        TextFile(path, _groups(footer, columns.image), digest)
+        for path, (footer, digest) in zip(paths, footers, strict=False)
+    )
+    source = TextSource(entry, folder, columns, tuple(files))
+    if source.rows == 0:
+        raise DataError(f"{where}: {entry.path} holds no row. Take the source out.")
+    return source
+
+
+def _find(path: str, base: Path, where: str) -> tuple[Folder, list[str]]:
+    """The folder of a source, and its files relative to it."""
+    if "://" not in path:
+        local = base / Path(path).expanduser()
+        if not local.exists():
+            nearby = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
+            hint = did_you_mean(local.name, nearby) if nearby else f"{local.parent} is not there either."
+            raise ConfigError(f"{where}: {local}: no such file or folder. {hint}")
+        path = str(local)
+    if path.endswith(".parquet") and not ("://" not in path and Path(path).is_dir()):
+        parent, _, name = path.rpartition("/")
+        return Folder.of(parent), [name]
+    folder = Folder.of(path)
+    found = [name for name, is_folder, _ in folder.list(recursive=True) if name.endswith(".parquet") and not is_folder]
+    if not found:
+        raise ConfigError(f"{where}: {folder}: holds no .parquet file")
+    return folder, found
+
+
+def _footer(folder: Folder, path: str) -> tuple[Any, str]:
+    """A file's footer, and the hash of it and the file's size."""
+    size = folder.size(path)
+    tail = folder.read_bytes(path, max(size - _TAIL, 0), min(size, _TAIL))
+    length = int.from_bytes(tail[:4], "little") + _TAIL
+    if tail[4:] != b"PAR1" or length > size:
+        raise DataError(f"{folder}/{path}: not a Parquet file, or it is cut off")
+    data = folder.read_bytes(path, size - length, length)
+    try:
+        footer = pq.read_metadata(pa.BufferReader(b"PAR1" + data))
+    except pa.ArrowException as error:
+        raise DataError(f"{folder}/{path}: cannot be read as Parquet: {error}") from None
+    return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
+
+
+def _columns(asked: TextColumns, schema: Any, where: str) -> Columns:
+    """Which columns are meant. What is asked for is taken; else a question with its answer, or a caption."""
+    have = set(schema.names)
+    if asked.caption is not None:
+        return Columns(asked.image, None, asked.caption)
+    if asked.question is not None or asked.answer is not None:
+        return Columns(asked.image, asked.question or "question", asked.answer or "answer")
+    if {"question", "answer"} <= have:
+        if "caption" in have:
+            raise ConfigError(
+                f"{where} has questions and captions. Say which with `columns: {{caption: caption}}` or "
+                "`columns: {question: question}`; for both, name the file as two sources."
+            )
+        return Columns(asked.image, "question", "answer")
+    if "caption" in have:
+        return Columns(asked.image, None, "caption")
+    half = sorted({"question", "answer"} & have)
+    missing = ("answer" if half == ["question"] else "question") if half else "caption"
+    wanted = f"no column {missing!r} beside {half[0]!r}" if half else "neither 'question' and 'answer' nor 'caption'"
+    raise ConfigError(f"{where} has {wanted}. {did_you_mean(missing, have)} Name them with the source's key 'columns'.")
+
+
+def _check(columns: Columns, schema: Any, where: str) -> None:
+    for name in columns.names:
+        if name not in schema.names:
+            key = "image" if name == columns.image else "question" if name == columns.question else "answer or caption"
+            raise ConfigError(
+                f"{where} has no column {name!r}. {did_you_mean(name, schema.names)} "
+                f"Name the {key} with the source's key 'columns'."
+            )
+        kind = schema.field(name).type
+        if name == columns.image:
+            inner = (
+                kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+            )
+            if not _is_binary(inner):
+                raise DataError(
+                    f"{where}: the column {name!r} holds {kind}, not images (struct<bytes, path> or binary)"
+                )
+        elif not _is_text(kind):
+            advice = ": make a row of each text" if pa.types.is_nested(kind) else ""
+            raise DataError(f"{where}: the column {name!r} holds {kind}, not text{advice}")
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _groups(footer: Any, image: str) -> tuple[tuple[int, int], ...]:
+    groups = []
+    for i in range(footer.num_row_groups):
+        group = footer.row_group(i)
+        columns = (group.column(c) for c in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
+        groups.append((group.num_rows, size))
+    return tuple(groups)
+
+
+def missing_file(entry: TextEntry, base: Path) -> str | None:
+    """Why a local source cannot be read, from its first file; None where it can, or where it is not local."""
+    if "://" in entry.path:
+        return None
+    try:
+        open_text(entry, base, entry.name, most=1)
+    except (ConfigError, DataError, StorageError) as error:
+        return str(error)
+    return None

@@ -1,0 +1,139 @@
+"""Located samples -> Rows: gather the numbers, decode the images straight into the batch's array."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from oxe_curate.errors import DataError
+from oxe_curate.train.data.batch import Rows, TextRows
+from oxe_curate.train.data.order import random_numbers
+from oxe_curate.train.data.rows import Block, Form, Located
+
+
+def assemble(
+    positions: NDArray[np.int64],
+    samples: Sequence[Located],
+    form: Form,
+    image_size: int,
+    seed: int,
+    text_factor: float = 1.0,
+) -> Rows:
+    """Make a batch of some samples; robot rows and image-text rows part here.
+
+    Args:
+        positions: int64 (N,), place of each sample in the run.
+        samples: N of them.
+        form: what of a robot row is wanted.
+        image_size: S; an image of another size is resized with Pillow's bicubic filter, as at inference.
+        seed: of the random numbers.
+        text_factor: of the language loss.
+
+    Raises:
+        DataError: an image does not decode; names the shard, the row and the sample.
+    """
+    is_text = np.array([len(block.texts) == 2 for block, _ in samples], bool)
+    robots = [sample for sample, text in zip(samples, is_text, strict=True) if not text]
+    n, window, chunk = len(robots), form.window, form.chunk
+    records = np.zeros(n, form.record)
+    images = np.empty((n, window, len(form.cameras), image_size, image_size, 3), np.uint8)
+    for i, (block, row) in enumerate(robots):
+        record = records[i] = block.records[row]
+        seen = record["observation_mask"]
+        for w in range(window):
+            if seen[w]:
+                for camera in range(len(form.cameras)):
+                    _decode(block, row, w, camera, images[i, w, camera])
+        if not seen.all():  # what lies before the episode's start looks like its first observation
+            images[i, ~seen] = images[i, seen.argmax()]
+    ahead = np.arange(window)[:, None] + np.arange(chunk)
+    place = np.flatnonzero(is_text)
+    texts = [sample for sample, text in zip(samples, is_text, strict=True) if text]
+    return Rows(
+        position=positions[~is_text],
+        dataset=records["dataset"].astype(np.int64),
+        instruction=[block.texts[0][row] for block, row in robots],
+        images=images,
+        observation_mask=records["observation_mask"],
+        actions=records["action"][:, ahead],
+        bins=records["bins"][:, ahead],
+        action_mask=records["action_mask"][:, ahead],
+        proprio=records["proprio"],
+        random=random_numbers(seed, positions[~is_text]),
+        sample_id=SampleIds(robots),
+        texts=_texts(texts, place, image_size, text_factor) if texts else None,
+    )
+
+
+def _texts(texts: Sequence[Located], place: NDArray[np.int64], size: int, factor: float) -> TextRows:
+    images = np.empty((len(texts), size, size, 3), np.uint8)
+    for i, (block, row) in enumerate(texts):
+        _decode(block, row, 0, 0, images[i])
+    return TextRows(
+        images=images,
+        question=[block.texts[0][row] for block, row in texts],
+        answer=[block.texts[1][row] for block, row in texts],
+        factor=np.full(len(texts), factor, np.float32),
+        place=place,
+    )
+
+
+def _decode(block: Block, row: int, observation: int, camera: int, out: NDArray[np.uint8]) -> None:
+    data = block.frame(row, observation, camera)
+    try:
+        decode_into(data, out)
+    except ValueError as error:
+        raise DataError(
+            f"{block.where(row)} ({block.sample_id(row)}): its image does not decode ({error}). "
+            "The shard is damaged: remove it and run tokenize again."
+        ) from None
+
+
+def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
+    """Decode a JPEG or PNG into uint8 (S, S, 3), RGB, resizing where it has another size.
+
+    Raises:
+        ValueError: not such an image, or a damaged one.
+    """
+    if bytes(data[:2]) == b"\xff\xd8":
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (height, width) == out.shape[:2]:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            return
+        decoded = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+    else:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                decoded = image.convert("RGB")
+        except (OSError, SyntaxError) as error:
+            raise ValueError(str(error)) from None
+    out[:] = resize(decoded, out.shape[0])
+
+
+def resize(image: Any, size: int) -> NDArray[np.uint8]:
+    """A PIL image -> uint8 (size, size, 3), aspect not kept: the "resize-naive" of the released models."""
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.uint8)
+
+
+class SampleIds(Sequence[str]):
+    """Ids of a batch's samples, read from the shards when somebody asks."""
+
+    def __init__(self, samples: Sequence[Located]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        block, row = self._samples[index]
+        return block.sample_id(row)

@@ -1,0 +1,256 @@
+"""How well a run predicts: whole episodes step by step, errors in metres and degrees, curves of every dimension.
+
+At each step the model sees what the robot saw in the data, whatever it predicted before (teacher forcing). A model that
+keeps nothing between steps predicts them in batches; one with a window goes through each episode with its `Controller`,
+as on a robot, state and all.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from oxe_curate import __version__
+from oxe_curate.actions.bins import ActionBins
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.mixture.sampling import episode_hash
+from oxe_curate.storage import Folder, stderr_is_terminal
+from oxe_curate.tokenize.folder import MixtureFolder
+from oxe_curate.train.data.episodes import EpisodeReader
+from oxe_curate.train.evaluation import page as evaluation_page
+from oxe_curate.train.evaluation.page import Drawn
+from oxe_curate.train.evaluation.predict_episode import Predicted, batched, through
+from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
+from oxe_curate.train.loop.saved import CHECKPOINT, Saved, open_saved
+from oxe_curate.train.serving.policy import Quantization, load_model
+
+EPISODES = 20
+DRAWN = 12
+"""Episodes whose curves are on the page; all are in predictions.parquet."""
+Done = list[tuple[str, str, Predicted]]
+"""(Data set, episode, what the model made of it)."""
+RESULT, PAGE, PREDICTIONS = "evaluation.json", "index.html", "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        folder: where it was written. page: its HTML page.
+        how: "batches" or "controller".
+        scores: data set -> its scores. whole: of all steps.
+        episodes: data set -> how many.
+    """
+
+    folder: Path
+    run: str
+    checkpoint: int | None
+    split: str
+    how: str
+    scores: dict[str, Scores]
+    whole: Scores
+    episodes: dict[str, int]
+    seconds: float
+
+    @property
+    def page(self) -> Path:
+        """The HTML page."""
+        return self.folder / PAGE
+
+    def table(self) -> Any:
+        """A table for the terminal (rich)."""
+        return evaluation_page.table(self.scores, self.whole)
+
+    def to_json(self) -> dict[str, Any]:
+        """What evaluation.json holds."""
+        return {
+            "software": f"oxe-curate {__version__}",
+            "run": self.run,
+            "checkpoint": self.checkpoint,
+            "split": self.split,
+            "how": self.how,
+            "dimensions": list(NAMES),
+            "episodes": self.episodes,
+            "datasets": {name: part.to_json() for name, part in self.scores.items()},
+            "all": self.whole.to_json(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def evaluate_run(
+    run: str | Path,
+    *,
+    checkpoint: int | None = None,
+    split: Literal["validation", "train"] = "validation",
+    episodes: int | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    quantize: Quantization | None = None,
+    progress: bool = True,
+    data: str | None = None,
+    base: str | Path | None = None,
+    batch_size: int = 16,
+    center_crop: bool | None = None,
+) -> Evaluation:
+    """Predict whole episodes of a run's mixture, and write a table, the predictions and a page of curves.
+
+    Args:
+        run: a run, or what was exported of one.
+        checkpoint: step of a run; default its end.
+        split: episodes held out, or trained on (of which only the steps that were drawn are there).
+        episodes: how many at most, the same number from each data set as far as they go; default 20.
+        out: folder; default `evaluation` in the run's (`evaluation/checkpoint-<step>` for a step of it).
+        device: default the GPU, if there is one.
+        quantize: see `Policy.load`.
+        progress: whether to show a bar, if standard error is a terminal.
+        data: where the mixture lies, if not where it lay in training.
+        base: where the base checkpoint lies, likewise.
+        batch_size: samples a forward pass, where steps are predicted in batches.
+        center_crop: cut out the middle of each picture; default as trained (True after random crops).
+
+    Raises:
+        ConfigError: as `open_saved`; no such mixture, or no episodes in the split.
+        DataError: files that are not those of the training; output that is not finite.
+        StorageError: `out` cannot be written.
+    """
+    started = time.monotonic()
+    saved = open_saved(run, checkpoint=checkpoint, base=base)
+    mixture = _mixture(saved, data)
+    folder = Folder.of(out or _default_out(saved))
+    folder.check_writable()
+    contract = saved.contract
+    reader = EpisodeReader(
+        mixture, split=split, image_size=contract.image_size, cameras=contract.cameras, window=contract.window,
+        chunk=contract.chunk, proprio=contract.proprio > 0,
+    )  # fmt: skip
+    chosen = choose(reader.by_dataset, episodes or EPISODES)
+    crop = saved.config.augment if center_crop is None else center_crop
+    model = load_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
+    # a row tells the robot's state at its own step alone, so a window with state stays a row
+    how = "controller" if contract.window > 1 and contract.proprio == 0 else "batches"
+    done: Done = []
+    for dataset, name in tqdm(chosen, desc="evaluate", disable=not (progress and stderr_is_terminal())):
+        read, steps = functools.partial(reader.read, name), reader.steps(name)
+        if how == "controller":
+            found = through(model, read, steps, crop)
+        else:
+            found = batched(model, saved.config, read, steps, crop, batch_size)
+        if not np.isfinite(found.predicted).all():
+            raise DataError(f"{saved.folder}: the model's output is not finite. Did training diverge?")
+        done.append((dataset, name, found))
+    result = _result(done, saved, split, how, Path(folder.uri), time.monotonic() - started)
+    _write(folder, result, done, saved)
+    return result
+
+
+def choose(by_dataset: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
+    """Which episodes to take: in turn one of each data set, each data set's in the order of a hash of their ids.
+
+    Returns:
+        (data set, episode) pairs, a data set's together.
+    """
+    ranked = {name: sorted(ids, key=lambda one: (episode_hash(0, one), one)) for name, ids in by_dataset.items()}
+    turns = [(turn, place, one) for place, ids in enumerate(ranked.values()) for turn, one in enumerate(ids)]
+    names = list(ranked)
+    taken = sorted((place, turn, one) for turn, place, one in sorted(turns)[:count])
+    return [(names[place], one) for place, _, one in taken]
+
+
+def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
+    """The mixture, if its statistics and token table are those of the training."""
+    where = data or saved.config.data
+    if not where:
+        raise ConfigError(f"{saved.folder}: does not say what it was trained on; name the mixture's folder with data")
+    mixture = MixtureFolder.open(where)
+    for key in ("statistics", "tokens"):
+        told = saved.contract.hashes.get(key)
+        if told is not None and told != mixture.hashes[key]:
+            raise DataError(
+                f"{mixture.folder}: its {key} are not those that {saved.folder} was trained with: errors would be "
+                "taken in other units than the model's. Evaluate on the mixture of the training."
+            )
+    return mixture
+
+
+def _default_out(saved: Saved) -> Path:
+    folder = saved.folder / "evaluation"
+    return folder if saved.checkpoint is None else folder / f"{CHECKPOINT}{saved.checkpoint}"
+
+
+def _result(done: Done, saved: Saved, split: str, how: str, folder: Path, seconds: float) -> Evaluation:
+    bins, bounds = ActionBins("uniform" if saved.contract.bins == "uniform" else "openvla"), saved.bounds
+    total = sum(len(found.steps) for _, _, found in done)
+    scores, count = {}, {}
+    for name in dict.fromkeys(dataset for dataset, _, _ in done):
+        mine = [found for dataset, _, found in done if dataset == name]
+        parts = [np.concatenate([getattr(found, part) for found in mine]) for part in ("predicted", "target", "mask")]
+        scores[name] = score(parts[0], parts[1], parts[2], bounds[name], bins, total)
+        count[name] = len(mine)
+    return Evaluation(folder, str(saved.folder), saved.checkpoint, split, how, scores, together(scores), count, seconds)
+
+
+def _write(folder: Folder, result: Evaluation, done: Done, saved: Saved) -> None:
+    """Predictions, page, and last evaluation.json."""
+    folder.publish(PREDICTIONS, lambda sink: pq.write_table(_table(done, saved), sink, compression="zstd"))
+    facts = {"data": Path(saved.config.data).name, "split": result.split, "base": Path(saved.config.base).name}
+    if result.checkpoint is not None:
+        facts["checkpoint"] = str(result.checkpoint)
+    notes = [
+        "At each step the model sees what the robot saw in the data. The data's actions are clipped to the bounds that "
+        "they were normalised by.",
+        "Steps are predicted one after another with the model's own state, as on a robot."
+        if result.how == "controller"
+        else "Steps are predicted in batches: each holds all that the model looks at.",
+    ]
+    if saved.contract.tokens is None:
+        notes.append("The model has no action tokens; its numbers are compared by the bins that they fall into.")
+    drawn = [
+        Drawn(
+            dataset, name, found.instruction, found.steps, saved.bounds[dataset].denormalize(found.target[:, 0]),
+            saved.bounds[dataset].denormalize(found.predicted[:, 0]), found.frames,
+        )
+        for dataset, name, found in _few(done)
+    ]  # fmt: skip
+    title = f"Evaluation: {saved.folder.name}"
+    page = evaluation_page.page(title, facts, result.scores, result.whole, drawn, notes)
+    folder.publish_bytes(PAGE, page.encode())
+    folder.publish_bytes(RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+
+
+def _few(done: Done) -> Done:
+    """The episodes to be drawn."""
+    by_dataset: dict[str, list[str]] = {}
+    for dataset, name, _ in done:
+        by_dataset.setdefault(dataset, []).append(name)
+    shown = set(choose(by_dataset, DRAWN))
+    return [entry for entry in done if entry[:2] in shown]
+
+
+def _table(done: Done, saved: Saved) -> Any:
+    """A row per step, in the data set's units: `target_x` ..., `predicted_x` ..., and whole chunks where there are."""
+    texts = [(dataset, name, found.instruction) for dataset, name, found in done for _ in found.steps]
+    columns: dict[str, Any] = {
+        key: pa.array(list(values)).dictionary_encode()
+        for key, values in zip(("dataset", "episode_id", "instruction"), zip(*texts, strict=True), strict=True)
+    }
+    columns["step"] = np.concatenate([found.steps for _, _, found in done]).astype(np.int32)
+    for what in ("target", "predicted"):
+        parts = [saved.bounds[dataset].denormalize(getattr(found, what)) for dataset, _, found in done]
+        real = np.concatenate(parts).astype(np.float32)
+        columns |= {f"{what}_{name}": np.ascontiguousarray(real[:, 0, d]) for d, name in enumerate(NAMES)}
+        if real.shape[1] > 1:
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(real.reshape(-1)), real.shape[2])
+            columns[f"{what}_chunk"] = pa.FixedSizeListArray.from_arrays(flat, real.shape[1])
+    return pa.table(columns)

@@ -1,0 +1,101 @@
+"""The batches of a run, from a mixture's shards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from oxe_curate.tokenize.folder import MixtureFolder
+from oxe_curate.train.config import TrainConfig
+from oxe_curate.train.data import Loader, ValidationLoader
+from oxe_curate.train.data.batch import Collator
+from oxe_curate.train.loop.processes import Processes
+from oxe_curate.train.loop.validate import HeldOut
+from oxe_curate.train.models.base import Contract
+
+
+@dataclass(frozen=True)
+class MixtureSource:
+    """Reads training and held-out samples as a model's contract asks for them.
+
+    Attributes:
+        mixture: the shards. contract: of the model. collator: of its family.
+        config: of the run. processes: that share the samples.
+    """
+
+    mixture: MixtureFolder
+    contract: Contract
+    collator: Collator
+    config: TrainConfig
+    processes: Processes
+
+    def train(self, consumed: int) -> Loader:
+        """This process's batches from the sample `consumed` of all processes on, to the end of the run."""
+        return self._loader(consumed, self.steps - consumed // self.global_batch)
+
+    def validation(self) -> ValidationLoader:
+        """This process's held-out batches."""
+        return self._held_out
+
+    @property
+    def global_batch(self) -> int:
+        """Samples an optimizer step, of all processes."""
+        return self.config.batch_size * self.config.accumulation * self.processes.world
+
+    @cached_property
+    def samples(self) -> int:
+        """Rows of an epoch, robot and image-text rows together."""
+        return self._loader(0, None).samples
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run: as told, or as many as the epochs take."""
+        return self.config.steps or max(1, math.ceil((self.config.epochs or 1) * self.samples / self.global_batch))
+
+    @property
+    def validates(self) -> bool:
+        """Whether samples are held out, and looked at."""
+        held = sum(self.mixture.manifest["rows"]["validation"].values())
+        return self.config.eval_samples > 0 and held >= self.processes.world
+
+    @cached_property
+    def _held_out(self) -> ValidationLoader:
+        contract, config = self.contract, self.config
+        return ValidationLoader(
+            self.mixture,
+            HeldOut(self.collator, crop=config.augment),
+            image_size=contract.image_size,
+            batch_size=config.batch_size,
+            count=config.eval_samples,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            cameras=contract.cameras,
+            window=contract.window,
+            chunk=contract.chunk,
+            proprio=contract.proprio > 0,
+            workers=config.workers,
+            pin=self.processes.device.type == "cuda",
+        )
+
+    def _loader(self, start: int, steps: int | None) -> Loader:
+        contract, config = self.contract, self.config
+        return Loader(
+            self.mixture,
+            self.collator,
+            image_size=contract.image_size,
+            batch_size=config.batch_size,
+            accumulation=config.accumulation,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            seed=config.seed,
+            start=start,
+            steps=steps,
+            cameras=contract.cameras,
+            window=contract.window,
+            chunk=contract.chunk,
+            proprio=contract.proprio > 0,
+            text_factor=config.text_factor,
+            workers=config.workers,
+            pin=self.processes.device.type == "cuda",
+        )

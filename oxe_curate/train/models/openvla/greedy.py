@@ -1,0 +1,48 @@
+"""Greedy decoding of a batch, token by token over a key-value cache, right-padded prompts of any lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from oxe_curate.train.models.openvla.kv_cache import cache_keyword
+from oxe_curate.train.models.openvla.model import OpenVLA
+
+
+def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: int) -> torch.Tensor:
+    """The likeliest next tokens of the whole vocabulary, as `generate` gives them, without an end at a stop token.
+
+    Args:
+        net: in evaluation mode.
+        embeds: (n, N, width): BOS, patches, prompt, padding.
+        length: int64 (n,): of each row without its padding.
+        count: tokens to make.
+
+    Returns:
+        int64 (n, count).
+    """
+    n, width, _ = embeds.shape
+    places = torch.arange(width, device=embeds.device)
+    # padding stays where it is, between prompt and answer: nobody looks at it, and positions are told apart from it
+    mask = places[None] < length[:, None]
+    cache: dict[str, Any] = {cache_keyword(net.decoder): DynamicCache(config=net.language_model.config)}
+    out = net.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **cache)
+    state = out.last_hidden_state[torch.arange(n, device=embeds.device), length - 1]
+    ids = []
+    for made in range(count):
+        token = net.head(state).argmax(-1)
+        ids.append(token)
+        if made == count - 1:
+            break
+        mask = torch.cat([mask, mask.new_ones(n, 1)], dim=1)
+        out = net.decoder(
+            inputs_embeds=net.language_model.get_input_embeddings()(token)[:, None],
+            attention_mask=mask,
+            position_ids=(length + made)[:, None],
+            use_cache=True,
+            **cache,
+        )
+        state = out.last_hidden_state[:, 0]
+    return torch.stack(ids, dim=1)

@@ -1,0 +1,358 @@
+"""OpenVLA's network: two vision transformers, a projector, a causal language model, named as in the published weights.
+
+`load_model(folder)` reads a checkpoint folder; `fresh.compose` makes one from any language model's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from oxe_curate.train.models.norms import fuse_rms_norms
+from oxe_curate.train.models.openvla.action_head import L1Head
+from oxe_curate.train.models.openvla.config import Architecture
+from oxe_curate.train.models.openvla.vit import VisionTransformer
+from oxe_curate.train.models.weights import (
+    Checkpoint,
+    Quantize,
+    Stored,
+    load_into,
+    persistent_buffers,
+    plan,
+    skeleton,
+    write,
+)
+
+IGNORE = -100
+"""Label of a position without a loss."""
+SHARD_BYTES = 5_000_000_000
+
+
+class VisionBackbone(nn.Module):
+    """One or two vision transformers looking at the same image, each with its own normalisation."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        towers = [
+            VisionTransformer(v, size) for v, size in zip(architecture.vits, architecture.image_sizes, strict=True)
+        ]
+        self.featurizer = towers[0]
+        if len(towers) == 2:
+            self.fused_featurizer = towers[1]
+
+    @property
+    def towers(self) -> list[VisionTransformer]:
+        """DINOv2 and SigLIP (one alone: SigLIP)."""
+        return list(self.children())
+
+    @property
+    def num_patches(self) -> int:
+        """Of one image."""
+        return int(self.featurizer.num_patches)
+
+    def patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, 3 * towers, H, W) -> (B, patches, width) of each tower."""
+        parts = pixel_values.to(self.featurizer.pos_embed.dtype).split(3, dim=1)
+        return tuple(tower(part) for tower, part in zip(self.towers, parts, strict=True))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3 * towers, H, W) -> (B, patches, sum of widths)."""
+        return torch.cat(self.patches(pixel_values), dim=2)
+
+
+class Projector(nn.Module):
+    """Patches to the language model's width: three layers for two towers, two for one, with exact GELU."""
+
+    def __init__(self, vision: int, text: int, fused: bool) -> None:
+        super().__init__()
+        hidden = 4 * vision if fused else text
+        self.fc1 = nn.Linear(vision, hidden)
+        self.fc2 = nn.Linear(hidden, text)
+        if fused:
+            self.fc3 = nn.Linear(text, text)
+        self.fused = fused
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """(..., vision) -> (..., text)."""
+        x = self.fc2(F.gelu(self.fc1(patches)))
+        return self.fc3(F.gelu(x)) if self.fused else x
+
+
+class ProprioProjector(nn.Module):
+    """The robot's state to one token."""
+
+    def __init__(self, proprio: int, text: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(proprio, text)
+        self.fc2 = nn.Linear(text, text)
+
+    def forward(self, proprio: torch.Tensor) -> torch.Tensor:
+        """(B, proprio) -> (B, 1, text)."""
+        return self.fc2(F.gelu(self.fc1(proprio.to(self.fc1.weight.dtype)))).unsqueeze(1)
+
+
+@dataclass
+class Output:
+    """What a forward pass found.
+
+    Attributes:
+        loss: mean cross-entropy over all labelled tokens, None without labels.
+        last_hidden: (B, L + prefix, width) after the final norm, image patches and proprio token after BOS.
+        projector_features: (B, images * patches, width). patches: of each tower, (B * images, patches, its width).
+        head: makes logits of hidden states.
+    """
+
+    loss: torch.Tensor | None
+    last_hidden: torch.Tensor
+    projector_features: torch.Tensor
+    patches: tuple[torch.Tensor, ...]
+    head: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """(B, L + prefix, vocabulary), computed on each access: the loss needs labelled positions only."""
+        return self.head(self.last_hidden)
+
+    @property
+    def hidden_states(self) -> tuple[torch.Tensor]:
+        """`last_hidden` where Hugging Face's outputs have it: last."""
+        return (self.last_hidden,)
+
+    @property
+    def dino_patches(self) -> torch.Tensor:
+        """(B * images, patches, width) of the first tower."""
+        return self.patches[0]
+
+    @property
+    def siglip_patches(self) -> torch.Tensor:
+        """(B * images, patches, width) of the last tower."""
+        return self.patches[-1]
+
+
+class OpenVLA(nn.Module):
+    """The network.
+
+    Attributes:
+        architecture: what config.json says.
+        proprio: width of the robot's state that it takes as one more token, 0 for none. Where it does, and where it
+            has a head of continuous actions, `proprio_projector` and `action_head` hold parameters that published
+            checkpoints lack.
+        checkpoint: the folder it was loaded from, None for a model of random weights.
+        unused: the checkpoint's tensors that no forward pass reads, kept for `save`.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture, self.proprio = architecture, architecture.proprio
+        self.vision_backbone = VisionBackbone(architecture)
+        width = architecture.width
+        vision = sum(vit.embed_dim for vit in architecture.vits)
+        self.projector = Projector(vision, width, fused=len(architecture.vits) == 2)
+        self.language_model = architecture.build_language_model()
+        fuse_rms_norms(self.language_model)
+        if self.proprio:
+            self.proprio_projector = ProprioProjector(self.proprio, width)
+        if architecture.action_head:
+            self.action_head = L1Head(width)
+        self.checkpoint: Checkpoint | None = None
+        self.unused: dict[str, torch.Tensor] = {}
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its head: takes inputs_embeds, attention_mask, a cache, ..."""
+        decoder: nn.Module = self.language_model.base_model
+        return decoder
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm (..., width) -> logits (..., vocabulary)."""
+        return self.language_model.get_output_embeddings()(hidden)
+
+    def prefix_tokens(self, images: int = 1) -> int:
+        """Positions that `embed` inserts after BOS for this many images."""
+        return images * self.vision_backbone.num_patches + (1 if self.proprio else 0)
+
+    def features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Projected patches.
+
+        Args:
+            pixel_values: (B, 3 * towers, H, W), or (B, images, 3 * towers, H, W).
+
+        Returns:
+            (B, images * patches, width) in the order of the images, and each tower's patches.
+        """
+        batch = len(pixel_values)
+        patches = self.vision_backbone.patches(pixel_values.flatten(0, -4) if pixel_values.ndim == 5 else pixel_values)
+        projected = self.projector(torch.cat(patches, dim=2))
+        return projected.reshape(batch, -1, projected.shape[-1]), patches
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor,
+        proprio: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings of text with the images' patches, then the proprio token, inserted after BOS.
+
+        Args:
+            input_ids: (B, L), BOS first.
+            attention_mask: (B, L), 0 or False at padding; None where there is none, or none that matters.
+            pixel_values: see `features`.
+            proprio: (B, proprio), normalised, where the model takes it.
+
+        Returns:
+            (B, L + prefix, width) and the mask of the same length, or None.
+        """
+        return self.join(input_ids, attention_mask, self.seen(self.features(pixel_values)[0], proprio))
+
+    def seen(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
+        """What stands between BOS and the text: projected patches (B, N, width), and a proprio token behind them."""
+        if (proprio is not None) != bool(self.proprio):
+            raise ValueError("proprio is given exactly where the model was built for it")
+        if proprio is None:
+            return projected
+        return torch.cat([projected, self.proprio_projector(proprio).to(projected.dtype)], dim=1)
+
+    def join(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seen: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embed text (B, L) and insert `seen` after its first token; see `embed`."""
+        text = self.language_model.get_input_embeddings()(input_ids)
+        embeds = torch.cat([text[:, :1], seen.to(text.dtype), text[:, 1:]], dim=1)
+        if attention_mask is None:
+            return embeds, None
+        ones = attention_mask.new_ones(seen.shape[:2])
+        return embeds, torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
+
+    def last_hidden(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+    ) -> torch.Tensor:
+        """(B, N, width) after the final norm; the mask is (B, N), or (B, 1, N, N) for other than causal attention."""
+        kwargs.setdefault("use_cache", False)
+        out = self.decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        hidden: torch.Tensor = out.last_hidden_state
+        return hidden
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        proprio: torch.Tensor | None = None,
+    ) -> Output:
+        """One pass.
+
+        Args:
+            pixel_values: see `features`.
+            input_ids: (B, L), BOS first.
+            attention_mask: see `embed`.
+            labels: (B, L), -100 where there is no loss; position i is predicted from all before it.
+            proprio: see `embed`.
+        """
+        features, patches = self.features(pixel_values)
+        embeds, mask = self.join(input_ids, attention_mask, self.seen(features, proprio))
+        hidden = self.last_hidden(embeds, mask)
+        loss = None
+        if labels is not None:
+            wanted = labels[:, 1:] != IGNORE
+            before = hidden[:, embeds.shape[1] - labels.shape[1] : -1]
+            loss = F.cross_entropy(self.head(before[wanted]).float(), labels[:, 1:][wanted])
+        return Output(loss, hidden, features, patches, self.head)
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        for tower in self.vision_backbone.towers:
+            tower.checkpointing = on
+        # transformers 5.23 renamed the method and warns of the old name; 5.17 knows the old name alone
+        verb = "enable" if on else "disable"
+        new = getattr(self.language_model, f"activation_checkpointing_{verb}", None)
+        switch = new or getattr(self.language_model, f"gradient_checkpointing_{verb}")
+        switch(*([{"use_reentrant": False}] if on and new is None else []))
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a checkpoint folder: config.json and weights, the tensors that are never used among them.
+
+        A model that was loaded is written in the files, names, shapes and dtypes it was loaded from (`dtype`
+        overrides). Weights must not be quantised.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.architecture.write(folder)
+        tensors = {**dict(self.named_parameters()), **persistent_buffers(self), **self.unused}
+        stored = self.checkpoint.tensors if self.checkpoint else {}
+        kinds = {
+            name: dtype
+            if dtype and tensor.is_floating_point()
+            else stored[name].dtype
+            if name in stored
+            else tensor.dtype
+            for name, tensor in tensors.items()
+        }
+        if self.checkpoint and set(stored) == set(tensors):
+            layout, index = self.checkpoint.layout, self.checkpoint.index
+        else:
+            layout = plan({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
+            index = None
+        write(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
+
+
+def load_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantize: Quantize | None = None,
+    proprio: int | None = None,
+    action_head: bool | None = None,
+) -> OpenVLA:
+    """Load a checkpoint in the published layout: config.json, safetensors.
+
+    Every tensor of the folder has a place in the model or is one of those known never to be used, and every parameter
+    has its tensor. The model is returned in evaluation mode.
+
+    Args:
+        folder: the checkpoint. A folder with one `*config.json` and one `*.safetensors` of other names is read too.
+        device: where the weights go.
+        dtype: of weights that are not quantised.
+        quantize: see `weights.load_into`.
+        proprio: width of the robot's state, 0 for none; None: as the checkpoint says.
+        action_head: whether to have a head of continuous actions; None: as the checkpoint says. This and the proprio
+            projector get random weights (of torch's generator) where the checkpoint has none.
+
+    Raises:
+        ConfigError: not such a folder, or weights that do not fit it; lists some.
+    """
+    architecture = Architecture.read(folder).with_parts(proprio, action_head)
+    checkpoint = Checkpoint.open(folder)
+    model = skeleton(lambda: OpenVLA(architecture))
+    assert isinstance(model, OpenVLA)
+    model.language_model.tie_weights()
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "proprio_projector": lambda: ProprioProjector(architecture.proprio, architecture.width),
+        "action_head": lambda: L1Head(architecture.width),
+    }
+    fresh = [name for name in makers if hasattr(model, name) and not _holds(checkpoint, name)]
+    for name in fresh:
+        delattr(model, name)
+    unused = {
+        f"vision_backbone.{name}.{tensor}"
+        for name, tower in model.vision_backbone.named_children()
+        for tensor in tower.unused()
+    }
+    model.unused = load_into(model, checkpoint, device, dtype, quantize, unused=unused)
+    model.language_model.tie_weights()
+    for name in fresh:
+        setattr(model, name, makers[name]().to(device, dtype))
+    model.checkpoint = checkpoint
+    model.eval()
+    return model
+
+
+def _holds(checkpoint: Checkpoint, part: str) -> bool:
+    return any(name.startswith(f"{part}.") for name in checkpoint.tensors)

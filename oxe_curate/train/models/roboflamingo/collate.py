@@ -1,0 +1,163 @@
+"""Rows to RoboFlamingo's batches: each distinct frame once, the instruction once a window, texts for co-training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oxe_curate.train.data.batch import Batch, Rows, TextRows
+from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, pad_right
+from oxe_curate.train.models.roboflamingo.config import END, IMAGE
+from oxe_curate.train.models.roboflamingo.model import tokenizer
+from oxe_curate.train.models.roboflamingo.vision_cache import KEY, VisionCache, key_of
+
+LONGEST = 32
+"""Tokens of a robot prompt; a longer one is cut, as in the released code."""
+_TILE = 8
+"""Sequences are padded to a multiple, so that compiled code meets few lengths; padding is masked everywhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class FlamingoPrompter:
+    """OpenFlamingo's prompts. Picklable: the tokenizer is read where it is first used.
+
+    Attributes:
+        base: the base folder, whose tokenizer it is.
+    """
+
+    base: Path
+    _cache: dict[str, Ids] = field(default_factory=dict, repr=False)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """With Flamingo's tokens."""
+        return tokenizer(self.base)
+
+    @property
+    def pad(self) -> int:
+        """Id that fills the right."""
+        return int(self.tokenizer.pad_token_id)
+
+    def robot(self, instruction: str) -> Ids:
+        """Ids of "<image>{instruction}<|endofchunk|>{eos}"."""
+        return self._encode(f"{IMAGE}{instruction.strip()}{END}{self._end}")[:LONGEST]
+
+    def text(self, question: str, answer: str) -> tuple[Ids, Ids]:
+        """Ids and labels of an image-text sample; what follows the question, or the image, is learned."""
+        asked = f"{IMAGE}Question:{question.strip()} Short answer:" if question else IMAGE
+        before, whole = self._encode(asked), self._encode(f"{asked}{answer.strip()}{END}{self._end}")
+        shared = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        return whole, [IGNORE] * shared + whole[shared:]
+
+    @property
+    def _end(self) -> str:
+        return self.tokenizer.eos_token or ""
+
+    def _encode(self, text: str) -> Ids:
+        with self._lock:  # tokenizers set their state before they encode, and several threads collate
+            ids = self._cache.get(text)
+            if ids is None:
+                if len(self._cache) > 20_000:
+                    self._cache.clear()
+                ids = self._cache[text] = list(self.tokenizer(text)["input_ids"])
+            return ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"base": self.base}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _cache={}, _lock=threading.Lock())
+
+
+@dataclass(frozen=True, eq=False)
+class FlamingoCollator:
+    """Makes batches of rows.
+
+    Padding before an episode's start repeats its first frame; such copies are not computed again. A batch holds, for n
+    robot samples of W steps, C cameras and K actions with U distinct steps: frames (n, W), the number in U of each
+    step; images uint8 (M, S, S, 3) of those of the U * C pictures that the cache does not hold, image_place (M,) in
+    U * C, image_sample (M,) in n, image_key uint8 (M, 16) with a cache; cached (U * C - M, v, width) and cached_place;
+    random (n, k); actions (n, W, K, 7); action_mask (n, W, K), False where action or observation is padding;
+    observation_mask (n, W); input_ids and attention_mask (n, L).
+
+    For m image-text samples: text_images (m, S, S, 3), text_ids, text_mask, text_labels (m, L'), text_factor (m,).
+
+    Attributes:
+        prompter: of the base.
+        cache: of the tower's tokens.
+    """
+
+    prompter: FlamingoPrompter
+    cache: VisionCache | None = None
+
+    def __call__(self, rows: Rows) -> Batch:
+        """See the class."""
+        n, window = rows.observation_mask.shape
+        seen = rows.observation_mask
+        first = seen.argmax(1)
+        # number the real steps; padding shows the first real one
+        numbers = np.cumsum(seen.ravel()).reshape(n, window) - 1
+        frames = np.where(seen, numbers, numbers[np.arange(n), first][:, None])
+        pictures = rows.images[seen]  # (U, C, S, S, 3)
+        sample = np.repeat(np.nonzero(seen)[0], rows.images.shape[2])
+        batch: Batch = {
+            "frames": torch.from_numpy(frames),
+            "random": torch.from_numpy(rows.random),
+            "actions": torch.from_numpy(np.ascontiguousarray(rows.actions)),
+            "action_mask": torch.from_numpy(rows.action_mask & seen[..., None]),
+            "observation_mask": torch.from_numpy(np.ascontiguousarray(seen)),
+            **self._pictures(pictures.reshape(len(sample), *pictures.shape[2:]), sample),
+        }
+        ids = [self.prompter.robot(instruction) for instruction in rows.instruction]
+        batch["input_ids"], batch["attention_mask"] = self._padded(ids)
+        if rows.texts is not None and len(rows.texts.question):
+            batch |= self._texts(rows.texts)
+        return batch
+
+    def _pictures(self, pictures: NDArray[np.uint8], sample: NDArray[np.int64]) -> Batch:
+        place = np.arange(len(pictures))
+        found: Batch = {}
+        if self.cache is not None:
+            keys = [key_of(picture) for picture in pictures]
+            held, tokens = self.cache.read(keys)
+            place = np.delete(place, held)
+            joined = b"".join(keys[i] for i in place)
+            found = {
+                "cached": tokens,
+                "cached_place": torch.tensor(held, dtype=torch.long),
+                "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY).copy()),
+            }
+        return {
+            "images": torch.from_numpy(np.ascontiguousarray(pictures[place])),
+            "image_place": torch.from_numpy(place),
+            "image_sample": torch.from_numpy(sample[place]),
+            **found,
+        }
+
+    def _texts(self, texts: TextRows) -> Batch:
+        made = [self.prompter.text(q, a) for q, a in zip(texts.question, texts.answer, strict=True)]
+        ids, mask = self._padded([ids for ids, _ in made])
+        labels = pad_right([labels for _, labels in made], IGNORE, _TILE)
+        return {
+            "text_images": torch.from_numpy(np.ascontiguousarray(texts.images)),
+            "text_ids": ids,
+            "text_mask": mask,
+            "text_labels": torch.from_numpy(labels),
+            "text_factor": torch.from_numpy(texts.factor),
+        }
+
+    def _padded(self, sequences: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths = np.array([len(ids) for ids in sequences], np.int64)
+        if not len(lengths):
+            return torch.zeros((0, _TILE), dtype=torch.long), torch.zeros((0, _TILE), dtype=torch.bool)
+        ids = pad_right(sequences, self.prompter.pad, _TILE)
+        return torch.from_numpy(ids), torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])

@@ -1,0 +1,154 @@
+"""What a RoboFlamingo folder's configuration says: of the tower, the decoder, the cross-attention and the head."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
+from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, shape_of_transformers
+from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead, MLPHead
+
+CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "vision", "language"
+MODEL_TYPE = "roboflamingo"
+IMAGE, END = "<image>", "<|endofchunk|>"
+
+_DECODERS = {"mpt": "mpt", "llama": "llama", "gpt_neox": "gpt_neox", "redpajama": "gpt_neox", "opt": "opt"}
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A policy head's kind and sizes; None where the released code's value stands.
+
+    Attributes:
+        kind: "mlp", "gpt" or "lstm". window, chunk: as of a `Head`.
+        history: of the MLP head.
+        hidden, layers, heads: of the recurrent network or the transformer.
+    """
+
+    kind: str = "lstm"
+    window: int = 12
+    chunk: int = 1
+    history: bool = False
+    hidden: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+
+    def build(self, features: int) -> Head:
+        """The head for features of that width."""
+        sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
+        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+        if self.kind == "mlp":
+            return MLPHead(features, self.window, self.chunk, **{k: v for k, v in given.items() if k == "hidden"})
+        if self.kind == "lstm":
+            given.pop("heads", None)
+            return LSTMHead(features, self.window, self.chunk, **given)
+        if self.kind == "gpt":
+            return GPTHead(features, self.window, self.chunk, **given)
+        raise ConfigError(f"head: {self.kind!r} is not known. {did_you_mean(self.kind, ('mlp', 'gpt', 'lstm'))}")
+
+
+@dataclass(frozen=True)
+class FlamingoSpec:
+    """What a folder's configuration says of the network.
+
+    Attributes:
+        vision: shape of the tower. every: cross-attention before every that-many-th layer.
+        language: configuration of the decoder, Hugging Face's keys with "model_type"; None: that of language/.
+        media_token: id of the image token; None: asked of the tokenizer.
+        head: None where neither the configuration nor the weights tell.
+        early: the policy reads the last layer's input; see `flamingo_mosaic`.
+    """
+
+    vision: ClipShape
+    every: int
+    language: Mapping[str, Any] | None
+    media_token: int | None
+    head: HeadSpec | None
+    weights: str | None
+    early: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> FlamingoSpec:
+        """Read a folder's configuration.
+
+        Keys: "cross_attn_every_n_layers"; "vision" (ClipShape's fields; default: vision/config.json); the decoder's
+        configuration under "language" (default: language/config.json) or its kind ("mpt", "llama", "gpt_neox",
+        "opt"); "media_token_id"; "window"; "head" (HeadSpec's fields); "weights" (file name); "features" ("last-input"
+        for RoboFlamingo on MPT-1B, where it is the default).
+
+        Raises:
+            ConfigError: no configuration, several, one that lacks something.
+        """
+        where = _config_file(folder)
+        try:
+            data = json.loads(where.read_text(encoding="utf-8"))
+            if data.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+                raise ConfigError(f"{where}: model_type is {data['model_type']!r}, not {MODEL_TYPE!r}")
+            if data.get("fusion", "post") != "post":
+                raise ConfigError(f'{where}: fusion: {data["fusion"]!r}: only "post" (latents side by side) is known')
+            return cls(
+                vision=_vision_shape(data, folder),
+                every=int(data.get("cross_attn_every_n_layers", 1)),
+                language=_language_config(data),
+                media_token=data.get("media_token_id"),
+                head=_head_spec(data),
+                weights=data.get("weights"),
+                early=flamingo_mosaic.is_early(data, folder / LANGUAGE),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{where}: is no configuration of RoboFlamingo: {error!r}") from None
+
+
+def _config_file(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder. Give a folder with config.json and weights of RoboFlamingo.")
+    if (folder / CONFIG).is_file():
+        return folder / CONFIG
+    found = sorted(folder.glob("*config.json"))
+    if len(found) != 1:
+        raise ConfigError(f"{folder}: expected config.json, found {len(found)} files named *config.json")
+    return found[0]
+
+
+def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
+    told = data.get("vision", data.get("vis"))
+    if isinstance(told, Mapping):
+        width = int(told["width"])
+        return ClipShape(
+            width=width,
+            layers=int(told["layers"]),
+            heads=int(told.get("heads", width // 64)),
+            patch=int(told.get("patch", 14)),
+            image_size=int(told.get("image_size", data.get("image_size", 224))),
+            mlp_width=int(told.get("mlp_width", 4 * width)),
+            act=told.get("act", "quick_gelu"),
+        )
+    file = folder / VISION / CONFIG
+    if not file.is_file():
+        raise ConfigError(f"{file}: is missing; put a Hugging Face CLIP model into {VISION}/")
+    return shape_of_transformers(json.loads(file.read_text(encoding="utf-8")))
+
+
+def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    told = data.get("language")
+    if isinstance(told, Mapping):
+        return told
+    for key, kind in _DECODERS.items():
+        if isinstance(data.get(key), Mapping):
+            return {"model_type": kind, **data[key]}
+    return None
+
+
+def _head_spec(data: Mapping[str, Any]) -> HeadSpec | None:
+    window = int(data.get("window", 12))
+    told = data.get("head")
+    if isinstance(told, Mapping):
+        return HeadSpec(**{"window": window, **told})
+    heads = re.search(r"(\d+)\s*heads?\b", told) if isinstance(told, str) else None  # described in words
+    return HeadSpec(window=window, heads=int(heads[1]) if heads else None)

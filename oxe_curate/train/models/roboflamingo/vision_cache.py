@@ -1,0 +1,193 @@
+"""The frozen vision tower's tokens of each frame, kept on disk: computed in the first epoch, read in the later ones.
+
+    cache.json      what made the entries: hash of the tower's weights, preprocessing, shape and type of an entry
+    ab/ab12...      one entry a file, raw numbers, named by a hash of the frame's pixels
+
+An entry is what the tower gave for those pixels, bit for bit. Files are written beside their name and renamed, so that
+a file that is there is whole, and any number of processes may share a folder. When the limit is reached nothing more
+is stored: epochs go round, and throwing out the oldest entry would throw out the next one needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.train.models.roboflamingo.clip_vit import ClipViT
+
+DESCRIPTION = "cache.json"
+KEY = 16
+"""Bytes of a key: 128 bits, so that two frames of 10^12 share one with probability 10^-15."""
+
+_PREPROCESSING = "uint8 RGB / 255, CLIP mean and std, no augmentation"
+_WAITING = 512  # entries on their way to the disk
+
+
+def key_of(pixels: NDArray[np.uint8]) -> bytes:
+    """The key of one frame, uint8 (S, S, 3)."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY).digest()
+
+
+@dataclass(eq=False)
+class VisionCache:
+    """Tokens by frame. Picklable; each process counts what it writes.
+
+    Attributes:
+        folder: of the entries. shape: (tokens, width) of an entry. dtype: torch's name of its type.
+        limit: bytes that may be stored, by all processes.
+        world: how many processes write.
+    """
+
+    folder: Path
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    limit: int
+    world: int = 1
+    _free: int = 0
+    _lock: Any = field(default_factory=threading.Lock, repr=False)
+    _writer: ThreadPoolExecutor | None = field(default=None, repr=False)
+    _waiting: Any = field(default_factory=lambda: threading.BoundedSemaphore(_WAITING), repr=False)
+    _error: OSError | None = None
+
+    @classmethod
+    def open(cls, folder: Path, tower: ClipViT, limit: int, world: int = 1) -> VisionCache:
+        """Open or begin a cache of a tower's tokens.
+
+        Args:
+            folder: made if need be.
+            tower: with its weights.
+            limit: in bytes.
+            world: processes that share it.
+
+        Raises:
+            ConfigError: the folder's entries were made by another tower, in another type or with other preprocessing.
+            StorageError: the folder cannot be written.
+        """
+        dtype = tower.conv1.weight.dtype
+        shape = (tower.shape.tokens, tower.shape.width)
+        told = {
+            "tower": fingerprint(tower),
+            "preprocessing": _PREPROCESSING,
+            "image_size": tower.shape.image_size,
+            "shape": list(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / DESCRIPTION
+            if not file.exists():
+                _publish(file, (json.dumps(told, indent=2) + "\n").encode())
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from None
+        if found != told:
+            differs = ", ".join(key for key in told if found.get(key) != told[key])
+            raise ConfigError(
+                f"{folder}: holds features of another vision tower or type (other {differs}). "
+                "Remove the folder, or train without flamingo.cache_vision."
+            )
+        cache = cls(folder, shape, dtype, limit, world)
+        stored = sum(1 for part in folder.iterdir() if part.is_dir() for _ in part.iterdir())
+        cache._free = max(0, limit - stored * cache.entry_bytes) // world
+        return cache
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of an entry."""
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+    def read(self, keys: Sequence[bytes]) -> tuple[list[int], torch.Tensor]:
+        """Look keys up.
+
+        Returns:
+            the places in `keys` of those that are there, and their tokens (len(places), tokens, width).
+        """
+        places, entries = [], []
+        for place, key in enumerate(keys):
+            try:
+                data = bytearray(self._file(key).read_bytes())
+            except OSError:
+                continue
+            if len(data) == self.entry_bytes:  # anything else was not written by this class
+                places.append(place)
+                entries.append(torch.frombuffer(data, dtype=self.dtype).view(self.shape))
+        return places, torch.stack(entries) if entries else torch.empty((0, *self.shape), dtype=self.dtype)
+
+    def write(self, keys: Sequence[bytes], tokens: torch.Tensor) -> None:
+        """Store tokens (len(keys), tokens, width) in the background, as far as the limit allows.
+
+        Raises:
+            StorageError: an earlier entry could not be written.
+        """
+        if self._error is not None:
+            raise StorageError(f"{self.folder}: cannot be written: {self._error.strerror or self._error}")
+        new = [i for i, key in enumerate(keys) if not self._file(key).exists()]  # validation looks at a batch twice
+        keys, tokens = [keys[i] for i in new], tokens[new]
+        with self._lock:
+            count = min(len(keys), self._free // self.entry_bytes)
+            self._free -= count * self.entry_bytes
+            if count and self._writer is None:
+                self._writer = ThreadPoolExecutor(1, "vision-cache")
+        if not count or self._writer is None:
+            return
+        held = tokens[:count].detach().to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        for key, entry in zip(keys, held.reshape(count, -1), strict=False):
+            self._waiting.acquire()
+            self._writer.submit(self._store, key, entry)
+
+    def flush(self) -> None:
+        """Wait until everything is on the disk."""
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
+            self._writer = None
+
+    def _store(self, key: bytes, entry: NDArray[np.uint8]) -> None:
+        try:
+            file = self._file(key)
+            file.parent.mkdir(exist_ok=True)
+            _publish(file, entry.data)
+        except OSError as error:
+            self._error = error
+        finally:
+            self._waiting.release()
+
+    def _file(self, key: bytes) -> Path:
+        name = key.hex()
+        return self.folder / name[:2] / name
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("folder", "shape", "dtype", "limit", "world", "_free")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(*(state[name] for name in ("folder", "shape", "dtype", "limit", "world", "_free")))  # type: ignore[misc]
+
+
+def fingerprint(tower: ClipViT) -> str:
+    """SHA-256 over a tower's weights and shape."""
+    digest = hashlib.sha256(repr(tower.shape).encode())
+    for name, value in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu").contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _publish(file: Path, data: Any) -> None:
+    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    partial.write_bytes(data)
+    partial.replace(file)

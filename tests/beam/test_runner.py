@@ -1,0 +1,224 @@
+"""The runner: on one process, on several, killed, failing, and on Dask."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oxe_curate.beam import runner
+from oxe_curate.errors import ConfigError, DataError, WorkerError
+from oxe_curate.storage import Folder
+from tests import ROOT, bridge
+
+
+@dataclass(frozen=True)
+class Double:
+    """Writes twice a number; what else it does is in `act`."""
+
+    out: Folder
+    number: int
+    act: str = ""
+    size: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"task {self.number}"
+
+    @property
+    def output(self) -> str:
+        return f"{self.number:03d}.txt"
+
+
+def work(task: Double) -> None:
+    if task.act == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.act == "data":
+        raise DataError(f"task {task.number} is damaged")
+    if task.act == "bug":
+        raise ZeroDivisionError("a bug")
+    task.out.publish_bytes(task.output, str(2 * task.number).encode())
+
+
+def slow(task: Double) -> None:
+    work(task)
+    time.sleep(1)
+
+
+def tasks(out: Path, **acts: str) -> list[Double]:
+    return [Double(Folder.of(out), n, acts.get(f"n{n}", "")) for n in range(7)]
+
+
+def run(todo: list[Double], **options: Any) -> None:
+    runner.run(todo, work, title="double", progress=False, **options)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_task_is_done(tmp_path: Path, workers: int) -> None:
+    run(tasks(tmp_path), workers=workers)
+    assert [(tmp_path / f"{n:03d}.txt").read_text() for n in range(7)] == [str(2 * n) for n in range(7)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_first_error_is_raised_and_the_other_tasks_are_done(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(DataError, match=r"(?s)task 2 is damaged.*1 more of 7 tasks failed.*is kept in"):
+        run(tasks(tmp_path, n2="data", n5="data"), workers=workers)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000.txt", "001.txt", "003.txt", "004.txt", "006.txt"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bug_keeps_its_traceback(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)task 4.*ZeroDivisionError: a bug"):
+        run(tasks(tmp_path, n4="bug"), workers=workers)
+
+
+def test_a_killed_worker_is_noticed(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"a worker process was killed .*Finished files are kept"):
+        run(tasks(tmp_path, n3="die"), workers=2)
+    assert time.monotonic() - start < 60
+    run(tasks(tmp_path), workers=2)  # and the next run is none the worse
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+@pytest.mark.parametrize("option", ["--direct_num_workers=many", "--runer=DataflowRunner"])
+def test_beam_options_that_it_does_not_know_are_not_passed_over(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"Beam refuses the options after --: .*{option[2:].split('=')[0]}"):
+        run(tasks(tmp_path), workers=1, beam_args=[option])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, workers: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tests.beam.test_runner import *\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it\n"
+        f"    runner.run(tasks(Path(sys.argv[1])), slow, title='', workers={workers})\n"
+    )
+    out = tmp_path / "out"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen([sys.executable, script, out], env=env, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*.txt")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert "RuntimeError" not in said
+    assert 1 <= len(list(out.glob("*.txt"))) < 7
+
+
+def test_nothing_to_do_is_done_at_once(tmp_path: Path) -> None:
+    run([])
+    assert not list(tmp_path.iterdir())
+
+
+DASK = """
+    import sys
+    from pathlib import Path
+    from dask.distributed import Client, LocalCluster
+    from oxe_curate import errors
+    from oxe_curate.filter.pipeline import FilterOptions, run_filter
+    from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+
+    if __name__ == "__main__":
+        root = Path(sys.argv[1])
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            args = ("--runner=apache_beam.runners.dask.dask_runner.DaskRunner", "--dask_npartitions=4",
+                    f"--dask_client_address={cluster.scheduler_address}")
+            run_filter(root / "in", root / "dask/index", FilterOptions(beam_args=args, progress=False))
+            run_tokenize(root / "m.yaml", root / "dask/index", root / "dask/out",
+                         TokenizeOptions(beam_args=args, progress=False, shard_bytes=8000))
+            (next((root / "in").rglob("*val*00000*"))).write_bytes(b"damaged, on a cluster")
+            try:
+                run_filter(root / "in", root / "dask/index", FilterOptions(beam_args=args, progress=False))
+            except errors.CorruptError as error:
+                print("refused:", error)
+"""
+
+
+def test_dask_makes_the_same_files(tmp_path: Path) -> None:
+    from oxe_curate.filter.pipeline import FilterOptions, run_filter
+    from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+
+    pytest.importorskip("dask.distributed")
+    bridge.write(tmp_path / "in")
+    (tmp_path / "m.yaml").write_text("name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]")
+    run_filter(tmp_path / "in", tmp_path / "here/index", FilterOptions(workers=1, progress=False))
+    local = TokenizeOptions(workers=1, progress=False, shard_bytes=8000)
+    run_tokenize(tmp_path / "m.yaml", tmp_path / "here/index", tmp_path / "here/out", local)
+    script = tmp_path / "cluster.py"
+    script.write_text(textwrap.dedent(DASK))
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "refused: " in done.stdout
+    assert "val.tfrecord-00000-of-00002: record 0 at byte 0" in done.stdout
+
+    def tree(kind: str) -> dict[str, bytes]:
+        files = list((tmp_path / kind).rglob("*.parquet"))
+        return {str(p.relative_to(tmp_path / kind)): p.read_bytes() for p in files}
+
+    assert tree("dask") == tree("here")
+
+
+SLOW = """
+    import sys, time
+    from oxe_curate.filter import scan
+    from oxe_curate.tokenize import build, pipeline
+    from oxe_curate.filter.pipeline import FilterOptions, run_filter
+
+    for module in (scan, build):
+        def slow(task, real=module.run):
+            result = real(task)
+            print("done", task.output, flush=True)
+            time.sleep(0.3)
+            return result
+        module.run = slow
+    step, root = sys.argv[1:]
+    if step == "filter":
+        run_filter(f"{root}/in", f"{root}/out/index", FilterOptions(workers=1, progress=False))
+    else:
+        pipeline.run_tokenize(f"{root}/m.yaml", f"{root}/index", f"{root}/out/mixture",
+                              pipeline.TokenizeOptions(workers=1, progress=False, shard_bytes=8000))
+"""
+
+
+@pytest.mark.parametrize("step", ["filter", "tokenize"])
+def test_kill_minus_nine_then_the_same_command_gives_the_same_bytes(tmp_path: Path, step: str) -> None:
+    from oxe_curate.filter.pipeline import FilterOptions, run_filter
+    from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+
+    bridge.write(tmp_path / "in", shards=2)
+    (tmp_path / "m.yaml").write_text("name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]")
+    run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(workers=1, progress=False))
+    script = tmp_path / "slow.py"
+    script.write_text(textwrap.dedent(SLOW))
+    killed = subprocess.Popen([sys.executable, script, step, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    first = killed.stdout.readline()
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    assert first.startswith("done ")
+
+    def again(out: Path) -> int:
+        if step == "filter":
+            return run_filter(tmp_path / "in", out / "index", FilterOptions(workers=1, progress=False)).shards_kept
+        options = TokenizeOptions(workers=1, progress=False, shard_bytes=8000)
+        return run_tokenize(tmp_path / "m.yaml", tmp_path / "index", out / "mixture", options).shards_kept
+
+    def tree(out: Path) -> dict[str, bytes]:
+        files = [p for p in out.rglob("*") if p.is_file() and p.name != "index.json"]
+        return {str(p.relative_to(out)): p.read_bytes() for p in files}
+
+    assert again(tmp_path / "out") >= 1
+    assert again(tmp_path / "fresh") == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "fresh")

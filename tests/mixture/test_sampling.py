@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxe_curate.mixture import sampling as samples
+
+ids = st.integers(0, 10**6).map(lambda n: f"bridge/1.0.0/train/00000/{n:05d}")
+
+
+@given(st.floats(0.01, 5), st.integers(0, 99), ids)
+def test_copies_are_the_whole_part_and_at_most_one_more(weight: float, seed: int, episode: str) -> None:
+    drawn = samples.copies(weight, seed, episode, 50)
+    assert set(drawn.tolist()) <= {int(weight), int(weight) + 1}
+    assert np.array_equal(drawn, samples.copies(weight, seed, episode, 50))
+    assert np.array_equal(drawn[:20], samples.copies(weight, seed, episode, 20))  # a step does not ask for the length
+
+
+@pytest.mark.parametrize("weight", [0.06, 0.54087122203, 1.0, 2.5])
+def test_copies_are_right_in_expectation(weight: float) -> None:
+    total = sum(samples.copies(weight, 0, f"d/1/train/0/{i}", 100).sum() for i in range(200))
+    spread = np.sqrt(20_000 * (weight % 1) * (1 - weight % 1))
+    assert abs(total - 20_000 * weight) <= 4 * spread
+
+
+def test_a_larger_weight_never_loses_a_sample() -> None:
+    some, more = (samples.copies(w, 3, "d/1/train/0/1", 500) for w in (0.2, 0.3))
+    assert (some <= more).all()
+    assert some.sum() < more.sum()
+
+
+def test_validation_draws_once_at_most() -> None:
+    assert samples.copies(2.7, 0, "e", 9, validation=True).tolist() == [1] * 9
+    part = samples.copies(0.3, 0, "e", 900, validation=True)
+    assert np.array_equal(part, samples.copies(0.3, 0, "e", 900))
+
+
+def test_the_seed_changes_the_draw_but_not_what_is_held_out() -> None:
+    names = [f"d/1/train/0/{i}" for i in range(2000)]
+    assert not np.array_equal(samples.copies(0.5, 0, names[0], 99), samples.copies(0.5, 1, names[0], 99))
+    held = samples.held_out(names, 0.05)
+    assert 60 < held.sum() < 140
+    assert (held <= samples.held_out(names, 0.1)).all()
+    assert not samples.held_out(names, 0.0).any()
+
+
+def test_episodes_spread_evenly_over_shards() -> None:
+    counts = np.bincount(samples.output_shards(0, [f"d/1/train/0/{i}" for i in range(4000)], 8), minlength=8)
+    assert counts.min() > 400
+    assert len(counts) == 8
+
+
+def test_splitmix64_is_the_published_one() -> None:
+    # first outputs for seed 1234567 of Vigna's splitmix64.c: the state advances by gamma before each output
+    state = np.array([1234567, 1234567 + 0x9E3779B97F4A7C15], np.uint64)
+    assert samples.splitmix64(state).tolist() == [6457827717110365317, 3203168211198807973]
+
+
+def test_windows_look_back_and_repeat_the_first_step() -> None:
+    steps, mask = samples.windows(np.array([0, 1, 4]), 3)
+    assert steps.tolist() == [[0, 0, 0], [0, 0, 1], [2, 3, 4]]
+    assert mask.tolist() == [[False, False, True], [False, True, True], [True, True, True]]
+
+
+def test_chunks_look_ahead_and_repeat_the_last_step() -> None:
+    steps, mask = samples.chunks(np.array([0, 3, 4]), 3, 5)
+    assert steps.tolist() == [[0, 1, 2], [3, 4, 4], [4, 4, 4]]
+    assert mask.tolist() == [[True, True, True], [True, True, False], [True, False, False]]
+
+
+@given(st.integers(0, 40), st.integers(1, 14), st.data())
+def test_every_step_lies_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, window))
+    ends = samples.window_ends(steps, stride)
+    assert len(ends) == -(-steps // stride)
+    assert np.all(np.diff(ends) == stride)
+    seen, mask = samples.windows(ends, window)
+    assert set(seen[mask].tolist()) == set(range(steps))
+    assert steps == 0 or ends[-1] == steps - 1
+    assert samples.stored_frames(np.array([steps]), window, stride).tolist() == [mask.sum()]
+
+
+def test_the_actions_of_a_window_are_those_of_its_steps_and_the_chunk_after() -> None:
+    index, mask = samples.chunks(np.array([1, 4]), 2, 5, window=3)
+    assert index.tolist() == [[0, 0, 1, 2], [2, 3, 4, 4]]
+    assert mask.tolist() == [[False, True, True, True], [True, True, True, False]]
+    seen, seen_mask = samples.windows(np.array([1, 4]), 3)
+    assert np.array_equal(index[:, :3], seen)  # the frame of observation w and its action are of one step
+    assert np.array_equal(mask[:, :3], seen_mask)
+
+
+def test_draw_repeats_the_windows_ends() -> None:
+    steps, copy = samples.draw(2.0, 0, "a/b", 7, stride=3)
+    assert steps.tolist() == [0, 0, 3, 3, 6, 6]
+    assert copy.tolist() == [0, 1, 0, 1, 0, 1]
+    every, _ = samples.draw(0.5, 0, "a/b", 100)
+    some, _ = samples.draw(0.5, 0, "a/b", 100, stride=3)
+    assert some.tolist() == [s for s in every.tolist() if s % 3 == 0]  # a step is drawn or not, whatever the stride
+
+
+def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
+    keys = np.arange(1000, dtype=np.uint64)
+    order = samples.order(keys)
+    assert sorted(order.tolist()) == list(range(1000))
+    assert not np.array_equal(order, np.arange(1000))
+    shuffled = np.random.default_rng(0).permutation(1000)
+    assert np.array_equal(keys[order], keys[shuffled][samples.order(keys[shuffled])])  # arrival does not matter

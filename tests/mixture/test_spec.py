@@ -1,0 +1,148 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from oxe_curate.errors import ConfigError
+from oxe_curate.index.store import Index
+from oxe_curate.mixture.spec import Mixture, read_mixture, resolve, to_yaml
+from oxe_curate.storage import Folder
+
+WHOLE = """\
+name: bridge_rt_1
+seed: 3
+datasets:
+  - name: bridge_dataset      # comments survive the editor
+    weight: 1.0
+  - {name: fractal20220817_data, weight: 0.54087122203, splits: [train, test]}
+window: 2
+stride: 2
+chunk: 8
+image: {cameras: [primary, wrist], size: 224, quality: 90}
+bounds: {low: 0.01, high: 0.99, over: all}
+bins: uniform
+validation: 1e-2
+"""
+
+
+def read(tmp_path: Path, text: str) -> Mixture:
+    (tmp_path / "m.yaml").write_text(text)
+    return read_mixture(tmp_path / "m.yaml")
+
+
+def test_every_key_is_read_and_written_back(tmp_path: Path) -> None:
+    mixture = read(tmp_path, WHOLE)
+    assert [(e.name, e.weight) for e in mixture.datasets] == [
+        ("bridge_dataset", 1.0),
+        ("fractal20220817_data", 0.54087122203),
+    ]
+    assert (mixture.window, mixture.chunk, mixture.image.size, mixture.bounds.over, mixture.validation) == (
+        2,
+        8,
+        224,
+        "all",
+        0.01,
+    )
+    assert read(tmp_path, to_yaml(mixture)) == mixture
+
+
+def test_little_is_needed(tmp_path: Path) -> None:
+    mixture = read(tmp_path, "name: m\ndatasets: [{name: kuka, weight: 1}]")
+    assert (mixture.window, mixture.stride, mixture.chunk, mixture.bins, mixture.image.cameras) == (
+        1,
+        1,
+        1,
+        "openvla",
+        ("primary",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 3", "sede: 3", "m.yaml: unknown key 'sede'. Did you mean 'seed'?"),
+        ("weight: 1.0", "wieght: 1.0", "unknown key 'datasets.0.wieght'. Did you mean 'weight'?"),
+        ("weight: 1.0", "weight: 0", "datasets.0.weight: input should be greater than 0, found 0"),
+        ("weight: 1.0", "weight: -2", "datasets.0.weight: input should be greater than 0, found -2"),
+        ("weight: 1.0", "weight: .inf", "datasets.0.weight"),
+        ("weight: 1.0", "weight: one", "datasets.0.weight: input should be a valid number"),
+        ("fractal20220817_data", "bridge_dataset", "'bridge_dataset' stands twice"),
+        ("bins: uniform", "bins: uniformly", "bins: 'uniformly' is not known. Did you mean 'uniform'?"),
+        ("[primary, wrist]", "[primary, wrsit]", "image.cameras.1: 'wrsit' is not known. Did you mean 'wrist'?"),
+        ("[primary, wrist]", "[]", "image.cameras: name each camera once"),
+        ("low: 0.01", "low: 0.999", "bounds: low 0.999 must be below high 0.99"),
+        ("seed: 3", "seed: 3\nseed: 4", "m.yaml:3: the key 'seed' stands twice"),
+        ("stride: 2", "stride: 3", "stride 3 is larger than window 2"),
+        ("window: 2", "window: 0", "window: input should be greater than or equal to 1"),
+        ("name: bridge_rt_1", "", "the key 'name' is missing"),
+        ("chunk: 8", "chunk: [8", "m.yaml:"),
+        ("validation: 1e-2", "validation: 1.5", "validation: input should be less than 1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in WHOLE
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, WHOLE.replace(old, new, 1))
+    assert message in str(caught.value)
+
+
+def test_an_empty_mixture_and_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="datasets is empty"):
+        read(tmp_path, "name: m\ndatasets: []")
+    with pytest.raises(ConfigError, match=r"n\.yaml: no such file. Did you mean 'm\.yaml'"):
+        read_mixture(tmp_path / "n.yaml")
+
+
+def index(**datasets: Any) -> Index:
+    entry = {"card": None, "recipe": "openvla", "kept": 3, "dropped": {}, "splits": ["train", "val"]}
+    return Index(Folder("/i"), Folder("/s"), {n: {**entry, **d} for n, d in datasets.items()}, {})
+
+
+BRIDGE = {"card": "bridge_orig"}
+
+
+def mixture(*entries: Any, **more: Any) -> Mixture:
+    from oxe_curate import config
+
+    listed = [e if isinstance(e, dict) else {"name": e, "weight": 1} for e in entries]
+    return config.build(Mixture, {"name": "m", "datasets": listed, **more}, "m.yaml")
+
+
+@pytest.mark.parametrize("name", ["bridge_dataset", "bridge_orig", "bridge_v2"])
+def test_a_data_set_goes_by_any_of_its_names(name: str) -> None:
+    (source,) = resolve(mixture(name), index(bridge_dataset=BRIDGE), "m.yaml")
+    assert (source.entry.name, source.dataset, source.bgr) == (name, "bridge_dataset", frozenset())
+
+
+def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
+    ur5 = {"card": "berkeley_autolab_ur5"}
+    entry = {"name": "berkeley_autolab_ur5", "weight": 1}
+    image = {"cameras": ["primary", "wrist"]}
+    for swap, expected in ((None, {"wrist"}), (True, {"primary", "wrist"}), (False, set())):
+        (source,) = resolve(
+            mixture({**entry, "swap_channels": swap}, image=image), index(berkeley_autolab_ur5=ur5), "m"
+        )
+        assert source.bgr == expected
+
+
+@pytest.mark.parametrize(
+    ("chosen", "have", "message"),
+    [
+        (mixture("bridge_orgi"), {"bridge_dataset": BRIDGE}, "is not in the index /i. Did you mean 'bridge_orig'?"),
+        (mixture("kuka"), {"bridge_dataset": BRIDGE}, "'kuka' is not in the index"),
+        (mixture("bridge_orig", "bridge_dataset"), {"bridge_dataset": BRIDGE}, "are both the data set bridge_dataset"),
+        (mixture("bridge_orig"), {"bridge_dataset": {**BRIDGE, "kept": 0, "dropped": {"no_language": [7, 9]}}},
+         "keeps no episode in the index (no_language: 7)"),
+        (mixture({"name": "bridge_orig", "weight": 1, "splits": ["tets"]}), {"bridge_dataset": BRIDGE},
+         "has no split 'tets'"),
+        (mixture({"name": "bridge_orig", "weight": 1, "recipe": "documented"}), {"bridge_dataset": BRIDGE},
+         "asks for the recipe 'documented', the index was filtered with 'openvla'"),
+        (mixture("bridge_orig", image={"cameras": ["wrist"]}), {"bridge_dataset": BRIDGE},
+         "'bridge_orig' has no wrist camera"),
+    ],
+)  # fmt: skip
+def test_nothing_is_skipped(chosen: Mixture, have: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(chosen, index(**have), "m.yaml")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("m.yaml: ")

@@ -1,0 +1,78 @@
+"""The order of samples: permutations that need no memory, and the same samples however a step is divided."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxe_curate.train.data.order import Shuffle, batch_positions, random_numbers, rows_at, shuffled
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**31 - 1), st.integers(0, 100))
+def test_every_row_stands_somewhere_once(n, seed, epoch):
+    assert np.array_equal(np.sort(shuffled(seed, epoch, n, np.arange(n))), np.arange(n))
+
+
+def test_any_place_of_billions_at_once():
+    n = 30_000_000_000
+    places = np.array([0, 1, n // 2, n - 1])
+    rows = shuffled(7, 3, n, places)
+    assert (rows >= 0).all()
+    assert (rows < n).all()
+    assert np.array_equal(shuffled(7, 3, n, places[::-1]), rows[::-1])
+    with pytest.raises(IndexError):
+        shuffled(7, 3, n, [n])
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_orders_are_equally_frequent(n):
+    """Chi-squared of the first three rows over 600 epochs, below its 0.9999 quantile (Wilson and Hilferty)."""
+    found = Counter(tuple(shuffled(5, e, n, np.arange(n))[:3].tolist()) for e in range(600))
+    kinds = math.perm(n, 3)
+    expected = 600 / kinds
+    statistic = sum((c - expected) ** 2 for c in found.values()) / expected + (kinds - len(found)) * expected
+    freedom = kinds - 1
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def test_neighbours_are_torn_apart():
+    rows = shuffled(0, 0, 100_000, np.arange(100_000))
+    assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.02
+    assert (np.abs(np.diff(rows)) < 100).mean() < 0.004  # 0.002 by chance
+
+
+def test_epochs_and_seeds_differ():
+    first, second = rows_at(1, 50, np.arange(100)).reshape(2, 50)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert (first != second).sum() > 40
+    assert (rows_at(2, 50, np.arange(50)) != first).sum() > 40
+
+
+def test_random_numbers_follow_from_the_position_alone():
+    whole = random_numbers(3, np.arange(20_000))
+    assert whole.dtype == np.float32
+    assert np.array_equal(whole[100:103], random_numbers(3, [100, 101, 102]))
+    assert not np.array_equal(whole, random_numbers(4, np.arange(20_000)))
+    assert ((whole >= 0) & (whole < 1)).all()
+    assert np.abs(whole.mean(axis=0) - 0.5).max() < 0.01
+    assert np.abs(np.corrcoef(whole.T) - np.eye(8)).max() < 0.04
+
+
+@pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 24, 1), (4, 6, 1), (2, 4, 3), (3, 1, 8)])
+def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accumulation):
+    for step in range(3):
+        parts = [
+            batch_positions(96, step * accumulation + a, rank, world, batch, accumulation)
+            for rank in range(world)
+            for a in range(accumulation)
+        ]
+        assert np.array_equal(np.sort(np.concatenate(parts)), 96 + step * 24 + np.arange(24))
+
+
+def test_a_resumed_run_goes_on_at_the_next_sample():
+    order = Shuffle(9, 100)
+    whole = [order.rows(order.positions(0, step, 0, 1, 16, 1)) for step in range(12)]
+    assert np.array_equal(order.rows(order.positions(16 * 5, 3, 0, 1, 16, 1)), whole[8])

@@ -1,0 +1,222 @@
+"""Shards in an object store: an order that is a pure function, and reads of what a process needs."""
+
+import weakref
+
+import numpy as np
+import pytest
+
+from oxe_curate.storage import Folder
+from oxe_curate.train.data import stream
+from oxe_curate.train.data.stream import StreamOrder, lanes
+from tests import s3
+from tests.train import mixtures
+
+SIZES = np.array([256] * 60 + [100, 17, 256, 1, 256, 90])
+
+
+@pytest.mark.parametrize("count", [1, 8, 16])
+def test_an_epoch_holds_every_row_once(count):
+    order = StreamOrder(3, SIZES, count, 512)
+    n = int(SIZES.sum())
+    first, second = order.rows(np.arange(2 * n)).reshape(2, n)
+    assert np.array_equal(np.sort(first), np.arange(n))
+    assert np.array_equal(np.sort(second), np.arange(n))
+    assert (first == second).mean() < 0.01
+    assert (StreamOrder(4, SIZES, count, 512).rows(np.arange(n)) == first).mean() < 0.01
+
+
+def test_any_position_at_once():
+    whole = StreamOrder(3, SIZES, 16, 512).rows(np.arange(5000))
+    assert np.array_equal(StreamOrder(3, SIZES, 16, 512).rows(np.array([4321, 7])), whole[[4321, 7]])
+
+
+def test_samples_in_a_batch_come_from_many_row_groups():
+    order = StreamOrder(0, SIZES, 16, 512)
+    starts = np.cumsum(SIZES)
+    for step in range(0, 300, 30):
+        rows = order.rows(np.arange(step * 16, step * 16 + 16))
+        assert len(set(np.searchsorted(starts, rows, side="right").tolist())) >= 12
+
+
+def test_lanes_divide_the_global_batch():
+    assert [lanes(n, 10_000) for n in (1, 16, 48, 97, 128, 96)] == [1, 16, 48, 1, 64, 48]
+    assert lanes(16, 9) == 2
+    assert lanes(16, 1) == 1
+
+
+@pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (4, 2, 2), (8, 2, 1)])
+def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accumulation):
+    order = StreamOrder(0, SIZES, 16, 512)
+    n = order.n
+    for step in (0, 1, n // 16, n // 16 + 1):  # the third crosses into the next epoch
+        parts = [
+            order.positions(32, step * accumulation + a, rank, world, batch, accumulation)
+            for rank in range(world)
+            for a in range(accumulation)
+        ]
+        assert np.array_equal(np.sort(np.concatenate(parts)), 32 + step * 16 + np.arange(16))
+
+
+def test_processes_read_what_they_use():
+    """Between them, four processes touch hardly more row groups than there are."""
+    order = StreamOrder(0, np.full(400, 256), 16, 512)
+    touched = []
+    for rank in range(4):
+        rows = np.concatenate([order.rows(order.positions(0, s, rank, 4, 4, 1)) for s in range(order.n // 16)])
+        touched.append(len(np.unique(rows // 256)))
+    assert sum(touched) <= 400 + 4 * 4 + 16
+
+
+@pytest.fixture(scope="module")
+def store():
+    pytest.importorskip("torch")
+    with s3.bucket() as address:
+        yield Folder.of(f"{address}/mixtures")
+
+
+@pytest.fixture(scope="module")
+def both(store, tmp_path_factory):
+    """The same mixture, windows and texts included, on disk and in the store."""
+    from oxe_curate.tokenize.folder import MixtureFolder
+
+    root = tmp_path_factory.mktemp("both")
+    index = mixtures.index(root)
+    mixtures.texts(root / "vqa", 20)
+    text = f"window: 3\nchunk: 2\nvalidation: 0.2\ntexts: [{{name: vqa, path: {root / 'vqa'}, weight: 1}}]"
+    local = mixtures.build(index, root / "out", text, shard_bytes=12_000)
+    for path in local.folder.path().iterdir():
+        store.publish_bytes(path.name, path.read_bytes())
+    return local, MixtureFolder.open(str(store))
+
+
+def load(mixture, **options):
+    from oxe_curate.train.data import Loader
+
+    return Loader(
+        mixture,
+        lambda rows: {"rows": rows},
+        **{"image_size": 16, "batch_size": 4, "workers": 2, "proprio": True, **options},
+    )
+
+
+def rows_by_id(loader):
+    found, questions = {}, {}
+    for batch in loader:
+        rows = batch["rows"]
+        for i, name in enumerate(rows.sample_id):
+            found[name] = [
+                getattr(rows, field)[i]
+                for field in ("images", "actions", "bins", "action_mask", "observation_mask", "proprio", "instruction")
+            ]
+        if rows.texts is not None:
+            questions |= dict(
+                zip(rows.texts.question, zip(rows.texts.images, rows.texts.answer, strict=True), strict=True)
+            )
+    return found, questions
+
+
+def test_the_store_gives_what_the_disk_gives(both):
+    local, remote = (rows_by_id(load(mixture)) for mixture in both)
+    for here, there in zip(local, remote, strict=True):
+        assert set(here) == set(there)
+        for name, values in here.items():
+            for a, b in zip(values, there[name], strict=True):
+                assert np.array_equal(a, b)
+    assert len(local[1]) == 20
+
+
+def positions(batches):
+    return sorted(p for b in batches for p in b["rows"].position.tolist())
+
+
+def ids(batches):
+    return sorted(name for b in batches for name in b["rows"].sample_id)
+
+
+@pytest.mark.parametrize(("world", "batch"), [(2, 2), (1, 4), (4, 1)])
+def test_a_run_resumes_on_another_division(both, world, batch):
+    _, remote = both
+    whole = [ids([b]) for b in load(remote, steps=9)]
+    parts = [list(load(remote, world=world, rank=rank, batch_size=batch, start=12, steps=6)) for rank in range(world)]
+    for step in range(6):
+        assert ids([part[step] for part in parts]) == whole[3 + step]
+
+
+def test_a_row_group_is_read_once_and_dropped_after_use(both, monkeypatch):
+    _, remote = both
+    fetched = []
+    fetch = stream.RemoteRows._fetch
+
+    def watched(self, group):
+        block = fetch(self, group)
+        fetched.append((group, weakref.ref(block)))
+        return block
+
+    monkeypatch.setattr(stream.RemoteRows, "_fetch", watched)
+    loader = load(remote)
+    for _ in loader:
+        pass
+    del _
+    assert sorted(group for group, _ in fetched) == list(range(len(loader._rows.sizes)))
+    assert all(block() is None for _, block in fetched)
+
+
+def test_a_store_that_stumbles_is_asked_again(both, monkeypatch):
+    from oxe_curate.errors import StorageError
+
+    _, remote = both
+    whole = ids(load(remote))
+    monkeypatch.setattr(stream, "_PAUSES", (0.0, 0.0))
+    failures = []
+    read = stream.pq.ParquetFile.read_row_group
+
+    def stumble(self, group, *args, **options):
+        if len(failures) < limit:
+            failures.append(group)
+            raise OSError("AWS Error NETWORK_CONNECTION")
+        return read(self, group, *args, **options)
+
+    monkeypatch.setattr(stream.pq.ParquetFile, "read_row_group", stumble)
+    limit = 2
+    assert ids(load(remote)) == whole
+    limit = 10**6
+    with pytest.raises(StorageError, match=r"s3://.*cannot be read: AWS Error"):
+        ids(load(remote))
+
+
+def test_validation_and_episodes_from_the_store(both):
+    from oxe_curate.train.data import EpisodeReader, ValidationLoader
+
+    local, remote = both
+    for mixture in both:
+        batches = ValidationLoader(mixture, lambda rows: {"rows": rows}, image_size=16, batch_size=4, workers=1)
+        assert ids(batches) == sorted(r["sample_id"] for r in mixtures.shard_rows(local, "validation"))
+    here, there = EpisodeReader(local, image_size=16), EpisodeReader(remote, image_size=16)
+    assert here.ids == there.ids
+    for name, rows in here:
+        assert np.array_equal(rows.images, there.read(name).images)
+        assert list(there.read(name).sample_id) == list(rows.sample_id)
+
+
+def test_a_damaged_shard_is_named(both, store):
+    from oxe_curate.errors import DataError, StorageError
+
+    _, remote = both
+    name = next(n for n in remote.shards("train") if remote.manifest["outputs"][n]["rows"] > 2)
+    good = store.read_bytes(name)
+    try:
+        store.publish_bytes(name, good[:-30] + bytes(30))
+        with pytest.raises(DataError, match=f"{name}: its footer is damaged"):
+            load(remote)
+        store.publish_bytes(name, good + b"x")
+        with pytest.raises(DataError, match=f"{name}: has .* bytes"):
+            load(remote)
+        start = good.index(b"\xff\xd8\xff")
+        store.publish_bytes(name, good[: start + 100] + bytes(300) + good[start + 400 :])
+        with pytest.raises(DataError, match=name):
+            list(load(remote))
+        store.remove(name)
+        with pytest.raises(StorageError, match=name):
+            load(remote)
+    finally:
+        store.publish_bytes(name, good)

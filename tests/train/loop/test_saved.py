@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.train.loop import saved
+from oxe_curate.train.loop.saved import choose_key, open_saved
+from tests.train import toy_policy as toy
+
+
+@pytest.fixture
+def run(tmp_path):
+    return toy.write_run(tmp_path / "run", toy.write_base(tmp_path / "base"), checkpoints=(10, 5))
+
+
+def test_a_run_opens_at_its_end_and_at_a_checkpoint(run):
+    end, early = open_saved(run), open_saved(run, checkpoint=5)
+    assert (end.kind, end.weights, end.checkpoint) == ("run", run / "adapter", None)
+    assert (early.weights, early.checkpoint) == (run / "checkpoint-5" / "weights", 5)
+    assert end.contract == early.contract
+    assert end.contract.tokens[:2] == (31999, 31998)
+    assert list(end.bounds) == ["bridge_dataset"]
+
+
+def test_an_unfinished_run_names_its_checkpoints(tmp_path):
+    base = toy.write_base(tmp_path / "base")
+    run = toy.write_run(tmp_path / "run", base, finished=False, checkpoints=(20, 100))
+    with pytest.raises(ConfigError, match=r"not finished.*--checkpoint: 20, 100"):
+        open_saved(run)
+    assert open_saved(run, checkpoint=20).checkpoint == 20
+    fresh = toy.write_run(tmp_path / "fresh", base, finished=False)
+    with pytest.raises(ConfigError, match="It has no checkpoint yet"):
+        open_saved(fresh)
+
+
+def test_a_missing_checkpoint_lists_those_there(run):
+    with pytest.raises(ConfigError, match=r"has no checkpoint 7. There are 5, 10"):
+        open_saved(run, checkpoint=7)
+
+
+@pytest.mark.parametrize("name", ["dataset_statistics.json", "action_tokens.parquet", "mixture.yaml"])
+def test_a_changed_or_missing_file_is_refused(run, name):
+    file = run / name
+    file.write_bytes(file.read_bytes() + b"\n")
+    with pytest.raises(DataError, match=f"{name}: is not the .* trained with"):
+        open_saved(run)
+    file.unlink()
+    with pytest.raises(DataError, match=f"{name}: is missing"):
+        open_saved(run)
+
+
+def test_another_base_is_refused_and_a_moved_one_can_be_named(run, tmp_path):
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="--base"):
+        open_saved(run)
+    assert open_saved(run, base=tmp_path / "moved").config.base == str(tmp_path / "moved")
+    other = toy.write_base(tmp_path / "other", gain=3.0)
+    with pytest.raises(DataError, match=r"is not the base that .* was trained on"):
+        open_saved(run, base=other)
+
+
+def test_a_folder_inside_a_run_points_to_the_run(run):
+    with pytest.raises(ConfigError, match=r"run with --checkpoint 5"):
+        open_saved(run / "checkpoint-5" / "weights")
+    with pytest.raises(ConfigError, match=r"lies within a run; give .*run$"):
+        open_saved(run / "adapter")
+
+
+def test_a_misspelled_folder_gets_the_closest_name(run):
+    with pytest.raises(ConfigError, match="Did you mean 'run'"):
+        open_saved(run.parent / "runn")
+
+
+def test_an_empty_folder_is_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="is no run"):
+        open_saved(tmp_path)
+
+
+def test_a_damaged_record_says_where(run):
+    record = json.loads((run / "run.json").read_text())
+    del record["contract"]["window"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"run.json: contract: expected the keys .*window"):
+        open_saved(run)
+    (run / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run.json: is not JSON"):
+        open_saved(run)
+
+
+def test_the_contract_survives_json(run):
+    contract = open_saved(run).contract
+    text = json.dumps(saved.contract_to_json(contract))
+    assert saved.contract_from_json(json.loads(text), "test") == contract
+
+
+def test_keys_are_listed_when_none_is_given_or_one_is_wrong():
+    with pytest.raises(ConfigError, match=r"2 data sets; say with unnorm_key.*: bridge_orig, kuka"):
+        choose_key(["bridge_orig", "kuka"], None, "run")
+    with pytest.raises(ConfigError, match=r"'bridge_orgi' is not known. Did you mean 'bridge_orig'\? Known: bridge_or"):
+        choose_key(["bridge_orig", "kuka"], "bridge_orgi", "run")
+    assert choose_key(["kuka"], None, "run") == "kuka"
+
+
+def published(folder, **change):
+    data = {
+        "model_type": "openvla", "norm_stats": toy.statistics("toy_robot"), "n_action_bins": 256,
+        "image_sizes": [56, 56], "pad_to_multiple_of": 64, "text_config": {"vocab_size": 32064}, "gain": 1.0,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(data | change))
+    return folder
+
+
+def test_a_published_checkpoint_has_the_last_tokens_before_the_padding(tmp_path):
+    found = open_saved(published(tmp_path / "7b"))
+    assert (found.kind, found.weights, found.config.adapter) == ("published", None, "none")
+    assert found.contract.tokens[0] == 31999
+    assert found.contract.tokens[-1] == 31744
+    assert found.contract.image_size == 56
+    small = open_saved(published(tmp_path / "tiny", text_config={"vocab_size": 576}))
+    assert (small.contract.tokens[0], small.contract.tokens[-1]) == (511, 256)
+
+
+def test_statistics_beside_a_fine_tuned_checkpoint_win(tmp_path):
+    folder = published(tmp_path / "7b")
+    (folder / "dataset_statistics.json").write_text(json.dumps(toy.statistics("mine")))
+    assert list(open_saved(folder).bounds) == ["mine"]
+
+
+def test_a_base_without_statistics_is_told(tmp_path):
+    with pytest.raises(ConfigError, match=r"neither dataset_statistics.json nor norm_stats"):
+        open_saved(published(tmp_path / "prism", norm_stats=None))
+
+
+def test_another_kind_of_model_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="model_type is 'llama'"):
+        open_saved(published(tmp_path / "llama", model_type="llama"))
+
+
+def test_the_published_golden_case_opens(shared, tmp_path):
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((shared / "parity/openvla/a_config.json").read_bytes())
+    found = open_saved(folder)
+    assert np.sort(found.contract.tokens).tolist() == list(range(256, 512))

@@ -1,0 +1,113 @@
+"""The tower's tokens on disk: the same numbers, within the limit, from no other tower."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from oxe_curate.errors import ConfigError
+from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, ClipViT
+from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache, key_of
+from tests.train import mixtures
+from tests.train.models.roboflamingo.test_family import FORM, made, some, write_base
+
+SHAPE = ClipShape(width=8, layers=1, heads=2, patch=14, image_size=28, mlp_width=8)
+ENTRY = 4 * 8 * 4
+
+
+def tower(seed: int = 0) -> ClipViT:
+    torch.manual_seed(seed)
+    return ClipViT(SHAPE)
+
+
+def entries(count: int) -> tuple[list[bytes], torch.Tensor]:
+    pictures = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return [key_of(picture) for picture in pictures], torch.randn(count, 4, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    cache = VisionCache.open(tmp_path, tower().to(dtype), 1 << 20)
+    keys, tokens = entries(3)
+    cache.write(keys[:2], tokens[:2].to(dtype))
+    cache.flush()
+    for reader in (cache, pickle.loads(pickle.dumps(cache)), VisionCache.open(tmp_path, tower().to(dtype), 1 << 20)):
+        places, found = reader.read(keys[::-1])
+        assert places == [1, 2]
+        assert torch.equal(found, tokens[:2].flip(0).to(dtype))
+
+
+def test_stops_at_the_limit(tmp_path: Path) -> None:
+    cache = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
+    keys, tokens = entries(3)
+    cache.write(keys, tokens)
+    cache.flush()
+    assert cache.read(keys)[0] == [0, 1]
+    again = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
+    again.write(keys[2:], tokens[2:])
+    again.flush()
+    assert again.read(keys)[0] == [0, 1]
+
+
+def test_writing_twice_takes_no_more_room(tmp_path: Path) -> None:
+    cache = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
+    keys, tokens = entries(2)
+    for which in (keys[:1], keys[:1], keys):
+        cache.write(which, tokens[: len(which)])
+        cache.flush()
+    assert cache.read(keys)[0] == [0, 1]
+
+
+def test_refuses_another_tower(tmp_path: Path) -> None:
+    VisionCache.open(tmp_path, tower(), ENTRY)
+    with pytest.raises(ConfigError, match=r"another vision tower or type \(other tower\)"):
+        VisionCache.open(tmp_path, tower(1), ENTRY)
+    with pytest.raises(ConfigError, match="dtype"):
+        VisionCache.open(tmp_path, tower().bfloat16(), ENTRY)
+
+
+def test_a_cut_off_entry_is_made_anew(tmp_path: Path) -> None:
+    cache = VisionCache.open(tmp_path, tower(), 1 << 20)
+    keys, tokens = entries(1)
+    cache.write(keys, tokens)
+    cache.flush()
+    file = next(p for p in tmp_path.glob("*/*"))
+    file.write_bytes(file.read_bytes()[:-1])
+    assert cache.read(keys)[0] == []
+
+
+def test_keys_are_of_the_pixels() -> None:
+    picture = np.zeros((4, 4, 3), np.uint8)
+    other = picture.copy()
+    other[3, 3, 2] = 1
+    assert key_of(picture) == key_of(picture.copy()) != key_of(other)
+
+
+def test_training_from_the_cache_is_exact(tmp_path: Path) -> None:
+    mixture = mixtures.build(mixtures.index(tmp_path), tmp_path / "mix", FORM, 60_000)
+    base = write_base(tmp_path / "base")
+    plain, cached = made(base, mixture), made(base, mixture, flamingo={"cache_vision": True})
+    rows = some(mixture, plain, 4)
+    for model in (plain, cached):
+        model.eval()
+    looked = []
+    look = cached.flamingo.look
+    cached.flamingo.look = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
+    results = []
+    for model in (plain, cached, cached):
+        model.zero_grad()
+        out = model(**model.collator(rows))
+        out["loss"].backward()
+        results.append((out["loss"].detach(), model.flamingo.perceiver.latents.grad.clone()))
+        if model._cache is not None:
+            model._cache.flush()
+    assert len(looked) == 1, "the second pass computes nothing"
+
+    for other in results[1:]:
+        assert torch.equal(other[0], results[0][0])
+        torch.testing.assert_close(other[1], results[0][1])
