@@ -30,7 +30,7 @@ from oxe_curate.tokenize import pipeline as tokenizing
 
 
 def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> None:
-    """Stands in for `runner.run`: the same tasks, done one after another."""
+    """Stands in for `runner.run_tasks`: the same tasks, done one after another."""
     for task in tasks:
         work(task)
 
@@ -45,7 +45,7 @@ def run_filter(args: argparse.Namespace) -> dict[str, Any]:
 def statistics(args: argparse.Namespace) -> dict[str, Any]:
     """dataset_statistics.json straight from the shards, without an index; over every episode, as OpenVLA does."""
     options = filtering.FilterOptions(frames="span")
-    tasks = filtering.plan(find(Folder.of(args.source)), Folder.of(args.out), options)
+    tasks = filtering.plan_tasks(find(Folder.of(args.source)), Folder.of(args.out), options)
     rows = [row for task in tasks for row in scan.scan_shard(task)[0]]
     trajectories = [row.trajectory for row in rows if row.trajectory is not None]
     bounds = Bounds.fit([t.action for t in trajectories], num_trajectories=len(trajectories))
@@ -81,7 +81,7 @@ def main() -> None:
         command.add_argument("--image-size", type=int, help="tokenize: resize to so many pixels")
     args = parser.parse_args()
     if args.plain:
-        runner.run = without_beam
+        runner.run_tasks = without_beam
     start = time.perf_counter()
     result = args.function(args)
     sys.stdout.write(json.dumps({"seconds": time.perf_counter() - start, **result}) + "\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.report import machine
 from oxe_curate.episode import Steps
-from oxe_curate.filter.pipeline import FilterOptions, plan
+from oxe_curate.filter.pipeline import FilterOptions, plan_tasks
 from oxe_curate.filter.scan import Scanner, scan_shard
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds import tfrecord
@@ -51,7 +51,7 @@ def main() -> None:
     lines = []
     for dataset in find(Folder.of(source)):
         for frames in ("span", "exact"):
-            task = plan([dataset], Folder.of(source), FilterOptions(frames=frames))[0]
+            task = plan_tasks([dataset], Folder.of(source), FilterOptions(frames=frames))[0]
             scanner = Scanner(dataset, task.card, task.recipe)
             shard = dataset.source.map(task.shard.path)
             episodes = [scanner.reader.read(shard, offset, length) for offset, length in tfrecord.records(shard)]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from oxe_curate.actions.bins import ActionBins
-from oxe_curate.actions.token_rules import Rule, choose
+from oxe_curate.actions.token_rules import TokenRule, choose_tokens
 from oxe_curate.actions.tokenizers import Vocabulary, candidates, read_vocabulary
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.storage import Folder
@@ -92,7 +92,7 @@ class ActionTokens:
     def build(
         cls,
         tokenizer: str | Path | Vocabulary,
-        rule: Rule = "last",
+        rule: TokenRule = "last",
         bins: ActionBins | None = None,
         counts: NDArray[np.int64] | None = None,
     ) -> ActionTokens:
@@ -109,7 +109,7 @@ class ActionTokens:
         """
         vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else read_vocabulary(tokenizer)
         bins = bins or ActionBins()
-        choices = choose(vocabulary, rule, bins.count, counts)
+        choices = choose_tokens(vocabulary, rule, bins.count, counts)
         return cls(
             token_id=np.array([choice.token_id for choice in choices], np.int64),
             piece=tuple(_text(vocabulary.piece(choice.token_id)) for choice in choices),

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 
-Kind = Literal["openvla", "uniform"]
+BinScheme = Literal["openvla", "uniform"]
 KINDS: tuple[str, ...] = ("openvla", "uniform")
 
 _BLOCK = 1 << 15  # values; the scratch arrays of one block stay in the L2 cache
@@ -36,7 +36,7 @@ class ActionBins:
         ConfigError: an unknown kind, or a count outside 2 .. 256.
     """
 
-    kind: Kind = "openvla"
+    kind: BinScheme = "openvla"
     count: int = 256
 
     def __post_init__(self) -> None:

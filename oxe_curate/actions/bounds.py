@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from oxe_curate.actions.summary import Summary, Values, summarize
+from oxe_curate.actions.summary import ActionSummary, Values, summarize
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 
 GRIPPER_UNMASKED = (True, True, True, True, True, True, False)
@@ -19,7 +19,7 @@ GRIPPER_UNMASKED = (True, True, True, True, True, True, False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bounds(Summary):
+class Bounds(ActionSummary):
     """What a data set's actions are normalised by: OpenVLA's BOUNDS_Q99.
 
     Attributes:
@@ -32,7 +32,7 @@ class Bounds(Summary):
     mask: NDArray[np.bool_]
     num_transitions: int | None = None
     num_trajectories: int | None = None
-    proprio: Summary | None = None
+    proprio: ActionSummary | None = None
 
     def __post_init__(self) -> None:
         if self.mask.shape != (self.width,):
@@ -177,7 +177,7 @@ class Bounds(Summary):
             raise ConfigError(f"{where}: action: 'mask' must hold {width} times true or false, found {mask}")
         proprio = None
         if isinstance(entry.get("proprio"), Mapping):
-            proprio = Summary(**_read_arrays(entry["proprio"], f"{where}: proprio"))
+            proprio = ActionSummary(**_read_arrays(entry["proprio"], f"{where}: proprio"))
             if not any(value.any() for value in _arrays(proprio).values()):
                 proprio = None
         return cls(
@@ -246,13 +246,13 @@ def lookup(statistics: Mapping[str, Bounds], name: str, aliases: Iterable[str] =
     raise ConfigError(f"the statistics hold no {name!r}{also}. {did_you_mean(name, statistics)}")
 
 
-def _arrays(summary: Summary) -> dict[str, NDArray[np.float64]]:
+def _arrays(summary: ActionSummary) -> dict[str, NDArray[np.float64]]:
     """OpenVLA's keys, in its order."""
-    return {field.name: getattr(summary, field.name) for field in fields(Summary)}
+    return {field.name: getattr(summary, field.name) for field in fields(ActionSummary)}
 
 
 def _read_arrays(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    keys = [field.name for field in fields(Summary)]
+    keys = [field.name for field in fields(ActionSummary)]
     if "q01" not in block and "p01" in block:
         raise ConfigError(
             f"{where}: has Octo's keys p01 and p99, and Octo normalises by other rules. Rename them to q01 and "

@@ -20,7 +20,7 @@ _HALF = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Summary:
+class ActionSummary:
     """Statistics of (N, D) values, every array float64 (D,).
 
     Attributes:
@@ -45,7 +45,7 @@ class Summary:
         return len(self.q01)
 
 
-def summarize(values: Values, low: float = 0.01, high: float = 0.99) -> tuple[Summary, int]:
+def summarize(values: Values, low: float = 0.01, high: float = 0.99) -> tuple[ActionSummary, int]:
     """Return the statistics of `values`, cast to float32, and the number of rows.
 
     The quantiles are exact: `np.quantile(values, np.array([low, high]), axis=0)` on float32, bit for bit. (It
@@ -83,7 +83,7 @@ def summarize(values: Values, low: float = 0.01, high: float = 0.99) -> tuple[Su
         for row, (before, after, weight) in enumerate(places):
             quantiles[row, d] = _between(value[before], value[after], weight)
     std = np.sqrt(squares / first.count)
-    return Summary(mean, std, first.greatest, first.least, quantiles[0], quantiles[1]), first.count
+    return ActionSummary(mean, std, first.greatest, first.least, quantiles[0], quantiles[1]), first.count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from oxe_curate.actions.tokenizers import Vocabulary
 from oxe_curate.errors import ConfigError, did_you_mean
 
-Rule = Literal["last", "reserved", "counts"]
+TokenRule = Literal["last", "reserved", "counts"]
 
 _MULTI_CHARACTER = 4.0
 
@@ -38,7 +38,9 @@ class Choice:
     why: str
 
 
-def choose(vocabulary: Vocabulary, rule: Rule, number: int, counts: NDArray[np.int64] | None = None) -> list[Choice]:
+def choose_tokens(
+    vocabulary: Vocabulary, rule: TokenRule, number: int, counts: NDArray[np.int64] | None = None
+) -> list[Choice]:
     """Return `number` tokens, that of bin 0 first.
 
     Args:
@@ -58,7 +60,7 @@ def choose(vocabulary: Vocabulary, rule: Rule, number: int, counts: NDArray[np.i
         if counts is None:
             raise ConfigError("rule 'counts' needs a corpus: --corpus FILES")
         return _counted(vocabulary, number, counts)
-    raise ConfigError(f"rule {rule!r} is not known. {did_you_mean(str(rule), get_args(Rule))}")
+    raise ConfigError(f"rule {rule!r} is not known. {did_you_mean(str(rule), get_args(TokenRule))}")
 
 
 def _last(vocabulary: Vocabulary, number: int) -> list[Choice]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from oxe_curate.errors import ConfigError
 
-Piece = str | bytes | None
+TokenPiece = str | bytes | None
 Encode = Callable[[str], list[int]]
 
 LOOKED_FOR = "tokenizer.json, tokenizer.model, *.model*, vocab.json with merges.txt"
@@ -57,14 +57,14 @@ class Vocabulary:
     """
 
     size: int
-    pieces: tuple[Piece, ...] = field(repr=False)
+    pieces: tuple[TokenPiece, ...] = field(repr=False)
     special: frozenset[int] = field(repr=False)
     reserved: tuple[int, ...] = field(repr=False)
     sha256: str
     source: str
     encode: Encode = field(repr=False)
 
-    def piece(self, token_id: int) -> Piece:
+    def piece(self, token_id: int) -> TokenPiece:
         """Return the piece of an id, None where there is none."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else None
 
@@ -131,7 +131,7 @@ def _read_tokenizer_json(data: bytes, source: Path) -> Vocabulary:
     added = {int(token["id"]): str(token["content"]) for token in content.get("added_tokens", [])}
     decoder = json.dumps([content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     if '"ByteLevel"' in decoder:
-        read: Callable[[str], Piece] = _from_byte_level
+        read: Callable[[str], TokenPiece] = _from_byte_level
     else:
         read = _from_sentencepiece
     return _vocabulary(
@@ -220,7 +220,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
         raise ConfigError(f"{source}: damaged tiktoken rank file: {size} ranks do not count from 0 to {size - 1}")
     is_llama_3 = size == _LLAMA_3_RANKS
     special = range(size, size + _LLAMA_3_SPECIAL) if is_llama_3 else range(0)
-    pieces: list[Piece] = [_text_or_bytes(piece) for piece in sorted(ranks, key=ranks.__getitem__)]
+    pieces: list[TokenPiece] = [_text_or_bytes(piece) for piece in sorted(ranks, key=ranks.__getitem__)]
 
     @functools.cache
     def build() -> Encode:
@@ -248,7 +248,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
 def _vocabulary(
     ids: dict[str, int],
     added: dict[int, str],
-    read: Callable[[str], Piece],
+    read: Callable[[str], TokenPiece],
     *,
     size: int,
     sha256: str,
@@ -256,20 +256,20 @@ def _vocabulary(
     encode: Encode,
 ) -> Vocabulary:
     """Put together what the two Hugging Face formats have in common."""
-    pieces: list[Piece] = [None] * (max(ids.values(), default=-1) + 1)
+    pieces: list[TokenPiece] = [None] * (max(ids.values(), default=-1) + 1)
     for piece, i in ids.items():
         pieces[i] = added[i] if i in added else read(piece)
     reserved = sorted(i for i, piece in added.items() if _RESERVED.fullmatch(piece))
     return Vocabulary(size, tuple(pieces), frozenset(added), tuple(reserved), sha256, str(source), encode)
 
 
-def _from_sentencepiece(piece: str) -> Piece:
+def _from_sentencepiece(piece: str) -> TokenPiece:
     """Read SentencePiece's spelling: U+2581 is a space, <0x0A> a byte."""
     byte = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ")
 
 
-def _from_byte_level(piece: str) -> Piece:
+def _from_byte_level(piece: str) -> TokenPiece:
     """Read GPT-2's spelling, in which each letter is a byte."""
     values = _byte_level_values()
     try:

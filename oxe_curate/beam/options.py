@@ -19,7 +19,7 @@ def runner_name(beam_args: Sequence[str]) -> str:
     return named[-1] if named else ""
 
 
-def check(beam_args: Sequence[str]) -> None:
+def check_beam_options(beam_args: Sequence[str]) -> None:
     """Raise ConfigError for an option that Beam does not know or cannot read; Beam itself passes over the former."""
     if not beam_args:
         return

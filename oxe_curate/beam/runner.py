@@ -28,7 +28,7 @@ from oxe_curate.storage import Folder
 _POLL = 0.2
 
 
-def run(
+def run_tasks(
     tasks: Sequence[Task],
     work: Work,
     *,
@@ -55,7 +55,7 @@ def run(
         WorkerError: a worker process was killed.
         RuntimeError: a fault in our code, with the worker's traceback.
     """
-    beam_options.check(beam_args)
+    beam_options.check_beam_options(beam_args)
     if not tasks:
         return
     out = tasks[0].out
@@ -76,7 +76,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def build(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
+def build_pipeline(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
     """The Beam graph, the same on every runner: Create, Reshuffle, ParDo."""
     from oxe_curate.beam.fn import DoTask, beam
 
@@ -94,7 +94,7 @@ def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runne
     # what a task raises comes back as its outcome; Beam would print it a second time
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if runner else logging.ERROR)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_args)))
-    build(pipeline, tasks, work)
+    build_pipeline(pipeline, tasks, work)
     return pipeline
 
 
@@ -254,4 +254,4 @@ def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> Non
     raise kind(f"{first.message}{more}\nWhat was finished is kept in {out}; run the same command again afterwards.")
 
 
-__all__ = ["build", "run", "start_workers_early"]
+__all__ = ["build_pipeline", "run_tasks", "start_workers_early"]

@@ -226,10 +226,10 @@ def datasets(
     if as_json:
         _print_json(rows)
     elif markdown:
-        typer.echo(tables.catalogue_markdown(rows))
+        typer.echo(tables.datasets_markdown(rows))
     else:
         screen = tables.console()
-        screen.print(tables.catalogue(rows, screen.width))
+        screen.print(tables.datasets_table(rows, screen.width))
 
 
 @app.command("report")
@@ -327,14 +327,14 @@ def edit(
 ) -> None:
     """Edit a mixture in the browser: weights, shares, frames, checks. Serves on 127.0.0.1 until Ctrl+C."""
     try:
-        from oxe_curate.editor.server import serve
+        from oxe_curate.editor.server import serve_editor
     except ModuleNotFoundError as error:
         if error.name not in ("anyio", "starlette", "uvicorn"):
             raise
         from oxe_curate.errors import ConfigError
 
         raise ConfigError('the editor needs two packages: pip install "oxe-curate[edit]"') from None
-    serve(mixture, index, cards=cards, port=port, allow_hosts=allow_host or (), open_browser=open_browser)
+    serve_editor(mixture, index, cards=cards, port=port, allow_hosts=allow_host or (), open_browser=open_browser)
 
 
 @app.command("demo")

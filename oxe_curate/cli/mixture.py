@@ -36,9 +36,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 @mixture_app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the published mixtures and their sources."""
-    from oxe_curate.mixture.published import catalogue
+    from oxe_curate.mixture.published import published_mixtures
 
-    known = list(catalogue().values())
+    known = list(published_mixtures().values())
     if as_json:
         _print_json([{**asdict(entry), "path": str(entry.path)} for entry in known])
         return

@@ -139,7 +139,7 @@ def train(
     oxe_curate train ...`. Interrupted at any moment, `train --resume --run DIR` goes on as if nothing had happened.
     """
     check_packages()
-    from oxe_curate.train.config import read_config
+    from oxe_curate.train.config import read_train_config
 
     sections = {"tokens": "openvla", "l1": "openvla", "mlp": "flamingo", "gpt": "flamingo", "lstm": "flamingo"}
     overrides: dict[str, Any] = {
@@ -156,7 +156,7 @@ def train(
     if head is not None:
         overrides[f"{sections[head]}.head"] = head
     overrides = {key: value for key, value in overrides.items() if value is not None} | _settings(setting or [])
-    chosen = read_config(config, overrides, resume)
+    chosen = read_train_config(config, overrides, resume)
     if head is not None and sections[head] != {"openvla": "openvla", "roboflamingo": "flamingo"}[chosen.model]:
         from oxe_curate.errors import ConfigError
 
@@ -240,9 +240,9 @@ def serve(
 ) -> None:
     """Answer POST /act with actions, as OpenVLA's deploy.py does. Listens on this machine alone by default."""
     check_packages()
-    from oxe_curate.train.serving.serve import serve as listen
+    from oxe_curate.train.serving.serve import serve_policy
 
-    listen(
+    serve_policy(
         folder, host=host, port=port, unnorm_key=unnorm_key, quantize=None if quantize == "none" else quantize,
         device=device, max_bytes=max_mb << 20, dtype=dtype, checkpoint=checkpoint, base=base, center_crop=center_crop,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from oxe_curate.demo import episodes
 from oxe_curate.demo.structure import features_json
-from oxe_curate.rlds.encode import Episode
+from oxe_curate.rlds.encode import EpisodeValues
 from oxe_curate.rlds.synthetic import DatasetFolder, write_dataset
 
 __all__ = ["DATASETS", "DemoDataset", "mixture_text", "write_demo"]
@@ -33,7 +33,7 @@ class DemoDataset:
 
     name: str
     version: str
-    make: Callable[..., Episode]
+    make: Callable[..., EpisodeValues]
     splits: Mapping[str, int]
     shards: int
     spoiled: Mapping[int, Mapping[str, object]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def write_demo(root: Path, seed: int = 0, progress: bool = True) -> list[Dataset
         ]
 
 
-def _draw(dataset: DemoDataset, split: str, seed: int, bar: tqdm[NoReturn]) -> Iterator[Episode]:
+def _draw(dataset: DemoDataset, split: str, seed: int, bar: tqdm[NoReturn]) -> Iterator[EpisodeValues]:
     stream = [seed, DATASETS.index(dataset), list(dataset.splits).index(split)]
     for index in range(dataset.splits[split]):
         options = dataset.spoiled.get(index, {}) if split == "train" else {}

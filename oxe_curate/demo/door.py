@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from oxe_curate.demo.render import Camera, Color, Solids, Vector, paint
+from oxe_curate.demo.render import Color, Solids, Vector, Viewpoint, paint
 
 _SIZE = (960, 720)
 _HANDLE_OUT = 0.055  # of the handle, before the door
@@ -93,7 +93,7 @@ def picture(door: Door, frame: DoorFrame) -> Image.Image:
     right, ahead = np.array([c, s, 0.0]), np.array([-s, c, 0.0])
     up = np.array([0, 0, 1.0])
     eye = frame.position - 0.27 * ahead + 0.10 * up
-    camera = Camera(tuple(eye), tuple(frame.position + 0.25 * ahead + 0.01 * up), 62, _SIZE)
+    camera = Viewpoint(tuple(eye), tuple(frame.position + 0.25 * ahead + 0.01 * up), 62, _SIZE)
     canvas = _wall(door.wall).copy()
     for layer in _layers(door, frame, right, ahead, up):
         paint(canvas, camera, layer)

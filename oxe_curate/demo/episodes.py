@@ -22,14 +22,14 @@ from oxe_curate.demo.door import picture as door_picture
 from oxe_curate.demo.render import Vector
 from oxe_curate.demo.robot import rotation_from_rpy
 from oxe_curate.demo.rooms import BRIDGE, FRACTAL, JACO
-from oxe_curate.demo.tasks import Frame, Kind, Task, perform
+from oxe_curate.demo.tasks import DemoTask, Frame, TaskKind, perform
 from oxe_curate.demo.world import COLORS
-from oxe_curate.rlds.encode import Episode
+from oxe_curate.rlds.encode import EpisodeValues
 
 Rng = np.random.Generator
 Floats = NDArray[np.float32]
 
-_SENTENCES: dict[str, dict[Kind, str]] = {
+_SENTENCES: dict[str, dict[TaskKind, str]] = {
     "bridge_dataset": {
         "pick": "pick up the {color} block",
         "plate": "put the {color} block on the plate",
@@ -54,7 +54,7 @@ _SENTENCES: dict[str, dict[Kind, str]] = {
 }
 
 
-def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None = None) -> Episode:
+def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None = None) -> EpisodeValues:
     """A WidowX episode: state xyz, rpy, gripper; action = the next state's difference, gripper 1 = open.
 
     As in the release, the first action does not move, and cameras that a scene lacks hold black frames.
@@ -100,7 +100,7 @@ def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None
     }
 
 
-def fractal(index: int, rng: Rng, *, broken: bool = False) -> Episode:
+def fractal(index: int, rng: Rng, *, broken: bool = False) -> EpisodeValues:
     """A mobile manipulator's episode: displacements, and gripper commands +1 close, -1 open, 0 keep.
 
     Args:
@@ -159,7 +159,7 @@ def fractal(index: int, rng: Rng, *, broken: bool = False) -> Episode:
 _ASPECTS = ("success", "feasible", "has_aspects", "already_success", "undesirable")
 
 
-def jaco(index: int, rng: Rng) -> Episode:
+def jaco(index: int, rng: Rng) -> EpisodeValues:
     """A Kinova episode: displacements without rotation, relative gripper commands; a front and a wrist camera."""
     task, text = _task("jaco_play", index, rng)
     frames = perform(task, JACO.room, rng)
@@ -196,7 +196,7 @@ _DOORS = (
 )
 
 
-def door(index: int, rng: Rng) -> Episode:
+def door(index: int, rng: Rng) -> EpisodeValues:
     """A door opened by a hand with the only camera on it; displacements in the hand's own axes at the start."""
     kind = _DOORS[index % len(_DOORS)]
     frames = open_door(kind, rng)
@@ -225,14 +225,14 @@ def door(index: int, rng: Rng) -> Episode:
 # --- parts that several data sets share ---
 
 
-def _task(dataset: str, index: int, rng: Rng) -> tuple[Task, str]:
+def _task(dataset: str, index: int, rng: Rng) -> tuple[DemoTask, str]:
     """Tasks in turn, colours by chance."""
     sentences = _SENTENCES[dataset]
     kind = list(sentences)[index % len(sentences)]
     color, other = (str(c) for c in rng.permutation(list(COLORS))[:2])
     if kind == "push":
         other = str(rng.choice(["left", "right"]))
-    task = Task(kind, "" if kind in ("open", "close") else color, other if kind in ("stack", "push") else "")
+    task = DemoTask(kind, "" if kind in ("open", "close") else color, other if kind in ("stack", "push") else "")
     return task, sentences[kind].format(color=color, other=other)
 
 

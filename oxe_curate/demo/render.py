@@ -45,7 +45,7 @@ _SHADOW = [int(value * share) for share in (0.52, 0.53, 0.58) for value in range
 
 
 @dataclass(frozen=True)
-class Camera:
+class Viewpoint:
     """Pinhole camera.
 
     Attributes:
@@ -176,7 +176,7 @@ def _unit(vectors: Vector) -> Vector:
     return vectors / lengths
 
 
-def render(camera: Camera, solids: Solids, table: Table, *, fixed: bool = True) -> Image.Image:
+def render(camera: Viewpoint, solids: Solids, table: Table, *, fixed: bool = True) -> Image.Image:
     """Draw one frame.
 
     Args:
@@ -200,7 +200,7 @@ def render(camera: Camera, solids: Solids, table: Table, *, fixed: bool = True) 
     return large.reduce(_SUPERSAMPLE)
 
 
-def paint(canvas: Image.Image, camera: Camera, solids: Solids) -> None:
+def paint(canvas: Image.Image, camera: Viewpoint, solids: Solids) -> None:
     """Paint solids over a canvas that may be larger than the camera's picture by a whole factor."""
     scale = canvas.size[0] // camera.size[0]
     draw = ImageDraw.Draw(canvas)
@@ -213,7 +213,7 @@ def paint(canvas: Image.Image, camera: Camera, solids: Solids) -> None:
             draw.polygon(outline, fill=color)
 
 
-def _polygons(camera: Camera, solids: Solids, scale: int) -> Iterator[Polygon]:
+def _polygons(camera: Viewpoint, solids: Solids, scale: int) -> Iterator[Polygon]:
     """The faces that the camera sees. All faces of a solid have the distance of its middle."""
     if not (solids.boxes or solids.tubes):
         return
@@ -236,7 +236,7 @@ def _shade(colors: Vector, normals: Vector, views: Vector) -> list[Color]:
     return [(r, g, b) for r, g, b in shaded.astype(int).tolist()]
 
 
-def _discs(camera: Camera, solids: Solids, scale: int) -> Iterator[Polygon]:
+def _discs(camera: Viewpoint, solids: Solids, scale: int) -> Iterator[Polygon]:
     """A ball is a stack of discs that grow lighter and move towards the light."""
     toward = (camera.rotation @ LIGHT)[:2]
     for center, radius, color in solids.balls:
@@ -252,7 +252,7 @@ def _discs(camera: Camera, solids: Solids, scale: int) -> Iterator[Polygon]:
             yield distance, [x - reach, y - reach, x + reach, y + reach], (r, g, b)
 
 
-def _shadow_outlines(camera: Camera, solids: Solids) -> list[list[float]]:
+def _shadow_outlines(camera: Viewpoint, solids: Solids) -> list[list[float]]:
     """Outlines, at half the camera's resolution, of the shadows on the table of all faces turned to the light."""
     if not (solids.boxes or solids.tubes):
         return []
@@ -264,11 +264,11 @@ def _shadow_outlines(camera: Camera, solids: Solids) -> list[list[float]]:
 
 
 @functools.lru_cache(maxsize=32)
-def _fixed_views(camera: Camera, table: Table) -> tuple[Image.Image, Image.Image]:
+def _fixed_views(camera: Viewpoint, table: Table) -> tuple[Image.Image, Image.Image]:
     return _views(camera, table, smooth=True)
 
 
-def _views(camera: Camera, table: Table, *, smooth: bool = False) -> tuple[Image.Image, Image.Image]:
+def _views(camera: Viewpoint, table: Table, *, smooth: bool = False) -> tuple[Image.Image, Image.Image]:
     """The empty table as the camera sees it, lit and in shadow."""
     to_world = np.linalg.inv(
         np.column_stack([camera.rotation[:, 0], camera.rotation[:, 1], -camera.rotation @ np.asarray(camera.eye)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oxe_curate.demo.render import Camera, Color, Solids, Vector
+from oxe_curate.demo.render import Color, Solids, Vector, Viewpoint
 
 FINGER = 0.055
 """Length of a finger in metres; the gripper's point lies `GRIP` above the finger tips."""
@@ -122,9 +122,9 @@ class Arm:
             across = sign * (pose.opening * OPENING / 2 + 0.007)
             solids.box(pose.position + turn @ [0, across, FINGER / 2 - GRIP], (0.020, 0.013, FINGER), self.finger, turn)
 
-    def wrist_camera(self, pose: Pose, size: tuple[int, int], fov: float = 75.0) -> Camera:
+    def wrist_camera(self, pose: Pose, size: tuple[int, int], fov: float = 75.0) -> Viewpoint:
         """The camera on the hand: it sees the finger tips and what they are about to grasp."""
         turn = pose.rotation
         eye = pose.position + turn @ [-0.085, 0, 0.105]
         target = pose.position + turn @ [0.012, 0, -0.02]
-        return Camera(tuple(eye), tuple(target), fov, size, up=tuple(turn @ [1.0, 0, 0.3]))
+        return Viewpoint(tuple(eye), tuple(target), fov, size, up=tuple(turn @ [1.0, 0, 0.3]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from oxe_curate.demo.render import Camera, Solids, render
+from oxe_curate.demo.render import Solids, Viewpoint, render
 from oxe_curate.demo.robot import Arm
 from oxe_curate.demo.table import Table
 from oxe_curate.demo.tasks import Frame, Room
@@ -20,9 +20,9 @@ class Scene:
     room: Room
     arm: Arm
     table: Table
-    cameras: tuple[Camera, ...]
+    cameras: tuple[Viewpoint, ...]
 
-    def picture(self, frame: Frame, camera: Camera) -> Image.Image:
+    def picture(self, frame: Frame, camera: Viewpoint) -> Image.Image:
         """A frame seen from outside."""
         solids = Solids()
         frame.world.add_to(solids)
@@ -50,9 +50,9 @@ def _bridge(table: Table, cabinet: Cabinet | None, height: float) -> Scene:
         arm=_WIDOWX,
         table=table,
         cameras=(
-            Camera((-0.12, -0.66, height), (0.225, 0.0, 0.12), 42, _SQUARE),  # over the right shoulder
-            Camera((0.80, -0.52, 0.40), (0.20, 0.02, 0.13), 40, _SQUARE),  # from the front, lower
-            Camera((0.05, -0.85, 0.26), (0.20, 0.02, 0.14), 38, _SQUARE),  # from the side
+            Viewpoint((-0.12, -0.66, height), (0.225, 0.0, 0.12), 42, _SQUARE),  # over the right shoulder
+            Viewpoint((0.80, -0.52, 0.40), (0.20, 0.02, 0.13), 40, _SQUARE),  # from the front, lower
+            Viewpoint((0.05, -0.85, 0.26), (0.20, 0.02, 0.14), 38, _SQUARE),  # from the side
         ),
     )
 
@@ -78,7 +78,7 @@ FRACTAL = Scene(
         finger=(52, 53, 58),
     ),
     table=Table("stone", x=(0.10, 0.98), y=(-0.70, 0.70), floor=(104, 98, 92)),
-    cameras=(Camera((-0.10, 0.14, 0.78), (0.44, -0.01, 0.03), 46, (320, 256)),),  # on the robot's head
+    cameras=(Viewpoint((-0.10, 0.14, 0.78), (0.44, -0.01, 0.03), 46, (320, 256)),),  # on the robot's head
 )
 """A mobile manipulator at a counter, seen by the camera in its head."""
 
@@ -86,6 +86,6 @@ JACO = Scene(
     room=Room((0.24, 0.40), (-0.20, 0.16), (0.28, 0.0, 0.20), None, speed=0.034, turns=False),
     arm=Arm(link=(38, 39, 42), joint=(150, 154, 160), finger=(70, 72, 78), shoulder=0.14, thickness=0.029),
     table=Table("walnut", floor=(150, 152, 150)),
-    cameras=(Camera((0.84, -0.62, 0.50), (0.20, 0.0, 0.13), 40, (224, 224)),),  # facing the robot
+    cameras=(Viewpoint((0.84, -0.62, 0.50), (0.20, 0.0, 0.13), 40, (224, 224)),),  # facing the robot
 )
 """A Kinova arm that keeps its hand upright, seen from the front and from the hand."""

@@ -12,17 +12,17 @@ from oxe_curate.demo.render import Vector
 from oxe_curate.demo.robot import Pose
 from oxe_curate.demo.world import BLOCK, COLORS, Block, Cabinet, Plate, World
 
-Kind = Literal["pick", "plate", "stack", "push", "open", "close", "stow"]
+TaskKind = Literal["pick", "plate", "stack", "push", "open", "close", "stow"]
 
 _OPEN = 1.0
 _PREPARED = 0.6  # opening before a handle, so that the inner finger clears the drawer
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """What to do: the kind, the block's colour, and the other block's colour or the direction ("left", "right")."""
 
-    kind: Kind
+    kind: TaskKind
     color: str = ""
     other: str = ""
 
@@ -56,14 +56,14 @@ class Room:
     turns: bool
 
 
-def perform(task: Task, room: Room, rng: np.random.Generator) -> list[Frame]:
+def perform(task: DemoTask, room: Room, rng: np.random.Generator) -> list[Frame]:
     """Set the scene for a task and carry it out. All chance comes from `rng`."""
     actor = _Actor(room, _set_scene(task, room, rng), rng)
     _SCRIPTS[task.kind](actor, task)
     return actor.frames
 
 
-def _set_scene(task: Task, room: Room, rng: np.random.Generator) -> World:
+def _set_scene(task: DemoTask, room: Room, rng: np.random.Generator) -> World:
     """Blocks (those of the task and up to two more) and a plate, apart from each other."""
     others = [c for c in COLORS if c not in (task.color, task.other)]
     extra = list(rng.permutation(others))[: int(rng.integers(1, 3))]
@@ -169,23 +169,23 @@ class _Actor:
         self.move(self.above(spot, 0.08))
 
 
-def _pick(actor: _Actor, task: Task) -> None:
+def _pick(actor: _Actor, task: DemoTask) -> None:
     actor.pick(task.color)
 
 
-def _plate(actor: _Actor, task: Task) -> None:
+def _plate(actor: _Actor, task: DemoTask) -> None:
     actor.pick(task.color)
     plate = actor.world.plate
     assert plate is not None
     actor.put(np.array([plate.x, plate.y, plate.height + BLOCK / 2 + 0.004]))
 
 
-def _stack(actor: _Actor, task: Task) -> None:
+def _stack(actor: _Actor, task: DemoTask) -> None:
     actor.pick(task.color)
     actor.put(actor.world.blocks[task.other].position + np.array([0, 0, BLOCK + 0.004]))
 
 
-def _stow(actor: _Actor, task: Task) -> None:
+def _stow(actor: _Actor, task: DemoTask) -> None:
     cabinet = actor.world.cabinet
     assert cabinet is not None
     actor.pick(task.color)
@@ -193,7 +193,7 @@ def _stow(actor: _Actor, task: Task) -> None:
     actor.put(cabinet.point(0, 0.055, 0.120))
 
 
-def _push(actor: _Actor, task: Task) -> None:
+def _push(actor: _Actor, task: DemoTask) -> None:
     """Left and right are the robot's."""
     side = 1.0 if task.other == "left" else -1.0
     block = actor.world.blocks[task.color].position
@@ -221,7 +221,7 @@ def _slide(actor: _Actor, out: float) -> None:
     actor.move(actor.above(actor.pose.position, 0.08))
 
 
-_SCRIPTS: dict[Kind, Callable[[_Actor, Task], None]] = {
+_SCRIPTS: dict[TaskKind, Callable[[_Actor, DemoTask], None]] = {
     "pick": _pick,
     "plate": _plate,
     "stack": _stack,

@@ -31,7 +31,7 @@ def run_training_demo(out: Path) -> None:
 
     A finished run is kept, an interrupted one goes on. Raises what tokenize, train and evaluate do.
     """
-    from oxe_curate.train.config import read_config
+    from oxe_curate.train.config import read_train_config
     from oxe_curate.train.evaluation.evaluate import evaluate_run
     from oxe_curate.train.loop.run import run_training
     from oxe_curate.train.models.openvla.synthetic import openvla_config, write_checkpoint
@@ -45,13 +45,13 @@ def run_training_demo(out: Path) -> None:
     content = yaml.safe_load(mixture_text())
     content["image"]["size"] = IMAGE
     mixture.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    tables.say(screen, f"oxe-curate tokenize {mixture} --index {out}/index --out {shards} --tokenizer {base}")
+    tables.show_command(screen, f"oxe-curate tokenize {mixture} --index {out}/index --out {shards} --tokenizer {base}")
     run_tokenize(mixture, str(out / "index"), str(shards), TokenizeOptions(tokenizer=base))
-    tables.say(screen, f"oxe-curate train {shards} --base {base} --run {run} {FLAGS}")
-    config = read_config(None, {"data": str(shards), "base": str(base), "run": str(run), **OPTIONS})
+    tables.show_command(screen, f"oxe-curate train {shards} --base {base} --run {run} {FLAGS}")
+    config = read_train_config(None, {"data": str(shards), "base": str(base), "run": str(run), **OPTIONS})
     if not (run / "adapter").is_dir():
         run_training(config, resume=any(run.glob("checkpoint-*")))
-    tables.say(screen, f"oxe-curate evaluate {run} --episodes 9")
+    tables.show_command(screen, f"oxe-curate evaluate {run} --episodes 9")
     result = evaluate_run(run, episodes=9)
     screen.print(result.table())
     screen.print(f"Curves: {result.page}", markup=False)

@@ -12,7 +12,7 @@ import numpy as np
 from oxe_curate import config
 from oxe_curate.editor import quantities
 from oxe_curate.editor.catalogue import Catalogue
-from oxe_curate.editor.document import Add, Operation, Remove, Set, edit
+from oxe_curate.editor.document import Add, EditOperation, Remove, Set, edit
 from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.mixture import shares
@@ -69,13 +69,13 @@ def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> di
     }
 
 
-def check(text: str, catalogue: Catalogue, samples: float | None, base: Path | None = None) -> list[dict[str, Any]]:
+def problems(text: str, catalogue: Catalogue, samples: float | None, base: Path | None = None) -> list[dict[str, Any]]:
     """The findings of `oxe-curate mixture check`, as JSON. `base` is the folder of the mixture file."""
     findings = check_text(text, "", catalogue.index, int(samples) if samples else None, catalogue.cards, base)
     return [asdict(finding) for finding in findings]
 
 
-def apply(text: str, operation: Any, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:
+def apply_action(text: str, operation: Any, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:
     """Apply an operation of the page to a text, as one step.
 
     Args:
@@ -104,7 +104,7 @@ def apply(text: str, operation: Any, catalogue: Catalogue, samples: float | None
 
 def _operations(
     text: str, operation: dict[str, Any], catalogue: Catalogue, samples: float | None
-) -> Sequence[Operation]:
+) -> Sequence[EditOperation]:
     kind = operation["op"]
     if kind == "set":
         value = operation["value"]
@@ -145,15 +145,15 @@ def _operations(
     raise ConfigError(f"{kind!r} is not an operation")
 
 
-def _weights(weights: dict[int, float]) -> list[Operation]:
+def _weights(weights: dict[int, float]) -> list[EditOperation]:
     return [Set(("datasets", row, "weight"), weight) for row, weight in sorted(weights.items())]
 
 
-def _adopt(rows: list[dict[str, Any]], operation: dict[str, Any], catalogue: Catalogue) -> list[Operation]:
+def _adopt(rows: list[dict[str, Any]], operation: dict[str, Any], catalogue: Catalogue) -> list[EditOperation]:
     """Take over a reference's weights: of some data sets, or all of it."""
     wanted = operation["weights"]
     only = operation.get("only")
-    steps: list[Operation] = []
+    steps: list[EditOperation] = []
     present = {row["id"]: row for row in rows}
     for row in rows:
         if only is not None and row["id"] not in only:

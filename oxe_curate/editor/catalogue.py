@@ -124,9 +124,9 @@ class Catalogue:
     def references(self) -> dict[str, Reference]:
         """The published mixtures, by name."""
         found = {}
-        for name, entry in published.catalogue().items():
+        for name, entry in published.published_mixtures().items():
             title = f"{entry.project}: {entry.upstream}"
-            found[name] = Reference(name, title, entry.source, self.weights(published.load(name)))
+            found[name] = Reference(name, title, entry.source, self.weights(published.load_published(name)))
         return found
 
     def weights(self, mixture: Mixture) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from oxe_curate.editor.spans import Document, Found, Path, Span, TextError, parse
+from oxe_curate.editor.spans import Document, Found, Path, TextError, TextSpan, parse
 
 Scalar = str | int | float | bool | None
 _PLAIN = re.compile(r"[A-Za-z_][\w./+@-]*", re.ASCII)
@@ -47,7 +47,7 @@ class Remove:
     position: int
 
 
-Operation = Set | Add | Remove
+EditOperation = Set | Add | Remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Edit:
     splices: tuple[Splice, ...]
 
 
-def edit(text: str, operations: Sequence[Operation]) -> Edit:
+def edit(text: str, operations: Sequence[EditOperation]) -> Edit:
     """Apply operations as one step; positions are those before the step.
 
     Raises:
@@ -85,7 +85,7 @@ def edit(text: str, operations: Sequence[Operation]) -> Edit:
     if removed or added:
         splices += _entries(document, removed, added)
     ordered = _merged(splices)
-    result = apply(text, ordered)
+    result = apply_operations(text, ordered)
     try:
         same = alike(parse(result).data, expected)
     except TextError as error:
@@ -95,7 +95,7 @@ def edit(text: str, operations: Sequence[Operation]) -> Edit:
     return Edit(result, ordered)
 
 
-def apply(text: str, splices: Sequence[Splice]) -> str:
+def apply_operations(text: str, splices: Sequence[Splice]) -> str:
     """Apply sorted splices."""
     parts, position = [], 0
     for splice in splices:
@@ -141,7 +141,7 @@ def format_scalar(value: Scalar | tuple[Scalar, ...], old: str = "") -> str:
     return value
 
 
-def _expected(data: Any, operations: Sequence[Operation]) -> Any:
+def _expected(data: Any, operations: Sequence[EditOperation]) -> Any:
     data = copy.deepcopy(data)
     if not isinstance(data, dict):
         raise TextError("the text holds no keys and values. Begin with `name:` and `datasets:`.", 0)
@@ -247,7 +247,7 @@ def _after_key(document: Document, found: Found) -> int:
 
 
 def _flow_entries(
-    document: Document, span: Span, items: Sequence[Found], removed: Sequence[int], added: Sequence[Add]
+    document: Document, span: TextSpan, items: Sequence[Found], removed: Sequence[int], added: Sequence[Add]
 ) -> list[Splice]:
     splices = []
     if removed and len(removed) == len(items):
@@ -269,7 +269,7 @@ def _flow_entries(
     return splices
 
 
-def _cut(document: Document, span: Span, start: int) -> Splice:
+def _cut(document: Document, span: TextSpan, start: int) -> Splice:
     """Remove a block entry: from the end of the line before its dash to the end of its last line."""
     dash = _DASH.search(document.text[:start])
     if dash is None:

@@ -23,7 +23,7 @@ from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling as samples
-from oxe_curate.mixture.spec import Mixture, Source, resolve
+from oxe_curate.mixture.spec import IndexedDataset, Mixture, resolve
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 
@@ -42,12 +42,12 @@ class _Drawn:
 
     order: NDArray[np.int64]
     starts: list[int]
-    parts: list[tuple[Source, int, int, Episode, NDArray[np.int64], NDArray[np.int64]]]
+    parts: list[tuple[IndexedDataset, int, int, Episode, NDArray[np.int64], NDArray[np.int64]]]
     shard: str
     shards: int
 
 
-class Frames:
+class FrameViewer:
     """Reads what the page shows of an index. All places are numbers into the index: no name of a file comes in."""
 
     def __init__(self, catalogue: Catalogue, index: Index) -> None:
@@ -186,10 +186,10 @@ class Frames:
     def _draw(self, mixture: Mixture, where: str) -> _Drawn:
         """Draw the first training shard as `tokenize.build.gather` does, without its frames."""
         from oxe_curate.tokenize.pipeline import SHARD_BYTES
-        from oxe_curate.tokenize.plan import plan
+        from oxe_curate.tokenize.plan import plan_shards
 
         sources = resolve(mixture, self._index, where, self._catalogue.cards)
-        tasks = plan(mixture, self._index, sources, {}, Folder.of(Path("unused")), SHARD_BYTES, {})
+        tasks = plan_shards(mixture, self._index, sources, {}, Folder.of(Path("unused")), SHARD_BYTES, {})
         task = tasks[0]
         keys: list[NDArray[np.uint64]] = []
         parts, starts, total = [], [], 0

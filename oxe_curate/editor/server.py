@@ -30,7 +30,7 @@ from oxe_curate import __version__
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.files import MixtureFile, Snapshot
-from oxe_curate.editor.frames import Frames
+from oxe_curate.editor.frames import FrameViewer
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
 from oxe_curate.errors import ConfigError, CurateError, StorageError
@@ -48,7 +48,7 @@ class Editor:
 
     def __init__(self, file: MixtureFile, catalogue: Catalogue) -> None:
         self.file, self.catalogue = file, catalogue
-        self.frames = Frames(catalogue, catalogue.index) if catalogue.index else None
+        self.frames = FrameViewer(catalogue, catalogue.index) if catalogue.index else None
         self.proposals = Proposals(catalogue)
 
     # ── the file ─────────────────────────────────────────────────────────────────────────────────────────
@@ -81,11 +81,11 @@ class Editor:
 
     def edit(self, body: dict[str, Any]) -> dict[str, Any]:
         """See `analyse.apply`."""
-        return analyse.apply(_text(body), body.get("operation"), self.catalogue, _samples(body))
+        return analyse.apply_action(_text(body), body.get("operation"), self.catalogue, _samples(body))
 
     def check(self, body: dict[str, Any]) -> dict[str, Any]:
-        """See `analyse.check`."""
-        return {"findings": analyse.check(_text(body), self.catalogue, _samples(body), self.file.path.parent)}
+        """See `analyse.problems`."""
+        return {"findings": analyse.problems(_text(body), self.catalogue, _samples(body), self.file.path.parent)}
 
     def next_samples(self, body: dict[str, Any]) -> dict[str, Any]:
         """The samples that tokenize would write first."""
@@ -132,7 +132,7 @@ class Editor:
         swap = {"0": False, "1": True}.get(q.get("swap", ""))
         return self._frames().picture(p["dataset"], p["role"], p["file"], p["row"], p["step"], height, swap)
 
-    def _frames(self) -> Frames:
+    def _frames(self) -> FrameViewer:
         if self.frames is None:
             raise ConfigError("frames need an index: start the editor with --index")
         return self.frames
@@ -165,7 +165,7 @@ def _shown(now: Snapshot) -> str:
     return "" if now.data is None else now.text
 
 
-def application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Starlette:
+def editor_application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Starlette:
     """The ASGI application. Its static files are read now: nothing is opened by a name that a request brings."""
     editor = Editor(file, catalogue)
 
@@ -279,7 +279,7 @@ def listen(port: int | None) -> socket.socket:
     raise AssertionError
 
 
-def serve(
+def serve_editor(
     mixture: str | Path,
     index: str | Path | None = None,
     *,
@@ -287,7 +287,7 @@ def serve(
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
     open_browser: bool = False,
-    say: Callable[[str], None] = web.say,
+    say: Callable[[str], None] = web.announce,
 ) -> None:
     """Serve the editor until it is interrupted.
 
@@ -308,8 +308,8 @@ def serve(
     path = Path(mixture)
     if path.suffix not in (".yaml", ".yml"):
         hint = (
-            f" Copy it first: cp {published.find(str(mixture)).path} my.yaml"
-            if str(mixture) in published.names()
+            f" Copy it first: cp {published.find_published(str(mixture)).path} my.yaml"
+            if str(mixture) in published.published_names()
             else ""
         )
         raise ConfigError(f"{mixture}: the editor edits .yaml files.{hint}")
@@ -330,7 +330,7 @@ def serve(
             webbrowser.open(address)
 
     config = uvicorn.Config(
-        application(file, catalogue, access), log_level="warning", access_log=False, ws="none", lifespan="off",
+        editor_application(file, catalogue, access), log_level="warning", access_log=False, ws="none", lifespan="off",
         timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
     )  # fmt: skip
     with sock, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it ends

@@ -38,7 +38,7 @@ class TextError(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TextSpan:
     """Half-open range of code points."""
 
     start: int
@@ -50,13 +50,13 @@ class _Composer(_Loader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.aliases: dict[tuple[int, int], Span] = {}
+        self.aliases: dict[tuple[int, int], TextSpan] = {}
         self.pairs: dict[int, list[tuple[yaml.Node, yaml.Node]]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
-            self.aliases[_place(parent, index)] = Span(event.start_mark.index, event.end_mark.index)
+            self.aliases[_place(parent, index)] = TextSpan(event.start_mark.index, event.end_mark.index)
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -81,7 +81,7 @@ class Found:
     """
 
     node: yaml.Node
-    span: Span
+    span: TextSpan
     alias: bool
     key: yaml.Node | None = None
 
@@ -94,9 +94,9 @@ class Document:
     data: Any
     _root: yaml.Node | None
     _shift: int
-    _aliases: dict[tuple[int, int], Span] = field(repr=False)
+    _aliases: dict[tuple[int, int], TextSpan] = field(repr=False)
     _pairs: dict[int, list[tuple[yaml.Node, yaml.Node]]] = field(repr=False)
-    _spans: dict[int, Span] = field(repr=False, default_factory=dict)
+    _spans: dict[int, TextSpan] = field(repr=False, default_factory=dict)
 
     def find(self, path: Path) -> Found | None:
         """The value at `path`; None if it is not written there (a merged key is not).
@@ -129,7 +129,7 @@ class Document:
         alias = self._aliases.get(_place(parent, index))
         key = index if isinstance(index, yaml.Node) else None
         if alias:
-            return Found(node, Span(alias.start + self._shift, alias.end + self._shift), alias=True, key=key)
+            return Found(node, TextSpan(alias.start + self._shift, alias.end + self._shift), alias=True, key=key)
         return Found(node, self._span(node), alias=False, key=key)
 
     def pairs(self, node: yaml.Node) -> list[tuple[yaml.Node, Found]]:
@@ -144,12 +144,12 @@ class Document:
         """Where a node starts, anchor and tag included."""
         return int(node.start_mark.index) + self._shift
 
-    def _span(self, node: yaml.Node) -> Span:
+    def _span(self, node: yaml.Node) -> TextSpan:
         if id(node) not in self._spans:
             self._spans[id(node)] = self._find_span(node)
         return self._spans[id(node)]
 
-    def _find_span(self, node: yaml.Node) -> Span:
+    def _find_span(self, node: yaml.Node) -> TextSpan:
         start, end = self.start(node), int(node.end_mark.index) + self._shift
         if isinstance(node, yaml.ScalarNode):
             skipped = _PROPERTIES.match(self.text, start, end)
@@ -163,7 +163,7 @@ class Document:
                 [item.span.end for item in self.items(node)] if isinstance(node, yaml.SequenceNode) else []
             )
             end = max(children, default=end)
-        return Span(start, end)
+        return TextSpan(start, end)
 
     def _block_scalar_end(self, start: int, end: int) -> int:
         """The last line that is indented like the scalar's first: the mark lies after the comments that follow."""

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from oxe_curate.filter.screen import ACROSS, Criteria
 from oxe_curate.index import duplicates
-from oxe_curate.index.store import SCHEMA, Summary, read_meta, read_table, shard_files, write_table
+from oxe_curate.index.store import SCHEMA, Summary, read_index_meta, read_table, shard_files, write_table
 from oxe_curate.storage import Folder
 
 QUANTILES = (0.01, 0.99)
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class IndexChange:
     """New decisions for one index file.
 
     Attributes:
@@ -45,7 +45,7 @@ class _File:
     start: int
 
 
-def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list[Change]:
+def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list[IndexChange]:
     """Compare all episodes of an index; return the files that must change.
 
     Args:
@@ -82,14 +82,14 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
         part = slice(file.start, file.start + file.rows)
         if reason[part] != before[part] or copy_of[part] != marked[part]:
             leaks = _leaks(file, held, original[part], reason[part])
-            changes.append(Change(file.dataset, file.path, reason[part], copy_of[part], leaks))
+            changes.append(IndexChange(file.dataset, file.path, reason[part], copy_of[part], leaks))
     return changes
 
 
-def apply(out: Folder, changes: Iterable[Change]) -> None:
+def apply_changes(out: Folder, changes: Iterable[IndexChange]) -> None:
     """Rewrite the files, each complete or not at all."""
     for change in changes:
-        meta = read_meta(out, change.path)
+        meta = read_index_meta(out, change.path)
         table = read_table(out, change.path)
         for name, values in (
             ("kept", [r is None for r in change.reason]),
@@ -220,6 +220,3 @@ def _actions(out: Folder, file: _File, reason: list[str | None]) -> tuple[NDArra
     row = np.repeat(np.arange(file.rows), lengths)
     kept = np.array([r is None for r in reason[file.start : file.start + file.rows]], bool)[row]
     return np.asarray(column.values.flatten()).reshape(-1, 7)[kept], row[kept]
-
-
-__all__ = ["Change", "apply", "decide", "outliers"]

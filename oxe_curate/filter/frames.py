@@ -83,7 +83,7 @@ class FrameLook:
             return False
         try:
             for offset, length in frames.tolist():
-                grey(self._bytes(offset, length), strict=True)
+                grey_thumbnail(self._bytes(offset, length), strict=True)
         except ValueError:
             return True
         return False
@@ -137,10 +137,10 @@ def is_black(data: bytes | memoryview, level: int) -> bool:
     Raises:
         ValueError: it is no picture that can be decoded.
     """
-    return bool(grey(data).max() < level)
+    return bool(grey_thumbnail(data).max() < level)
 
 
-def grey(data: bytes | memoryview, strict: bool = False) -> NDArray[Any]:
+def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[Any]:
     """Brightness (H / 8, W / 8) of a JPEG or PNG, averaged over blocks of 8 x 8 pixels.
 
     Args:

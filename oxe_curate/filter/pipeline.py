@@ -15,7 +15,7 @@ from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import across, scan
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask, FrameDetail
 from oxe_curate.filter.screen import Criteria
-from oxe_curate.index.store import INDEX_JSON, Summary, read_meta, shard_files, write_index_json
+from oxe_curate.index.store import INDEX_JSON, Summary, read_index_meta, shard_files, write_index_json
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
@@ -80,7 +80,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     datasets = find(root, options.datasets)
     if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
         runner.start_workers_early("oxe_curate.filter.pipeline")
-    tasks = plan(datasets, folder, options)
+    tasks = plan_tasks(datasets, folder, options)
     root = datasets[0].source
     previous = _previous(folder, root, options, {d.name for d in datasets})
     folder.check_writable()
@@ -88,8 +88,8 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     todo = [task for task in tasks if not _is_done(task)]
     if todo:
         _retract(folder, previous, {task.dataset.name for task in todo})
-    runner.run(
-        todo, scan.run, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
+    runner.run_tasks(
+        todo, scan.write_scanned_shard, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
         beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
     previous = _compare(folder, datasets, todo, options.criteria, previous)
@@ -98,7 +98,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     return FilterResult(summaries, len(todo), len(tasks) - len(todo), seconds, sum(t.size for t in todo))
 
 
-def plan(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
+def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
     """One task per source shard. Raises ConfigError, DataError or StorageError before any work is done."""
     tasks = []
     for dataset in datasets:
@@ -151,7 +151,7 @@ def _is_done(task: FilterTask) -> bool:
     if not task.out.exists(task.output):
         return False
     try:
-        return bool(read_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
+        return bool(read_index_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
     except DataError:
         return False
 
@@ -205,7 +205,7 @@ def _compare(
         out.publish_bytes(UNFINISHED, json.dumps({**previous, "datasets": others}).encode())
     if touched - {task.dataset.name for task in todo}:
         _retract(out, previous, touched | {task.dataset.name for task in todo})
-    across.apply(out, changes)
+    across.apply_changes(out, changes)
     for name, entry in others.items():
         entries[name] = {**entry, **asdict(_count(out, name, entry["version"]))}
     return {**previous, "datasets": entries} if previous else previous
@@ -214,7 +214,7 @@ def _compare(
 def _count(out: Folder, name: str, version: str) -> Summary:
     summary = Summary()
     for path in shard_files(out, f"{name}/{version}"):
-        summary.add(Summary(**read_meta(out, path)["summary"]))
+        summary.add(Summary(**read_index_meta(out, path)["summary"]))
     return summary
 
 
@@ -259,6 +259,3 @@ def _write_json(
 
 def _summary(entry: dict[str, Any]) -> Summary:
     return Summary(**{key: entry[key] for key in Summary.__dataclass_fields__})
-
-
-__all__ = ["FilterOptions", "FilterResult", "plan", "run_filter"]

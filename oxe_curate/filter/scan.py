@@ -24,7 +24,7 @@ from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import EpisodeReader, RawEpisode, camera_key, leaves
+from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
 
@@ -80,7 +80,7 @@ class FilterTask:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def run(task: FilterTask) -> Summary:
+def write_scanned_shard(task: FilterTask) -> Summary:
     """Scan a shard and publish its rows. Raises DataError, CorruptError or StorageError, naming shard and record."""
     rows, summary = scan_shard(task)
     write_shard(task.out, task.output, rows, summary, task.fingerprint)
@@ -155,7 +155,7 @@ class Scanner:
         flag = card.success_key
         if flag is not None and flag in other:
             fields[flag] = flag
-        self.reader = EpisodeReader(
+        self.reader = RecordReader(
             dataset.features,
             steps=[
                 *(card.step_keys(recipe, available=steps) if card.recipes else ()),

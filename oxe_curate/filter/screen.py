@@ -28,7 +28,7 @@ from oxe_curate import config
 from oxe_curate.episode import Trajectory
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.frames import FrameLook
-from oxe_curate.index.idle import RULES, Rule
+from oxe_curate.index.idle import RULES, IdleRule
 from oxe_curate.registry.card import THIRD_PERSON, DatasetCard
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.reader import RawEpisode
@@ -79,8 +79,8 @@ class Criteria:
     too_long: int | None = Field(default=None, ge=1)
     not_finite: bool = True
     idle: float | None = Field(default=None, ge=0, le=1)
-    idle_rule: Rule = "libero"
-    drop_idle_frames: Rule | None = None
+    idle_rule: IdleRule = "libero"
+    drop_idle_frames: IdleRule | None = None
     bad_image: bool = False
     action_outlier: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     duplicate: Literal[True, False, "report"] = "report"

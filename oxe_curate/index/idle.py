@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.episode import Trajectory
 
-Rule = Literal["libero", "droid"]
+IdleRule = Literal["libero", "droid"]
 
 LIBERO_NORM = 1e-4
 DROID_TOLERANCE = 1e-5
@@ -71,10 +71,10 @@ def droid(action: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray((scaled <= DROID_TOLERANCE).all(axis=1))
 
 
-RULES: dict[Rule, Callable[[NDArray[np.float32]], NDArray[np.bool_]]] = {"libero": libero, "droid": droid}
+RULES: dict[IdleRule, Callable[[NDArray[np.float32]], NDArray[np.bool_]]] = {"libero": libero, "droid": droid}
 
 
-def drop_idle_frames(trajectory: Trajectory, rule: Rule) -> Trajectory:
+def drop_idle_frames(trajectory: Trajectory, rule: IdleRule) -> Trajectory:
     """The trajectory without its idle steps; the very same one if there are none.
 
     Actions are displacements, so what is left still adds up to the same path but for the idle steps' own motion.

@@ -56,7 +56,7 @@ def encode(image: NDArray[np.uint8], quality: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorspace="RGB", colorsubsampling="444"))
 
 
-def picture(data: bytes | memoryview, size: int | None, quality: int) -> bytes:
+def encode_picture(data: bytes | memoryview, size: int | None, quality: int) -> bytes:
     """A picture from anywhere as a sample holds it: resized and encoded as JPEG; as it is where `size` is None.
 
     Whatever Pillow knows is read (grey, palette, CMYK), turned upright as its EXIF data says. Without a size only the

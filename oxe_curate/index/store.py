@@ -98,7 +98,7 @@ def _metrics(rows: Sequence[IndexRow], action: NDArray[np.float32], lengths: Seq
     )
 
 
-def to_table(rows: Sequence[IndexRow]) -> pa.Table:
+def index_table(rows: Sequence[IndexRow]) -> pa.Table:
     """Rows -> one Arrow table with `SCHEMA`, its numeric columns built without a Python object per step."""
     trajectories = [row.trajectory for row in rows]
     lengths = [len(t) if t is not None else 0 for t in trajectories]
@@ -228,7 +228,7 @@ class Summary:
 
 def write_shard(out: Folder, path: str, rows: Sequence[IndexRow], summary: Summary, fingerprint: str) -> None:
     """Publish one shard's rows, with their summary and the hash of all that decided them in the file's metadata."""
-    write_table(out, path, to_table(rows), summary, fingerprint)
+    write_table(out, path, index_table(rows), summary, fingerprint)
 
 
 def write_table(out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str) -> None:
@@ -239,7 +239,7 @@ def write_table(out: Folder, path: str, table: pa.Table, summary: Summary, finge
     out.publish(path, lambda sink: pq.write_table(table, sink, compression="zstd", compression_level=1))
 
 
-def read_meta(out: Folder, path: str) -> dict[str, Any]:
+def read_index_meta(out: Folder, path: str) -> dict[str, Any]:
     """The metadata of an index file, from its footer alone. Raises DataError if it is not one."""
     try:
         with out.open(path) as file:

@@ -11,6 +11,6 @@ Detectors are plain numpy functions on step dicts and return a `Finding`; where 
 from oxe_curate.inspection.check import Comparison, check_dataset
 from oxe_curate.inspection.draft import draft_card, write_draft
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import Report, inspect_dataset
+from oxe_curate.inspection.report import Inspection, inspect_dataset
 
-__all__ = ["Comparison", "Finding", "Report", "check_dataset", "draft_card", "inspect_dataset", "write_draft"]
+__all__ = ["Comparison", "Finding", "Inspection", "check_dataset", "draft_card", "inspect_dataset", "write_draft"]

@@ -17,7 +17,7 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import EPISODES, CameraFeature, Report, report_of
+from oxe_curate.inspection.report import EPISODES, CameraFeature, Inspection, report_of
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
@@ -26,7 +26,7 @@ from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.rlds.reader import camera_key, leaves
 from oxe_curate.storage import Folder
 
-Verdict = Literal["agrees", "contradicts", "undecided"]
+CardVerdict = Literal["agrees", "contradicts", "undecided"]
 ENOUGH = 0.5
 """Confidence from which the data count as saying something."""
 _KINDS = {
@@ -49,7 +49,7 @@ class Comparison:
     data: str
     confidence: float
     why: str
-    verdict: Verdict
+    verdict: CardVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def find_for(card: DatasetCard, source: Folder) -> RldsDataset:
     raise ConfigError(f"{source} has no data set of card {card.name!r}. {did_you_mean(card.name, found)}")
 
 
-def compare(card: DatasetCard, dataset: RldsDataset, report: Report, recipe: str | None) -> tuple[Comparison, ...]:
+def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe: str | None) -> tuple[Comparison, ...]:
     """All comparisons. The recipe's actions are left out where it cannot run."""
     found, fits = _structure(card, dataset, recipe)
     steps, _ = leaves(dataset.features)
@@ -143,7 +143,7 @@ def _stated(question: str, card: str, data: str, why: str) -> Comparison:
 
 
 def _judge(question: str, card: str, finding: Finding, agrees: bool) -> Comparison:
-    verdict: Verdict = "undecided"
+    verdict: CardVerdict = "undecided"
     if finding.known:
         told = finding.confidence >= ENOUGH
         verdict = "undecided" if not told else "agrees" if agrees else "contradicts"
@@ -163,7 +163,7 @@ def _structure(card: DatasetCard, dataset: RldsDataset, recipe: str | None) -> t
     return [_stated(question, "listed", "missing", remark) for remark in remarks], True
 
 
-def _camera(camera: Camera, seen: CameraFeature, report: Report) -> list[Comparison]:
+def _camera(camera: Camera, seen: CameraFeature, report: Inspection) -> list[Comparison]:
     found = []
     if camera.encoding != "unspecified" and seen.encoding != "unspecified":
         agrees = camera.encoding == seen.encoding
@@ -175,7 +175,7 @@ def _camera(camera: Camera, seen: CameraFeature, report: Report) -> list[Compari
     empty = seen.black + seen.missing + seen.unreadable
     if camera.role != "none" and seen.looked_at and empty > 0.9:
         why = f"{100 * seen.black:.0f} % black, {100 * seen.missing:.0f} % missing of {seen.looked_at} frames"
-        verdict: Verdict = "contradicts" if camera.role == "primary" else "undecided"
+        verdict: CardVerdict = "contradicts" if camera.role == "primary" else "undecided"
         found.append(Comparison(f"does {seen.key} show anything?", camera.role, "empty", 0.95, why, verdict))
     for finding in report.findings:
         if finding.question == f"is {seen.key} on the hand?" and camera.role in (*THIRD_PERSON, "wrist"):
@@ -189,7 +189,7 @@ def _camera(camera: Camera, seen: CameraFeature, report: Report) -> list[Compari
     return found
 
 
-def _language(card: DatasetCard, report: Report) -> list[Comparison]:
+def _language(card: DatasetCard, report: Inspection) -> list[Comparison]:
     found = []
     texts = {t.key: t for t in report.texts}
     present = [texts[key] for key in card.language.keys if key in texts]
@@ -200,7 +200,7 @@ def _language(card: DatasetCard, report: Report) -> list[Comparison]:
     elif present:
         told = f"{present[0].distinct} texts in {len(report.read)} episodes, {100 * present[0].empty:.0f} % without"
         empty = all(t.distinct == 0 for t in present)
-        verdict: Verdict = "contradicts" if empty else "agrees"
+        verdict: CardVerdict = "contradicts" if empty else "agrees"
         found.append(Comparison(question, said, "empty" if empty else "there", 0.95, told, verdict))
         if present[0].kind != card.language.kind:
             found.append(_stated("kind of text", card.language.kind, present[0].kind, f"as {present[0].key} is stored"))
@@ -210,7 +210,7 @@ def _language(card: DatasetCard, report: Report) -> list[Comparison]:
     return found
 
 
-def _episode_filters(card: DatasetCard, report: Report) -> list[Comparison]:
+def _episode_filters(card: DatasetCard, report: Inspection) -> list[Comparison]:
     found = []
     for rule in card.episode_filters:
         names = {rule.field, f"episode_metadata/{rule.field}"}
@@ -222,7 +222,7 @@ def _episode_filters(card: DatasetCard, report: Report) -> list[Comparison]:
     return found
 
 
-def _native(card: DatasetCard, report: Report) -> list[Comparison]:
+def _native(card: DatasetCard, report: Inspection) -> list[Comparison]:
     """The action as stored against action_encoding, and the rate."""
     found = []
     c = report.conventions
@@ -244,7 +244,7 @@ def _reads(card: DatasetCard, key: str) -> bool:
     return any(piece.src == key for recipe in card.recipes.values() for _, piece in recipe.pieces())
 
 
-def _standardised(card: DatasetCard, name: str, report: Report) -> list[Comparison]:
+def _standardised(card: DatasetCard, name: str, report: Inspection) -> list[Comparison]:
     """What the recipe makes of the episodes: displacement, gripper, order of the quaternion, idle first step."""
     episodes: list[Steps] = []
     for steps in report.sample.episodes:

@@ -14,7 +14,7 @@ from oxe_curate.inspection import gripper, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.matching import TURNS, Match
 from oxe_curate.inspection.motion import JOINTS
-from oxe_curate.inspection.sample import Camera
+from oxe_curate.inspection.sample import SampledCamera
 from oxe_curate.inspection.series import Columns, Episodes, Floats, number_keys, pooled, varies
 
 _NOT_POSE = re.compile(r"terminate|gripper|grip_|base_|mode|discount|reward|closed")
@@ -221,7 +221,7 @@ def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
     return unknown(question, "RLDS stores no rate, and no step feature is a clock")
 
 
-def detect_cameras(cameras: Sequence[Camera], episodes: Episodes, conventions: Conventions) -> list[Finding]:
+def detect_cameras(cameras: Sequence[SampledCamera], episodes: Episodes, conventions: Conventions) -> list[Finding]:
     """Where each camera is, and whether its red and blue are exchanged."""
     found = []
     for camera in cameras:

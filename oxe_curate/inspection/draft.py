@@ -15,7 +15,7 @@ from oxe_curate.config import build, parse_yaml
 from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import CameraFeature, Report
+from oxe_curate.inspection.report import CameraFeature, Inspection
 from oxe_curate.inspection.series import Columns
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.storage import Folder
@@ -27,7 +27,7 @@ _ENCODINGS = {"delta": "EEF_POS", "scaled delta": "EEF_POS", "velocity": "EEF_VE
 _MARK = "TODO"
 
 
-def draft_card(report: Report, name: str | None = None) -> str:
+def draft_card(report: Inspection, name: str | None = None) -> str:
     """Write the draft as YAML.
 
     Args:
@@ -65,7 +65,7 @@ def draft_card(report: Report, name: str | None = None) -> str:
     return text
 
 
-def write_draft(report: Report, path: Path) -> None:
+def write_draft(report: Inspection, path: Path) -> None:
     """Write the draft to a new file, whose stem becomes the card's name.
 
     Raises:
@@ -79,7 +79,7 @@ def write_draft(report: Report, path: Path) -> None:
     Folder.of(path.parent).publish_bytes(path.name, text)
 
 
-def action_encoding(report: Report) -> tuple[str, str]:
+def action_encoding(report: Inspection) -> tuple[str, str]:
     """The card's action_encoding, and why."""
     joints = report.conventions.of("is the action the end effector's")
     if joints:
@@ -90,7 +90,7 @@ def action_encoding(report: Report) -> tuple[str, str]:
     return _ENCODINGS[kind.answer], _because(kind)
 
 
-def _kind(report: Report) -> Finding | None:
+def _kind(report: Inspection) -> Finding | None:
     at = report.conventions.position
     return report.conventions.of(f"what does {at} mean?") if at else None
 
@@ -127,14 +127,14 @@ def _comment(text: str, indent: str = "") -> list[str]:
     return [*lines, f"{indent}# {line}"] if line else lines
 
 
-def _rate(report: Report) -> list[str]:
+def _rate(report: Inspection) -> list[str]:
     rate = report.conventions.of("how many steps a second")
     if rate and rate.known:
         return [*_comment(_because(rate)), f"control_hz: {rate.answer}"]
     return [f"# control_hz:  {_MARK}: steps a second ({rate.why if rate else 'unknown'})"]
 
 
-def camera_roles(report: Report) -> dict[str, tuple[str, str]]:
+def camera_roles(report: Inspection) -> dict[str, tuple[str, str]]:
     """Camera key -> (role, why)."""
     roles: dict[str, tuple[str, str]] = {}
     third = iter(("primary", "secondary", *["extra"] * len(report.cameras)))
@@ -159,7 +159,7 @@ def _is_depth(camera: CameraFeature) -> bool:
     return "depth" in camera.key or camera.dtype != "uint8" or (len(camera.shape) == 3 and camera.shape[2] == 1)
 
 
-def _cameras(report: Report) -> list[str]:
+def _cameras(report: Inspection) -> list[str]:
     if not report.cameras:
         return ["cameras: {}  # there are none"]
     lines = ["cameras:"]
@@ -179,7 +179,7 @@ def _cameras(report: Report) -> list[str]:
     return lines
 
 
-def _language(report: Report) -> list[str]:
+def _language(report: Inspection) -> list[str]:
     used = [t for t in report.texts if t.distinct]
     if not used:
         return ["language: {}  # no step has a text"]
@@ -193,7 +193,7 @@ def _language(report: Report) -> list[str]:
     return [*lines, f"language: {{keys: [{shown}], kind: {kind}, style: {json.dumps(style)}}}"]
 
 
-def _success(report: Report) -> list[str]:
+def _success(report: Inspection) -> list[str]:
     key = next((key for key in report.flags if "success" in key.rsplit("/", 1)[-1]), None)
     if key is None:
         return []
@@ -213,7 +213,7 @@ def _piece(columns: Columns, operations: Iterable[str]) -> str:
     return "{" + ", ".join([*parts, f"ops: [{ops}]"] if ops else parts) + "}"
 
 
-def _recipe(report: Report) -> list[str]:
+def _recipe(report: Inspection) -> list[str]:
     c, kind = report.conventions, _kind(report)
     absolute = kind is not None and kind.answer == "absolute"
     trim = []
@@ -257,7 +257,7 @@ def _xyz(at: Columns | None, kind: Finding | None, absolute: bool) -> list[str]:
     return [*lines, f"    xyz: [{', '.join(pieces)}]"]
 
 
-def _rpy(report: Report, absolute: bool) -> list[str]:
+def _rpy(report: Inspection, absolute: bool) -> list[str]:
     c = report.conventions
     if c.rotation is None:
         return ["    # no rotation columns were found", "    rpy: [{const: 0, width: 3}]"]
@@ -285,7 +285,7 @@ def _rpy(report: Report, absolute: bool) -> list[str]:
     return [*lines, f"    rpy: [{_piece(c.rotation, operations)}]"]
 
 
-def _gripper(report: Report) -> list[str]:
+def _gripper(report: Inspection) -> list[str]:
     c = report.conventions
     if c.gripper is None:
         return ["    # no gripper column was found: taken as open", "    gripper: [{const: 1, width: 1}]"]

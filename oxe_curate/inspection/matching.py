@@ -38,7 +38,7 @@ TURNS = re.compile(r"rot|orient|quat|euler|rpy|angle|axis")
 _POSES = re.compile(r"world_vector|position|cartesian|xyz|_pos\b|translation")
 _SHIFTS = (1 / 3, 1 / 2, 2 / 3)
 
-Kind = Literal["delta", "absolute"]
+ActionKind = Literal["delta", "absolute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Match:
 
     action: Columns
     state: Columns
-    kind: Kind
+    kind: ActionKind
     r: float
     other: float
     chance: float
@@ -139,7 +139,7 @@ def _describe(
     a: Sequence[Floats], s: Sequence[Floats], moving: NDArray[np.bool_], window: int, scores: _Scores, best: int,
     at: Columns, state: Columns,
 ) -> Match:  # fmt: skip
-    kind: Kind = "delta" if scores.delta[:, best].max() >= scores.absolute[:, best].max() else "absolute"
+    kind: ActionKind = "delta" if scores.delta[:, best].max() >= scores.absolute[:, best].max() else "absolute"
     table, other = (scores.delta, scores.absolute) if kind == "delta" else (scores.absolute, scores.delta)
     lag, size = int(table[:, best].argmax()), len(moving)
     x, y = displacements(a, s, window, lag) if kind == "delta" else levels(a, s, lag)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions, detect, detect_cameras
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.sample import Camera, Sample, read_sample
+from oxe_curate.inspection.sample import Sample, SampledCamera, read_sample
 from oxe_curate.inspection.series import WIDEST, table
 from oxe_curate.inspection.vision import black_share
 from oxe_curate.registry.text import from_codepoints
@@ -86,7 +86,7 @@ class TextFeature:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Inspection:
     """What `inspect_dataset` found.
 
     Attributes:
@@ -134,7 +134,7 @@ class Report:
         return out
 
 
-def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0) -> Report:
+def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0) -> Inspection:
     """Read features.json and a few episodes of the one data set at `path`, and find out its conventions.
 
     Args:
@@ -153,7 +153,7 @@ def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0
     return report_of(found[0], read_sample(found[0], episodes, seed))
 
 
-def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = None) -> Report:
+def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = None) -> Inspection:
     """Sum up a sample; `control_hz` tells a velocity from a scaled displacement where it is known."""
     conventions = detect(sample.episodes, control_hz)
     looks = detect_cameras(sample.cameras, sample.episodes, conventions) + flags_against_frames(sample)
@@ -163,7 +163,7 @@ def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = N
         shards[shard.split]["episodes"] += shard.take
         shards[shard.split]["shards"] += 1
     first = sample.flags[0] if sample.flags else {}
-    return Report(
+    return Inspection(
         name=dataset.name, version=dataset.version, path=f"{dataset.source}/{dataset.path}", splits=shards,
         num_bytes=dataset.num_bytes, read=sample.ids,
         lengths=tuple(len(next(iter(steps.values()))) if steps else 0 for steps in sample.episodes),
@@ -222,7 +222,7 @@ def range_of(x: NDArray[np.float64]) -> Range:
     return Range(low, float(q01), float(good.mean()), float(q99), high, low == high, len(x) - len(good))
 
 
-def _camera(camera: Camera) -> CameraFeature:
+def _camera(camera: SampledCamera) -> CameraFeature:
     total = max(camera.looked_at, 1)
     return CameraFeature(
         camera.key, camera.shape, camera.encoding, camera.dtype, camera.looked_at,

@@ -14,10 +14,10 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, CorruptError, DataError
 from oxe_curate.index.images import decode
 from oxe_curate.inspection.series import WIDEST
-from oxe_curate.inspection.vision import Frames
+from oxe_curate.inspection.vision import Clip
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import EpisodeReader, Leaf, RawEpisode, leaves
+from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
 from oxe_curate.rlds.remote import RemoteShard
 
 PICTURED = 8
@@ -30,7 +30,7 @@ _TEXT_WIDTH = 2048  # int features up to this wide may be texts as code points
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Camera:
+class SampledCamera:
     """One camera's frames in the sample.
 
     Attributes:
@@ -47,7 +47,7 @@ class Camera:
     encoding: str
     shape: tuple[int | None, ...]
     dtype: str
-    frames: tuple[Frames, ...]
+    frames: tuple[Clip, ...]
     at: tuple[NDArray[np.int64], ...]
     missing: int
     unreadable: int
@@ -73,7 +73,7 @@ class Sample:
     flags: tuple[dict[str, bool], ...]
     metadata: Mapping[str, str]
     steps: Mapping[str, Leaf]
-    cameras: tuple[Camera, ...]
+    cameras: tuple[SampledCamera, ...]
     not_read: Mapping[str, str]
 
 
@@ -92,10 +92,10 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
     wanted = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
     flags = [key for key, leaf in other.items() if leaf.kind == "number" and leaf.dtype == np.bool_ and not leaf.shape]
-    reader = EpisodeReader(dataset.features, wanted, images, flags, where=f"{dataset.label} features.json")
+    reader = RecordReader(dataset.features, wanted, images, flags, where=f"{dataset.label} features.json")
     read: list[tuple[str, RawEpisode]] = []
     film = _Film(images)
-    for shard, records in draw(dataset.shards(), episodes, seed):
+    for shard, records in draw_sample(dataset.shards(), episodes, seed):
         for number, episode, buffer, ensure in _read_shard(dataset, shard, records, reader):
             read.append((f"{shard.split}/{shard.number:05d}/{number:05d}", episode))
             if len(read) <= PICTURED:
@@ -114,7 +114,7 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
     )
 
 
-def draw(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Shard, list[int]]]:
+def draw_sample(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Shard, list[int]]]:
     """Which records to read: shards in a random order, each giving as few records as will do."""
     rng = np.random.default_rng(seed)
     order = [shards[i] for i in rng.permutation(len(shards)) if shards[i].take > 0]
@@ -131,7 +131,7 @@ def draw(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Shard, lis
     ]
 
 
-def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: EpisodeReader) -> Any:
+def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: RecordReader) -> Any:
     """Yield (record number, episode, buffer, ensure); errors name shard and record."""
     if dataset.source.is_local:
         buffer, ensure = dataset.source.map(shard.path), None
@@ -168,8 +168,8 @@ def _is_picture(leaf: Leaf) -> bool:
     return leaf.kind == "number" and len(shape) in (2, 3) and min(shape[:2]) >= 16
 
 
-def _tensor_camera(leaf: Leaf) -> Camera:
-    return Camera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
+def _tensor_camera(leaf: Leaf) -> SampledCamera:
+    return SampledCamera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
 
 
 def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -182,7 +182,7 @@ class _Film:
     """Collects the frames of the pictured episodes."""
 
     def __init__(self, keys: list[str]) -> None:
-        self._frames: dict[str, list[Frames]] = {key: [] for key in keys}
+        self._frames: dict[str, list[Clip]] = {key: [] for key in keys}
         self._at: dict[str, list[NDArray[np.int64]]] = {key: [] for key in keys}
         self._encoding = dict.fromkeys(keys, "unspecified")
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -218,11 +218,11 @@ class _Film:
             self._frames[key].append(np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8))
             self._at[key].append(np.array(steps, np.int64))
 
-    def camera(self, leaf: Leaf) -> Camera:
+    def camera(self, leaf: Leaf) -> SampledCamera:
         missing, unreadable, looked_at = self._counts[leaf.key]
         channels = leaf.shape[2] if len(leaf.shape) == 3 else 3
         shape = (*self._shapes[leaf.key][:2], channels) if leaf.key in self._shapes else leaf.shape
         dtype = str(np.dtype(leaf.feature.np_dtype))
         encoding = self._encoding[leaf.key]
         frames, at = tuple(self._frames[leaf.key]), tuple(self._at[leaf.key])
-        return Camera(leaf.key, encoding, shape, dtype, frames, at, missing, unreadable, looked_at)
+        return SampledCamera(leaf.key, encoding, shape, dtype, frames, at, missing, unreadable, looked_at)

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from oxe_curate.inspection.check import Checked
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import NumberFeature, Report
+from oxe_curate.inspection.report import Inspection, NumberFeature
 
 _VERDICTS = {"agrees": "green", "contradicts": "red", "undecided": "dim"}
 
 
-def inspected(report: Report) -> Group:
+def inspected(report: Inspection) -> Group:
     """Everything of a report: cameras, numbers, texts, flags, findings."""
     lengths = sorted(report.lengths)
     splits = ", ".join(f"{name}: {n['episodes']:,} in {n['shards']} shards" for name, n in report.splits.items())
@@ -79,7 +79,7 @@ def _numeric(title: str, names: tuple[str, ...], numbers: tuple[str, ...]) -> Ta
     return table
 
 
-def _cameras(report: Report) -> Table:
+def _cameras(report: Inspection) -> Table:
     table = _numeric("Cameras", ("key", "size", "stored as"), ("looked at", "black", "missing", "unreadable"))
     for c in sorted(report.cameras, key=lambda c: c.key):
         size = "x".join("?" if d is None else str(d) for d in c.shape)
@@ -101,7 +101,7 @@ def _numbers(title: str, features: tuple[NumberFeature, ...]) -> Table:
     return table
 
 
-def _texts(report: Report) -> Table:
+def _texts(report: Inspection) -> Table:
     table = _numeric("Texts", ("key", "kind"), ("distinct", "episodes without"))
     table.add_column("such as", overflow="fold", ratio=1)
     for t in report.texts:
@@ -110,7 +110,7 @@ def _texts(report: Report) -> Table:
     return table
 
 
-def _beside(report: Report) -> list[Text]:
+def _beside(report: Inspection) -> list[Text]:
     lines = []
     if report.flags:
         flags = ", ".join(f"{key} {_share(share)}" for key, share in report.flags.items())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.inspection.finding import Finding, unknown
 
-Frames = NDArray[np.uint8]
+Clip = NDArray[np.uint8]
 """uint8 (n, H, W, 3), RGB as decoded, in the order of time."""
 
 BLACK = 12
@@ -23,13 +23,13 @@ MOVING, FIXED = 0.22, 0.35
 cameras on the hand."""
 
 
-def black_share(frames: Sequence[Frames]) -> float:
+def black_share(frames: Sequence[Clip]) -> float:
     """Share of frames without a pixel brighter than `BLACK`; 0 for none at all."""
     flags = [bool(frame.max(initial=0) <= BLACK) for episode in frames for frame in episode]
     return float(np.mean(flags)) if flags else 0.0
 
 
-def grey(frames: Frames) -> NDArray[np.float32]:
+def grey(frames: Clip) -> NDArray[np.float32]:
     """Mean of the channels, blocks averaged to at most `_SIDE` a side: float32 (n, h, w)."""
     x = frames.mean(axis=3, dtype=np.float32)
     block = max(1, min(x.shape[1:]) // _SIDE)
@@ -39,7 +39,7 @@ def grey(frames: Frames) -> NDArray[np.float32]:
     return out
 
 
-def places_that_stay(frames: Frames) -> float:
+def places_that_stay(frames: Clip) -> float:
     """Of the blocks of the picture that have a pattern, the share that look alike through most of an episode.
 
     The picture is cut into blocks of about a twelfth of its side. A block stays when, in two thirds of the frames
@@ -59,7 +59,7 @@ def places_that_stay(frames: Frames) -> float:
     return float((np.quantile(off, 0.65, axis=0) < _ALIKE).mean())
 
 
-def camera_mount(frames: Sequence[Frames], motion: Sequence[NDArray[np.float64]], key: str = "the camera") -> Finding:
+def camera_mount(frames: Sequence[Clip], motion: Sequence[NDArray[np.float64]], key: str = "the camera") -> Finding:
     """Is the camera on the hand, or does it stand still? Answers "wrist" (moving with the arm) or "third-person".
 
     A camera on the hand sees everything move when the arm does, apart from the fingers; a fixed one only the arm and
@@ -105,7 +105,7 @@ def camera_mount(frames: Sequence[Frames], motion: Sequence[NDArray[np.float64]]
     return unknown(question, f"{why}: between a fixed camera and one on the hand", **evidence)
 
 
-def channel_order(frames: Sequence[Frames], key: str = "the camera") -> Finding:
+def channel_order(frames: Sequence[Clip], key: str = "the camera") -> Finding:
     """Are red and blue exchanged? Never sure: by the hues of skin, wood and lamps, which are warm.
 
     Answers "rgb" or "bgr" with a confidence of at most 0.35. Blue sinks, cloths and walls mislead it; look at the

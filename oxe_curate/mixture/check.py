@@ -29,7 +29,7 @@ RATE_RATIO = 5.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class Problem:
     """One thing to mend or to know.
 
     Attributes:
@@ -51,7 +51,7 @@ class Finding:
 
 def check_file(
     path: Path, index: Index | None = None, samples: int | None = None, cards: Path | None = None
-) -> list[Finding]:
+) -> list[Problem]:
     """Check a mixture file. Raises ConfigError only if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -68,7 +68,7 @@ def check_text(
     samples: int | None = None,
     cards: Path | None = None,
     base: Path | None = None,
-) -> list[Finding]:
+) -> list[Problem]:
     """Check the text of a mixture, errors first, then by line.
 
     Args:
@@ -96,30 +96,30 @@ def check_text(
     return _sorted(findings)
 
 
-def has_errors(findings: Sequence[Finding]) -> bool:
+def has_errors(findings: Sequence[Problem]) -> bool:
     """Whether the command must end with exit code 2."""
     return any(finding.level == "error" for finding in findings)
 
 
-def _sorted(findings: Sequence[Finding]) -> list[Finding]:
+def _sorted(findings: Sequence[Problem]) -> list[Problem]:
     return sorted(findings, key=lambda f: (f.level != "error", f.line or 0, f.code))
 
 
-def _from_parser(message: str, where: str) -> Finding:
+def _from_parser(message: str, where: str) -> Problem:
     rest = message.removeprefix(where)
     number, _, reason = rest.removeprefix(":").partition(": ")
     line = int(number) if number.isdigit() else None
-    return Finding(
+    return Problem(
         "error", "invalid", None, line, None, reason.strip() if line else rest.lstrip(": "), "Mend the YAML there."
     )
 
 
-def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Finding:
+def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Problem:
     # the schema counts without the duplicates that were taken out
     in_file = re.compile(r"\bdatasets\.(\d+)")
     reason = in_file.sub(lambda m: f"datasets.{numbers[int(m[1])]}", message.removeprefix(f"{where}: "))
     key, line = lines.of_message(reason)
-    return Finding("error", "invalid", key, line, None, reason, "Mend the key; docs/formats.md lists them all.")
+    return Problem("error", "invalid", key, line, None, reason, "Mend the key; docs/formats.md lists them all.")
 
 
 def _names(data: Any) -> list[str | None]:
@@ -141,7 +141,7 @@ def _without_duplicates(data: Any) -> Any:
     return {**data, "datasets": [data["datasets"][i] for i in _entry_numbers(data)]}
 
 
-def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Finding]:
+def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Problem]:
     names = _names(data)
     for i, name in enumerate(names):
         if name is not None and names.index(name) < i:
@@ -149,20 +149,20 @@ def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Finding]:
             yield _duplicate(name, name, lines.of(f"datasets.{names.index(name)}"), key, lines.of(key))
 
 
-def _duplicate(name: str, other: str, other_line: int | None, key: str, line: int | None) -> Finding:
+def _duplicate(name: str, other: str, other_line: int | None, key: str, line: int | None) -> Problem:
     same = "stands twice" if name == other else f"is the same data set as {other!r}"
     where = f", first on line {other_line}" if other_line else ""
-    return Finding("error", "duplicate", key, line, name, f"{name!r} {same}{where}", "Add the weights up in one entry.")
+    return Problem("error", "duplicate", key, line, name, f"{name!r} {same}{where}", "Add the weights up in one entry.")
 
 
-def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Finding]:
+def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Problem]:
     """Local image-text sources that cannot be read, each by its first file."""
     for i, entry in enumerate(mixture.texts if base is not None else ()):
         assert base is not None
         if reason := missing_file(entry, base):
             key = f"texts.{i}.path"
             advice = "Correct the path or the columns; a relative path starts from the mixture file."
-            yield Finding("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
+            yield Problem("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
 
 
 class _Checker:
@@ -174,7 +174,7 @@ class _Checker:
         self.mixture, self.index, self.lines = mixture, index, lines
         self.keys = {entry.name: f"datasets.{n}" for entry, n in zip(mixture.datasets, numbers, strict=True)}
         self.members: list[Member] = []
-        self.unknown: list[Finding] = []
+        self.unknown: list[Problem] = []
         catalogue = Catalogue(index, cards)
         for entry in mixture.datasets:
             try:
@@ -183,7 +183,7 @@ class _Checker:
                 advice = "Correct the name, or write a card for it (--cards FOLDER)."
                 self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))
 
-    def findings(self, samples: int | None) -> list[Finding]:
+    def findings(self, samples: int | None) -> list[Problem]:
         found = [*self.unknown, *self._duplicates_by_alias()]
         for member in self.members:
             found += [*self._criterion(member), *self._version(member), *self._on_disk(member), *self._card(member)]
@@ -194,14 +194,14 @@ class _Checker:
 
     def _entry(
         self, level: Literal["error", "warning"], code: str, name: str, message: str, advice: str, key: str = ""
-    ) -> Finding:
+    ) -> Problem:
         path = self.keys[name] + key
-        return Finding(level, code, path, self.lines.of(path), name, message, advice)
+        return Problem(level, code, path, self.lines.of(path), name, message, advice)
 
-    def _whole(self, code: str, message: str, advice: str) -> Finding:
-        return Finding("warning", code, "datasets", self.lines.of("datasets"), None, message, advice)
+    def _whole(self, code: str, message: str, advice: str) -> Problem:
+        return Problem("warning", code, "datasets", self.lines.of("datasets"), None, message, advice)
 
-    def _duplicates_by_alias(self) -> Iterator[Finding]:
+    def _duplicates_by_alias(self) -> Iterator[Problem]:
         first: dict[str, str] = {}
         for member in self.members:
             name, other = member.entry.name, first.setdefault(member.identity, member.entry.name)
@@ -209,7 +209,7 @@ class _Checker:
                 key = self.keys[name]
                 yield _duplicate(name, other, self.lines.of(self.keys[other]), key, self.lines.of(key))
 
-    def _criterion(self, member: Member) -> Iterator[Finding]:
+    def _criterion(self, member: Member) -> Iterator[Problem]:
         card, name = member.card, member.entry.name
         if card.verdict == "fail":
             message = f"{name} fails OpenVLA's criterion ({card.reason})"
@@ -219,7 +219,7 @@ class _Checker:
             message = f"{name}: whether it fits OpenVLA's criterion is {card.verdict} ({card.reason})"
             yield self._entry("warning", "criterion_open", name, message, "Look at its data before you train on it.")
 
-    def _version(self, member: Member) -> Iterator[Finding]:
+    def _version(self, member: Member) -> Iterator[Problem]:
         good = card_facts.last_good_version(member.card)
         name = member.entry.name
         if good is None:
@@ -233,7 +233,7 @@ class _Checker:
             message = f"{name}: the index holds version {member.version}; versions after {good} are known to be broken"
             yield self._entry("error", "broken_version", name, message, f"Filter version {good} instead.")
 
-    def _on_disk(self, member: Member) -> Iterator[Finding]:
+    def _on_disk(self, member: Member) -> Iterator[Problem]:
         if member.dataset is None or self.index is None:
             return
         name, summary = member.entry.name, self.index.datasets[member.dataset]
@@ -253,7 +253,7 @@ class _Checker:
             message, _, advice = str(error).partition(" Leave ")
             yield self._entry("error", "leak", name, message.removesuffix("."), f"Leave {advice}")
 
-    def _card(self, member: Member) -> Iterator[Finding]:
+    def _card(self, member: Member) -> Iterator[Problem]:
         card, name = member.card, member.entry.name
         if not card.language.keys:
             message = f"{name} has no language: a model cannot tell from it what an instruction means"
@@ -265,7 +265,7 @@ class _Checker:
             advice = "Look at a few of its episodes: a gripper that runs the other way teaches the opposite."
             yield self._entry("warning", "gripper_polarity", name, message, advice)
 
-    def _absent(self) -> Iterator[Finding]:
+    def _absent(self) -> Iterator[Problem]:
         absent = [m.entry.name for m in self.members if m.dataset is None]
         if self.index is not None and absent:
             message = f"{len(absent)} of {len(self.members)} data sets are not in the index: {_some(absent)}"
@@ -273,7 +273,7 @@ class _Checker:
                 "not_in_index", message, "Their sizes are the published ones. tokenize needs them filtered."
             )
 
-    def _rates(self) -> Iterator[Finding]:
+    def _rates(self) -> Iterator[Problem]:
         rates = sorted((m.card.control_hz, m.entry.name) for m in self.members if m.card.control_hz)
         if rates and rates[-1][0] > RATE_RATIO * rates[0][0]:
             (slow, slowest), (fast, fastest) = rates[0], rates[-1]
@@ -285,13 +285,13 @@ class _Checker:
                 "control_rates", message, "Bounds per data set hide it in part; evaluate at your robot's rate."
             )
 
-    def _licences(self) -> Iterator[Finding]:
+    def _licences(self) -> Iterator[Problem]:
         open_ = [m.entry.name for m in self.members if m.card.licence is None]
         if open_:
             message = f"the licence of {len(open_)} of {len(self.members)} data sets is not known: {_some(open_)}"
             yield self._whole("licence", message, "Ask their authors before you publish a model.")
 
-    def _epochs(self, result: Breakdown, samples: int) -> Iterator[Finding]:
+    def _epochs(self, result: Breakdown, samples: int) -> Iterator[Problem]:
         if result.unknown:
             message = f"no size is known of {_some(result.unknown)}: shares and epochs of the others are upper bounds"
             yield self._whole("size_unknown", message, "Filter them, and name the index with --index.")

@@ -19,10 +19,12 @@ from oxe_curate.mixture import shares
 from oxe_curate.mixture.members import Member
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 
-Unit = Literal["weights", "shares", "epochs"]
+WeightUnit = Literal["weights", "shares", "epochs"]
 
 
-def quantities(mixture: Mixture, members: Sequence[Member], unit: Unit, samples: int | None = None) -> dict[str, float]:
+def quantities(
+    mixture: Mixture, members: Sequence[Member], unit: WeightUnit, samples: int | None = None
+) -> dict[str, float]:
     """Name -> weight, share, or epochs in `samples` samples (None: in one pass of the mixture).
 
     Raises:
@@ -42,7 +44,11 @@ def quantities(mixture: Mixture, members: Sequence[Member], unit: Unit, samples:
 
 
 def with_quantities(
-    mixture: Mixture, members: Sequence[Member], wanted: Mapping[str, float], unit: Unit, samples: int | None = None
+    mixture: Mixture,
+    members: Sequence[Member],
+    wanted: Mapping[str, float],
+    unit: WeightUnit,
+    samples: int | None = None,
 ) -> Mixture:
     """The mixture with weights that give the wanted shares or epochs; exact, up to rounding in float64.
 
@@ -92,7 +98,7 @@ def training_steps(mixture: Mixture, members: Sequence[Member]) -> shares.Floats
     return np.array([m.steps for m in members], np.float64) * (1 - mixture.validation) / mixture.stride
 
 
-def read_quantities(path: Path, unit: Unit) -> tuple[Mixture, dict[str, float]]:
+def read_quantities(path: Path, unit: WeightUnit) -> tuple[Mixture, dict[str, float]]:
     """Read a "name: number" file; the mixture has its data sets, each at weight 1.
 
     Raises:
@@ -126,10 +132,10 @@ def _rest(mixture: Mixture) -> str:
     """The keys after `datasets`, as `to_yaml` writes them, without those that have their default."""
     import yaml
 
-    from oxe_curate.mixture.spec import to_yaml
+    from oxe_curate.mixture.spec import mixture_yaml
 
-    default = yaml.safe_load(to_yaml(Mixture(name=mixture.name, datasets=mixture.datasets)))
-    mine = yaml.safe_load(to_yaml(mixture))
+    default = yaml.safe_load(mixture_yaml(Mixture(name=mixture.name, datasets=mixture.datasets)))
+    mine = yaml.safe_load(mixture_yaml(mixture))
     changed = {key: value for key, value in mine.items() if value != default[key]}
     return yaml.safe_dump(changed, sort_keys=False, default_flow_style=None) if changed else ""
 

@@ -14,7 +14,7 @@ Status = Literal["added", "removed", "changed", "same"]
 
 
 @dataclass(frozen=True)
-class Change:
+class MixtureChange:
     """A data set in two mixtures; None where it is not in one, or its size is not known.
 
     Attributes:
@@ -46,7 +46,7 @@ class Difference:
 
     before: str
     after: str
-    changes: tuple[Change, ...]
+    changes: tuple[MixtureChange, ...]
     settings: tuple[tuple[str, Any, Any], ...]
 
     def counted(self, status: Status) -> int:
@@ -67,7 +67,7 @@ def _rows(mixture: Mixture, members: Sequence[Member]) -> dict[str, Row]:
     return {member.identity: row for member, row in zip(members, rows, strict=True)}
 
 
-def _change(old: Row | None, new: Row | None) -> Change:
+def _change(old: Row | None, new: Row | None) -> MixtureChange:
     row = new or old
     assert row is not None
     weights = (old.weight if old else None, new.weight if new else None)
@@ -75,7 +75,7 @@ def _change(old: Row | None, new: Row | None) -> Change:
         status: Status = "added" if old is None else "removed"
     else:
         status = "same" if old.weight == new.weight else "changed"
-    return Change(row.name, status, weights, (old.share if old else None, new.share if new else None))
+    return MixtureChange(row.name, status, weights, (old.share if old else None, new.share if new else None))
 
 
 def _settings(before: Mixture, after: Mixture) -> list[tuple[str, Any, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oxe_curate import registry
-from oxe_curate.index.store import Index, read_meta
+from oxe_curate.index.store import Index, read_index_meta
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.registry.card import DatasetCard
 
@@ -93,7 +93,7 @@ def _kept(index: Index, dataset: str, summary: dict[str, Any], splits: tuple[str
     episodes = steps = 0
     for path in index.files(dataset):
         if path.rsplit("/", 1)[-1].split("-")[0] in splits:
-            counted = read_meta(index.folder, path)["summary"]
+            counted = read_index_meta(index.folder, path)["summary"]
             episodes += counted["kept"]
             steps += counted["steps_kept"]
     return episodes, steps

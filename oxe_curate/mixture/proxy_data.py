@@ -13,7 +13,7 @@ from oxe_curate.actions.bins import ActionBins
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import variety
 from oxe_curate.mixture.sampling import held_out
-from oxe_curate.mixture.survey import choose, normalised, thumbnails
+from oxe_curate.mixture.survey import normalised, sample_episodes, thumbnails
 
 STEPS = 8
 """Steps of an episode that are looked at, evenly apart: neighbours teach the same."""
@@ -53,7 +53,7 @@ def bag_of_words(text: str) -> NDArray[np.float32]:
 
 def read_examples(index: Index, dataset: str, splits: Sequence[str], sample: int) -> Examples:
     """Read the steps that `survey.choose` chooses. Raises ConfigError or DataError as `survey` does."""
-    _, _, episodes = choose(index, dataset, splits, sample)
+    _, _, episodes = sample_episodes(index, dataset, splits, sample)
     held = held_out([e.id for e in episodes], HELD_OUT)
     if held.all() or not held.any():  # a handful of episodes: every fifth by place
         held = np.arange(len(episodes)) % 5 == 4

@@ -41,7 +41,7 @@ class Published:
 
 
 @functools.cache
-def catalogue() -> dict[str, Published]:
+def published_mixtures() -> dict[str, Published]:
     """Every published mixture by name, sorted."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), None)
     found = {}
@@ -53,12 +53,12 @@ def catalogue() -> dict[str, Published]:
     return found
 
 
-def names() -> list[str]:
+def published_names() -> list[str]:
     """The names that `load` knows, sorted."""
-    return list(catalogue())
+    return list(published_mixtures())
 
 
-def find(name: str) -> Published:
+def find_published(name: str) -> Published:
     """Look a mixture up by its name, or by its name in its project where only one has it.
 
     >>> find("oxe_magic_soup_plus").name
@@ -67,7 +67,7 @@ def find(name: str) -> Published:
     Raises:
         ConfigError: nothing is called so, or several projects have a mixture of that name.
     """
-    known = catalogue()
+    known = published_mixtures()
     if name in known:
         return known[name]
     own = [mixture for mixture in known.values() if mixture.upstream == name]
@@ -79,9 +79,9 @@ def find(name: str) -> Published:
     return own[0]
 
 
-def load(name: str) -> Mixture:
+def load_published(name: str) -> Mixture:
     """Read a published mixture. Raises ConfigError as `find` does."""
-    return read_mixture(find(name).path)
+    return read_mixture(find_published(name).path)
 
 
 def path_of(file_or_name: str | Path) -> Path:
@@ -93,4 +93,4 @@ def path_of(file_or_name: str | Path) -> Path:
     path = Path(file_or_name)
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         return path  # read_mixture says what is wrong with a missing file
-    return find(str(file_or_name)).path
+    return find_published(str(file_or_name)).path

@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from oxe_curate.mixture.check import Finding
-from oxe_curate.mixture.diff import Change, Difference
+from oxe_curate.mixture.check import Problem
+from oxe_curate.mixture.diff import Difference, MixtureChange
 from oxe_curate.mixture.propose import Proposal
 from oxe_curate.mixture.published import Published
 from oxe_curate.mixture.shares import Breakdown, Row
@@ -84,7 +84,7 @@ def _short(value: float | None, bound: str = "") -> str:
     return f"{bound}{value:,.0f}" if value >= 1000 else f"{bound}{value:.3g}"
 
 
-def findings(found: Sequence[Finding], where: str) -> RenderableType:
+def findings(found: Sequence[Problem], where: str) -> RenderableType:
     """Errors, then warnings; those that say the same of several data sets stand together."""
     errors = sum(f.level == "error" for f in found)
     parts: list[Text] = []
@@ -111,7 +111,7 @@ def difference(result: Difference, unchanged: bool = False) -> RenderableType:
     return Group(table, *(Text(line) for line in [*settings, same] if line))
 
 
-def _cells(change: Change) -> list[str]:
+def _cells(change: MixtureChange) -> list[str]:
     before, after = change.weight
     return [
         "–" if before is None else f"{before:.4g}",

@@ -153,13 +153,13 @@ def read_mixture(path: Path) -> Mixture:
     return config.load(Mixture, path)
 
 
-def to_yaml(mixture: Mixture) -> str:
+def mixture_yaml(mixture: Mixture) -> str:
     """The mixture as resolved, with every default written out."""
     return config.to_yaml(mixture)
 
 
 @plain_dataclass(frozen=True)
-class Source:
+class IndexedDataset:
     """An entry of the mixture, found in the index.
 
     Attributes:
@@ -173,7 +173,7 @@ class Source:
     bgr: frozenset[str]
 
 
-def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = None) -> list[Source]:
+def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = None) -> list[IndexedDataset]:
     """Find each entry's data set in the index, by name or by its card's names.
 
     Raises:
@@ -187,7 +187,7 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
         for name in (held[dataset].name, *held[dataset].aliases):
             names.setdefault(name, dataset)
     names.update({dataset: dataset for dataset in index.datasets})
-    found: list[Source] = []
+    found: list[IndexedDataset] = []
     taken: dict[str, str] = {}
     for entry in mixture.datasets:
         if entry.name not in names:
@@ -231,7 +231,7 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
         bgr = {role for role in mixture.image.cameras if card.cameras[cameras[role]].channels == "bgr"}
         if entry.swap_channels is not None:
             bgr = set(mixture.image.cameras) if entry.swap_channels else set()
-        found.append(Source(entry, dataset, (card.name, *card.aliases), frozenset(bgr)))
+        found.append(IndexedDataset(entry, dataset, (card.name, *card.aliases), frozenset(bgr)))
     return found
 
 

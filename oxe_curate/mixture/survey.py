@@ -73,7 +73,7 @@ def survey(
         ConfigError: no episode of these splits is kept.
         DataError: a frame cannot be decoded. StorageError: a shard cannot be read.
     """
-    steps, texts, episodes = choose(index, dataset, splits, sample)
+    steps, texts, episodes = sample_episodes(index, dataset, splits, sample)
     actions = normalised(episodes)
     frames = []
     for episode in episodes:
@@ -98,7 +98,7 @@ def survey(
     )
 
 
-def choose(
+def sample_episodes(
     index: Index, dataset: str, splits: Sequence[str], sample: int
 ) -> tuple[NDArray[np.int64], Counter[str], list[Episode]]:
     """The kept episodes of some splits.

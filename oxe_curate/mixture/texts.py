@@ -23,7 +23,7 @@ _TAIL = 8  # bytes: length of the footer, "PAR1"
 
 
 @dataclass(frozen=True)
-class Columns:
+class ColumnNames:
     """Which columns of a source hold what.
 
     Attributes:
@@ -71,7 +71,7 @@ class TextSource:
 
     entry: TextEntry
     folder: Folder
-    columns: Columns
+    columns: ColumnNames
     files: tuple[TextFile, ...]
 
     @property
@@ -153,29 +153,29 @@ def _footer(folder: Folder, path: str) -> tuple[Any, str]:
     return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
 
 
-def _columns(asked: TextColumns, schema: Any, where: str) -> Columns:
+def _columns(asked: TextColumns, schema: Any, where: str) -> ColumnNames:
     """Which columns are meant. What is asked for is taken; else a question with its answer, or a caption."""
     have = set(schema.names)
     if asked.caption is not None:
-        return Columns(asked.image, None, asked.caption)
+        return ColumnNames(asked.image, None, asked.caption)
     if asked.question is not None or asked.answer is not None:
-        return Columns(asked.image, asked.question or "question", asked.answer or "answer")
+        return ColumnNames(asked.image, asked.question or "question", asked.answer or "answer")
     if {"question", "answer"} <= have:
         if "caption" in have:
             raise ConfigError(
                 f"{where} has questions and captions. Say which with `columns: {{caption: caption}}` or "
                 "`columns: {question: question}`; for both, name the file as two sources."
             )
-        return Columns(asked.image, "question", "answer")
+        return ColumnNames(asked.image, "question", "answer")
     if "caption" in have:
-        return Columns(asked.image, None, "caption")
+        return ColumnNames(asked.image, None, "caption")
     half = sorted({"question", "answer"} & have)
     missing = ("answer" if half == ["question"] else "question") if half else "caption"
     wanted = f"no column {missing!r} beside {half[0]!r}" if half else "neither 'question' and 'answer' nor 'caption'"
     raise ConfigError(f"{where} has {wanted}. {did_you_mean(missing, have)} Name them with the source's key 'columns'.")
 
 
-def _check(columns: Columns, schema: Any, where: str) -> None:
+def _check(columns: ColumnNames, schema: Any, where: str) -> None:
     for name in columns.names:
         if name not in schema.names:
             key = "image" if name == columns.image else "question" if name == columns.question else "answer or caption"

@@ -12,7 +12,7 @@ from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
-from oxe_curate.report.gather import gather
+from oxe_curate.report.gather import gather_dataset
 from oxe_curate.report.thumbnails import pictures
 from oxe_curate.storage import TEMPORARY, explain, stderr_is_terminal
 
@@ -56,7 +56,7 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
             file.write(page.head(title))
             file.write(page.overview(title, opened.source.uri, opened.datasets))
             for name, entry in opened.datasets.items():
-                found = gather(opened, name, kept, dropped, bar.update)
+                found = gather_dataset(opened, name, kept, dropped, bar.update)
                 bgr = _bgr(entry["card"], cards)
                 shown = {
                     reason: [(e.row, pictures(opened.source, e.row, frames, bgr)) for e in examples]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.actions.summary import Summary, summarize
+from oxe_curate.actions.summary import ActionSummary, summarize
 from oxe_curate.filter.tasks import Tasks
 from oxe_curate.index.store import Index
 
@@ -42,8 +42,8 @@ class Histogram:
 class Actions:
     """Statistics of all finite actions and of the kept ones, and a histogram a dimension."""
 
-    seen: Summary
-    kept: Summary | None
+    seen: ActionSummary
+    kept: ActionSummary | None
     histograms: list[Histogram]
 
 
@@ -81,7 +81,7 @@ class _Columns:
     values: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
 
 
-def gather(
+def gather_dataset(
     index: Index, dataset: str, kept_examples: int, dropped_examples: int, tick: Tick = lambda: None
 ) -> Gathered:
     """Read a data set's index files.
@@ -227,7 +227,7 @@ def _actions(index: Index, dataset: str, tick: Tick) -> Actions | None:
     return Actions(seen, kept, [Histogram(edges[d], counts[0, d], counts[1, d]) for d in range(7)])
 
 
-def _edges(summary: Summary, dimension: int) -> NDArray[np.float64]:
+def _edges(summary: ActionSummary, dimension: int) -> NDArray[np.float64]:
     """Bins over the 1 % .. 99 % range and a margin, but not beyond the values that occur."""
     least, greatest = summary.min[dimension], summary.max[dimension]
     low, high = summary.q01[dimension], summary.q99[dimension]

@@ -23,7 +23,7 @@ from oxe_curate.rlds.tfrecord import masked_crc
 Value: TypeAlias = Sequence[bytes] | NDArray[Any]
 """One feature of an Example: byte strings, or a 1-d array of floats, integers or booleans."""
 
-Episode: TypeAlias = Mapping[str, Any]
+EpisodeValues: TypeAlias = Mapping[str, Any]
 """One RLDS episode, nested as its features.json: "steps" holds arrays with time first, the rest is metadata.
 
 Images are encoded bytes (kept as they are) or arrays; text is str or bytes.
@@ -64,7 +64,7 @@ def frame_record(data: bytes) -> bytes:
     return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
 
 
-def flatten_episode(features: tfds.FeaturesDict, episode: Episode) -> dict[str, Value]:
+def flatten_episode(features: tfds.FeaturesDict, episode: EpisodeValues) -> dict[str, Value]:
     """Turn a nested episode into the flat features of the Example that TFDS would write, in a fixed order.
 
     Keys are joined with "/"; the values of all steps lie one after another. Tensors with an encoding become

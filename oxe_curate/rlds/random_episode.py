@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError
-from oxe_curate.rlds.encode import Episode, encode_image
+from oxe_curate.rlds.encode import EpisodeValues, encode_image
 
 Rng = np.random.Generator
 
@@ -26,7 +26,9 @@ _INSTRUCTIONS = (
 _PICTURES = 4  # distinct encoded pictures of each kind: encoding is what costs
 
 
-def random_episode(features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num_steps: int | None = None) -> Episode:
+def random_episode(
+    features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num_steps: int | None = None
+) -> EpisodeValues:
     """Make an episode that `flatten_episode(features, ...)` accepts.
 
     Values follow the name of the key: `is_first`, `is_last`, `is_terminal`, `reward` and `discount` are those

@@ -18,7 +18,7 @@ from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.tfrecord import Ensure
 
 STEPS = "steps"
-Kind = Literal["number", "text", "image", "rare"]
+FeatureKind = Literal["number", "text", "image", "rare"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Leaf:
 
     key: str
     wire: bytes
-    kind: Kind
+    kind: FeatureKind
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...]
     encoding: str
@@ -89,7 +89,7 @@ def _flatten(feature: Any, key: str, prefix: str) -> dict[str, Leaf]:
         for name, below in feature.items():
             found.update(_flatten(below, f"{key}/{name}" if key else name, prefix))
         return found
-    kind: Kind = "rare"
+    kind: FeatureKind = "rare"
     encoding, dtype, shape = "none", np.dtype(object), ()
     if isinstance(feature, tfds.Video | tfds.Sequence | tfds.Dataset):
         pass
@@ -107,7 +107,7 @@ def _flatten(feature: Any, key: str, prefix: str) -> dict[str, Leaf]:
     return {key: Leaf(key, f"{prefix}{key}".encode(), kind, dtype, shape, encoding, feature)}
 
 
-class EpisodeReader:
+class RecordReader:
     """Reads chosen features of each record. Made once per data set; holds no file.
 
     Args:

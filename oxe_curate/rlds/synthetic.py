@@ -16,10 +16,10 @@ import numpy as np
 from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError, StorageError
-from oxe_curate.rlds.encode import Episode, encode_example, flatten_episode, frame_record
+from oxe_curate.rlds.encode import EpisodeValues, encode_example, flatten_episode, frame_record
 from oxe_curate.rlds.random_episode import random_episode
 
-Episodes: TypeAlias = int | Iterable[Episode]
+Episodes: TypeAlias = int | Iterable[EpisodeValues]
 """Episodes to write, or how many random ones."""
 
 _MODULE = __name__  # dataset_info.json's moduleName: only folders that bear it are ever replaced
@@ -125,7 +125,7 @@ class _Written:
 
 
 def _write_split(
-    folder: Path, name: str, split: str, features: Any, episodes: Iterator[Episode], shards: int
+    folder: Path, name: str, split: str, features: Any, episodes: Iterator[EpisodeValues], shards: int
 ) -> _Written:
     written = _Written([0] * shards)
     drafts = [folder / f"{split}.{k}" for k in range(shards)]
@@ -152,14 +152,14 @@ def _write_split(
     return written
 
 
-def _num_steps(episode: Episode) -> int:
+def _num_steps(episode: EpisodeValues) -> int:
     node: Any = episode.get("steps", ())
     while isinstance(node, Mapping):
         node = next(iter(node.values()), ())
     return len(node)
 
 
-def _episodes(features: Any, episodes: Episodes, seed: int, split: str) -> Iterator[Episode]:
+def _episodes(features: Any, episodes: Episodes, seed: int, split: str) -> Iterator[EpisodeValues]:
     if not isinstance(episodes, int):
         yield from episodes
         return

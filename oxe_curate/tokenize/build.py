@@ -17,7 +17,7 @@ from oxe_curate.actions.bounds import Bounds
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool
 from oxe_curate.mixture import sampling as samples
-from oxe_curate.mixture.spec import Mixture, Source
+from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 
@@ -39,7 +39,7 @@ class TokenizeTask:
     output: str
     validation: bool
     mixture: Mixture
-    sources: tuple[Source, ...]
+    sources: tuple[IndexedDataset, ...]
     bounds: dict[str, Bounds]
     episodes: tuple[tuple[int, str, tuple[int, ...]], ...]
     size: int
@@ -58,13 +58,13 @@ class Built:
     steps_seen: int = 0
 
 
-def run(task: TokenizeTask) -> Built:
+def build_shard(task: TokenizeTask) -> Built:
     """Build and publish one shard. Raises DataError or StorageError, naming the source shard and the episode."""
-    rows, keys, counts = gather(task)
+    rows, keys, counts = gather_rows(task)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
     if task.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write(task.out, task.output, rows, samples.order(keys), meta)
+    shards.write_shard_file(task.out, task.output, rows, samples.order(keys), meta)
     return Built(steps_seen=len(keys))
 
 
@@ -89,7 +89,7 @@ class _Draft:
         return np.concatenate(self.arrays[column]) if column in self.arrays else empty
 
 
-def gather(task: TokenizeTask) -> tuple[shards.Rows, NDArray[np.uint64], dict[str, int]]:
+def gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
     """Draw the samples of the task's episodes.
 
     Returns:
@@ -137,7 +137,7 @@ def gather(task: TokenizeTask) -> tuple[shards.Rows, NDArray[np.uint64], dict[st
             draft.add("proprio_width", np.full(len(steps), episode.proprio.shape[1]))
     window = mixture.window
     chunk = window + mixture.chunk - 1
-    rows = shards.Rows(
+    rows = shards.ShardRows(
         sample_id=pa.array(draft.sample_id, pa.string()),
         texts={name: list(known) for name, known in draft.texts.items()} or {name: [] for name in _TEXTS},
         codes={

@@ -22,7 +22,7 @@ SUFFIXES = (".txt", ".text", ".md", ".rst", ".jsonl", ".parquet")
 _PIECE = 1 << 16  # characters of a plain text that are tokenised at once, then on to the end of the line
 _ROWS = 256  # of a Parquet file
 
-Report = Callable[[int], object]
+CorpusReport = Callable[[int], object]
 
 
 def count_tokens(vocabulary: Vocabulary, paths: Iterable[str | Path], *, progress: bool = True) -> NDArray[np.int64]:
@@ -87,7 +87,7 @@ def corpus_files(paths: Iterable[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def _texts(file: Path, report: Report) -> Iterator[str]:
+def _texts(file: Path, report: CorpusReport) -> Iterator[str]:
     try:
         if file.suffix.lower() == ".parquet":
             yield from _parquet_texts(file, report)
@@ -103,7 +103,7 @@ def _texts(file: Path, report: Report) -> Iterator[str]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
 
 
-def _plain_texts(file: Path, report: Report) -> Iterator[str]:
+def _plain_texts(file: Path, report: CorpusReport) -> Iterator[str]:
     with file.open(encoding="utf-8", newline="") as stream:
         while text := stream.read(_PIECE):
             text += stream.readline(_PIECE)
@@ -111,7 +111,7 @@ def _plain_texts(file: Path, report: Report) -> Iterator[str]:
             report(len(text))
 
 
-def _json_texts(file: Path, report: Report) -> Iterator[str]:
+def _json_texts(file: Path, report: CorpusReport) -> Iterator[str]:
     with file.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -131,7 +131,7 @@ def _json_texts(file: Path, report: Report) -> Iterator[str]:
             report(len(line))
 
 
-def _parquet_texts(file: Path, report: Report) -> Iterator[str]:
+def _parquet_texts(file: Path, report: CorpusReport) -> Iterator[str]:
     with pq.ParquetFile(file) as parquet:
         names = parquet.schema_arrow.names
         if COLUMN not in names:

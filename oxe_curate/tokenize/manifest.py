@@ -16,7 +16,7 @@ from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.index.numbers import Numbers
 from oxe_curate.index.store import Index
-from oxe_curate.mixture.spec import Mixture, Source, to_yaml
+from oxe_curate.mixture.spec import IndexedDataset, Mixture, mixture_yaml
 from oxe_curate.mixture.texts import TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
@@ -33,7 +33,7 @@ MANIFEST, STATISTICS, TOKENS, RESOLVED = (
 def finish(
     spec: Mixture,
     index: Index,
-    sources: Sequence[Source],
+    sources: Sequence[IndexedDataset],
     statistics: dict[str, Bounds],
     numbers: dict[str, Numbers],
     tokens: ActionTokens,
@@ -45,7 +45,7 @@ def finish(
     """Write the files beside the shards, then the manifest."""
     text = json.dumps({name: b.to_json() for name, b in statistics.items()}, indent=2) + "\n"
     out.publish_bytes(STATISTICS, text.encode())
-    out.publish_bytes(RESOLVED, to_yaml(spec).encode())
+    out.publish_bytes(RESOLVED, mixture_yaml(spec).encode())
     tokens.write(f"{out}/{TOKENS}")
     rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
     frames: dict[str, dict[str, int]] = {}
@@ -53,7 +53,7 @@ def finish(
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
         outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
     for task in tasks:
-        meta = shards.read_meta(out, task.output)
+        meta = shards.read_shard_meta(out, task.output)
         split = task.output.split("-")[0]
         for name, count in meta["counts"].items():
             rows[split][name] = rows[split].get(name, 0) + count
@@ -96,7 +96,7 @@ def _hash(out: Folder, name: str) -> dict[str, Any]:
     return {"bytes": out.size(name), "sha256": digest.hexdigest()}
 
 
-def _shares(sources: Sequence[Source], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
+def _shares(sources: Sequence[IndexedDataset], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
     """Asked share (weight times kept steps of the drawn splits) beside the drawn one, per data set."""
     asked = {s.entry.name: s.entry.weight * _steps(index, s) for s in sources}
     total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
@@ -117,7 +117,7 @@ def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -
     }
 
 
-def _steps(index: Index, source: Source) -> int:
+def _steps(index: Index, source: IndexedDataset) -> int:
     files = [path for path in index.files(source.dataset) if split_of(path) in source.entry.splits]
     tables = (index.table(path, ["kept", "num_steps"]) for path in files)
     return sum(int(np.asarray(t["num_steps"])[np.asarray(t["kept"])].sum()) for t in tables)

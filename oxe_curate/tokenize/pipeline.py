@@ -11,21 +11,21 @@ from typing import Any
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds, lookup, read_statistics
-from oxe_curate.actions.token_rules import Rule
+from oxe_curate.actions.token_rules import TokenRule
 from oxe_curate.actions.tokenizers import read_vocabulary
 from oxe_curate.beam import runner
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.numbers import Numbers
 from oxe_curate.index.store import Index
-from oxe_curate.mixture.spec import Mixture, Source, read_mixture, resolve, with_statistics
+from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards, text_build
 from oxe_curate.tokenize.build import Built, TokenizeTask
 from oxe_curate.tokenize.corpus import count_tokens
 from oxe_curate.tokenize.manifest import MANIFEST, finish
-from oxe_curate.tokenize.plan import index_hashes, plan
+from oxe_curate.tokenize.plan import index_hashes, plan_shards
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
 
 SHARD_BYTES = 256 << 20
@@ -49,7 +49,7 @@ class TokenizeOptions:
     """
 
     tokenizer: Path | None = None
-    rule: Rule = "last"
+    rule: TokenRule = "last"
     corpus: tuple[Path, ...] = ()
     statistics: Path | None = None
     cards: Path | None = None
@@ -98,7 +98,7 @@ def run_tokenize(
     numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
     statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, Path(mixture).parent) for s in sources}
     hashes = index_hashes(opened, sources)
-    tasks = plan(spec, opened, sources, statistics, folder, options.shard_bytes, hashes)
+    tasks = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
     planned: list[TokenizeTask | TextTask] = [*tasks, *text_tasks]
     done = {task.output for task in planned if _is_done(task)}
@@ -107,7 +107,7 @@ def run_tokenize(
     if todo:
         folder.remove(MANIFEST)
     worth = BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER
-    runner.run(
+    runner.run_tasks(
         todo, _work, title="tokenize", workers=options.workers, bytes_per_worker=worth,
         beam_args=options.beam_args, progress=options.progress,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def run_tokenize(
 
 
 def _work(task: TokenizeTask | TextTask) -> Built:
-    return text_build.run(task) if isinstance(task, TextTask) else build.run(task)
+    return text_build.build_text_shard(task) if isinstance(task, TextTask) else build.build_shard(task)
 
 
 def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
@@ -134,7 +134,7 @@ def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
     return ActionTokens.build(vocabulary, options.rule, bins, counts)
 
 
-def _bounds(spec: Mixture, numbers: Numbers, source: Source, base: Path) -> Bounds:
+def _bounds(spec: Mixture, numbers: Numbers, source: IndexedDataset, base: Path) -> Bounds:
     over = spec.bounds.over
     name = source.entry.name
     if over not in ("kept", "all"):
@@ -153,7 +153,7 @@ def _is_done(task: TokenizeTask | TextTask) -> bool:
     if not task.out.exists(task.output):
         return False
     try:
-        return bool(shards.read_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
+        return bool(shards.read_shard_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
     except DataError:
         return False
 

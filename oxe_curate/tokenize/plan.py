@@ -16,17 +16,17 @@ from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling as samples
-from oxe_curate.mixture.spec import Mixture, Source
+from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import TokenizeTask
 
 FORMAT = 1
 
 
-def plan(
+def plan_shards(
     spec: Mixture,
     index: Index,
-    sources: Sequence[Source],
+    sources: Sequence[IndexedDataset],
     bounds: dict[str, Bounds],
     out: Folder,
     shard_bytes: int,
@@ -94,7 +94,9 @@ def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.floa
     return np.asarray(lengths / np.maximum(np.asarray(table["source_steps"]), 1) * stored)
 
 
-def _fingerprint(spec: Mixture, sources: Sequence[Source], bounds: dict[str, Bounds], hashes: Mapping[str, str]) -> str:
+def _fingerprint(
+    spec: Mixture, sources: Sequence[IndexedDataset], bounds: dict[str, Bounds], hashes: Mapping[str, str]
+) -> str:
     """Hash of everything that decides every shard."""
     mixture = asdict(spec)
     del mixture["texts"]  # their shards are others
@@ -109,7 +111,7 @@ def _fingerprint(spec: Mixture, sources: Sequence[Source], bounds: dict[str, Bou
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def index_hashes(index: Index, sources: Sequence[Source]) -> dict[str, str]:
+def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, str]:
     """One hash per data set, over its index files. Reads all of them: once a run is enough."""
     found = {}
     for source in sources:

@@ -103,7 +103,7 @@ def _hugging_face(fields: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ShardRows:
     """A shard's rows before they are shuffled; every array has one entry per row.
 
     Attributes:
@@ -130,7 +130,7 @@ class Rows:
     proprio_width: NDArray[np.int64]
 
 
-def to_table(rows: Rows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
+def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
     """Some of the rows, in the order of `permutation` -> an Arrow table, images as views."""
     n, window = len(permutation), rows.frame.shape[1]
     actions = rows.action.shape[1]
@@ -157,7 +157,7 @@ def to_table(rows: Rows, views: Mapping[str, FrameViews], permutation: NDArray[n
     return pa.table(columns, names=plain.names)
 
 
-def stored(rows: Rows) -> dict[str, int]:
+def stored(rows: ShardRows) -> dict[str, int]:
     """How many frames the rows hold, how many different ones, and the bytes of both: for the manifest."""
     frames = rows.frame[rows.frame >= 0]
     different = np.unique(frames)
@@ -170,7 +170,7 @@ def stored(rows: Rows) -> dict[str, int]:
     }
 
 
-def _decode(rows: Rows, name: str, permutation: NDArray[np.int64]) -> Any:
+def _decode(rows: ShardRows, name: str, permutation: NDArray[np.int64]) -> Any:
     codes = pa.array(rows.codes[name][permutation])
     return pa.array(rows.texts[name], pa.string()).take(codes)
 
@@ -185,13 +185,15 @@ def _fixed(values: Any, size: int) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _proprio(rows: Rows, permutation: NDArray[np.int64]) -> Any:
+def _proprio(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
     starts = np.concatenate(([0], np.cumsum(rows.proprio_width)))
     offsets = pa.array(starts.astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(rows.proprio)).take(pa.array(permutation))
 
 
-def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], meta: Mapping[str, Any]) -> None:
+def write_shard_file(
+    out: Folder, path: str, rows: ShardRows, permutation: NDArray[np.int64], meta: Mapping[str, Any]
+) -> None:
     """Publish a shard, its rows in the order of `permutation`.
 
     The ARROW:schema entry is our own, with plain binary: a reader that met `binary_view` there would fail on the
@@ -205,7 +207,7 @@ def write(out: Folder, path: str, rows: Rows, permutation: NDArray[np.int64], me
         used[rows.frame[rows.frame >= 0]] = True
         views[role] = FrameViews(frames, used)
     _write(
-        out, path, plain, meta, lambda chosen: to_table(rows, views, chosen), permutation, -(-ROW_GROUP // window),
+        out, path, plain, meta, lambda chosen: shard_table(rows, views, chosen), permutation, -(-ROW_GROUP // window),
         dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
     )  # fmt: skip
 
@@ -309,7 +311,7 @@ def _leaves(plain: Any) -> list[str]:
     return [leaf for field in plain for leaf in walk(field.type, field.name)]
 
 
-def read_meta(out: Folder, path: str) -> dict[str, Any]:
+def read_shard_meta(out: Folder, path: str) -> dict[str, Any]:
     """A shard's own metadata, from its footer. Raises DataError if it is not a mixture shard."""
     try:
         with out.open(path) as file:

@@ -31,7 +31,7 @@ _UNITS = 4  # a shard holds at least about so many pieces of the sources
 
 
 @dataclass(frozen=True)
-class Unit:
+class TextUnit:
     """Some rows of a source that go to one shard together: those of a row group, or a part of it.
 
     Attributes:
@@ -56,7 +56,7 @@ class TextTask:
     out: Folder
     output: str
     sources: tuple[TextSource, ...]
-    units: tuple[Unit, ...]
+    units: tuple[TextUnit, ...]
     image: ImageSpec
     seed: int
     size: int
@@ -109,7 +109,7 @@ def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_
 
 def _units(
     number: int, source: TextSource, file: TextFile, size: int | None, shard_bytes: int
-) -> Iterator[tuple[Unit, float]]:
+) -> Iterator[tuple[TextUnit, float]]:
     """The pieces of a file, each with the bytes of images that it is expected to contribute."""
     first = 0
     for group, (rows, stored) in enumerate(file.groups):
@@ -117,11 +117,11 @@ def _units(
         parts = min(rows, max(1, -int(-cost * _UNITS // shard_bytes)))
         cuts = np.linspace(0, rows, parts + 1).astype(int).tolist() if rows else []
         for start, stop in itertools.pairwise(cuts):
-            yield Unit(number, file.path, file.rows, group, first, start, stop), cost * (stop - start) / rows
+            yield TextUnit(number, file.path, file.rows, group, first, start, stop), cost * (stop - start) / rows
         first += rows
 
 
-def run(task: TextTask) -> Built:
+def build_text_shard(task: TextTask) -> Built:
     """Build and publish one text shard. Raises DataError or StorageError, naming the file and the row."""
     drawn = _Drawn()
     counts: dict[str, int] = {}
@@ -162,7 +162,7 @@ class _Drawn:
     place: list[tuple[int, int, int]] = field(default_factory=list)
 
 
-def _read(source: TextSource, unit: Unit) -> Iterator[tuple[NDArray[np.int64], Any]]:
+def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """Yield (row numbers in the file, batch) of a unit, a few rows at a time."""
     try:
         with source.folder.open(unit.file) as opened, pq.ParquetFile(opened) as parquet:
@@ -178,7 +178,9 @@ def _read(source: TextSource, unit: Unit) -> Iterator[tuple[NDArray[np.int64], A
         raise DataError(f"{source.folder}/{unit.file}: damaged ({error})") from None
 
 
-def _draw(drawn: _Drawn, task: TextTask, source: TextSource, unit: Unit, rows: NDArray[np.int64], batch: Any) -> None:
+def _draw(
+    drawn: _Drawn, task: TextTask, source: TextSource, unit: TextUnit, rows: NDArray[np.int64], batch: Any
+) -> None:
     """Take a batch's rows as often as the weight says."""
     name, entry = f"{source.entry.name}/{unit.file}", source.entry
     copies = samples.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
@@ -199,7 +201,7 @@ def _draw(drawn: _Drawn, task: TextTask, source: TextSource, unit: Unit, rows: N
         if not data:
             raise DataError(f"{where(i)} has no image: files that a path leads to must be embedded as bytes")
         try:
-            parts.append(images.picture(data, task.image.size, task.image.quality))
+            parts.append(images.encode_picture(data, task.image.size, task.image.quality))
         except ValueError as error:
             raise DataError(f"{where(i)}: the image cannot be decoded ({error}). Take the row out.") from None
     lengths = [len(part) for part in parts]

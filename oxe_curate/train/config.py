@@ -183,7 +183,7 @@ class TrainConfig:
         return self.tune or "full"
 
 
-def read_config(path: Path | None, overrides: dict[str, Any], resume: bool = False) -> TrainConfig:
+def read_train_config(path: Path | None, overrides: dict[str, Any], resume: bool = False) -> TrainConfig:
     """Read a run's configuration: the file's keys, then `overrides` ("lora.rank" reaches into a section).
 
     Args:

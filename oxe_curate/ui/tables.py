@@ -21,7 +21,7 @@ def console() -> Console:
     return out if out.is_terminal else Console(highlight=False, width=100)
 
 
-def say(screen: Console, command: str) -> None:
+def show_command(screen: Console, command: str) -> None:
     """Show a command that a reader can type as it stands."""
     screen.print(f"\n$ {command}", style="bold cyan", markup=False)
 
@@ -131,7 +131,7 @@ def _error(axis: Mapping[str, Any]) -> str:
     return f"{axis['mean_error'] * (1000 if axis['unit'] == 'm' else 1):.2g}"
 
 
-def catalogue(rows: list[dict[str, Any]], width: int = 100) -> Table:
+def datasets_table(rows: list[dict[str, Any]], width: int = 100) -> Table:
     """The cards, one line each; robot and cameras where `width` characters leave room for them."""
     wide = width >= 150
     columns = ["data set", "verdict", *(["robot", "cameras"] if wide else []), "Hz", "episodes", "why"]
@@ -154,7 +154,7 @@ def catalogue(rows: list[dict[str, Any]], width: int = 100) -> Table:
     return table
 
 
-def catalogue_markdown(rows: list[dict[str, Any]]) -> str:
+def datasets_markdown(rows: list[dict[str, Any]]) -> str:
     """The cards as a Markdown table."""
     lines = ["| data set | verdict | robot | cameras | Hz | episodes | why |", "|---|---|---|---|---|---|---|"]
     for row in rows:

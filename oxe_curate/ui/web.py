@@ -22,6 +22,6 @@ class Server(uvicorn.Server):
             self._ready()
 
 
-def say(line: str) -> None:
+def announce(line: str) -> None:
     """Print a line at once: who reads a pipe waits for the address."""
     print(line, flush=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from oxe_curate.actions.token_rules import choose, survives_text
+from oxe_curate.actions.token_rules import choose_tokens, survives_text
 from oxe_curate.actions.tokenizers import Vocabulary
 from oxe_curate.errors import ConfigError
 
@@ -30,29 +30,29 @@ def ids(choices) -> list[int]:
 
 
 def test_last_counts_down_from_the_size():
-    assert ids(choose(words(*"abcdef", size=5), "last", 3)) == [4, 3, 2]
+    assert ids(choose_tokens(words(*"abcdef", size=5), "last", 3)) == [4, 3, 2]
 
 
 def test_last_refuses_special_tokens_and_small_vocabularies():
     with pytest.raises(ConfigError, match=r"last 3 ids hold special tokens such as 'd'"):
-        choose(words(*"abcdef", special=[3]), "last", 3)
+        choose_tokens(words(*"abcdef", special=[3]), "last", 3)
     with pytest.raises(ConfigError, match="last 7 ids do not exist"):
-        choose(words(*"abcdef"), "last", 7)
+        choose_tokens(words(*"abcdef"), "last", 7)
 
 
 def test_reserved_then_last():
     toy = words(*"abcdef", special=[4, 5], reserved=[4, 5], size=4)
-    assert ids(choose(toy, "reserved", 2)) == [5, 4]
-    choices = choose(toy, "reserved", 4)
+    assert ids(choose_tokens(toy, "reserved", 2)) == [5, 4]
+    choices = choose_tokens(toy, "reserved", 4)
     assert ids(choices) == [5, 4, 3, 2]
     assert [choice.rank for choice in choices] == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match="no reserved tokens"):
-        choose(words(*"abc"), "reserved", 2)
+        choose_tokens(words(*"abc"), "reserved", 2)
 
 
 def test_counts_take_the_least_used_with_high_ids_first_among_equals():
     counts = np.array([1000, 0, 500, 0, 400, 0])
-    choices = choose(words(*"abcdef"), "counts", 3, counts)
+    choices = choose_tokens(words(*"abcdef"), "counts", 3, counts)
     assert ids(choices) == [5, 3, 1]
     assert [choice.rank for choice in choices] == [0, 1, 2]
 
@@ -61,20 +61,20 @@ def test_a_zero_count_of_a_low_id_does_not_beat_a_rare_high_one():
     pieces = [chr(0x4E00 + i) for i in range(1000)]
     counts = np.full(1000, 1000)
     counts[3], counts[999] = 0, 1  # the low id is missing by chance; ids are given out by frequency
-    assert ids(choose(words(*pieces), "counts", 1, counts)) == [999]
+    assert ids(choose_tokens(words(*pieces), "counts", 1, counts)) == [999]
 
 
 def test_single_characters_first():
     counts = np.array([10, 10, 0, 0])
-    assert ids(choose(words("x", "y", "u", "longword"), "counts", 1, counts)) == [2]
+    assert ids(choose_tokens(words("x", "y", "u", "longword"), "counts", 1, counts)) == [2]
 
 
 def test_counts_leave_out_what_is_not_text():
     pieces = ["a", "b", "c", b"\xe4", " ", "\n", "", None, "s"]
-    choices = choose(words(*pieces, special=[8]), "counts", 3, np.ones(9, np.int64))
+    choices = choose_tokens(words(*pieces, special=[8]), "counts", 3, np.ones(9, np.int64))
     assert ids(choices) == [2, 1, 0]
     with pytest.raises(ConfigError, match="only 3 tokens"):
-        choose(words(*pieces, special=[8]), "counts", 4, np.ones(9, np.int64))
+        choose_tokens(words(*pieces, special=[8]), "counts", 4, np.ones(9, np.int64))
 
 
 def test_pieces_that_merge_with_themselves_do_not_survive():
@@ -90,11 +90,11 @@ def test_a_leading_space_token_is_allowed():
 
 def test_mistakes():
     with pytest.raises(ConfigError, match="--corpus"):
-        choose(words(*"abc"), "counts", 2)
+        choose_tokens(words(*"abc"), "counts", 2)
     with pytest.raises(ConfigError, match="none of its 3 tokens"):
-        choose(words(*"abc"), "counts", 2, np.zeros(3, np.int64))
+        choose_tokens(words(*"abc"), "counts", 2, np.zeros(3, np.int64))
     with pytest.raises(ConfigError, match="Did you mean 'counts'"):
-        choose(words(*"abc"), "count", 2)  # type: ignore[arg-type]
+        choose_tokens(words(*"abc"), "count", 2)  # type: ignore[arg-type]
 
 
 def test_real_llama_2(shared):
@@ -104,7 +104,7 @@ def test_real_llama_2(shared):
     assert all(survives_text(vocabulary, i) for i in range(31744, 32000))
     counts = np.zeros(32000, np.int64)
     counts[:31000] = 10
-    chosen = choose(vocabulary, "counts", 256, counts)
+    chosen = choose_tokens(vocabulary, "counts", 256, counts)
     assert ids(chosen) == list(range(31999, 31743, -1))
     counts[31999] = 10_000  # a character that this corpus uses
-    assert 31999 not in ids(choose(vocabulary, "counts", 256, counts))
+    assert 31999 not in ids(choose_tokens(vocabulary, "counts", 256, counts))

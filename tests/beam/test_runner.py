@@ -56,7 +56,7 @@ def tasks(out: Path, **acts: str) -> list[Double]:
 
 
 def run(todo: list[Double], **options: Any) -> None:
-    runner.run(todo, work, title="double", progress=False, **options)
+    runner.run_tasks(todo, work, title="double", progress=False, **options)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -101,7 +101,7 @@ def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, worke
         "from tests.beam.test_runner import *\n"
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it\n"
-        f"    runner.run(tasks(Path(sys.argv[1])), slow, title='', workers={workers})\n"
+        f"    runner.run_tasks(tasks(Path(sys.argv[1])), slow, title='', workers={workers})\n"
     )
     out = tmp_path / "out"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

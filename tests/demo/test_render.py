@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oxe_curate.demo.render import Camera, Solids, paint, render
+from oxe_curate.demo.render import Solids, Viewpoint, paint, render
 from oxe_curate.demo.table import Table
 
-DOWN = Camera((0.3, 0.0, 1.0), (0.3, 0.0, 0.0), fov=60, size=(64, 48), up=(1.0, 0.0, 0.0))
+DOWN = Viewpoint((0.3, 0.0, 1.0), (0.3, 0.0, 0.0), fov=60, size=(64, 48), up=(1.0, 0.0, 0.0))
 """Looks straight down from one metre: x is up in the picture, y to the left."""
 
 
@@ -73,6 +73,6 @@ def test_the_table_ends_at_its_edge():
 
 
 def test_a_moving_camera_sees_what_a_fixed_one_sees():
-    camera = Camera((0.1, -0.5, 0.5), (0.3, 0.0, 0.0), fov=40, size=(64, 64))
+    camera = Viewpoint((0.1, -0.5, 0.5), (0.3, 0.0, 0.0), fov=40, size=(64, 64))
     fixed, moving = (np.asarray(render(camera, Solids(), Table("cloth"), fixed=f), float) for f in (True, False))
     assert abs(fixed - moving).mean() < 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oxe_curate.demo.rooms import BRIDGE, FRACTAL, JACO, Scene
-from oxe_curate.demo.tasks import Frame, Task, perform
+from oxe_curate.demo.tasks import DemoTask, Frame, perform
 from oxe_curate.demo.world import BLOCK, Block, Cabinet, Plate, World
 
 SCENES = {"bridge": BRIDGE[0], "fractal": FRACTAL, "jaco": JACO}
@@ -17,12 +17,12 @@ CASES = [
 ]
 
 
-def task_of(kind: str, seed: int) -> Task:
+def task_of(kind: str, seed: int) -> DemoTask:
     other = {"stack": "blue", "push": ("left", "right")[seed % 2]}.get(kind, "")
-    return Task(kind, "" if kind in ("open", "close") else "red", other)
+    return DemoTask(kind, "" if kind in ("open", "close") else "red", other)
 
 
-def reached(task: Task, frames: list[Frame]) -> bool:
+def reached(task: DemoTask, frames: list[Frame]) -> bool:
     before, after = frames[0].world, frames[-1].world
     block = after.blocks.get("red")
     match task.kind:
@@ -63,17 +63,17 @@ def stretch(scene: Scene, frame: Frame) -> float:
 
 
 def test_the_same_seed_gives_the_same_episode():
-    first, second = (perform(Task("pick", "red"), JACO.room, np.random.default_rng(3)) for _ in range(2))
+    first, second = (perform(DemoTask("pick", "red"), JACO.room, np.random.default_rng(3)) for _ in range(2))
     assert [f.pose.position.tolist() for f in first] == [f.pose.position.tolist() for f in second]
 
 
 def test_an_upright_hand_does_not_turn():
-    frames = perform(Task("plate", "red"), JACO.room, np.random.default_rng(0))
+    frames = perform(DemoTask("plate", "red"), JACO.room, np.random.default_rng(0))
     assert not any(frame.pose.rpy.any() for frame in frames)
 
 
 def test_a_held_block_moves_with_the_hand():
-    frames = perform(Task("pick", "red"), BRIDGE[0].room, np.random.default_rng(1))
+    frames = perform(DemoTask("pick", "red"), BRIDGE[0].room, np.random.default_rng(1))
     held = [frame for frame in frames if frame.world.held == "red"]
     assert len(held) > 3
     offsets = [f.pose.rotation.T @ (f.world.blocks["red"].position - f.pose.position) for f in held]
@@ -81,7 +81,7 @@ def test_a_held_block_moves_with_the_hand():
 
 
 def test_commands_come_before_the_fingers_move():
-    frames = perform(Task("pick", "red"), BRIDGE[0].room, np.random.default_rng(1))
+    frames = perform(DemoTask("pick", "red"), BRIDGE[0].room, np.random.default_rng(1))
     first_closing = next(t for t, f in enumerate(frames) if f.pose.opening < 1)
     assert [f.command for f in frames[: first_closing - 1]] == [1.0] * (first_closing - 1)
     assert [f.command for f in frames[first_closing - 1 :]] == [0.0] * (len(frames) - first_closing + 1)
@@ -92,7 +92,7 @@ def test_a_drawer_takes_its_blocks_along():
     world = World(
         blocks={"red": Block("red", cabinet.point(0, 0.05, 0.09))}, cabinet=cabinet, extent=0.11, held="drawer"
     )
-    start = perform(Task("pick", "red"), BRIDGE[0].room, np.random.default_rng(0))[0].pose
+    start = perform(DemoTask("pick", "red"), BRIDGE[0].room, np.random.default_rng(0))[0].pose
     end = replace(start, position=start.position + np.array([0.0, 0.03, 0.0]))
     world.follow(start, end)
     assert world.extent == pytest.approx(0.08)

@@ -71,7 +71,7 @@ def start(path: Path, catalogue: Catalogue, port: int = 0, allowed: tuple[str, .
     sock = server.listen(port)
     access = Access.local(sock.getsockname()[1], allowed)
     config = uvicorn.Config(
-        server.application(MixtureFile(path), catalogue, access), log_level="warning", ws="none", lifespan="off",
+        server.editor_application(MixtureFile(path), catalogue, access), log_level="warning", ws="none", lifespan="off",
         timeout_graceful_shutdown=1,
     )  # fmt: skip
     running = uvicorn.Server(config)

@@ -7,7 +7,7 @@ import pytest
 
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
-from oxe_curate.editor.frames import Frames
+from oxe_curate.editor.frames import FrameViewer
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.quantities import solve
 from oxe_curate.errors import ConfigError
@@ -54,7 +54,7 @@ def test_a_stride_draws_fewer_samples_of_the_same_hours(catalogue):
     assert [r["share"] for r in some["rows"]] == pytest.approx([r["share"] for r in every["rows"]])
     assert [r["epochs"] for r in some["rows"]] == pytest.approx([r["epochs"] for r in every["rows"]])
     operation = {"op": "quantity", "row": 0, "quantity": "epochs", "value": 3}
-    done = analyse.apply(MIXTURE + "window: 12\nstride: 6\n", operation, catalogue, samples=5_000)
+    done = analyse.apply_action(MIXTURE + "window: 12\nstride: 6\n", operation, catalogue, samples=5_000)
     assert done["analysis"]["rows"][0]["epochs"] == pytest.approx(3, rel=1e-4)
     assert analyse.analyse(MIXTURE + "stride: x\n", catalogue)["totals"]["samples"] == every["totals"]["samples"]
 
@@ -72,17 +72,17 @@ def test_texts_survive_every_edit_and_are_shown(catalogue, tmp_path):
         {"op": "remove", "rows": [1]},
         {"op": "add", "datasets": {"kuka": 1.0}},
     ):
-        done = analyse.apply(text, operation, catalogue)
+        done = analyse.apply_action(text, operation, catalogue)
         assert TEXTS.removesuffix("stride: 1\n") in changed(text, done)
         assert done["analysis"]["texts"] == found["texts"]
-    assert changed(text, analyse.apply(text, {"op": "set", "path": ["stride"], "value": 4}, catalogue)).endswith(
+    assert changed(text, analyse.apply_action(text, {"op": "set", "path": ["stride"], "value": 4}, catalogue)).endswith(
         "stride: 4\n"
     )
     for wrong in ("texts: 5\n", "texts: [5]\n", "texts: [{name: a, weight: {}}]\n"):
         assert analyse.analyse(MIXTURE + wrong, catalogue)["ok"]
     with pytest.raises(ConfigError, match="'texts' is not a setting"):
-        analyse.apply(text, {"op": "set", "path": ["texts"], "value": 1}, catalogue)
-    (finding,) = [f for f in analyse.check(text, catalogue, None, tmp_path) if f["level"] == "error"]
+        analyse.apply_action(text, {"op": "set", "path": ["texts"], "value": 1}, catalogue)
+    (finding,) = [f for f in analyse.problems(text, catalogue, None, tmp_path) if f["level"] == "error"]
     assert (finding["code"], finding["key"], finding["line"]) == ("no_text_source", "texts.0.path", 14)
     assert "no such file or folder" in finding["message"]
 
@@ -115,7 +115,7 @@ def test_a_row_with_a_problem_stays_editable(catalogue):
     rows = analyse.analyse(text, catalogue)["rows"]
     assert "Did you mean 'bridge_orig'" in rows[0]["problem"]
     assert "above zero" in rows[1]["problem"]
-    fixed = changed(text, analyse.apply(text, {"op": "weights", "rows": {"0": 1.0, "1": 2.0}}, catalogue))
+    fixed = changed(text, analyse.apply_action(text, {"op": "weights", "rows": {"0": 1.0, "1": 2.0}}, catalogue))
     assert fixed == "name: m\ndatasets:\n  - name: brigde_orig\n    weight: 1.0\n  - name: viola\n    weight: 2.0\n"
 
 
@@ -125,7 +125,7 @@ def test_a_row_with_a_problem_stays_editable(catalogue):
 @pytest.mark.parametrize("samples", [None, 50_000.0])
 def test_what_is_set_is_what_is_shown(catalogue, quantity, value, samples):
     key = {"hours": "passHours"}.get(quantity, quantity)
-    done = analyse.apply(
+    done = analyse.apply_action(
         MIXTURE, {"op": "quantity", "row": 2, "quantity": quantity, "value": value}, catalogue, samples
     )
     assert len(done["changes"]) == 1
@@ -163,7 +163,7 @@ def test_what_cannot_be_reached_is_refused(quantity, value, message):
 
 
 def test_bulk_changes(catalogue):
-    done = analyse.apply(MIXTURE, {"op": "scale", "rows": [0, 2], "factor": 2}, catalogue)
+    done = analyse.apply_action(MIXTURE, {"op": "scale", "rows": [0, 2], "factor": 2}, catalogue)
     assert [row["weight"] for row in done["analysis"]["rows"]] == [2.0, 0.54087122203, 4.0]
     after = changed(MIXTURE, done)
     assert after == MIXTURE.replace("weight: 1.0 ", "weight: 2.0 ").replace("weight: 2.0\nval", "weight: 4.0\nval")
@@ -171,26 +171,26 @@ def test_bulk_changes(catalogue):
 
 def test_adopting_a_published_mixture(catalogue):
     weights = dict(catalogue.references["openvla_rtx"].weights)
-    done = analyse.apply(MIXTURE, {"op": "adopt", "weights": weights}, catalogue)
+    done = analyse.apply_action(MIXTURE, {"op": "adopt", "weights": weights}, catalogue)
     rows = done["analysis"]["rows"]
     assert {row["id"]: row["weight"] for row in rows} == weights
     assert "# the first" in changed(MIXTURE, done)
-    one = analyse.apply(MIXTURE, {"op": "adopt", "weights": weights, "only": ["viola"]}, catalogue)
+    one = analyse.apply_action(MIXTURE, {"op": "adopt", "weights": weights, "only": ["viola"]}, catalogue)
     assert [row["id"] for row in one["analysis"]["rows"]][-1] == "viola"
     assert len(one["changes"]) == 1
 
 
 def test_every_published_mixture_can_be_edited():
     catalogue = Catalogue(None)
-    for entry in published.catalogue().values():
+    for entry in published.published_mixtures().values():
         text = entry.path.read_text(encoding="utf-8")
-        done = analyse.apply(text, {"op": "weights", "rows": {"0": 0.123}}, catalogue)
+        done = analyse.apply_action(text, {"op": "weights", "rows": {"0": 0.123}}, catalogue)
         assert len(done["changes"]) == 1
         assert all(row["problem"] is None for row in done["analysis"]["rows"])
 
 
 def test_checks_are_the_command_lines(catalogue):
-    findings = analyse.check(MIXTURE.replace("jaco_play", "dobbe"), catalogue, None)
+    findings = analyse.problems(MIXTURE.replace("jaco_play", "dobbe"), catalogue, None)
     first = findings[0]
     assert (first["level"], first["code"], first["line"]) == ("error", "fails_criterion", 10)
 
@@ -222,8 +222,8 @@ def test_a_proposal_is_worked_out_beside_the_page(catalogue):
 
 
 @pytest.fixture(scope="module")
-def frames(catalogue, index) -> Frames:
-    return Frames(catalogue, index)
+def frames(catalogue, index) -> FrameViewer:
+    return FrameViewer(catalogue, index)
 
 
 @pytest.mark.parametrize("more", ["", "window: 3\nstride: 2\n"])
@@ -283,6 +283,6 @@ def test_real_bridge(shared, tmp_path):
     options = FilterOptions(datasets=("bridge_dataset",), workers=1, progress=False)
     run_filter(shared / "data" / "rlds", tmp_path / "index", options)
     index = Index.open(tmp_path / "index")
-    frames = Frames(Catalogue(index), index)
+    frames = FrameViewer(Catalogue(index), index)
     assert frames.thumbnail("bridge_dataset", 72).startswith(b"\xff\xd8")
     assert len(frames.details("bridge_dataset")["examples"]) == 6

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oxe_curate.editor.document import Add, Remove, Set, TextError, alike, apply, edit, format_scalar
+from oxe_curate.editor.document import Add, Remove, Set, TextError, alike, apply_operations, edit, format_scalar
 from oxe_curate.editor.spans import Utf16, parse
 from tests.editor.odd_files import ODD_FILES
 
@@ -33,7 +33,7 @@ def test_a_weight_changes_one_line_and_nothing_else(name):
     assert parse(done.text).data == before
     rest = re.sub(r"0\.123", "", done.text, count=1)
     splice = done.splices[0]
-    assert apply(text, [splice]) == done.text
+    assert apply_operations(text, [splice]) == done.text
     assert rest.replace(" ", "") == (text[: splice.start] + text[splice.end :]).replace(" ", "")
 
 
@@ -55,7 +55,7 @@ def test_rename_add_and_remove(name):
         pytest.skip("entries of explicit keys are added and removed in the text")
     added = edit(text, [Add("extra", 0.5)])
     assert parse(added.text).data["datasets"] == [*before["datasets"], {"name": "extra", "weight": 0.5}]
-    assert apply(text, added.splices) == added.text
+    assert apply_operations(text, added.splices) == added.text
     removed = edit(text, [Remove(1)])
     assert parse(removed.text).data["datasets"] == before["datasets"][:1]
     again = edit(removed.text, [Remove(0)])
@@ -86,7 +86,7 @@ def test_several_changes_are_one_step():
     data = parse(done.text).data
     assert data["name"] == "n"
     assert [(e["name"], e["weight"]) for e in data["datasets"]] == [("a", 4.0), ("c", 1.0), ("d", 2.0)]
-    assert apply(PLAIN, done.splices) == done.text
+    assert apply_operations(PLAIN, done.splices) == done.text
 
 
 @pytest.mark.parametrize(

@@ -429,7 +429,7 @@ def test_a_new_file_is_made_by_the_first_save(context, tmp_path, catalogue):
 
 def test_a_published_mixture_opens_without_an_index(context, tmp_path):
     path = tmp_path / "soup.yaml"
-    path.write_bytes(published.find("oxe_magic_soup_plus").path.read_bytes())
+    path.write_bytes(published.find_published("oxe_magic_soup_plus").path.read_bytes())
     served = start(path, Catalogue(None))
     try:
         started = time.monotonic()

@@ -263,18 +263,18 @@ def test_save_tells_of_a_conflict(running):
 
 def test_what_cannot_be_edited(tmp_path):
     with pytest.raises(ConfigError, match="Copy it first"):
-        server.serve("openvla_rtx")
+        server.serve_editor("openvla_rtx")
     with pytest.raises(ConfigError, match="yaml"):
-        server.serve(tmp_path / "x.txt")
+        server.serve_editor(tmp_path / "x.txt")
     with pytest.raises(StorageError, match="no such folder"):
-        server.serve(tmp_path / "nowhere" / "x.yaml")
+        server.serve_editor(tmp_path / "nowhere" / "x.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     with pytest.raises(ConfigError, match="UTF-8"):
-        server.serve(tmp_path / "latin.yaml")
+        server.serve_editor(tmp_path / "latin.yaml")
 
 
 def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
-    code = f"from oxe_curate.editor.server import serve; serve({str(tmp_path / 'a.yaml')!r}, port=0)"
+    code = f"from oxe_curate.editor.server import serve_editor; serve_editor({str(tmp_path / 'a.yaml')!r}, port=0)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -285,7 +285,7 @@ def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
             pass
         assert "/?token=" in address
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait(10)

@@ -8,7 +8,7 @@ import pytest
 
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError
-from oxe_curate.filter.pipeline import FilterOptions, plan
+from oxe_curate.filter.pipeline import FilterOptions, plan_tasks
 from oxe_curate.filter.scan import scan_shard
 from oxe_curate.rlds.dataset import find
 from oxe_curate.rlds.synthetic import write_dataset
@@ -30,7 +30,7 @@ def test_the_verdict_is_what_screening_says(shared: Path, tmp_path: Path, name: 
     card = registry.load(name)
     write_dataset(tmp_path, name, "0.1.0", shared / "oxe/features" / f"{name}.json", 2, shards=1)
     (dataset,) = find(Folder.of(tmp_path))
-    (task,) = plan([dataset], Folder.of(tmp_path / "index"), FilterOptions())
+    (task,) = plan_tasks([dataset], Folder.of(tmp_path / "index"), FilterOptions())
     rows, summary = scan_shard(task)
     assert summary.seen == 2
     assert summary.corrupt == []
@@ -56,7 +56,7 @@ def test_a_card_that_does_not_match_features_json_is_named(shared: Path, tmp_pat
     write_dataset(tmp_path, "bridge_dataset", "0.1.0", structure, 1, shards=1)
     (dataset,) = find(Folder.of(tmp_path))
     with pytest.raises(ConfigError, match="observation/state") as caught:
-        plan([dataset], Folder.of(tmp_path / "index"), FilterOptions())
+        plan_tasks([dataset], Folder.of(tmp_path / "index"), FilterOptions())
     assert "bridge_orig" in str(caught.value)
 
 
@@ -64,7 +64,7 @@ def test_the_documented_recipe_of_one_data_set(tmp_path: Path, shared: Path) -> 
     for name in (kitchen := "ucsd_kitchen_dataset_converted_externally_to_rlds", "jaco_play"):
         write_dataset(tmp_path, name, "0.1.0", shared / "oxe/features" / f"{name}.json", 1, shards=1)
     datasets = find(Folder.of(tmp_path))
-    tasks = plan(datasets, Folder.of(tmp_path / "index"), FilterOptions(recipes=(f"{kitchen}=documented",)))
+    tasks = plan_tasks(datasets, Folder.of(tmp_path / "index"), FilterOptions(recipes=(f"{kitchen}=documented",)))
     assert [(t.card.name, t.recipe) for t in tasks] == [("jaco_play", "openvla"), (kitchen, "documented")]
     with pytest.raises(ConfigError, match="card 'jaco_play' has no recipe 'documented'"):
-        plan(datasets, Folder.of(tmp_path / "index"), FilterOptions(recipes=("documented",)))
+        plan_tasks(datasets, Folder.of(tmp_path / "index"), FilterOptions(recipes=("documented",)))

@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from oxe_curate.errors import ConfigError, CorruptError
-from oxe_curate.inspection import Report, draft_card, inspect_dataset, write_draft
+from oxe_curate.inspection import Inspection, draft_card, inspect_dataset, write_draft
 from oxe_curate.inspection import report as reports
 from oxe_curate.inspection import sample as samples
 from oxe_curate.inspection.draft import gripper_operations, nominal
@@ -30,23 +30,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> Report:
+def report(folder: Path) -> Inspection:
     return inspect_dataset(folder)
 
 
-def card_of(report: Report, tmp_path: Path) -> DatasetCard:
+def card_of(report: Inspection, tmp_path: Path) -> DatasetCard:
     path = tmp_path / "arm.yaml"
     path.write_text(draft_card(report))
     return read_card(path)
 
 
-def shown(report: Report, width: int = 140) -> str:
+def shown(report: Inspection, width: int = 140) -> str:
     out = io.StringIO()
     Console(file=out, width=width).print(inspected(report))
     return out.getvalue()
 
 
-def test_the_report_of_a_constructed_data_set(report: Report) -> None:
+def test_the_report_of_a_constructed_data_set(report: Inspection) -> None:
     assert (report.name, report.version, len(report.read)) == ("arm", "1.0.0", 8)
     assert report.splits == {"train": {"episodes": 8, "shards": 3}}
     assert [(c.key, c.encoding, c.shape) for c in report.cameras] == [
@@ -65,19 +65,19 @@ def test_the_report_of_a_constructed_data_set(report: Report) -> None:
     ]
 
 
-def test_the_cameras_of_a_constructed_data_set(report: Report) -> None:
+def test_the_cameras_of_a_constructed_data_set(report: Inspection) -> None:
     answers = {f.question: f.answer for f in report.findings}
     assert answers["is observation/image on the hand?"] == "third-person"
     assert answers["is observation/image_hand on the hand?"] == "wrist"
 
 
-def test_a_flag_that_does_not_tell_the_truth(report: Report) -> None:
+def test_a_flag_that_does_not_tell_the_truth(report: Inspection) -> None:
     answers = {f.question: f.answer for f in report.findings}
     assert answers["does episode_metadata/has_image say whether there are frames?"] == "yes"
     assert answers["does episode_metadata/has_image_hand say whether there are frames?"] == "no"
 
 
-def test_texts_as_strings_and_code_points(report: Report) -> None:
+def test_texts_as_strings_and_code_points(report: Inspection) -> None:
     texts = {t.key: t for t in report.texts}
     assert report.texts[0].key == "language_instruction"
     assert (texts["language_instruction"].distinct, texts["language_instruction"].empty) == (3, 0)
@@ -86,12 +86,12 @@ def test_texts_as_strings_and_code_points(report: Report) -> None:
     assert (texts["observation/note"].distinct, texts["observation/note"].empty) == (0, 1)
 
 
-def test_quality_is_never_read(report: Report) -> None:
+def test_quality_is_never_read(report: Inspection) -> None:
     assert "never read" not in json.dumps(report.to_json())
     assert "never read" not in shown(report) + draft_card(report)
 
 
-def test_the_draft_brings_the_actions_into_the_common_convention(report: Report, tmp_path: Path) -> None:
+def test_the_draft_brings_the_actions_into_the_common_convention(report: Inspection, tmp_path: Path) -> None:
     card = card_of(report, tmp_path)
     assert card.action_encoding == "EEF_POS"
     assert {k: c.role for k, c in card.cameras.items()} == {
@@ -112,7 +112,7 @@ def test_the_draft_brings_the_actions_into_the_common_convention(report: Report,
     assert (trajectory.action[opened, 6] == 1).mean() > 0.9
 
 
-def test_a_draft_says_how_sure_it_is(report: Report) -> None:
+def test_a_draft_says_how_sure_it_is(report: Inspection) -> None:
     text = draft_card(report)
     assert "TODO" in text
     assert "# 0.9" in text
@@ -120,7 +120,7 @@ def test_a_draft_says_how_sure_it_is(report: Report) -> None:
     assert all(len(line) <= 130 for line in text.splitlines())
 
 
-def test_a_draft_of_another_name_keeps_the_data_sets_as_an_alias(report: Report, tmp_path: Path) -> None:
+def test_a_draft_of_another_name_keeps_the_data_sets_as_an_alias(report: Inspection, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     write_draft(report, path)
     assert read_card(path).aliases == ("arm",)
@@ -162,13 +162,13 @@ def test_what_is_not_found_stands_in_comments_only(tmp_path: Path) -> None:
     kind = conventions.of("what does")
     assert kind is not None
     assert not kind.known
-    text = draft_card(reports.Report(**{**_fields(report), "conventions": conventions}))
+    text = draft_card(reports.Inspection(**{**_fields(report), "conventions": conventions}))
     assert "action_encoding: UNKNOWN" in text
     assert "# recipes:" in text
     assert "\nrecipes:" not in text
 
 
-def _fields(report: Report) -> dict[str, object]:
+def _fields(report: Inspection) -> dict[str, object]:
     return {name: getattr(report, name) for name in report.__dataclass_fields__}
 
 
@@ -216,7 +216,7 @@ def test_code_points_are_not_counters() -> None:
     assert not reports.looks_like_text([np.roll(text, 3, axis=1)])
 
 
-def test_tables_show_everything(report: Report) -> None:
+def test_tables_show_everything(report: Inspection) -> None:
     text = shown(report)
     for expected in (
         "observation/image_hand",
@@ -229,7 +229,7 @@ def test_tables_show_everything(report: Report) -> None:
         assert expected in text
 
 
-def test_the_contact_sheet_holds_every_camera(report: Report) -> None:
+def test_the_contact_sheet_holds_every_camera(report: Inspection) -> None:
     sheet = contact_sheet(report.sample, episodes=2, across=4)
     assert sheet.shape[0] > 4 * 160
     assert sheet.shape[1] >= 4 * 160
@@ -239,13 +239,13 @@ def test_the_contact_sheet_holds_every_camera(report: Report) -> None:
 
 def test_records_are_spread_over_shards_and_drawn_by_seed() -> None:
     shards = [Shard("d", "1", "train", i, 4, f"s{i}", 0, 10, 10) for i in range(4)]
-    drawn = samples.draw(shards, 6, 0)
+    drawn = samples.draw_sample(shards, 6, 0)
     assert sorted(len(records) for _, records in drawn) == [1, 1, 2, 2]
-    assert drawn == samples.draw(shards, 6, 0)
-    assert drawn != samples.draw(shards, 6, 1)
-    assert sum(len(records) for _, records in samples.draw(shards, 99, 0)) == 40
+    assert drawn == samples.draw_sample(shards, 6, 0)
+    assert drawn != samples.draw_sample(shards, 6, 1)
+    assert sum(len(records) for _, records in samples.draw_sample(shards, 99, 0)) == 40
     part = Shard("d", "1", "train", 0, 1, "s", 5, 2, 10)
-    assert samples.draw([part], 9, 0) == [(part, [5, 6])]
+    assert samples.draw_sample([part], 9, 0) == [(part, [5, 6])]
 
 
 def test_more_than_one_data_set_is_an_error(folder: Path, tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 from oxe_curate import registry
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
-from oxe_curate.mixture.check import Finding, check_file, check_text, has_errors
+from oxe_curate.mixture.check import Problem, check_file, check_text, has_errors
 from oxe_curate.mixture.lines import read_lines
-from oxe_curate.mixture.published import find
+from oxe_curate.mixture.published import find_published
 from tests.mixture.sets import episode, index_of, picture
 
 
-def found(text: str, **options: object) -> dict[str, list[Finding]]:
-    result: dict[str, list[Finding]] = {}
+def found(text: str, **options: object) -> dict[str, list[Problem]]:
+    result: dict[str, list[Problem]] = {}
     for finding in check_text(text, "m.yaml", **options):  # type: ignore[arg-type]
         result.setdefault(finding.code, []).append(finding)
     return result
@@ -43,11 +43,11 @@ def test_duplicates_by_name_and_by_alias() -> None:
 
 
 def test_a_published_mixture_is_held_to_the_criterion_too() -> None:
-    findings = check_file(find("oxe_magic_soup_plus").path)
+    findings = check_file(find_published("oxe_magic_soup_plus").path)
     assert has_errors(findings)
     (failing,) = [f for f in findings if f.level == "error"]
     assert (failing.code, failing.dataset) == ("fails_criterion", "dobbe")
-    lines = find("oxe_magic_soup_plus").path.read_text().splitlines()
+    lines = find_published("oxe_magic_soup_plus").path.read_text().splitlines()
     assert failing.line is not None
     assert "name: dobbe" in lines[failing.line - 1]
 

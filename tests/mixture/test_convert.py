@@ -11,13 +11,13 @@ from oxe_curate.mixture import convert, published
 from oxe_curate.mixture.members import members
 from oxe_curate.mixture.spec import BoundsSpec, Mixture, MixtureEntry, read_mixture
 
-SOUP = published.load("oxe_magic_soup_plus")
+SOUP = published.load_published("oxe_magic_soup_plus")
 FOUND = members(SOUP)
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 100), min_size=27, max_size=27), st.sampled_from(["shares", "epochs"]))
-def test_round_trip(weights: list[float], unit: convert.Unit) -> None:
+def test_round_trip(weights: list[float], unit: convert.WeightUnit) -> None:
     mixture = convert.with_weights(SOUP, weights)
     found = [replace(member, entry=entry) for member, entry in zip(FOUND, mixture.datasets, strict=True)]
     pass_ = sum(weights[i] * m.steps * 0.95 for i, m in enumerate(found) if m.steps)

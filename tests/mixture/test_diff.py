@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from oxe_curate.mixture import published
-from oxe_curate.mixture.diff import Change, Difference, diff
+from oxe_curate.mixture.diff import Difference, MixtureChange, diff
 from oxe_curate.mixture.members import members
 from oxe_curate.mixture.spec import Mixture, MixtureEntry, TextEntry
 
@@ -13,7 +13,9 @@ def compare(before: Mixture, after: Mixture) -> Difference:
 
 
 def test_magic_soup_plus_and_its_second_stage() -> None:
-    result = compare(published.load("oxe_magic_soup_plus"), published.load("oxe_magic_soup_plus_minus"))
+    result = compare(
+        published.load_published("oxe_magic_soup_plus"), published.load_published("oxe_magic_soup_plus_minus")
+    )
     by_name = {change.name: change for change in result.changes}
     assert by_name["fractal20220817_data"].weight == (0.54087122203, 1.0)
     assert by_name["fractal20220817_data"].factor == pytest.approx(1.8488689)
@@ -26,8 +28,8 @@ def test_magic_soup_plus_and_its_second_stage() -> None:
 
 
 def test_one_data_set_under_two_names_is_one() -> None:
-    result = compare(published.load("openvla_bridge"), published.load("octo_bridge"))
-    assert result.changes == (Change("bridge_dataset", "same", (1.0, 1.0), (1.0, 1.0)),)
+    result = compare(published.load_published("openvla_bridge"), published.load_published("octo_bridge"))
+    assert result.changes == (MixtureChange("bridge_dataset", "same", (1.0, 1.0), (1.0, 1.0)),)
 
 
 def test_added_and_other_keys() -> None:
@@ -36,7 +38,7 @@ def test_added_and_other_keys() -> None:
     after = replace(before, name="b", datasets=more, chunk=8, bounds=replace(before.bounds, low=0.0))
     result = compare(before, after)
     assert [c.status for c in result.changes] == ["same", "added"]
-    assert result.changes[1] == Change("rh20t", "added", (None, 2.0), (None, None))
+    assert result.changes[1] == MixtureChange("rh20t", "added", (None, 2.0), (None, None))
     assert result.settings == (("chunk", 1, 8), ("bounds.low", 0.01, 0.0))
 
 

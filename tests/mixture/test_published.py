@@ -11,18 +11,20 @@ from oxe_curate.mixture.members import members
 from oxe_curate.mixture.shares import breakdown
 
 
-@pytest.mark.parametrize("name", published.names())
+@pytest.mark.parametrize("name", published.published_names())
 def test_every_published_mixture_reads_and_its_data_sets_are_known(name: str) -> None:
-    mixture = published.load(name)
+    mixture = published.load_published(name)
     assert mixture.name == name
     found = [registry.load(entry.name).name for entry in mixture.datasets]
     assert len(set(found)) == len(found)
-    assert published.find(name).source
+    assert published.find_published(name).source
 
 
 def test_what_is_published() -> None:
-    assert len(published.names()) == 30
-    sizes = {n: len(published.load(n).datasets) for n in published.names() if "soup" in n or "rtx" in n}
+    assert len(published.published_names()) == 30
+    sizes = {
+        n: len(published.load_published(n).datasets) for n in published.published_names() if "soup" in n or "rtx" in n
+    }
     assert sizes == {
         "octo_oxe_flex_act_soup": 32, "octo_oxe_magic_soup": 25, "octo_rtx": 11, "octo_rtx_franka": 25,
         "openvla_oxe_magic_soup": 23, "openvla_oxe_magic_soup_plus": 27, "openvla_oxe_magic_soup_plus_minus": 25,
@@ -40,12 +42,12 @@ def test_weights_are_the_gathered_facts(shared: Path) -> None:
     expected["octo_oxe_flex_act_soup"]["aloha_mobile"] = 2.0  # under another name in the facts; mixtures.md has it
     assert len(expected) == 24
     for name, weights in expected.items():
-        found = {registry.load(entry.name).name: entry.weight for entry in published.load(name).datasets}
+        found = {registry.load(entry.name).name: entry.weight for entry in published.load_published(name).datasets}
         assert found == weights, name
 
 
 def test_magic_soup_plus_draws_the_shares_that_were_worked_out_for_openvla() -> None:
-    mixture = published.load("oxe_magic_soup_plus")
+    mixture = published.load_published("oxe_magic_soup_plus")
     share = {row.name: round(100 * row.share, 2) for row in breakdown(mixture, members(mixture)).rows if row.share}
     assert share["fractal20220817_data"] == 13.33
     assert (share["droid"], share["bc_z"], share["language_table"], share["bridge_orig"]) == (10.56, 7.83, 4.59, 13.90)
@@ -56,21 +58,21 @@ def test_rt1x_draws_the_colabs_shares() -> None:
         "fractal20220817_data": 150, "bridge_orig": 50, "taco_play": 5, "jaco_play": 20, "berkeley_cable_routing": 20,
         "roboturk": 10, "viola": 3, "berkeley_autolab_ur5": 5, "toto": 5,
     }  # fmt: skip
-    mixture = published.load("rt1x")
+    mixture = published.load_published("rt1x")
     for row in breakdown(mixture, members(mixture)).rows:
         assert row.share == pytest.approx(colab[row.name] / sum(colab.values()), rel=1e-5)
 
 
 def test_a_name_that_two_projects_have_is_refused_and_a_typo_explained() -> None:
-    assert published.find("oxe_magic_soup_plus").project == "OpenVLA"
+    assert published.find_published("oxe_magic_soup_plus").project == "OpenVLA"
     with pytest.raises(ConfigError, match="say octo_rtx or openvla_rtx"):
-        published.load("rtx")
+        published.load_published("rtx")
     with pytest.raises(ConfigError, match="Did you mean 'oxe_magic_soup_plus'"):
-        published.load("oxe_magic_soup_pluss")
+        published.load_published("oxe_magic_soup_pluss")
 
 
 def test_path_of_takes_files_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert published.path_of("rt1x") == published.find("rt1x").path
+    assert published.path_of("rt1x") == published.find_published("rt1x").path
     assert published.path_of("some/where.yaml") == Path("some/where.yaml")
     (tmp_path / "rt1x").write_text("")
     monkeypatch.chdir(tmp_path)

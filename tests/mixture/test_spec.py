@@ -5,7 +5,7 @@ import pytest
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.store import Index
-from oxe_curate.mixture.spec import Mixture, read_mixture, resolve, to_yaml
+from oxe_curate.mixture.spec import Mixture, mixture_yaml, read_mixture, resolve
 from oxe_curate.storage import Folder
 
 WHOLE = """\
@@ -43,7 +43,7 @@ def test_every_key_is_read_and_written_back(tmp_path: Path) -> None:
         "all",
         0.01,
     )
-    assert read(tmp_path, to_yaml(mixture)) == mixture
+    assert read(tmp_path, mixture_yaml(mixture)) == mixture
 
 
 def test_little_is_needed(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
 from oxe_curate.index.store import Index
 from oxe_curate.report import write_report
-from oxe_curate.report.gather import gather
+from oxe_curate.report.gather import gather_dataset
 from oxe_curate.report.page import share
 from tests import bridge
 
@@ -124,7 +124,7 @@ def test_charts_and_tables_have_captions(index: Index, tmp_path: Path):
 
 
 def test_statistics_are_those_of_all_and_of_the_kept(index: Index):
-    found = gather(index, "bridge_dataset", 2, 2)
+    found = gather_dataset(index, "bridge_dataset", 2, 2)
     rows = [row for _, table in index.tables("bridge_dataset", ["kept", "action"]) for row in table.to_pylist()]
     every = np.concatenate([np.float32(row["action"]).reshape(-1, 7) for row in rows])
     kept = np.concatenate([np.float32(row["action"]) for row in rows if row["kept"]])

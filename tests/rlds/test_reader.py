@@ -9,7 +9,7 @@ from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError
 from oxe_curate.rlds.encode import encode_example, flatten_episode
-from oxe_curate.rlds.reader import EpisodeReader, leaves
+from oxe_curate.rlds.reader import RecordReader, leaves
 
 T = 3
 STEP = {
@@ -55,7 +55,7 @@ def flat(key: str, value: Any) -> Any:
 @pytest.mark.parametrize("key", ["nested/deep" if k == "nested" else k for k in STEP])
 def test_each_encoding_reads_as_tfds_reads_it(key: str) -> None:
     features, data = make(STEP)
-    read = EpisodeReader(features, [key]).read(memoryview(data), 0, len(data))
+    read = RecordReader(features, [key]).read(memoryview(data), 0, len(data))
     theirs = list(features.deserialize_example_np(data)["steps"])
     array = read.steps[key]
     assert read.num_steps == T == len(array)
@@ -68,14 +68,14 @@ def test_each_encoding_reads_as_tfds_reads_it(key: str) -> None:
 
 def test_uint64_comes_back_from_the_bits_that_tfds_stores() -> None:
     features, data = make({"u64": (STEP["u64"][0], np.array([[1], [2**63], [2**64 - 1]], np.uint64))})
-    read = EpisodeReader(features, ["u64"]).read(memoryview(data), 0, len(data))
+    read = RecordReader(features, ["u64"]).read(memoryview(data), 0, len(data))
     assert read.steps["u64"].ravel().tolist() == [1, 2**63, 2**64 - 1]
 
 
 @pytest.mark.parametrize("key", RAGGED)
 def test_ragged_features_go_through_tfds(key: str) -> None:
     features, data = make({**STEP, **RAGGED})
-    rows = EpisodeReader(features, [key, "f32"]).read(memoryview(data), 0, len(data)).steps[key]
+    rows = RecordReader(features, [key, "f32"]).read(memoryview(data), 0, len(data)).steps[key]
     expected = RAGGED[key][1]
     assert [[v.decode() if isinstance(v, bytes) else int(v) for v in row] for row in rows] == expected
 
@@ -85,7 +85,7 @@ def test_metadata_and_cameras() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (T, 8, 8, 3), np.uint8)
     features, data = make({"observation": (tfds.FeaturesDict({"cam": image}), {"cam": pixels})})
     for name in ("cam", "observation/cam"):  # a card may leave `observation/` out
-        reader = EpisodeReader(features, [], [name], ["success", "episode_metadata/file_path"])
+        reader = RecordReader(features, [], [name], ["success", "episode_metadata/file_path"])
         episode = reader.read(memoryview(data), 0, len(data))
         assert episode.num_steps == T
         assert episode.metadata == {"success": True, "episode_metadata/file_path": b"a/b"}
@@ -96,9 +96,9 @@ def test_metadata_and_cameras() -> None:
 def test_a_key_that_features_json_lacks_is_told_the_closest() -> None:
     features, _ = make(STEP)
     with pytest.raises(DataError, match=r"no feature 'f3'. Did you mean 'f32'"):
-        EpisodeReader(features, ["f3"])
+        RecordReader(features, ["f3"])
     with pytest.raises(DataError, match="is not an image"):
-        EpisodeReader(features, [], ["f32"])
+        RecordReader(features, [], ["f32"])
     with pytest.raises(DataError, match="not an RLDS data set"):
         leaves(tfds.FeaturesDict({"x": np.int32}))
 
@@ -120,13 +120,13 @@ def test_records_that_are_not_as_announced_are_named(wire: dict[str, Any], messa
     data = encode_example(wire)
     keys = [key.removeprefix("steps/") for key in wire]
     with pytest.raises(DataError, match=message):
-        EpisodeReader(features, keys).read(memoryview(data), 0, len(data))
+        RecordReader(features, keys).read(memoryview(data), 0, len(data))
 
 
 def test_an_empty_episode_has_no_steps() -> None:
     features, _ = make(STEP)
     data = encode_example({"steps/f32": np.float32([]), "steps/is_first": np.int64([])})
-    episode = EpisodeReader(features, ["f32", "text"]).read(memoryview(data), 0, len(data))
+    episode = RecordReader(features, ["f32", "text"]).read(memoryview(data), 0, len(data))
     assert episode.num_steps == 0
     assert episode.steps["f32"].shape == (0, 2)
 
@@ -138,7 +138,7 @@ def test_the_real_bridge_shard_reads_as_tfds_reads_it(shared: Path) -> None:
 
     (dataset,) = find(Folder.of(shared / "data/rlds"), ["bridge_dataset"])
     keys = ["action", "observation/state", "language_instruction", "is_last", "language_embedding"]
-    reader = EpisodeReader(dataset.features, keys, ["image_0"])
+    reader = RecordReader(dataset.features, keys, ["image_0"])
     shard = dataset.source.map(dataset.shards(["train"])[0].path)
     for offset, length in list(tfrecord.records(shard))[::8]:
         tfrecord.check_data(shard, offset, length)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.config import FAMILY_DEFAULTS, TrainConfig, read_config, to_yaml
+from oxe_curate.train.config import FAMILY_DEFAULTS, TrainConfig, read_train_config, to_yaml
 
 WHERE = {"data": "mix", "base": "base", "run": "run"}
 
@@ -25,12 +25,12 @@ def test_defaults_are_the_familys_however_a_configuration_is_made() -> None:
     assert (made.adapter, made.batch_size, made.learning_rate) == ("none", 6, 1e-4)
     assert (made.warmup, made.augment) == (500, False)
     assert made == TrainConfig("mix", "base", "run", "roboflamingo")
-    assert made == read_config(None, {**WHERE, "model": "roboflamingo"})
+    assert made == read_train_config(None, {**WHERE, "model": "roboflamingo"})
     assert {key: asdict(made)[key] for key in FAMILY_DEFAULTS["roboflamingo"]} == FAMILY_DEFAULTS["roboflamingo"]
 
 
 def test_what_is_told_goes_before_the_familys_and_none_asks_for_it() -> None:
-    told = read_config(None, {**WHERE, "model": "roboflamingo", "batch_size": 16, "warmup": None, "clip": None})
+    told = read_train_config(None, {**WHERE, "model": "roboflamingo", "batch_size": 16, "warmup": None, "clip": None})
     assert (told.batch_size, told.warmup, told.clip) == (16, 500, None)
     assert replace(told, learning_rate=5e-4).learning_rate == 5e-4
     assert replace(told, steps=3).batch_size == 16
@@ -41,7 +41,7 @@ def test_the_saved_configuration_holds_the_values(tmp_path: Path) -> None:
     made = flamingo(cameras=("primary", "wrist"))
     (tmp_path / "config.yaml").write_text(to_yaml(made))
     assert yaml.safe_load(to_yaml(made))["learning_rate"] == 1e-4
-    assert read_config(tmp_path / "config.yaml", {}) == made
+    assert read_train_config(tmp_path / "config.yaml", {}) == made
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_saved_configuration_holds_the_values(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_named(told: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_config(None, told)
+        read_train_config(None, told)
 
 
 def test_a_run_folder_is_enough_to_go_on(tmp_path: Path) -> None:
@@ -65,26 +65,26 @@ def test_a_run_folder_is_enough_to_go_on(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     begun = TrainConfig("mix", "base", "/moved/from", epochs=2.0, batch_size=3, lora={"rank": 8, "dropout": 0.1})
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(begun))
-    assert read_config(None, {"run": run}, resume=True) == replace(begun, run=run)
+    assert read_train_config(None, {"run": run}, resume=True) == replace(begun, run=run)
 
-    longer = read_config(None, {"run": run, "steps": 9, "keep": 5, "lora.rank": 4}, resume=True)
+    longer = read_train_config(None, {"run": run, "steps": 9, "keep": 5, "lora.rank": 4}, resume=True)
     assert (longer.steps, longer.epochs, longer.keep) == (9, None, 5)
     assert (longer.lora.rank, longer.lora.dropout) == (4, 0.1)
 
     (tmp_path / "train.yaml").write_text(f"run: {run}\nbatch_size: 4\nlora: {{alpha: 8}}\n")
-    both = read_config(tmp_path / "train.yaml", {"base": "other"}, resume=True)
+    both = read_train_config(tmp_path / "train.yaml", {"base": "other"}, resume=True)
     assert (both.batch_size, both.base, both.lora.alpha, both.lora.rank) == (4, "other", 8, 8)
 
     with pytest.raises(ConfigError, match=r"config\.yaml with options: batch_size: .* greater than or equal to 1"):
-        read_config(None, {"run": run, "batch_size": 0}, resume=True)
+        read_train_config(None, {"run": run, "batch_size": 0}, resume=True)
 
 
 def test_a_run_that_has_not_begun_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs MIXTURE .*, --base .* \(.*config\.yaml is not there: no run to"):
-        read_config(None, {"run": str(tmp_path)}, resume=True)
+        read_train_config(None, {"run": str(tmp_path)}, resume=True)
     with pytest.raises(ConfigError, match=r"train needs MIXTURE .*, --base .*, --run"):
-        read_config(None, {}, resume=True)
-    assert read_config(None, {**WHERE, "run": str(tmp_path)}, resume=True).batch_size == 16  # it begins
+        read_train_config(None, {}, resume=True)
+    assert read_train_config(None, {**WHERE, "run": str(tmp_path)}, resume=True).batch_size == 16  # it begins
 
 
 def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

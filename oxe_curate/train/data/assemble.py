@@ -14,7 +14,7 @@ from PIL import Image
 from oxe_curate.errors import DataError
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.order import random_numbers
-from oxe_curate.train.data.rows import Block, Form, Located
+from oxe_curate.train.data.rows import Form, Located, RowBlock
 
 
 def assemble(
@@ -84,7 +84,7 @@ def _texts(texts: Sequence[Located], place: NDArray[np.int64], size: int, factor
     )
 
 
-def _decode(block: Block, row: int, observation: int, camera: int, out: NDArray[np.uint8]) -> None:
+def _decode(block: RowBlock, row: int, observation: int, camera: int, out: NDArray[np.uint8]) -> None:
     data = block.frame(row, observation, camera)
     try:
         decode_into(data, out)

@@ -10,10 +10,10 @@ from oxe_curate.train.data.order import Shuffle
 from oxe_curate.train.data.rows import Form
 from oxe_curate.train.data.stream import BUFFER, RemoteRows, StreamOrder, lanes
 
-Source = LocalRows | RemoteRows
+RowSource = LocalRows | RemoteRows
 """`len`, `claim(rows)` and `batches(plan)`."""
 
-Order = Shuffle | StreamOrder
+RowOrder = Shuffle | StreamOrder
 """`rows(positions)` and `positions(...)`."""
 
 
@@ -23,7 +23,7 @@ def open_rows(
     form: Form,
     memory: int = MEMORY,
     row_groups: bool | None = None,
-) -> Source:
+) -> RowSource:
     """The rows of some shards; `row_groups`: read by whole row groups, None: where the mixture is in an object store.
 
     Raises:
@@ -34,7 +34,7 @@ def open_rows(
     return LocalRows(mixture, shards, form, memory)
 
 
-def order_of(source: Source, seed: int, global_batch: int, world: int) -> Order:
+def order_of(source: RowSource, seed: int, global_batch: int, world: int) -> RowOrder:
     """The order of training samples; for an object store also how far each process looks ahead."""
     if isinstance(source, LocalRows):
         return Shuffle(seed, len(source))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from oxe_curate.actions.summary import Summary
+from oxe_curate.actions.summary import ActionSummary
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.folder import MixtureFolder
 
@@ -40,7 +40,7 @@ class Form:
     stored_chunk: int
     proprio: int
     names: tuple[str, ...]
-    summaries: tuple[Summary | None, ...]
+    summaries: tuple[ActionSummary | None, ...]
 
     @classmethod
     def of(
@@ -112,7 +112,7 @@ TEXT_RECORD = np.dtype([("frame", "<i8", (1, 1, 2))])
 TEXT_COLUMNS = ["question", "answer"]
 
 
-class Block(Protocol):
+class RowBlock(Protocol):
     """A row group in memory: robot rows (`Form.record`, texts: instruction), or image-text rows (`TEXT_RECORD`,
     texts: question and answer).
     """
@@ -135,7 +135,7 @@ class Block(Protocol):
         """Read it from the shard: nobody needs it but messages and checks."""
 
 
-Located = tuple[Block, int]
+Located = tuple[RowBlock, int]
 """A sample: its row group, and the row in it."""
 
 
@@ -203,7 +203,7 @@ def _proprio(column: Any, dataset: NDArray[np.int32], form: Form) -> NDArray[np.
     return out
 
 
-def normalize_proprio(states: ArrayLike, summary: Summary, width: int) -> NDArray[np.float32]:
+def normalize_proprio(states: ArrayLike, summary: ActionSummary, width: int) -> NDArray[np.float32]:
     """Scale a robot's state as its actions are: q01 .. q99 becomes -1 .. 1, clipped; constants become 0.
 
     Args:

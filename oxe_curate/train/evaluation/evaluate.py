@@ -71,7 +71,7 @@ class Evaluation:
 
     def table(self) -> Any:
         """A table for the terminal (rich)."""
-        return evaluation_page.table(self.scores, self.whole)
+        return evaluation_page.score_table(self.scores, self.whole)
 
     def to_json(self) -> dict[str, Any]:
         """What evaluation.json holds."""
@@ -135,7 +135,7 @@ def evaluate_run(
         mixture, split=split, image_size=contract.image_size, cameras=contract.cameras, window=contract.window,
         chunk=contract.chunk, proprio=contract.proprio > 0,
     )  # fmt: skip
-    chosen = choose(reader.by_dataset, episodes or EPISODES)
+    chosen = choose_episodes(reader.by_dataset, episodes or EPISODES)
     crop = saved.config.augment if center_crop is None else center_crop
     model = load_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
     # a row tells the robot's state at its own step alone, so a window with state stays a row
@@ -155,7 +155,7 @@ def evaluate_run(
     return result
 
 
-def choose(by_dataset: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
+def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
     """Which episodes to take: in turn one of each data set, each data set's in the order of a hash of their ids.
 
     Returns:
@@ -234,7 +234,7 @@ def _few(done: Done) -> Done:
     by_dataset: dict[str, list[str]] = {}
     for dataset, name, _ in done:
         by_dataset.setdefault(dataset, []).append(name)
-    shown = set(choose(by_dataset, DRAWN))
+    shown = set(choose_episodes(by_dataset, DRAWN))
     return [entry for entry in done if entry[:2] in shown]
 
 

@@ -153,7 +153,7 @@ def _frames(episode: Drawn) -> str:
     return f'<div class="frames">{"".join(pictures)}</div>' if pictures else ""
 
 
-def table(scores: Mapping[str, Scores], whole: Scores) -> Any:
+def score_table(scores: Mapping[str, Scores], whole: Scores) -> Any:
     """The same in short for a terminal of 80 columns (rich): x, y and z in millimetres."""
     from rich import box
     from rich.table import Table

@@ -58,7 +58,9 @@ class Progress:
     files: dict[str, int] = field(default_factory=dict)
 
 
-def write(run: Path, progress: Progress, fill: Callable[[Path], None], keep: int, processes: Processes) -> Path:
+def write_checkpoint(
+    run: Path, progress: Progress, fill: Callable[[Path], None], keep: int, processes: Processes
+) -> Path:
     """Publish a checkpoint: a temporary folder, flushed to the disk, then renamed; then drop older ones.
 
     Args:

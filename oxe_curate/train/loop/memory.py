@@ -26,10 +26,10 @@ def told_when_full(doing: str, config: TrainConfig, here: Processes) -> Iterator
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        raise MemoryFullError(explain(doing, config, here)) from None
+        raise MemoryFullError(explain_memory(doing, config, here)) from None
 
 
-def explain(doing: str, config: TrainConfig, here: Processes) -> str:
+def explain_memory(doing: str, config: TrainConfig, here: Processes) -> str:
     """Say how much there is, how much is used, and what lowers it, the cheapest first."""
     what = "this machine's memory"
     if here.device.type == "cuda":

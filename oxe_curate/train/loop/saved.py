@@ -18,7 +18,7 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds, parse_statistics
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
-from oxe_curate.train.config import CONFIG_FILE, TrainConfig, read_config
+from oxe_curate.train.config import CONFIG_FILE, TrainConfig, read_train_config
 from oxe_curate.train.models.base import Contract
 
 RUN, EXPORT, CONFIG = "run.json", "oxe_curate.json", CONFIG_FILE
@@ -220,7 +220,7 @@ def _open_run(path: Path, checkpoint: int | None, base: str | Path | None) -> Sa
             there = f"There are {', '.join(map(str, found))}." if found else "The run keeps none."
             raise ConfigError(f"{path}: has no checkpoint {checkpoint}. {there}")
     check_hashes(path, contract.hashes)
-    train = read_config(path / CONFIG, {})
+    train = read_train_config(path / CONFIG, {})
     _same_family(train, record, path)
     train = _with_base(train, record, path, base)
     return Saved(path, "run", train, contract, weights, record, checkpoint)

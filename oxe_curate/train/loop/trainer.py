@@ -34,7 +34,7 @@ class DivergedError(CurateError):
     """The loss is not a number any more."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from."""
 
     def train(self, consumed: int) -> Iterable[Batch]:
@@ -64,7 +64,7 @@ class FamilyTrainer(transformers.Trainer):
         family: Family,
         config: TrainConfig,
         mixture: MixtureFolder,
-        source: Source,
+        source: BatchSource,
         *,
         steps: int,
         processes: Processes,
@@ -218,7 +218,7 @@ class FamilyTrainer(transformers.Trainer):
                 torch.save(random_state(), folder / f"rng_state_{self.processes.rank}.pth")
 
             with whole_parameters(self.family, self.processes.first):
-                checkpoints.write(self.run, progress, fill, self.config.keep, self.processes)
+                checkpoints.write_checkpoint(self.run, progress, fill, self.config.keep, self.processes)
         self.control.should_save = False
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

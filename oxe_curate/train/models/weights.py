@@ -288,7 +288,7 @@ def bitsandbytes() -> Any:
     return bnb
 
 
-def plan(tensors: Mapping[str, Stored], shard_bytes: int) -> dict[str, list[str]]:
+def plan_files(tensors: Mapping[str, Stored], shard_bytes: int) -> dict[str, list[str]]:
     """Spread tensors over files of at most `shard_bytes` (a larger tensor has its own), in the order given."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -303,7 +303,7 @@ def plan(tensors: Mapping[str, Stored], shard_bytes: int) -> dict[str, list[str]
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 
-def write(
+def write_weights(
     folder: Path,
     layout: Mapping[str, Collection[str]],
     get: Callable[[str], torch.Tensor],

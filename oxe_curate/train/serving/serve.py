@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 _Answer = Callable[[Request], Awaitable[Response]]
 
 
-def application(policy: Policy, max_bytes: int = MAX_BYTES) -> Starlette:
+def policy_application(policy: Policy, max_bytes: int = MAX_BYTES) -> Starlette:
     """The ASGI application of a policy.
 
     Args:
@@ -95,7 +95,7 @@ def describe(policy: Policy) -> dict[str, Any]:
     }
 
 
-def serve(
+def serve_policy(
     folder: str | Path,
     *,
     host: str = "127.0.0.1",
@@ -123,7 +123,7 @@ def serve(
     Raises:
         ConfigError, DataError: as `Policy.load`. StorageError: the address or the port cannot be used.
     """
-    say = say or web.say
+    say = say or web.announce
     with contextlib.suppress(KeyboardInterrupt), bind(host, port) as sock:  # before minutes of loading
         address, number = sock.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
@@ -139,7 +139,7 @@ def serve(
                 )
 
         config = uvicorn.Config(
-            application(policy, max_bytes), log_level="warning", access_log=False, ws="none", lifespan="off",
+            policy_application(policy, max_bytes), log_level="warning", access_log=False, ws="none", lifespan="off",
             timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
         )  # fmt: skip
         web.Server(config, ready).run(sockets=[sock])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from oxe_curate.actions.summary import Summary, summarize
+from oxe_curate.actions.summary import ActionSummary, summarize
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.index.images import decode
 from oxe_curate.tokenize.folder import MixtureFolder
@@ -246,7 +246,7 @@ def test_pictures_of_another_size_or_kind_are_resized_and_converted():
 
 def test_proprio_is_scaled_to_its_bounds_and_padded():
     summary = summarize(np.float32([[0, 5, 1], [10, 5, 3]]), 0.0, 1.0)[0]
-    assert isinstance(summary, Summary)
+    assert isinstance(summary, ActionSummary)
     found = normalize_proprio([[0, 5, 2], [10, 5, 9], [-3, 6, 1]], summary, 5)
     assert np.allclose(found, [[-1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [-1, 0, -1, 0, 0]], atol=1e-6)
     with pytest.raises(DataError, match="2 numbers"):

@@ -18,7 +18,7 @@ from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.evaluation import curves
 from oxe_curate.train.evaluation import page as evaluation_page
-from oxe_curate.train.evaluation.evaluate import choose, evaluate_run
+from oxe_curate.train.evaluation.evaluate import choose_episodes, evaluate_run
 from oxe_curate.train.evaluation.page import Drawn
 from oxe_curate.train.evaluation.predict_episode import batched, through
 from oxe_curate.train.evaluation.scores import Scores, score, together
@@ -216,10 +216,10 @@ def test_a_model_begins_anew_behind_a_gap(tmp_path):
 
 
 def test_data_sets_take_turns():
-    chosen = choose({"a": ["a1", "a2", "a3"], "b": ["b1"]}, 3)
+    chosen = choose_episodes({"a": ["a1", "a2", "a3"], "b": ["b1"]}, 3)
     assert [name for name, _ in chosen] == ["a", "a", "b"]
-    assert chosen == choose({"a": ["a3", "a2", "a1"], "b": ["b1"]}, 3)
-    assert len(choose({"a": ["a1", "a2", "a3"], "b": ["b1"]}, 99)) == 4
+    assert chosen == choose_episodes({"a": ["a3", "a2", "a1"], "b": ["b1"]}, 3)
+    assert len(choose_episodes({"a": ["a1", "a2", "a3"], "b": ["b1"]}, 99)) == 4
 
 
 # ── a run ──

@@ -270,7 +270,7 @@ def test_a_policy_with_a_memory_from_shards_to_http(bridge, tmp_path):
 
 def over_http(policy, payload):
     with serve.bind("127.0.0.1", 0) as sock:
-        config = uvicorn.Config(serve.application(policy), log_level="warning", ws="none", lifespan="off")
+        config = uvicorn.Config(serve.policy_application(policy), log_level="warning", ws="none", lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()

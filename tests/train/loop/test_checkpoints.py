@@ -22,7 +22,7 @@ def fill(folder: Path) -> None:
 
 
 def write(run: Path, step: int, keep: int = 2) -> Path:
-    return checkpoints.write(run, progress(step), fill, keep, ALONE)
+    return checkpoints.write_checkpoint(run, progress(step), fill, keep, ALONE)
 
 
 def test_written_whole_and_the_oldest_go(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_write_that_fails_leaves_nothing_and_harms_nothing(tmp_path: Path) -> 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(StorageError, match=r"checkpoint-2: the disk is full. Free some space"):
-        checkpoints.write(tmp_path, progress(2), full, 1, ALONE)
+        checkpoints.write_checkpoint(tmp_path, progress(2), full, 1, ALONE)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
@@ -60,12 +60,12 @@ def test_a_wrapped_system_error_is_told_plainly(error: Exception, told: str, tmp
         raise error
 
     with pytest.raises(StorageError, match=told):
-        checkpoints.write(tmp_path, progress(2), failing, 1, ALONE)
+        checkpoints.write_checkpoint(tmp_path, progress(2), failing, 1, ALONE)
 
 
 def test_another_fault_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpoints.write(
+        checkpoints.write_checkpoint(
             tmp_path, progress(2), lambda _: (_ for _ in ()).throw(RuntimeError("size mismatch")), 1, ALONE
         )
     assert not list(tmp_path.iterdir())
@@ -77,7 +77,7 @@ def test_a_fault_in_another_process_stops_this_one_too(tmp_path: Path) -> None:
             return True
 
     with pytest.raises(WorkerError, match="another process"):
-        checkpoints.write(tmp_path, progress(2), fill, 1, OtherFails(0, 2, torch.device("cpu")))
+        checkpoints.write_checkpoint(tmp_path, progress(2), fill, 1, OtherFails(0, 2, torch.device("cpu")))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:

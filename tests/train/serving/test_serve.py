@@ -39,7 +39,7 @@ def policy(run):
 
 @pytest.fixture
 def client(policy):
-    with TestClient(serve.application(policy, max_bytes=20_000)) as found:
+    with TestClient(serve.policy_application(policy, max_bytes=20_000)) as found:
         yield found
 
 
@@ -184,7 +184,7 @@ def test_health_says_what_is_served(client):
 
 def test_reset_begins_a_new_episode(run, tmp_path):
     stateful = toy.write_run(tmp_path / "stateful", tmp_path / "base", window=2)
-    with TestClient(serve.application(Policy.load(stateful))) as client:
+    with TestClient(serve.policy_application(Policy.load(stateful))) as client:
         payload = {"image": red(0), "instruction": "lift"}
         post(client, payload | {"image": red(255)})
         assert wire.loads(post(client, payload).content)[6] > 0
@@ -195,7 +195,7 @@ def test_reset_begins_a_new_episode(run, tmp_path):
 
 def test_an_internal_fault_shows_no_traceback(policy, caplog):
     policy._controller.act = lambda *_: 1 / 0
-    with TestClient(serve.application(policy), raise_server_exceptions=False) as client:
+    with TestClient(serve.policy_application(policy), raise_server_exceptions=False) as client:
         answer = post(client, {"image": red(0), "instruction": "lift"})
     assert error(answer, 500) == "internal fault: ZeroDivisionError. The server's terminal has the traceback."
     assert "Traceback" in caplog.text
@@ -203,7 +203,7 @@ def test_an_internal_fault_shows_no_traceback(policy, caplog):
 
 def test_a_diverged_model_is_the_servers_fault(policy):
     policy._controller.act = lambda *_: np.full((2, 7), np.nan, np.float32)
-    with TestClient(serve.application(policy)) as client:
+    with TestClient(serve.policy_application(policy)) as client:
         assert "not finite" in error(post(client, {"image": red(0), "instruction": "lift"}), 500)
 
 
@@ -221,7 +221,7 @@ def test_one_request_at_a_time_reaches_the_model(policy):
         return plain(*args)
 
     policy._controller.act = slow
-    with TestClient(serve.application(policy)) as client:
+    with TestClient(serve.policy_application(policy)) as client:
         codes: list[int] = []
 
         def one():
@@ -241,7 +241,7 @@ def test_a_taken_port_and_a_foreign_address_are_told_before_loading(tmp_path):
         sock.listen()
         port = sock.getsockname()[1]
         with pytest.raises(StorageError, match=f"port {port} is taken"):
-            serve.serve(tmp_path / "missing", port=port)
+            serve.serve_policy(tmp_path / "missing", port=port)
     with pytest.raises(StorageError, match="not an address of this machine"):
         serve.bind("192.0.2.1", 0)
     with pytest.raises(StorageError, match="is no address"):
@@ -251,9 +251,9 @@ def test_a_taken_port_and_a_foreign_address_are_told_before_loading(tmp_path):
 SERVER = """
 import sys
 from oxe_curate.train import family
-from oxe_curate.train.serving.serve import serve
+from oxe_curate.train.serving.serve import serve_policy
 family._FAMILIES["openvla"] = "tests.train.toy_policy:ToyFamily"
-serve(sys.argv[1], port=0, host=sys.argv[2], unnorm_key="kuka", max_bytes=20_000)
+serve_policy(sys.argv[1], port=0, host=sys.argv[2], unnorm_key="kuka", max_bytes=20_000)
 """
 
 

@@ -23,7 +23,13 @@ from oxe_curate.train.models.openvla.action_head import ACTION_WIDTH
 from oxe_curate.train.models.openvla.cuda_graph import Inlet, Recorder
 from oxe_curate.train.models.openvla.kv_cache import Decoder, build_decoder
 from oxe_curate.train.models.openvla.model import OpenVLA
-from oxe_curate.train.models.openvla.parallel import additive, choose, gather_slots, parallel_mask, slot_embeddings
+from oxe_curate.train.models.openvla.parallel import (
+    additive,
+    gather_slots,
+    likeliest_action_ids,
+    parallel_mask,
+    slot_embeddings,
+)
 from oxe_curate.train.models.openvla.projections import merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 
@@ -232,7 +238,7 @@ class OpenVLAController(Controller):
         if head is not None:
             self._out.copy_(head(states.to(next(head.parameters()).dtype))[0])
         else:
-            self._out.copy_(choose(self._net.head(states)[0], self._token_ids))
+            self._out.copy_(likeliest_action_ids(self._net.head(states)[0], self._token_ids))
 
 
 def _tiled(length: int) -> int:

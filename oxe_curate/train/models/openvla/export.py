@@ -12,7 +12,7 @@ from torch import nn
 
 from oxe_curate.train.models.adapter_files import merged_tensors
 from oxe_curate.train.models.openvla.model import SHARD_BYTES, OpenVLA
-from oxe_curate.train.models.weights import Stored, plan, write
+from oxe_curate.train.models.weights import Stored, plan_files, write_weights
 
 _PREFIX = "base_model.model."
 _OWN_FILES = ("config.json", "dataset_statistics.json", "oxe_curate.json")
@@ -47,7 +47,7 @@ def export_merged(net: nn.Module, source: Path, folder: Path, statistics: dict[s
         assert found == name, (found, name)
         return value.to(told[name].dtype)
 
-    write(folder, plan(told, SHARD_BYTES), get)
+    write_weights(folder, plan_files(told, SHARD_BYTES), get)
     base.architecture.write(folder, norm_stats=statistics)
     for path in sorted(source.iterdir()):
         taken = path.suffix in _PROCESSOR_SUFFIXES and ".safetensors" not in path.name

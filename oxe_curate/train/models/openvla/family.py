@@ -28,8 +28,8 @@ from oxe_curate.train.models.openvla.greedy import greedy_ids
 from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 from oxe_curate.train.models.openvla.parallel import (
     additive,
-    choose,
     gather_slots,
+    likeliest_action_ids,
     parallel_mask,
     slot_embeddings,
     slot_loss,
@@ -184,7 +184,7 @@ class OpenVLAFamily(Family):
             states = gather_slots(hidden, robots["length"], self._slots)
             if self.continuous:
                 return self.base.action_head(self._head_input(states)).float()
-            ids = choose(self.base.head(states), self._ids)
+            ids = likeliest_action_ids(self.base.head(states), self._ids)
             return self._values[ids].view(-1, self.contract.chunk, ACTION_WIDTH)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
@@ -277,7 +277,7 @@ class OpenVLAFamily(Family):
             return losses, {"l1": _mean((predicted.detach() - actions).abs(), mask[..., None])}
         logits = self.base.head(states)
         losses = slot_loss(logits, batch["action_ids"], mask)
-        return losses, self._scores(choose(logits.detach(), self._ids), batch)
+        return losses, self._scores(likeliest_action_ids(logits.detach(), self._ids), batch)
 
     def _scores(self, chosen: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """Share of right tokens and error of the decoded actions, both against the binned truth, as OpenVLA logs."""

@@ -24,9 +24,9 @@ from oxe_curate.train.models.weights import (
     Stored,
     load_into,
     persistent_buffers,
-    plan,
+    plan_files,
     skeleton,
-    write,
+    write_weights,
 )
 
 IGNORE = -100
@@ -298,9 +298,9 @@ class OpenVLA(nn.Module):
         if self.checkpoint and set(stored) == set(tensors):
             layout, index = self.checkpoint.layout, self.checkpoint.index
         else:
-            layout = plan({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
+            layout = plan_files({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
             index = None
-        write(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
+        write_weights(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
 
 
 def load_model(

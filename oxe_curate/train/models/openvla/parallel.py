@@ -137,7 +137,7 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (values * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
 
 
-def choose(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+def likeliest_action_ids(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """The likeliest action id of each slot.
 
     Args:

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
 from oxe_curate.train.models.openvla.model import OpenVLA
 from oxe_curate.train.models.pixels import PixelNormalizer
-from oxe_curate.train.models.weights import Stored, plan, skeleton, write
+from oxe_curate.train.models.weights import Stored, plan_files, skeleton, write_weights
 
 Size = Literal["tiny", "7b"]
 
@@ -81,9 +81,9 @@ def write_checkpoint(
     architecture = Architecture.of(config)
     tensors = {name: Stored("", shape, dtype) for name, shape in tensor_shapes(architecture)}
     total = sum(stored.size for stored in tensors.values())
-    write(
+    write_weights(
         folder,
-        plan(dict(sorted(tensors.items())), shard_bytes or min(5_000_000_000, total // 3 + 1)),
+        plan_files(dict(sorted(tensors.items())), shard_bytes or min(5_000_000_000, total // 3 + 1)),
         lambda name: random_tensor(name, tensors[name].shape, seed, deviation).to(dtype),
     )
     architecture.write(folder)

@@ -119,7 +119,7 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Pre-norm block."""
 
     def __init__(self, config: VitConfig) -> None:
@@ -170,7 +170,7 @@ class VisionTransformer(nn.Module):
         if config.reg_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_patches, width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth - 1))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.depth - 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features of the patches, without a final norm.

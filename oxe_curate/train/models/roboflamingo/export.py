@@ -26,7 +26,9 @@ from oxe_curate.train.models.roboflamingo.net import Flamingo
 RELEASED = "roboflamingo.pt"
 
 
-def export(net: Any, plain: Flamingo, config: TrainConfig, contract: Contract, folder: Path, merge: bool) -> None:
+def export_flamingo(
+    net: Any, plain: Flamingo, config: TrainConfig, contract: Contract, folder: Path, merge: bool
+) -> None:
     """Write a folder; see the module.
 
     Args:

@@ -31,7 +31,7 @@ from oxe_curate.train.models.roboflamingo.collate import FlamingoCollator, Flami
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
 from oxe_curate.train.models.roboflamingo.control import FlamingoController, as_actions
 from oxe_curate.train.models.roboflamingo.heads import POSE
-from oxe_curate.train.models.roboflamingo.model import EMBEDDINGS, build
+from oxe_curate.train.models.roboflamingo.model import EMBEDDINGS, build_flamingo
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 from oxe_curate.train.models.roboflamingo.policy_loss import policy_losses
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache
@@ -147,7 +147,7 @@ class FlamingoFamily(Family):
 
     def export(self, folder: Path, merge: bool) -> None:
         """See `Family.export` and `flamingo_export`."""
-        flamingo_export.export(self.net, self.flamingo, self._config, self.contract, folder, merge)
+        flamingo_export.export_flamingo(self.net, self.flamingo, self._config, self.contract, folder, merge)
 
     def _robot_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         settings, chunk = self._config.flamingo, self.contract.chunk
@@ -296,7 +296,7 @@ def _assemble(
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same first weights in every process
-        net = build(Path(config.base), spec, head, dtype, trained_head, lambda name: _is_trained(name, config))
+        net = build_flamingo(Path(config.base), spec, head, dtype, trained_head, lambda name: _is_trained(name, config))
     whole = tuple(net.trained_names(settings.train_embeddings))
     if config.adapter in ("qlora", "int8"):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]

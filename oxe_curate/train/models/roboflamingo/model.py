@@ -51,12 +51,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", dtype: to
         CorruptError: a damaged file.
     """
     folder = Path(folder)
-    net = build(folder, FlamingoSpec.read(folder), None, dtype, trained_head=True)
+    net = build_flamingo(folder, FlamingoSpec.read(folder), None, dtype, trained_head=True)
     net.to(device)
     return net
 
 
-def build(
+def build_flamingo(
     folder: Path,
     spec: FlamingoSpec,
     head: HeadSpec | None,
@@ -80,7 +80,7 @@ def build(
     """
     file = _weights_file(folder, spec)
     found = read_weights(file) if file is not None else {}
-    if spec.language is None and (mosaic := flamingo_mosaic.read_config(folder / LANGUAGE)) is not None:
+    if spec.language is None and (mosaic := flamingo_mosaic.read_mosaic_config(folder / LANGUAGE)) is not None:
         spec = replace(spec, language=mosaic)
         found = flamingo_mosaic.read_language(folder / LANGUAGE) | {
             n.removeprefix("module."): v for n, v in found.items()
@@ -199,7 +199,7 @@ def tokenizer(folder: Path) -> Any:
     from transformers import AutoConfig, AutoTokenizer
 
     # transformers looks into the model's configuration, and does not know the first MPT's
-    first_mpt = flamingo_mosaic.read_config(folder / LANGUAGE) is not None
+    first_mpt = flamingo_mosaic.read_mosaic_config(folder / LANGUAGE) is not None
     settings = {"config": AutoConfig.for_model("mpt")} if first_mpt else {}
     try:
         found = AutoTokenizer.from_pretrained(folder / LANGUAGE, **settings)

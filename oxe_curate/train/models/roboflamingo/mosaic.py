@@ -23,7 +23,7 @@ from oxe_curate.train.models.roboflamingo.names import read_weights
 MODEL_TYPE = "mosaic_gpt"
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
+def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
     """Today's MPT configuration of a folder with a "mosaic_gpt" in it; None for a folder with anything else.
 
     Raises:
@@ -100,4 +100,4 @@ def is_early(data: Mapping[str, Any], folder: Path) -> bool:
     told = data.get("features")
     if told not in (None, "final", "last-input"):
         raise ConfigError(f'{folder}: features: {told!r} is not known. Known: "final", "last-input".')
-    return told == "last-input" if told else read_config(folder) is not None
+    return told == "last-input" if told else read_mosaic_config(folder) is not None

@@ -14,20 +14,20 @@ from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, ClipViT
 from oxe_curate.train.models.roboflamingo.config import CONFIG, END, IMAGE, LANGUAGE, MODEL_TYPE, WEIGHTS, HeadSpec
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 
-Size = Literal["tiny", "3b", "9b"]
-Decoder = Literal["mpt", "llama", "gpt_neox", "opt"]
+FlamingoSize = Literal["tiny", "3b", "9b"]
+DecoderName = Literal["mpt", "llama", "gpt_neox", "opt"]
 
 _WORDS = (
     "put move pick up lift place drawer open close pot cup in on from into the a red blue green what is short answer"
 )
 
 
-def vision_shape(size: Size) -> ClipShape:
+def vision_shape(size: FlamingoSize) -> ClipShape:
     """ViT-L/14 at 224 pixels, or a tower of two blocks at 28."""
     return ClipShape(width=32, layers=2, heads=2, image_size=28, mlp_width=64) if size == "tiny" else ClipShape()
 
 
-def language_config(size: Size, decoder: Decoder = "mpt", vocabulary: int | None = None) -> dict[str, Any]:
+def language_config(size: FlamingoSize, decoder: DecoderName = "mpt", vocabulary: int | None = None) -> dict[str, Any]:
     """Return a decoder's configuration: MPT-1B's ("3b") or MPT-7B's ("9b") shape, or a tiny one of any kind.
 
     Args:
@@ -48,17 +48,17 @@ def language_config(size: Size, decoder: Decoder = "mpt", vocabulary: int | None
     return {"model_type": decoder, **shape, **wide, **ids}
 
 
-def interval(size: Size) -> int:
+def interval(size: FlamingoSize) -> int:
     """Cross-attention before every that-many-th layer, as in OpenFlamingo's 3B (1) and 9B (4)."""
     return {"tiny": 2, "3b": 1, "9b": 4}[size]
 
 
 def random_model(
-    size: Size,
+    size: FlamingoSize,
     device: torch.device | str,
     dtype: torch.dtype,
     head: HeadSpec | None = None,
-    decoder: Decoder = "mpt",
+    decoder: DecoderName = "mpt",
 ) -> Flamingo:
     """Make a network of random weights straight on a device; its gates are open a little, so that gradients flow.
 
@@ -97,7 +97,7 @@ def random_model(
 def write_base(
     folder: str | Path,
     *,
-    decoder: Decoder = "mpt",
+    decoder: DecoderName = "mpt",
     words: Iterable[str] = (),
     head: HeadSpec | None = None,
     whole: bool = False,

@@ -97,7 +97,7 @@ def test_timms_towers_are_taken_under_published_names(tmp_path, monkeypatch, tow
             tensors["pos_embed"] = torch.ones(1, 9, 32) * 3
             tensors["mask_token"] = torch.zeros(1, 32)
         (tmp_path / name).mkdir()
-        weights.write(tmp_path / name, {"model.safetensors": list(tensors)}, tensors.__getitem__)
+        weights.write_weights(tmp_path / name, {"model.safetensors": list(tensors)}, tensors.__getitem__)
     folder = compose(tmp_path / "lm", (tmp_path / "dino", tmp_path / "siglip"), tmp_path / "out", dtype=torch.float32)
     model, old = load_model(folder), load_model(towers)
     torch.testing.assert_close(model.vision_backbone.featurizer.pos_embed, torch.ones(1, 4, 32) * 3)

@@ -13,7 +13,7 @@ from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.control import Control, OpenVLAController
 from oxe_curate.train.models.openvla.kv_cache import FusedDecoder, PlainDecoder, build_decoder, fusable
 from oxe_curate.train.models.openvla.model import load_model
-from oxe_curate.train.models.openvla.parallel import choose, parallel_states
+from oxe_curate.train.models.openvla.parallel import likeliest_action_ids, parallel_states
 from oxe_curate.train.models.openvla.projections import Projection, merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import quantized, replace_linear
@@ -192,7 +192,7 @@ def test_parallel_control_equals_the_pass_of_training(images, kind):
     blank = embeddings(net, images, [*ids, *[0] * 20])
     with torch.no_grad():
         states = parallel_states(net.decoder, blank[None], torch.tensor([len(blank)]), 21)
-        expected = head(states)[0] if head else choose(net.head(states)[0], torch.arange(576, 832))
+        expected = head(states)[0] if head else likeliest_action_ids(net.head(states)[0], torch.arange(576, 832))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 

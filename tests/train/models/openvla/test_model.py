@@ -104,7 +104,7 @@ def test_the_full_architecture_has_the_published_names_and_size():
 def rewrite(source: Path, target: Path, change) -> Path:
     """Copy a checkpoint as one file, its tensors changed."""
     tensors = change(dict(weights.Checkpoint.open(source).read()))
-    weights.write(target, {"model.safetensors": list(tensors)}, tensors.__getitem__)
+    weights.write_weights(target, {"model.safetensors": list(tensors)}, tensors.__getitem__)
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
     return target
 

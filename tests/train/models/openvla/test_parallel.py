@@ -93,7 +93,7 @@ def test_loss_is_the_mean_over_each_samples_real_actions():
 
 def test_choice_is_among_the_action_ids():
     logits = torch.tensor([[9.0, 1, 2, 3], [9.0, 3, 1, 2]])
-    assert parallel.choose(logits, torch.tensor([3, 1])).tolist() == [3, 1]
+    assert parallel.likeliest_action_ids(logits, torch.tensor([3, 1])).tolist() == [3, 1]
 
 
 def test_a_chunk_is_learned_in_one_pass(llama):

@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.tokenize.folder import MixtureFolder
-from oxe_curate.train.config import FlamingoConfig, LoraConfig, TrainConfig, read_config
+from oxe_curate.train.config import FlamingoConfig, LoraConfig, TrainConfig, read_train_config
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.data.loader import Loader
@@ -263,15 +263,15 @@ def test_trains_with_its_own_defaults_and_goes_on_from_the_run_alone(
     mixture: MixtureFolder, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     where = {"data": str(mixture.folder), "base": str(base), "run": str(tmp_path / "run"), "model": "roboflamingo"}
-    config = read_config(None, {**where, "steps": 2, "workers": 1, "eval_samples": 0, "log": "none"})
+    config = read_train_config(None, {**where, "steps": 2, "workers": 1, "eval_samples": 0, "log": "none"})
     result = run_training(config, device="cpu")
     assert "the learning rate is still rising when the run ends: --warmup 500 of 2 steps" in result.forecast.notes
     assert result.values["learning_rate"] == pytest.approx(1e-4 / 500)
     assert "Loading weights" not in capfd.readouterr().err
-    kept = read_config(tmp_path / "run" / "config.yaml", {})
+    kept = read_train_config(tmp_path / "run" / "config.yaml", {})
     assert (kept.adapter, kept.batch_size, kept.learning_rate, kept.augment) == ("none", 6, 1e-4, False)
     assert not (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
-    told = read_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
+    told = read_train_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
     assert run_training(told, resume=True, progress=False, device="cpu").steps == 3
 
 
@@ -279,7 +279,7 @@ def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: P
     """Where data-parallel training waits for every weight's gradient, since nothing looks for unused ones."""
     where = {"data": str(mixture.folder), "base": str(base), "model": "roboflamingo", "flamingo.head": "mlp"}
     short = {"steps": 3, "workers": 1, "eval_samples": 0, "log": "none", "log_every": 1, "dtype": "fp32", "warmup": 0}
-    one = read_config(None, {**where, **short, "run": str(tmp_path / "one"), "batch_size": 4})
+    one = read_train_config(None, {**where, **short, "run": str(tmp_path / "one"), "batch_size": 4})
     run_training(one, progress=False, device="cpu")
     two = replace(one, run=str(tmp_path / "two"), batch_size=2)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -485,7 +485,7 @@ def test_a_plain_language_model_is_given_flamingos_tokens(base: Path, tmp_path: 
     import shutil
 
     from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
-    from oxe_curate.train.models.roboflamingo.model import build, tokenizer
+    from oxe_curate.train.models.roboflamingo.model import build_flamingo, tokenizer
 
     shutil.copytree(base, tmp_path / "base")
     folder = tmp_path / "base" / "language"
@@ -499,12 +499,12 @@ def test_a_plain_language_model_is_given_flamingos_tokens(base: Path, tmp_path: 
     assert found.convert_tokens_to_ids(["<|endofchunk|>", "<image>", "<PAD>"]) == [64, 65, 66]
     (tmp_path / "base" / "flamingo.safetensors").unlink()
     with pytest.raises(ConfigError, match="gated_cross_attn_layer"):
-        build(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
+        build_flamingo(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
     from safetensors.torch import load_file, save_file
 
     part = load_file(base / "flamingo.safetensors")
     part.pop("lang_encoder.transformer.wte.weight")
     save_file(part, tmp_path / "base" / "flamingo.safetensors")
-    net = build(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
+    net = build_flamingo(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
     assert net.lang_encoder.get_input_embeddings().num_embeddings == 67
     assert net.media_token == 65

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.adapters import needs_quantized, quantize
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
-from oxe_curate.train.models.roboflamingo.model import build
+from oxe_curate.train.models.roboflamingo.model import build_flamingo
 from oxe_curate.train.models.roboflamingo.synthetic import write_base
 
 WIDTH, HEADS, LAYERS, ROWS = 32, 2, 4, 64
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_equals_the_model_written_out(folder: Path) -> None:
-    net = build(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
+    net = build_flamingo(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
     for layer in net.layers:  # text alone
         if layer.gated_cross_attn_layer is not None:
             layer.gated_cross_attn_layer.attn_gate.data.zero_()
@@ -92,7 +92,7 @@ def test_equals_the_model_written_out(folder: Path) -> None:
 
 def test_keeps_its_norms_when_quantised_or_adapted(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    net = build(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
+    net = build_flamingo(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
     ids = torch.randint(3, 60, (2, 7))
     latents = torch.randn(2, 4, WIDTH)
     with torch.no_grad():
