@@ -103,7 +103,7 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
 
     from oxe_curate.train.config import FlamingoConfig, TrainConfig
     from oxe_curate.train.models import adapters
-    from oxe_curate.train.models.base import Contract
+    from oxe_curate.train.models.base import PolicySpec
     from oxe_curate.train.models.compiling import compile_blocks
     from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
     from oxe_curate.train.models.roboflamingo.net import freeze
@@ -126,8 +126,8 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
         dtype="fp32" if reference else "bf16", flamingo=settings,
     )  # fmt: skip
     size = net.vision_encoder.visual.shape.image_size
-    contract = Contract(("primary", "wrist"), WINDOW, 1, size, 0, {}, None, "openvla", {})
-    return FlamingoFamily(net, config, contract, False, None).train()
+    spec = PolicySpec(("primary", "wrist"), WINDOW, 1, size, 0, {}, None, "openvla", {})
+    return FlamingoFamily(net, config, spec, False, None).train()
 
 
 def random_batch(model: Any, cached: bool, device: Any, tiny: bool) -> dict[str, Any]:

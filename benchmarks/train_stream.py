@@ -75,7 +75,7 @@ def plain(rows: Any) -> Any:
 def ours(folder: Path, row_groups: bool = False, workers: int = 1) -> Batches:
     """This project's loader: any row at any time, or by whole row groups as from an object store."""
     from oxe_curate.tokenize.folder import MixtureFolder
-    from oxe_curate.train.data import Loader
+    from oxe_curate.train.data.loader import Loader
 
     mixture = MixtureFolder.open(str(folder))
     return iter(

@@ -19,7 +19,7 @@ from oxe_curate.train.loop.checkpoints import Progress
 from oxe_curate.train.loop.processes import Processes
 from oxe_curate.train.loop.validate import HeldOut
 from oxe_curate.train.models import adapter_files
-from oxe_curate.train.models.base import Contract, Controller, Family
+from oxe_curate.train.models.base import Controller, Family, PolicySpec
 
 FEATURES, CHUNK = 6, 2
 NAMES = ("arm_a", "arm_b")
@@ -64,14 +64,14 @@ class ToyFamily(Family):
         for block in self.net["blocks"]:
             block.drop.p = dropout
         self.net["enter"].requires_grad_(False)
-        self.contract = Contract(("primary",), 1, CHUNK, 8, FEATURES, {}, None, "openvla", {})
+        self.spec = PolicySpec(("primary",), 1, CHUNK, 8, FEATURES, {}, None, "openvla", {})
 
     @classmethod
     def build(cls, config: TrainConfig, mixture: Any, device: torch.device) -> ToyFamily:
         return cls(config)
 
     @classmethod
-    def restore(cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device) -> ToyFamily:
+    def restore(cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device) -> ToyFamily:
         found = cls(config)
         if folder is not None:
             found.load(folder)

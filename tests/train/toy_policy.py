@@ -14,7 +14,7 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.train.config import TrainConfig, to_yaml
 from oxe_curate.train.loop import saved
-from oxe_curate.train.models.base import Contract, Controller, Family
+from oxe_curate.train.models.base import Controller, Family, PolicySpec
 
 SIZE = 8
 
@@ -27,9 +27,9 @@ class ToyFamily(Family):
 
     name = "openvla"
 
-    def __init__(self, config: TrainConfig, contract: Contract) -> None:
+    def __init__(self, config: TrainConfig, spec: PolicySpec) -> None:
         super().__init__()
-        self.config, self.contract = config, contract
+        self.config, self.spec = config, spec
         self.net = nn.Linear(1, 1, bias=False)
         with torch.no_grad():
             self.net.weight.fill_(1.0)
@@ -40,8 +40,8 @@ class ToyFamily(Family):
         raise NotImplementedError
 
     @classmethod
-    def restore(cls, config, contract, folder, device):
-        model = cls(config, contract)
+    def restore(cls, config, spec, folder, device):
+        model = cls(config, spec)
         if folder is not None:
             model.load(folder)
         return model
@@ -60,9 +60,9 @@ class ToyFamily(Family):
     def predict(self, batch):
         red = (batch["red"] * batch["seen"]).sum(1) / batch["seen"].sum(1)
         value = self.gain * self.net(red[:, None])
-        if self.contract.proprio:
+        if self.spec.proprio:
             value = value + batch["proprio"][:, :1]
-        larger = 1 + 0.01 * torch.arange(self.contract.chunk)
+        larger = 1 + 0.01 * torch.arange(self.spec.chunk)
         return (value[:, None] * larger[None, :, None]).expand(-1, -1, 7).float()
 
     def parameter_groups(self, weight_decay):
@@ -93,8 +93,8 @@ class ToyController(Controller):
 
     def act(self, images, instruction, proprio):
         assert images.dtype == np.uint8
-        assert images.shape == (len(self.model.contract.cameras), SIZE, SIZE, 3)
-        self.reds = [*self.reds, images[0, ..., 0].mean(dtype=np.float32) / 255][-self.model.contract.window :]
+        assert images.shape == (len(self.model.spec.cameras), SIZE, SIZE, 3)
+        self.reds = [*self.reds, images[0, ..., 0].mean(dtype=np.float32) / 255][-self.model.spec.window :]
         batch = {"red": torch.tensor([self.reds]), "seen": torch.ones(1, len(self.reds), dtype=torch.bool)}
         if proprio is not None:
             batch["proprio"] = torch.from_numpy(proprio)[None]
@@ -159,7 +159,7 @@ def write_run(
         for name in ("dataset_statistics.json", "action_tokens.parquet", "mixture.yaml"):
             (folder / name).write_bytes((data / name).read_bytes())
     hashes = {key: str(saved.file_sha256(folder / name)) for key, name in saved._FILES.items()}
-    contract = Contract(
+    spec = PolicySpec(
         cameras=cameras, window=window, chunk=chunk, image_size=SIZE, proprio=proprio,
         statistics=json.loads((folder / "dataset_statistics.json").read_text()),
         tokens=tuple(int(i) for i in ActionTokens.default().token_id), bins="openvla", hashes=hashes,
@@ -168,8 +168,8 @@ def write_run(
         data=str(data or "mixture"), base=str(base), run=str(folder), **{"augment": False, "dtype": "fp32", **config}
     )
     (folder / "config.yaml").write_text(to_yaml(train))
-    (folder / "run.json").write_text(json.dumps(saved.run_record(train, contract, {"torch": torch.__version__})))
-    model = ToyFamily(train, contract)
+    (folder / "run.json").write_text(json.dumps(saved.run_record(train, spec, {"torch": torch.__version__})))
+    model = ToyFamily(train, spec)
     for step in checkpoints:
         _save(model, scale * step, folder / f"checkpoint-{step}" / "weights")
     if finished:
@@ -183,11 +183,11 @@ def _save(model: ToyFamily, scale: float, folder: Path) -> None:
     model.save(folder)
 
 
-def edit_record(run: Path, **contract: Any) -> None:
-    """Change keys of the contract in run.json."""
+def edit_record(run: Path, **spec: Any) -> None:
+    """Change keys of the spec in run.json."""
     record = json.loads((run / "run.json").read_text())
-    read = saved.contract_from_json(record["contract"], "test")
-    record["contract"] = saved.contract_to_json(replace(read, **contract))
+    read = saved.spec_from_json(record["contract"], "test")
+    record["contract"] = saved.spec_to_json(replace(read, **spec))
     (run / "run.json").write_text(json.dumps(record))
 
 

@@ -130,16 +130,16 @@ def evaluate_run(
     mixture = _mixture(saved, data)
     folder = Folder.of(out or _default_out(saved))
     folder.check_writable()
-    contract = saved.contract
+    spec = saved.spec
     reader = EpisodeReader(
-        mixture, split=split, image_size=contract.image_size, cameras=contract.cameras, window=contract.window,
-        chunk=contract.chunk, proprio=contract.proprio > 0,
+        mixture, split=split, image_size=spec.image_size, cameras=spec.cameras, window=spec.window,
+        chunk=spec.chunk, proprio=spec.proprio > 0,
     )  # fmt: skip
     chosen = choose_episodes(reader.by_dataset, episodes or EPISODES)
     crop = saved.config.augment if center_crop is None else center_crop
     model = load_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
     # a row tells the robot's state at its own step alone, so a window with state stays a row
-    how = "controller" if contract.window > 1 and contract.proprio == 0 else "batches"
+    how = "controller" if spec.window > 1 and spec.proprio == 0 else "batches"
     done: Done = []
     for dataset, name in tqdm(chosen, desc="evaluate", disable=not (progress and stderr_is_terminal())):
         read, steps = functools.partial(reader.read, name), reader.steps(name)
@@ -175,7 +175,7 @@ def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
         raise ConfigError(f"{saved.folder}: does not say what it was trained on; name the mixture's folder with data")
     mixture = MixtureFolder.open(where)
     for key in ("statistics", "tokens"):
-        told = saved.contract.hashes.get(key)
+        told = saved.spec.hashes.get(key)
         if told is not None and told != mixture.hashes[key]:
             raise DataError(
                 f"{mixture.folder}: its {key} are not those that {saved.folder} was trained with: errors would be "
@@ -190,7 +190,7 @@ def _default_out(saved: Saved) -> Path:
 
 
 def _result(done: Done, saved: Saved, split: str, how: str, folder: Path, seconds: float) -> Evaluation:
-    bins, bounds = ActionBins("uniform" if saved.contract.bins == "uniform" else "openvla"), saved.bounds
+    bins, bounds = ActionBins("uniform" if saved.spec.bins == "uniform" else "openvla"), saved.bounds
     total = sum(len(found.steps) for _, _, found in done)
     scores, count = {}, {}
     for name in dict.fromkeys(dataset for dataset, _, _ in done):
@@ -214,7 +214,7 @@ def _write(folder: Folder, result: Evaluation, done: Done, saved: Saved) -> None
         if result.how == "controller"
         else "Steps are predicted in batches: each holds all that the model looks at.",
     ]
-    if saved.contract.tokens is None:
+    if saved.spec.tokens is None:
         notes.append("The model has no action tokens; its numbers are compared by the bins that they fall into.")
     drawn = [
         Drawn(

@@ -19,7 +19,7 @@ from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import to_yaml
 from oxe_curate.train.export.model_card import model_card
 from oxe_curate.train.loop import checkpoints
-from oxe_curate.train.loop.saved import EXPORT, Saved, check_hashes, contract_to_json, open_saved, read_json
+from oxe_curate.train.loop.saved import EXPORT, Saved, check_hashes, open_saved, read_json, spec_to_json
 from oxe_curate.train.models.base import Family, family
 from oxe_curate.train.serving.policy import choose_device
 
@@ -72,7 +72,7 @@ def export_run(
     def write() -> None:
         temporary.mkdir(parents=True)
         # freshly restored, never run: bitsandbytes repacks 4-bit weights where a CPU runs them
-        model = family(saved.config.model).restore(saved.config, saved.contract, saved.weights, where)
+        model = family(saved.config.model).restore(saved.config, saved.spec, saved.weights, where)
         _fill(temporary, saved, model, merge, target.name)
         checkpoints.flush(temporary)
 
@@ -88,7 +88,7 @@ def _fill(folder: Path, saved: Saved, model: Family, merge: bool, name: str) -> 
     model.export(folder, merge)
     for file in (STATISTICS, TOKENS, RESOLVED):
         shutil.copyfile(saved.folder / file, folder / file)
-    check_hashes(folder, saved.contract.hashes, "model")  # what was copied is what was checked
+    check_hashes(folder, saved.spec.hashes, "model")  # what was copied is what was checked
     (folder / EXPORT).write_text(json.dumps(_record(saved, merge), indent=1) + "\n", encoding="utf-8")
     published = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     (folder / CARD).write_text(model_card(saved, name, merge, published), encoding="utf-8")
@@ -113,7 +113,7 @@ def _record(saved: Saved, merge: bool) -> dict[str, Any]:
         **saved.record,
         "exported_by": f"oxe-curate {__version__}",
         "base": base,
-        "contract": contract_to_json(saved.contract),
+        "contract": spec_to_json(saved.spec),
         "merged": merge,
         "checkpoint": saved.checkpoint if saved.kind == "run" else saved.record.get("checkpoint"),
         "config": yaml.safe_load(to_yaml(config)),

@@ -47,7 +47,7 @@ def model_card(saved: Saved, name: str, merged: bool, published: Mapping[str, An
         "## How to use it\n\n" + _use(saved, name, merged, published),
         "## Licence\n\nThe licences of the base model and of the data sets were not recorded in training, and they "
         "decide what this model may be used for. Look them up and fill this in before publishing: "
-        f"base `{Path(saved.config.base).name}`; data sets {', '.join(f'`{n}`' for n in saved.contract.statistics)}.\n",
+        f"base `{Path(saved.config.base).name}`; data sets {', '.join(f'`{n}`' for n in saved.spec.statistics)}.\n",
     ]
     return "\n".join(parts)
 
@@ -62,23 +62,23 @@ def upstream_obstacles(saved: Saved, published: Mapping[str, Any]) -> list[str]:
         saved: the run.
         published: config.json of the merged model.
     """
-    contract, config = saved.contract, saved.config
+    spec, config = saved.spec, saved.config
     found = []
-    if len(contract.cameras) > 1:
-        found.append(f"it looks through {len(contract.cameras)} cameras")
-    if contract.proprio:
+    if len(spec.cameras) > 1:
+        found.append(f"it looks through {len(spec.cameras)} cameras")
+    if spec.proprio:
         found.append("it takes the robot's state")
-    if contract.chunk > 1:
-        found.append(f"it predicts chunks of {contract.chunk} actions")
+    if spec.chunk > 1:
+        found.append(f"it predicts chunks of {spec.chunk} actions")
     if config.openvla.head != "tokens":
         found.append("its actions come from a continuous head")
     elif config.openvla.decoding != "autoregressive":
         found.append("its tokens are decoded in parallel")
-    if contract.bins != "openvla":
+    if spec.bins != "openvla":
         found.append("its bins are 256 true intervals")
     text = published.get("text_config", {})
     last = int(text.get("vocab_size", 0)) - int(published.get("pad_to_multiple_of", 0))
-    if contract.tokens is not None and contract.tokens != tuple(range(last - 1, last - 257, -1)):
+    if spec.tokens is not None and spec.tokens != tuple(range(last - 1, last - 257, -1)):
         found.append("its action tokens are not the last of the vocabulary")
     if text.get("model_type", "llama") != "llama" or "vision_transformers" in published:
         found.append("its language model or vision towers are not those that the code knows")
@@ -102,7 +102,7 @@ def _training_data(saved: Saved) -> str:
     rows = []
     for entry in mixture.datasets:
         name = entry.name
-        counts = saved.contract.statistics.get(name, {})
+        counts = saved.spec.statistics.get(name, {})
         drawn, samples = "", ""
         if manifest:
             drawn = _plain_share(manifest["share"][name]["drawn"])
@@ -123,7 +123,7 @@ def _training_data(saved: Saved) -> str:
 
 
 def _settings(saved: Saved) -> str:
-    config, contract = saved.config, saved.contract
+    config, spec = saved.config, saved.spec
     if config.adapter == "none":
         method = f"weights themselves ({config.tuning})"
     else:
@@ -139,10 +139,10 @@ def _settings(saved: Saved) -> str:
     rows += [
         ("learning rate", f"{config.learning_rate:g}, {schedule}"),
         ("precision", config.dtype),
-        ("pictures", f"{', '.join(contract.cameras)}; {contract.image_size} px"
+        ("pictures", f"{', '.join(spec.cameras)}; {spec.image_size} px"
                      + ("; crops and colour changes in training" if config.augment else "")),
-        ("observations, actions", f"window of {contract.window}, chunk of {contract.chunk}"),
-        ("robot state", f"{contract.proprio} numbers" if contract.proprio else "not used"),
+        ("observations, actions", f"window of {spec.window}, chunk of {spec.chunk}"),
+        ("robot state", f"{spec.proprio} numbers" if spec.proprio else "not used"),
     ]  # fmt: skip
     if config.model == "openvla":
         rows.append(("head", f"{config.openvla.head}, {config.openvla.decoding}"))
@@ -197,12 +197,12 @@ def _results(saved: Saved) -> str:
 
 
 def _use(saved: Saved, name: str, merged: bool, published: Mapping[str, Any]) -> str:
-    keys = list(saved.contract.statistics)
-    picture = "image" if len(saved.contract.cameras) == 1 else "{" + ", ".join(
-        f'"{role}": {role}' for role in saved.contract.cameras) + "}"  # fmt: skip
-    state = ", proprio" if saved.contract.proprio else ""
+    keys = list(saved.spec.statistics)
+    picture = "image" if len(saved.spec.cameras) == 1 else "{" + ", ".join(
+        f'"{role}": {role}' for role in saved.spec.cameras) + "}"  # fmt: skip
+    state = ", proprio" if saved.spec.proprio else ""
     base = "" if merged else ', base="path/to/the/base"'
-    chunk = f"; policy.chunk(...): all {saved.contract.chunk}" if saved.contract.chunk > 1 else ""
+    chunk = f"; policy.chunk(...): all {saved.spec.chunk}" if saved.spec.chunk > 1 else ""
     text = (
         'With `pip install "oxe-curate[train]"`:\n\n```python\nfrom oxe_curate.train import Policy\n\n'
         f'policy = Policy.load("{name}", unnorm_key="{keys[0]}"{base})\n'
@@ -245,7 +245,7 @@ def _manifest(saved: Saved) -> dict[str, Any] | None:
         mixture = MixtureFolder.open(saved.config.data)
     except CurateError:
         return None
-    return mixture.manifest if mixture.hashes == saved.contract.hashes else None
+    return mixture.manifest if mixture.hashes == saved.spec.hashes else None
 
 
 def _progress(saved: Saved) -> dict[str, Any] | None:

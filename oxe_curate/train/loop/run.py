@@ -129,7 +129,7 @@ def _train(
         return Result(config.run, done)
     with told_when_full("loading the model", config, here):
         model = _build(config, mixture, here, resumed)
-    source = MixtureSource(mixture, model.contract, model.collator, config, here)
+    source = MixtureSource(mixture, model.spec, model.collator, config, here)
     if source.steps < done:
         raise ConfigError(f"{config.run}: has done {done} steps already; {source.steps} are asked for")
     told: Forecast | None = None
@@ -216,12 +216,12 @@ def _trainer(
 
 
 def _describe(config: TrainConfig, mixture: MixtureFolder, model: Family) -> None:
-    """Write what the run is: its configuration, contract and copies of the mixture's tables."""
+    """Write what the run is: its configuration, spec and copies of the mixture's tables."""
     folder = Folder.of(config.run)
     for name in (STATISTICS, TOKENS, RESOLVED):
         folder.publish_bytes(name, mixture.folder.read_bytes(name))
     folder.publish_bytes(saved.CONFIG, to_yaml(config).encode())
-    record = saved.run_record(config, model.contract, versions())
+    record = saved.run_record(config, model.spec, versions())
     folder.publish_bytes(saved.RUN, (json.dumps(record, indent=1) + "\n").encode())
 
 

@@ -19,7 +19,7 @@ from oxe_curate.actions.bounds import Bounds, parse_statistics
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import CONFIG_FILE, TrainConfig, read_train_config
-from oxe_curate.train.models.base import Contract
+from oxe_curate.train.models.base import PolicySpec
 
 RUN, EXPORT, CONFIG = "run.json", "oxe_curate.json", CONFIG_FILE
 ADAPTER, WEIGHTS = "adapter", "weights"
@@ -36,7 +36,7 @@ class Saved:
         kind: "run" (trained weights beside a base), "adapter" (the same, exported), "whole" (an exported model with
             everything in it) or "published" (an OpenVLA checkpoint that this software did not write).
         config: of the run; its `base` is where the base lies now.
-        contract: what the model sees and does.
+        spec: what the model sees and does.
         weights: folder of the trained weights for `Family.restore`; None where `config.base` is whole.
         record: run.json or oxe_curate.json as read; empty for a published checkpoint.
         checkpoint: the step whose weights these are; None for the end of the run.
@@ -45,7 +45,7 @@ class Saved:
     folder: Path
     kind: Literal["run", "adapter", "whole", "published"]
     config: TrainConfig
-    contract: Contract
+    spec: PolicySpec
     weights: Path | None
     record: dict[str, Any]
     checkpoint: int | None = None
@@ -53,7 +53,7 @@ class Saved:
     @property
     def bounds(self) -> dict[str, Bounds]:
         """Data set's name -> its bounds."""
-        return parse_statistics(self.contract.statistics, str(self.folder))
+        return parse_statistics(self.spec.statistics, str(self.folder))
 
 
 def open_saved(folder: str | Path, *, checkpoint: int | None = None, base: str | Path | None = None) -> Saved:
@@ -117,19 +117,19 @@ def choose_key(names: Iterable[str], key: str | None, where: str) -> str:
     return key
 
 
-def contract_to_json(contract: Contract) -> dict[str, Any]:
-    """The contract as it stands in run.json."""
-    data: dict[str, Any] = json.loads(json.dumps(asdict(contract)))
+def spec_to_json(spec: PolicySpec) -> dict[str, Any]:
+    """The spec as it stands in run.json."""
+    data: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
     return data
 
 
-def contract_from_json(data: Any, where: str) -> Contract:
-    """Read back what `contract_to_json` wrote. Raises DataError where it is not that."""
-    names = {field.name for field in fields(Contract)}
+def spec_from_json(data: Any, where: str) -> PolicySpec:
+    """Read back what `spec_to_json` wrote. Raises DataError where it is not that."""
+    names = {field.name for field in fields(PolicySpec)}
     if not isinstance(data, dict) or set(data) != names:
         raise DataError(f"{where}: contract: expected the keys {', '.join(sorted(names))}. Was the file changed?")
     try:
-        return Contract(
+        return PolicySpec(
             cameras=tuple(str(role) for role in data["cameras"]),
             window=int(data["window"]),
             chunk=int(data["chunk"]),
@@ -144,12 +144,12 @@ def contract_from_json(data: Any, where: str) -> Contract:
         raise DataError(f"{where}: contract: {error}. Was the file changed?") from None
 
 
-def run_record(config: TrainConfig, contract: Contract, versions: Mapping[str, str]) -> dict[str, Any]:
+def run_record(config: TrainConfig, spec: PolicySpec, versions: Mapping[str, str]) -> dict[str, Any]:
     """What run.json holds.
 
     Args:
         config: of the run.
-        contract: of its model.
+        spec: of its model.
         versions: package -> version.
     """
     from oxe_curate import __version__
@@ -157,10 +157,10 @@ def run_record(config: TrainConfig, contract: Contract, versions: Mapping[str, s
     return {
         "family": config.model,
         "software": f"oxe-curate {__version__}",
-        "hashes": dict(contract.hashes),
+        "hashes": dict(spec.hashes),
         "base": config.base,
         "base_sha256": file_sha256(Path(config.base) / "config.json"),
-        "contract": contract_to_json(contract),
+        "contract": spec_to_json(spec),
         "versions": dict(versions),
     }
 
@@ -205,7 +205,7 @@ def check_hashes(folder: Path, hashes: Mapping[str, str], kind: str = "run") -> 
 
 def _open_run(path: Path, checkpoint: int | None, base: str | Path | None) -> Saved:
     record = read_json(path / RUN)
-    contract = contract_from_json(record.get("contract"), str(path / RUN))
+    spec = spec_from_json(record.get("contract"), str(path / RUN))
     if not (path / CONFIG).is_file():
         raise DataError(f"{path / CONFIG}: is missing. Restore it: {RUN} alone does not say how the model is built.")
     found = steps(path)
@@ -219,32 +219,32 @@ def _open_run(path: Path, checkpoint: int | None, base: str | Path | None) -> Sa
         if checkpoint not in found:
             there = f"There are {', '.join(map(str, found))}." if found else "The run keeps none."
             raise ConfigError(f"{path}: has no checkpoint {checkpoint}. {there}")
-    check_hashes(path, contract.hashes)
+    check_hashes(path, spec.hashes)
     train = read_train_config(path / CONFIG, {})
     _same_family(train, record, path)
     train = _with_base(train, record, path, base)
-    return Saved(path, "run", train, contract, weights, record, checkpoint)
+    return Saved(path, "run", train, spec, weights, record, checkpoint)
 
 
 def _open_export(path: Path, base: str | Path | None) -> Saved:
     record = read_json(path / EXPORT)
-    contract = contract_from_json(record.get("contract"), str(path / EXPORT))
-    check_hashes(path, contract.hashes, "model")
+    spec = spec_from_json(record.get("contract"), str(path / EXPORT))
+    check_hashes(path, spec.hashes, "model")
     where = str(path / EXPORT)
     train = strict.build(TrainConfig, record.get("config"), f"{where}: config")
     _same_family(train, record, path)
     if not record.get("merged"):
-        return Saved(path, "adapter", _with_base(train, record, path, base), contract, path, record)
+        return Saved(path, "adapter", _with_base(train, record, path, base), spec, path, record)
     if base is not None:
         raise ConfigError(f"{path}: is a merged model, whole as it stands: it takes no base")
     if (path / "config.json").is_file():
-        held = read_json(path / "config.json").get("norm_stats", contract.statistics)
-        if held != contract.statistics:
+        held = read_json(path / "config.json").get("norm_stats", spec.statistics)
+        if held != spec.statistics:
             raise DataError(
                 f"{path / 'config.json'}: norm_stats differ from the statistics that this model was trained with. "
                 f"Restore them from {STATISTICS}."
             )
-    return Saved(path, "whole", replace(train, base=str(path), adapter="none", tune=None), contract, None, record)
+    return Saved(path, "whole", replace(train, base=str(path), adapter="none", tune=None), spec, None, record)
 
 
 def _open_published(path: Path, base: str | Path | None) -> Saved:
@@ -277,7 +277,7 @@ def _open_published(path: Path, base: str | Path | None) -> Saved:
         raise ConfigError(f"{where}: {edges} action bins in a vocabulary of {vocabulary}; this software knows 256 bins")
     # the released rule: bin b is the b-th token from the end of the tokenizer's vocabulary, before its padding
     shift = vocabulary - ActionTokens.default().vocabulary_size
-    contract = Contract(
+    spec = PolicySpec(
         cameras=("primary",),
         window=1,
         chunk=1,
@@ -289,7 +289,7 @@ def _open_published(path: Path, base: str | Path | None) -> Saved:
         hashes={},
     )
     train = TrainConfig(data="", base=str(path), run="", model="openvla", adapter="none", augment=False)
-    return Saved(path, "published", train, contract, None, {})
+    return Saved(path, "published", train, spec, None, {})
 
 
 def _without_empty(entry: Any) -> Any:

@@ -8,24 +8,24 @@ from functools import cached_property
 
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.data import Loader, ValidationLoader
 from oxe_curate.train.data.batch import Collator
+from oxe_curate.train.data.loader import Loader, ValidationLoader
 from oxe_curate.train.loop.processes import Processes
 from oxe_curate.train.loop.validate import HeldOut
-from oxe_curate.train.models.base import Contract
+from oxe_curate.train.models.base import PolicySpec
 
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """Reads training and held-out samples as a model's contract asks for them.
+    """Reads training and held-out samples as a model's spec asks for them.
 
     Attributes:
-        mixture: the shards. contract: of the model. collator: of its family.
+        mixture: the shards. spec: of the model. collator: of its family.
         config: of the run. processes: that share the samples.
     """
 
     mixture: MixtureFolder
-    contract: Contract
+    spec: PolicySpec
     collator: Collator
     config: TrainConfig
     processes: Processes
@@ -61,29 +61,29 @@ class MixtureSource:
 
     @cached_property
     def _held_out(self) -> ValidationLoader:
-        contract, config = self.contract, self.config
+        spec, config = self.spec, self.config
         return ValidationLoader(
             self.mixture,
             HeldOut(self.collator, crop=config.augment),
-            image_size=contract.image_size,
+            image_size=spec.image_size,
             batch_size=config.batch_size,
             count=config.eval_samples,
             rank=self.processes.rank,
             world=self.processes.world,
-            cameras=contract.cameras,
-            window=contract.window,
-            chunk=contract.chunk,
-            proprio=contract.proprio > 0,
+            cameras=spec.cameras,
+            window=spec.window,
+            chunk=spec.chunk,
+            proprio=spec.proprio > 0,
             workers=config.workers,
             pin=self.processes.device.type == "cuda",
         )
 
     def _loader(self, start: int, steps: int | None) -> Loader:
-        contract, config = self.contract, self.config
+        spec, config = self.spec, self.config
         return Loader(
             self.mixture,
             self.collator,
-            image_size=contract.image_size,
+            image_size=spec.image_size,
             batch_size=config.batch_size,
             accumulation=config.accumulation,
             rank=self.processes.rank,
@@ -91,10 +91,10 @@ class MixtureSource:
             seed=config.seed,
             start=start,
             steps=steps,
-            cameras=contract.cameras,
-            window=contract.window,
-            chunk=contract.chunk,
-            proprio=contract.proprio > 0,
+            cameras=spec.cameras,
+            window=spec.window,
+            chunk=spec.chunk,
+            proprio=spec.proprio > 0,
             text_factor=config.text_factor,
             workers=config.workers,
             pin=self.processes.device.type == "cuda",

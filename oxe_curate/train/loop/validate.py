@@ -73,7 +73,7 @@ def validate(
     """
     scalars: dict[str, tuple[float, int]] = {}
     names = mixture.names
-    bins = mixture.tokens.action_bins if family.contract.tokens is not None else None
+    bins = mixture.tokens.action_bins if family.spec.tokens is not None else None
     sums = np.zeros((len(names), 3 + WIDTH))
     count = 0
     training = family.training

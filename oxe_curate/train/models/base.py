@@ -28,7 +28,7 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Contract:
+class PolicySpec:
     """What a model was trained to see and to do; saved with it, so that inference needs no mixture.
 
     Attributes:
@@ -62,9 +62,9 @@ class Controller(abc.ABC):
         """One control step.
 
         Args:
-            images: uint8 (C, S, S, 3), RGB, in the contract's order of cameras and size.
+            images: uint8 (C, S, S, 3), RGB, in the spec's order of cameras and size.
             instruction: as the user wrote it.
-            proprio: float32 (P,), normalised to [-1, 1], None where the contract has none.
+            proprio: float32 (P,), normalised to [-1, 1], None where the spec has none.
 
         Returns:
             float32 (K, 7), normalised: this step's action first.
@@ -80,12 +80,12 @@ class Family(nn.Module, abc.ABC):
     Attributes:
         name: as on the command line.
         net: the network with its published parameter names; a PEFT model around it where an adapter is trained.
-        contract: what it sees and does.
+        spec: what it sees and does.
     """
 
     name: ClassVar[str]
     net: nn.Module
-    contract: Contract
+    spec: PolicySpec
 
     @classmethod
     @abc.abstractmethod
@@ -98,7 +98,7 @@ class Family(nn.Module, abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def restore(cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device) -> Family:
+    def restore(cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device) -> Family:
         """Load `config.base` and the trained weights in `folder` (what `save` wrote) for evaluation or inference.
 
         With `folder` None, `config.base` is an exported or published checkpoint, whole as it stands: nothing is

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.memory import MemoryFullError
 from oxe_curate.train.loop.saved import Saved, choose_key, open_saved
-from oxe_curate.train.models.base import Contract, Family, family
+from oxe_curate.train.models.base import Family, PolicySpec, family
 from oxe_curate.train.serving.observe import as_images, as_proprio
 
 Quantization = Literal["int8", "nf4"]
@@ -27,7 +27,7 @@ class Policy:
     """A loaded model for control, one robot at a time.
 
     Attributes:
-        contract: what the model sees and does.
+        spec: what the model sees and does.
         unnorm_key: data set whose bounds are used where a call names none; None: every call must.
         center_crop: whether the middle of each picture is cut out, as for a model trained with random crops.
     """
@@ -48,7 +48,7 @@ class Policy:
         """
         if unnorm_key is not None or len(bounds) == 1:
             unnorm_key = choose_key(bounds, unnorm_key, where)
-        self.contract: Contract = model.contract
+        self.spec: PolicySpec = model.spec
         self.unnorm_key = unnorm_key
         self.center_crop = center_crop
         self._bounds, self._where = dict(bounds), where
@@ -88,7 +88,7 @@ class Policy:
         """
         saved = open_saved(folder, checkpoint=checkpoint, base=base)
         if unnorm_key is not None:
-            choose_key(saved.contract.statistics, unnorm_key, str(saved.folder))  # before minutes of loading
+            choose_key(saved.spec.statistics, unnorm_key, str(saved.folder))  # before minutes of loading
         model = load_model(saved, quantize=quantize, device=device, dtype=dtype)
         crop = saved.config.augment if center_crop is None else center_crop
         return cls(model, saved.bounds, unnorm_key=unnorm_key, center_crop=crop, where=str(saved.folder))
@@ -109,7 +109,7 @@ class Policy:
         """The action to do now.
 
         Args:
-            images: one picture, a sequence in the order of `contract.cameras`, or a mapping of role to picture; each
+            images: one picture, a sequence in the order of `spec.cameras`, or a mapping of role to picture; each
                 a PIL image or uint8 (H, W, 3), RGB, of any size.
             instruction: the task in words.
             proprio: (P,), the robot's state in the data set's units, for a model trained with it.
@@ -138,8 +138,8 @@ class Policy:
         key = choose_key(self._bounds, unnorm_key or self.unnorm_key, self._where)
         if not isinstance(instruction, str) or not instruction.strip():
             raise ConfigError("instruction: expected the task in words")
-        pictures = as_images(images, self.contract.cameras, self.contract.image_size, self.center_crop)
-        state = as_proprio(proprio, self._bounds[key], self.contract.proprio)
+        pictures = as_images(images, self.spec.cameras, self.spec.image_size, self.center_crop)
+        state = as_proprio(proprio, self._bounds[key], self.spec.proprio)
         with torch.no_grad():
             normalized = self._controller.act(pictures, instruction, state)
         if not np.isfinite(normalized).all():
@@ -151,9 +151,9 @@ class Policy:
     def warm_up(self) -> None:
         """Make one step of nothing, so that the robot's first is no slower than the others; begins a new episode."""
         key = self.unnorm_key or self.unnorm_keys[0]
-        size, known = self.contract.image_size, self._bounds[key].proprio
-        black = {role: np.zeros((size, size, 3), np.uint8) for role in self.contract.cameras}
-        self.chunk(black, "wait", known.mean if self.contract.proprio and known else None, unnorm_key=key)
+        size, known = self.spec.image_size, self._bounds[key].proprio
+        black = {role: np.zeros((size, size, 3), np.uint8) for role in self.spec.cameras}
+        self.chunk(black, "wait", known.mean if self.spec.proprio and known else None, unnorm_key=key)
         self.reset()
 
     def reset(self) -> None:
@@ -179,7 +179,7 @@ def load_model(
         config = replace(config, dtype=dtype)
     where = choose_device(device)
     try:
-        return family(config.model).restore(config, saved.contract, saved.weights, where)
+        return family(config.model).restore(config, saved.spec, saved.weights, where)
     except torch.OutOfMemoryError:
         free, total = (n / 2**30 for n in torch.cuda.mem_get_info(where))
         smaller = "" if config.adapter == "qlora" else " Hold the language model in 4 bits with --quantize nf4, or take"

@@ -82,14 +82,14 @@ def policy_application(policy: Policy, max_bytes: int = MAX_BYTES) -> Starlette:
 
 def describe(policy: Policy) -> dict[str, Any]:
     """What /health answers."""
-    contract = policy.contract
+    spec = policy.spec
     return {
         "status": "ok",
         "software": f"oxe-curate {__version__}",
-        "cameras": list(contract.cameras),
-        "window": contract.window,
-        "chunk": contract.chunk,
-        "proprio": contract.proprio,
+        "cameras": list(spec.cameras),
+        "window": spec.window,
+        "chunk": spec.chunk,
+        "proprio": spec.proprio,
         "unnorm_key": policy.unnorm_key,
         "unnorm_keys": list(policy.unnorm_keys),
     }

@@ -12,8 +12,8 @@ from tests.train import mixtures
 
 torch = pytest.importorskip("torch")
 
-from oxe_curate.train.data import EpisodeReader, Loader, ValidationLoader
-from oxe_curate.train.data.loader import batches_ahead
+from oxe_curate.train.data.episodes import EpisodeReader
+from oxe_curate.train.data.loader import Loader, ValidationLoader, batches_ahead
 
 
 @pytest.fixture(scope="module")

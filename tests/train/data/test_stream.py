@@ -90,7 +90,7 @@ def both(store, tmp_path_factory):
 
 
 def load(mixture, **options):
-    from oxe_curate.train.data import Loader
+    from oxe_curate.train.data.loader import Loader
 
     return Loader(
         mixture,
@@ -185,7 +185,8 @@ def test_a_store_that_stumbles_is_asked_again(both, monkeypatch):
 
 
 def test_validation_and_episodes_from_the_store(both):
-    from oxe_curate.train.data import EpisodeReader, ValidationLoader
+    from oxe_curate.train.data.episodes import EpisodeReader
+    from oxe_curate.train.data.loader import ValidationLoader
 
     local, remote = both
     for mixture in both:

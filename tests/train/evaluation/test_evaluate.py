@@ -160,10 +160,10 @@ def rows_of(steps, window=1, chunk=1):
     )  # fmt: skip
 
 
-def toy_model(tmp_path, **contract):
-    run = toy.write_run(tmp_path / "run", toy.write_base(tmp_path / "base", gain=255.0), scale=1.0, **contract)
+def toy_model(tmp_path, **spec):
+    run = toy.write_run(tmp_path / "run", toy.write_base(tmp_path / "base", gain=255.0), scale=1.0, **spec)
     opened = saved.open_saved(run)
-    return toy.ToyFamily.restore(opened.config, opened.contract, opened.weights, torch.device("cpu")), opened.config
+    return toy.ToyFamily.restore(opened.config, opened.spec, opened.weights, torch.device("cpu")), opened.config
 
 
 def reader(steps, **form):
@@ -333,7 +333,7 @@ def test_no_held_out_episodes_and_no_mixture_are_told(mixtures, tmp_path, toys):
 def test_a_diverged_model_is_told(mixtures, tmp_path, toys):
     run = make(tmp_path, mixtures / "plain", chunk=2)
     opened = saved.open_saved(run)
-    model = toy.ToyFamily.restore(opened.config, opened.contract, opened.weights, torch.device("cpu"))
+    model = toy.ToyFamily.restore(opened.config, opened.spec, opened.weights, torch.device("cpu"))
     toy._save(model, float("nan"), run / "adapter")
     with pytest.raises(DataError, match="not finite"):
         evaluate_run(run, progress=False)

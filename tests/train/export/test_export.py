@@ -164,7 +164,7 @@ def test_the_card_offers_openvlas_own_code_only_where_it_works(run):
         ({"bins": "uniform"}, "true intervals"),
         ({"tokens": tuple(range(256))}, "not the last of the vocabulary"),
     ):
-        other = replace(saved, contract=replace(saved.contract, **change))
+        other = replace(saved, spec=replace(saved.spec, **change))
         assert told in "; ".join(upstream_obstacles(other, published))
     for head, decoding, told in (("l1", "parallel", "continuous head"), ("tokens", "parallel", "in parallel")):
         openvla = replace(saved.config.openvla, head=head, decoding=decoding)

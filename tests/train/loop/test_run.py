@@ -225,7 +225,7 @@ def test_forecast_is_told_and_leaves_no_trace(world: Path, tmp_path: Path, monke
     family = OpenVLAFamily.build(config, mixture, ALONE.device)
     before = {name: p.clone() for name, p in family.named_parameters()}
     generator = torch.random.get_rng_state()
-    source = MixtureSource(mixture, family.contract, family.collator, config, ALONE)
+    source = MixtureSource(mixture, family.spec, family.collator, config, ALONE)
     forecast.measure(family, source, config, 0, ALONE)
     assert all(torch.equal(before[name], p) for name, p in family.named_parameters())
     assert all(p.grad is None for p in family.parameters())
@@ -237,7 +237,7 @@ def test_greedy_accuracy_and_errors_are_those_of_the_prediction(world: Path) -> 
     config = settings(world, world / "run", chunk=2)
     mixture = MixtureFolder.open(config.data)
     family = OpenVLAFamily.build(config, mixture, ALONE.device)
-    source = MixtureSource(mixture, family.contract, HeldOut(family.collator), config, ALONE)
+    source = MixtureSource(mixture, family.spec, HeldOut(family.collator), config, ALONE)
     rows = source.validation().rows(0)
     decoded = mixture.tokens.action_bins.decode(rows.bins[:, -1])
     wrong = decoded.copy()
@@ -339,7 +339,7 @@ def test_another_fault_is_not_taken_for_memory(world: Path, tmp_path: Path) -> N
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     child = (
-        "import sys, torch; from pathlib import Path; from oxe_curate.train import run_folder\n"
+        "import sys, torch; from pathlib import Path; from oxe_curate.train.loop import run_folder\n"
         "from oxe_curate.train.loop.processes import Processes\n"
         "with run_folder.locked(Path(sys.argv[1]), Processes(0, 1, torch.device('cpu'))): pass"
     )

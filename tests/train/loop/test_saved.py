@@ -20,8 +20,8 @@ def test_a_run_opens_at_its_end_and_at_a_checkpoint(run):
     end, early = open_saved(run), open_saved(run, checkpoint=5)
     assert (end.kind, end.weights, end.checkpoint) == ("run", run / "adapter", None)
     assert (early.weights, early.checkpoint) == (run / "checkpoint-5" / "weights", 5)
-    assert end.contract == early.contract
-    assert end.contract.tokens[:2] == (31999, 31998)
+    assert end.spec == early.spec
+    assert end.spec.tokens[:2] == (31999, 31998)
     assert list(end.bounds) == ["bridge_dataset"]
 
 
@@ -91,9 +91,9 @@ def test_a_damaged_record_says_where(run):
 
 
 def test_the_contract_survives_json(run):
-    contract = open_saved(run).contract
-    text = json.dumps(saved.contract_to_json(contract))
-    assert saved.contract_from_json(json.loads(text), "test") == contract
+    spec = open_saved(run).spec
+    text = json.dumps(saved.spec_to_json(spec))
+    assert saved.spec_from_json(json.loads(text), "test") == spec
 
 
 def test_keys_are_listed_when_none_is_given_or_one_is_wrong():
@@ -117,11 +117,11 @@ def published(folder, **change):
 def test_a_published_checkpoint_has_the_last_tokens_before_the_padding(tmp_path):
     found = open_saved(published(tmp_path / "7b"))
     assert (found.kind, found.weights, found.config.adapter) == ("published", None, "none")
-    assert found.contract.tokens[0] == 31999
-    assert found.contract.tokens[-1] == 31744
-    assert found.contract.image_size == 56
+    assert found.spec.tokens[0] == 31999
+    assert found.spec.tokens[-1] == 31744
+    assert found.spec.image_size == 56
     small = open_saved(published(tmp_path / "tiny", text_config={"vocab_size": 576}))
-    assert (small.contract.tokens[0], small.contract.tokens[-1]) == (511, 256)
+    assert (small.spec.tokens[0], small.spec.tokens[-1]) == (511, 256)
 
 
 def test_statistics_beside_a_fine_tuned_checkpoint_win(tmp_path):
@@ -145,4 +145,4 @@ def test_the_published_golden_case_opens(shared, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_bytes((shared / "parity/openvla/a_config.json").read_bytes())
     found = open_saved(folder)
-    assert np.sort(found.contract.tokens).tolist() == list(range(256, 512))
+    assert np.sort(found.spec.tokens).tolist() == list(range(256, 512))

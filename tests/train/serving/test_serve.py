@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from oxe_curate.errors import StorageError
 from oxe_curate.train import Policy
-from oxe_curate.train.models import base as family
+from oxe_curate.train.models import base
 from oxe_curate.train.serving import serve, wire
 from tests.train import toy_policy as toy
 from tests.train.toy_policy import red
@@ -28,7 +28,7 @@ CLIENT_ARRAY = {"__numpy__": base64.b64encode(bytes(range(12))).decode(), "dtype
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    monkeypatch.setitem(family._FAMILIES, "openvla", "tests.train.toy_policy:ToyFamily")
+    monkeypatch.setitem(base._FAMILIES, "openvla", "tests.train.toy_policy:ToyFamily")
     return toy.write_run(tmp_path / "run", toy.write_base(tmp_path / "base"), names=("bridge_orig", "kuka"), chunk=2)
 
 
@@ -250,9 +250,9 @@ def test_a_taken_port_and_a_foreign_address_are_told_before_loading(tmp_path):
 
 SERVER = """
 import sys
-from oxe_curate.train import family
+from oxe_curate.train.models import base
 from oxe_curate.train.serving.serve import serve_policy
-family._FAMILIES["openvla"] = "tests.train.toy_policy:ToyFamily"
+base._FAMILIES["openvla"] = "tests.train.toy_policy:ToyFamily"
 serve_policy(sys.argv[1], port=0, host=sys.argv[2], unnorm_key="kuka", max_bytes=20_000)
 """
 

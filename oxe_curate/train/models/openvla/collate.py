@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.train.data.batch import Batch, Rows, TextRows
-from oxe_curate.train.models.base import Contract
+from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.openvla.parallel import blank_ids
 from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, Prompter, pad_right
 
@@ -114,17 +114,17 @@ class OpenVLACollator:
         return torch.from_numpy(ids)
 
 
-def bin_tokens(contract: Contract) -> ActionTokens | None:
-    """The table of action tokens that a contract tells of, None where it tells of none."""
-    if contract.tokens is None:
+def bin_tokens(spec: PolicySpec) -> ActionTokens | None:
+    """The table of action tokens that a spec tells of, None where it tells of none."""
+    if spec.tokens is None:
         return None
-    ids = np.asarray(contract.tokens, np.int64)
+    ids = np.asarray(spec.tokens, np.int64)
     return ActionTokens(
         token_id=ids,
         piece=(None,) * len(ids),
         count=None,
         rank=np.arange(len(ids), dtype=np.int32),
-        action_bins=ActionBins(contract.bins, len(ids)),  # type: ignore[arg-type]  # checked by ActionBins
+        action_bins=ActionBins(spec.bins, len(ids)),  # type: ignore[arg-type]  # checked by ActionBins
         vocabulary_size=int(ids.max()) + 1,
         rule="last",
     )

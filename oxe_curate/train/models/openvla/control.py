@@ -47,7 +47,7 @@ class Control:
         pixels: the checkpoint's normalisations.
         values: token ids, int64 (K, 7) -> normalised actions, float32 (K, 7); unused with a `head`.
         token_ids: the ids that stand for actions; parallel decoding chooses among these.
-        cameras, image_size, proprio, chunk: see `Contract`.
+        cameras, image_size, proprio, chunk: see `PolicySpec`.
         head: from the hidden states at the slots to actions, None for action tokens.
         parallel: all slots in one pass; a head needs it.
         kernels: see `FusedDecoder`.

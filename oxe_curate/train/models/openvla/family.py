@@ -19,7 +19,7 @@ from oxe_curate.train.data.batch import Batch, Collator
 from oxe_curate.train.data.rows import Form
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.adapters import Parts, attach, check_quantization
-from oxe_curate.train.models.base import Contract, Controller, Family
+from oxe_curate.train.models.base import Controller, Family, PolicySpec
 from oxe_curate.train.models.openvla.action_head import ACTION_WIDTH, l1_loss
 from oxe_curate.train.models.openvla.collate import OpenVLACollator, bin_tokens
 from oxe_curate.train.models.openvla.config import Architecture
@@ -61,16 +61,16 @@ class OpenVLAFamily(Family):
 
     name = "openvla"
 
-    def __init__(self, net: nn.Module, config: TrainConfig, contract: Contract) -> None:
+    def __init__(self, net: nn.Module, config: TrainConfig, spec: PolicySpec) -> None:
         super().__init__()
-        self.net, self.config, self.contract = net, config, contract
+        self.net, self.config, self.spec = net, config, spec
         base = self.base
         self.prompter = Prompter.of(config.base, base.architecture.text, base.architecture.config.get("pad_token_id"))
         self.normalize = PixelNormalizer.read(config.base, len(base.architecture.vits))
-        self.vocabulary = bin_tokens(contract)
+        self.vocabulary = bin_tokens(spec)
         self.texts = False
         if self.vocabulary is None and not self.continuous:
-            raise ConfigError("this model's contract has no action tokens: its actions cannot be decoded")
+            raise ConfigError("this model's spec has no action tokens: its actions cannot be decoded")
         if self.vocabulary is not None:
             values = self.vocabulary.decode(np.arange(base.architecture.text.vocab_size), clip=True)
             device = base.language_model.get_input_embeddings().weight.device
@@ -99,7 +99,7 @@ class OpenVLAFamily(Family):
         architecture = Architecture.read(config.base)
         form = Form.of(mixture, config.cameras, 1, config.chunk, config.proprio)
         mixture.tokens.check_tokenizer(config.base)
-        contract = Contract(
+        spec = PolicySpec(
             cameras=form.cameras,
             window=1,
             chunk=form.chunk,
@@ -110,7 +110,7 @@ class OpenVLAFamily(Family):
             bins=mixture.tokens.action_bins.kind,
             hashes=dict(mixture.hashes),
         )
-        family = cls(attach(_load(config, contract, device), config, _parts(config)), config, contract)
+        family = cls(attach(_load(config, spec, device), config, _parts(config)), config, spec)
         family.texts = bool(mixture.mixture.texts)
         if config.checkpointing:
             family.base.checkpoint_activations()
@@ -118,16 +118,14 @@ class OpenVLAFamily(Family):
         return family
 
     @classmethod
-    def restore(
-        cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device
-    ) -> OpenVLAFamily:
+    def restore(cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device) -> OpenVLAFamily:
         """See `Family`."""
-        net = _load(config, contract, device)
+        net = _load(config, spec, device)
         if folder is None:
-            whole = cls(net.requires_grad_(False), config, contract)
+            whole = cls(net.requires_grad_(False), config, spec)
             whole.eval()
             return whole
-        family = cls(attach(net, config, _parts(config)), config, contract)
+        family = cls(attach(net, config, _parts(config)), config, spec)
         family.load(folder)
         if config.adapter == "none":  # trained in float32, but run as it is exported
             for parameter in net.parameters():
@@ -142,9 +140,9 @@ class OpenVLAFamily(Family):
             prompter=self.prompter,
             tokens=None if self.vocabulary is None else self.vocabulary.token_id,
             patches=self.base.vision_backbone.num_patches,
-            prefix=self.base.prefix_tokens(len(self.contract.cameras)),
-            chunk=self.contract.chunk,
-            proprio=self.contract.proprio,
+            prefix=self.base.prefix_tokens(len(self.spec.cameras)),
+            chunk=self.spec.chunk,
+            proprio=self.spec.proprio,
             parallel=self.parallel,
         )
 
@@ -177,15 +175,15 @@ class OpenVLAFamily(Family):
         with torch.no_grad():
             sequences = self._embed(robots)
             if not self.parallel:
-                length = robots["prompt_length"] + self.base.prefix_tokens(len(self.contract.cameras))
+                length = robots["prompt_length"] + self.base.prefix_tokens(len(self.spec.cameras))
                 ids = greedy_ids(self.base, sequences.embeds[:, : int(length.max())], length, self._slots)
-                return self._values[ids].view(-1, self.contract.chunk, ACTION_WIDTH)
+                return self._values[ids].view(-1, self.spec.chunk, ACTION_WIDTH)
             hidden = self._read(sequences, robots["length"])
             states = gather_slots(hidden, robots["length"], self._slots)
             if self.continuous:
                 return self.base.action_head(self._head_input(states)).float()
             ids = likeliest_action_ids(self.base.head(states), self._ids)
-            return self._values[ids].view(-1, self.contract.chunk, ACTION_WIDTH)
+            return self._values[ids].view(-1, self.spec.chunk, ACTION_WIDTH)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
         """See `Family`: one group."""
@@ -210,10 +208,10 @@ class OpenVLAFamily(Family):
             pixels=self.normalize,
             values=lambda ids: table.decode(ids, clip=True) if table is not None else np.zeros(ids.shape, np.float32),
             token_ids=[] if table is None else table.token_id.tolist(),
-            cameras=len(self.contract.cameras),
-            image_size=self.contract.image_size,
-            proprio=self.contract.proprio,
-            chunk=self.contract.chunk,
+            cameras=len(self.spec.cameras),
+            image_size=self.spec.image_size,
+            proprio=self.spec.proprio,
+            chunk=self.spec.chunk,
             head=base.action_head if self.continuous else None,
             parallel=self.parallel,
         )
@@ -227,11 +225,11 @@ class OpenVLAFamily(Family):
         if not merge:
             self.save(folder)
             return
-        export_merged(self.net, Path(self.config.base), folder, self.contract.statistics)
+        export_merged(self.net, Path(self.config.base), folder, self.spec.statistics)
 
     @property
     def _slots(self) -> int:
-        return self.contract.chunk * ACTION_WIDTH
+        return self.spec.chunk * ACTION_WIDTH
 
     def _embed(self, batch: Batch) -> _Sequences:
         """All rows of a batch through the vision towers at once, robots first; padded on the right."""
@@ -293,7 +291,7 @@ class OpenVLAFamily(Family):
         return states.to(next(self.base.action_head.parameters()).dtype)
 
 
-def _load(config: TrainConfig, contract: Contract, device: torch.device) -> OpenVLA:
+def _load(config: TrainConfig, spec: PolicySpec, device: torch.device) -> OpenVLA:
     """The base, quantised where the adapter asks for it, with fresh parts that depend on the seed alone."""
     check_quantization(config.adapter, device)
     kinds: dict[str, Quantization] = {"qlora": "nf4", "int8": "int8"}
@@ -309,10 +307,10 @@ def _load(config: TrainConfig, contract: Contract, device: torch.device) -> Open
             device,
             _dtype(config),
             quantize if kind else None,
-            proprio=contract.proprio,
+            proprio=spec.proprio,
             action_head=config.openvla.head == "l1",
         )
-    highest, rows = max(contract.tokens or (0,)), net.architecture.text.vocab_size
+    highest, rows = max(spec.tokens or (0,)), net.architecture.text.vocab_size
     if highest >= rows:
         raise ConfigError(
             f"{config.base}: its vocabulary has {rows} tokens, the action tokens reach {highest}. "

@@ -17,7 +17,7 @@ import torch
 
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.models.adapter_files import merged_state, save_trained
-from oxe_curate.train.models.base import Contract
+from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.roboflamingo.config import CONFIG, LANGUAGE, MODEL_TYPE, WEIGHTS
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead
 from oxe_curate.train.models.roboflamingo.model import tokenizer
@@ -27,7 +27,7 @@ RELEASED = "roboflamingo.pt"
 
 
 def export_flamingo(
-    net: Any, plain: Flamingo, config: TrainConfig, contract: Contract, folder: Path, merge: bool
+    net: Any, plain: Flamingo, config: TrainConfig, spec: PolicySpec, folder: Path, merge: bool
 ) -> None:
     """Write a folder; see the module.
 
@@ -35,7 +35,7 @@ def export_flamingo(
         net: as trained, a PEFT model around `plain` or `plain` itself.
         plain: the network.
         config: of the run.
-        contract: of the run.
+        spec: of the run.
         folder: made if need be.
         merge: write everything, adapter merged, instead of what was trained alone.
     """
@@ -61,10 +61,10 @@ def export_flamingo(
         return
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     tokenizer(Path(config.base)).save_pretrained(folder / LANGUAGE)
-    (folder / CONFIG).write_text(json.dumps(_config(plain, contract), indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(_config(plain, spec), indent=2) + "\n", encoding="utf-8")
 
 
-def _config(net: Flamingo, contract: Contract) -> dict[str, Any]:
+def _config(net: Flamingo, spec: PolicySpec) -> dict[str, Any]:
     language = net.lang_encoder.config.to_diff_dict() | {"model_type": net.lang_encoder.config.model_type}
     for key in ("quantization_config", "dtype", "torch_dtype", "transformers_version", "_name_or_path"):
         language.pop(key, None)
@@ -78,7 +78,7 @@ def _config(net: Flamingo, contract: Contract) -> dict[str, Any]:
         "head": _head(net.lm_head, net.history),
         "features": "last-input" if net.early else "final",
         "weights": WEIGHTS,
-        "norm_stats": contract.statistics,
+        "norm_stats": spec.statistics,
     }
 
 

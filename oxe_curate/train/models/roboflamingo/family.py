@@ -23,7 +23,7 @@ from oxe_curate.train.data.augment import augment
 from oxe_curate.train.data.batch import Batch
 from oxe_curate.train.models import adapters
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
-from oxe_curate.train.models.base import Contract, Family
+from oxe_curate.train.models.base import Family, PolicySpec
 from oxe_curate.train.models.openvla.prompt import IGNORE
 from oxe_curate.train.models.roboflamingo import export as flamingo_export
 from oxe_curate.train.models.roboflamingo.clip_vit import MEAN, STD, normalise
@@ -46,35 +46,33 @@ class FlamingoFamily(Family):
 
     name = "roboflamingo"
 
-    def __init__(
-        self, net: Any, config: TrainConfig, contract: Contract, texts: bool, cache: VisionCache | None
-    ) -> None:
+    def __init__(self, net: Any, config: TrainConfig, spec: PolicySpec, texts: bool, cache: VisionCache | None) -> None:
         """Take an assembled network; `build` and `restore` make one."""
         super().__init__()
-        self.net, self.contract, self._config, self._texts, self._cache = net, contract, config, texts, cache
+        self.net, self.spec, self._config, self._texts, self._cache = net, spec, config, texts, cache
         self._prompter = FlamingoPrompter(Path(config.base))
 
     @classmethod
     def build(cls, config: TrainConfig, mixture: MixtureFolder, device: torch.device) -> FlamingoFamily:
         """See `Family.build`."""
-        spec = FlamingoSpec.read(Path(config.base))
-        contract = _contract(config, mixture, spec)
-        net = _assemble(config, contract, spec, device, trained_head=False)
+        base = FlamingoSpec.read(Path(config.base))
+        spec = _policy_spec(config, mixture, base)
+        net = _assemble(config, spec, base, device, trained_head=False)
         cache = None
         if config.flamingo.cache_vision:
             world = int(os.environ.get("WORLD_SIZE", "1"))
             limit = int(config.flamingo.cache_gib * 2**30)
             cache = VisionCache.open(Path(config.run) / CACHE, _plain(net).vision_encoder.visual, limit, world)
-        return cls(net, config, contract, bool(mixture.shards("text")), cache)
+        return cls(net, config, spec, bool(mixture.shards("text")), cache)
 
     @classmethod
     def restore(
-        cls, config: TrainConfig, contract: Contract, folder: Path | None, device: torch.device
+        cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device
     ) -> FlamingoFamily:
         """See `Family.restore`; without a folder the base holds the trained weights."""
-        spec = FlamingoSpec.read(Path(config.base))
-        net = _assemble(config, contract, spec, device, trained_head=folder is None)
-        family = cls(net, config, contract, False, None)
+        base = FlamingoSpec.read(Path(config.base))
+        net = _assemble(config, spec, base, device, trained_head=folder is None)
+        family = cls(net, config, spec, False, None)
         if folder is not None:
             family.load(folder)
         return family
@@ -115,10 +113,10 @@ class FlamingoFamily(Family):
     def predict(self, batch: Batch) -> Tensor:
         """See `Family.predict`; the gripper is 0 or 1."""
         if not len(batch["actions"]):
-            return torch.zeros((0, self.contract.chunk, 7), device=self._device)
+            return torch.zeros((0, self.spec.chunk, 7), device=self._device)
         with self._autocast():
             pose, gripper = self._policy(batch)
-        return as_actions(pose[:, -1], gripper[:, -1], self.contract.chunk)
+        return as_actions(pose[:, -1], gripper[:, -1], self.spec.chunk)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
         """Cross-attention's matrices with decay, the rest without, as in the released code."""
@@ -147,10 +145,10 @@ class FlamingoFamily(Family):
 
     def export(self, folder: Path, merge: bool) -> None:
         """See `Family.export` and `flamingo_export`."""
-        flamingo_export.export_flamingo(self.net, self.flamingo, self._config, self.contract, folder, merge)
+        flamingo_export.export_flamingo(self.net, self.flamingo, self._config, self.spec, folder, merge)
 
     def _robot_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        settings, chunk = self._config.flamingo, self.contract.chunk
+        settings, chunk = self._config.flamingo, self.spec.chunk
         pose, gripper = self._policy(batch, logits=True)
         steps = pose.shape[1]  # with the MLP's history the window's last step alone
         target, mask = batch["actions"][:, -steps:], batch["action_mask"][:, -steps:]
@@ -181,7 +179,7 @@ class FlamingoFamily(Family):
 
     def _tokens(self, batch: Batch) -> Tensor:
         """The tower's tokens (U, C, v, width) of the batch's distinct frames, cached or computed."""
-        cameras = len(self.contract.cameras)
+        cameras = len(self.spec.cameras)
         computed = None
         if len(batch["images"]):
             computed = self.flamingo.look(self._pixels(batch["images"], batch["random"], batch["image_sample"]))
@@ -239,7 +237,7 @@ def _is_trained(name: str, config: TrainConfig) -> bool:
     return config.flamingo.train_embeddings and name.startswith("lang_encoder.") and name.endswith(EMBEDDINGS)
 
 
-def _contract(config: TrainConfig, mixture: MixtureFolder, spec: FlamingoSpec) -> Contract:
+def _policy_spec(config: TrainConfig, mixture: MixtureFolder, base: FlamingoSpec) -> PolicySpec:
     """What the run sees and does. Raises ConfigError where mixture and configuration cannot serve RoboFlamingo."""
     settings, form = config.flamingo, mixture.mixture
     if config.proprio:
@@ -267,11 +265,11 @@ def _contract(config: TrainConfig, mixture: MixtureFolder, spec: FlamingoSpec) -
     chunk = config.chunk or form.chunk
     if chunk > form.chunk:
         raise ConfigError(f"chunk: {chunk} asked for, but the rows of {mixture.folder} hold {form.chunk}")
-    return Contract(
+    return PolicySpec(
         cameras=tuple(config.cameras or form.image.cameras),
         window=form.window,
         chunk=chunk,
-        image_size=spec.vision.image_size,
+        image_size=base.vision.image_size,
         proprio=0,
         statistics=mixture.statistics_json,
         tokens=None,
@@ -281,22 +279,22 @@ def _contract(config: TrainConfig, mixture: MixtureFolder, spec: FlamingoSpec) -
 
 
 def _assemble(
-    config: TrainConfig, contract: Contract, spec: FlamingoSpec, device: torch.device, trained_head: bool
+    config: TrainConfig, spec: PolicySpec, base: FlamingoSpec, device: torch.device, trained_head: bool
 ) -> Any:
     """The network on its device: quantised, adapted, frozen and cast."""
     adapters.check_quantization(config.adapter, device)
     settings = config.flamingo
     head = replace(
-        spec.head or HeadSpec(),
+        base.head or HeadSpec(),
         kind=settings.head,
-        window=contract.window,
-        chunk=contract.chunk,
+        window=spec.window,
+        chunk=spec.chunk,
         history=settings.head == "mlp" and settings.history,
     )
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # the same first weights in every process
-        net = build_flamingo(Path(config.base), spec, head, dtype, trained_head, lambda name: _is_trained(name, config))
+        net = build_flamingo(Path(config.base), base, head, dtype, trained_head, lambda name: _is_trained(name, config))
     whole = tuple(net.trained_names(settings.train_embeddings))
     if config.adapter in ("qlora", "int8"):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]

@@ -237,13 +237,13 @@ def test_trained_weights_come_back_exactly_and_merge_into_the_published_layout(b
     batch = family.collator(rows(chunk=2, proprio=3))
     expected = family(**batch)["loss"]
     family.save(tmp_path / "adapter")
-    again = OpenVLAFamily.restore(family.config, family.contract, tmp_path / "adapter", CPU)
+    again = OpenVLAFamily.restore(family.config, family.spec, tmp_path / "adapter", CPU)
     torch.testing.assert_close(again(**batch)["loss"], expected, rtol=1e-6, atol=0)
 
-    fresh = OpenVLAFamily.restore(family.config, family.contract, tmp_path / "adapter", CPU)
+    fresh = OpenVLAFamily.restore(family.config, family.spec, tmp_path / "adapter", CPU)
     fresh.export(tmp_path / "merged", merge=True)
     whole = replace(family.config, base=str(tmp_path / "merged"), adapter="none", tune=None)
-    merged = OpenVLAFamily.restore(whole, family.contract, None, CPU)
+    merged = OpenVLAFamily.restore(whole, family.spec, None, CPU)
     torch.testing.assert_close(merged(**batch)["loss"], expected, rtol=2e-3, atol=0)  # stored as bf16
     assert set(merged.base.checkpoint.tensors) - set(family.base.checkpoint.tensors) == {
         f"proprio_projector.{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")

@@ -71,7 +71,7 @@ def made(base: Path, mixture: MixtureFolder, **change: Any) -> FlamingoFamily:
 
 
 def some(mixture: MixtureFolder, model: FlamingoFamily, count: int = 4) -> Rows:
-    loader = Loader(mixture, model.collator, image_size=model.contract.image_size, batch_size=count, workers=1)
+    loader = Loader(mixture, model.collator, image_size=model.spec.image_size, batch_size=count, workers=1)
     return loader.rows(0)
 
 
@@ -326,7 +326,7 @@ def test_saved_weights_come_back_exactly(mixture: MixtureFolder, base: Path, tmp
     model = made(base, mixture).eval()
     model.save(tmp_path)
     config = settings(base)
-    other = FlamingoFamily.restore(config, model.contract, tmp_path, CPU).eval()
+    other = FlamingoFamily.restore(config, model.spec, tmp_path, CPU).eval()
     batch = model.collator(some(mixture, model))
     with torch.no_grad():
         torch.testing.assert_close(other(**batch)["loss"], model(**batch)["loss"], atol=0, rtol=0)
@@ -334,9 +334,9 @@ def test_saved_weights_come_back_exactly(mixture: MixtureFolder, base: Path, tmp
     assert "lang_encoder.transformer.blocks.1.gated_cross_attn_layer.attn_gate" in stored
     assert not any("decoder_layer" in name or name.startswith("vision_encoder") for name in stored)
     with pytest.raises(ConfigError, match="no policy head"):
-        FlamingoFamily.restore(config, model.contract, None, CPU)
+        FlamingoFamily.restore(config, model.spec, None, CPU)
     with pytest.raises(DataError, match="lm_head"):
-        FlamingoFamily.restore(settings(base, flamingo={"head": "gpt"}), model.contract, tmp_path, CPU)
+        FlamingoFamily.restore(settings(base, flamingo={"head": "gpt"}), model.spec, tmp_path, CPU)
 
 
 def pq_names(file: Path) -> set[str]:
@@ -352,12 +352,12 @@ def test_exported_folder_is_a_whole_model(mixture: MixtureFolder, base: Path, tm
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     model.export(tmp_path, merge=True)
-    whole = FlamingoFamily.restore(settings(tmp_path), model.contract, None, CPU).eval()
+    whole = FlamingoFamily.restore(settings(tmp_path), model.spec, None, CPU).eval()
     batch = model.collator(some(mixture, model))
     with torch.no_grad():
         torch.testing.assert_close(whole(**batch)["loss"], model(**batch)["loss"], atol=1e-6, rtol=0)
     assert load_model(tmp_path).lm_head.chunk == CHUNK
-    rough = FlamingoFamily.restore(settings(tmp_path, dtype="bf16"), model.contract, None, CPU)
+    rough = FlamingoFamily.restore(settings(tmp_path, dtype="bf16"), model.spec, None, CPU)
     assert torch.equal(rough.flamingo.lm_head.rnn.weight_ih_l0, model.flamingo.lm_head.rnn.weight_ih_l0)
     released = torch.load(tmp_path / "roboflamingo.pt", weights_only=True)["model_state_dict"]
     assert "module.lm_head.rnn.weight_ih_l0" in released
@@ -449,7 +449,7 @@ def test_a_window_of_one_is_refused_where_the_head_needs_more(mixture: MixtureFo
     narrow = replace(mixture, mixture=replace(mixture.mixture, window=1, stride=1))
     with pytest.raises(ConfigError, match="window: 12"):
         made(base, narrow)
-    assert made(base, narrow, flamingo={"head": "mlp"}).contract.window == 1
+    assert made(base, narrow, flamingo={"head": "mlp"}).spec.window == 1
 
 
 def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path) -> None:
