@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -5,8 +6,9 @@ import pytest
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.store import Index
-from oxe_curate.mixture.spec import Mixture, mixture_yaml, read_mixture, resolve
+from oxe_curate.mixture.spec import Mixture, MixtureEntry, mixture_yaml, read_mixture, resolve
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize.pipeline import TokenizeOptions
 
 WHOLE = """\
 name: bridge_rt_1
@@ -146,3 +148,15 @@ def test_nothing_is_skipped(chosen: Mixture, have: dict[str, Any], message: str)
         resolve(chosen, index(**have), "m.yaml")
     assert message in str(caught.value)
     assert str(caught.value).startswith("m.yaml: ")
+
+
+def test_what_a_mixture_does_not_say_means_the_same_in_every_release() -> None:
+    assert asdict(Mixture("m", (MixtureEntry("a", 1),))) == {
+        "name": "m", "texts": (), "seed": 0, "window": 1, "stride": 1, "chunk": 1, "bins": "openvla",
+        "validation": 0.05, "bounds": {"over": "kept", "low": 0.01, "high": 0.99},
+        "image": {"cameras": ("primary",), "size": None, "quality": 95},
+        "datasets": (
+            {"name": "a", "weight": 1, "recipe": None, "splits": ("train",), "swap_channels": None},
+        ),
+    }  # fmt: skip
+    assert TokenizeOptions().shard_bytes == 268_435_456  # decides how many shards there are, and so each row's place

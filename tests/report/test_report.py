@@ -17,7 +17,7 @@ from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
 from oxe_curate.index.store import Index
 from oxe_curate.report import write_report
-from oxe_curate.report.gather import gather_dataset
+from oxe_curate.report.gather import _choose, gather_dataset
 from oxe_curate.report.page import share
 from tests import bridge
 
@@ -201,3 +201,10 @@ def test_the_real_shard(shared: Path, tmp_path: Path):
     _, page = read(out)
     assert out.stat().st_size < 1 << 20
     assert "duplicate 25 50.0 %" in re.sub(r"\s+", " ", page.words)
+
+
+def test_example_episodes_are_the_same_in_every_release():
+    heap = []
+    for row in range(40):
+        _choose(heap, 4, f"bridge_dataset/1.0.0/train/00000/{row:05d}", "a", row)
+    assert sorted(row for _, _, row in heap) == [23, 27, 33, 37]
