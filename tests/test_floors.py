@@ -12,8 +12,8 @@ from tests import ROOT
 FLOORS = [
     {"errors"},
     {"episode", "config", "storage"},
-    {"progress"},
-    {"actions", "beam", "rlds", "registry", "ui"},
+    {"progress", "ui"},
+    {"actions", "beam", "rlds", "registry"},
     {"index"},
     {"filter"},
     {"mixture"},

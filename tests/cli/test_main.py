@@ -97,7 +97,7 @@ def test_nothing_kept_is_no_error_and_is_said(made: Path, tmp_path: Path) -> Non
     (tmp_path / "criteria.yaml").write_text("too_short: 99\n")
     done = oxe("filter", made / "in", "--out", tmp_path / "index", "--criteria", tmp_path / "criteria.yaml")
     assert done.returncode == 0
-    assert "bridge_dataset: nothing is kept." in done.stdout
+    assert "bridge_dataset: no episode is kept." in done.stdout
     assert re.search(r"too_short +10 +100\.0 %", done.stdout)
     done = oxe("tokenize", made / "m.yaml", "--index", tmp_path / "index", "--out", tmp_path / "out")
     assert done.returncode == 2
@@ -139,7 +139,7 @@ def test_an_internal_fault_is_exit_code_1_with_a_traceback_only_on_request(made:
     plain, debug = oxe("datasets", env=env), oxe("datasets", "--debug", env=env)
     assert plain.returncode == 1
     assert debug.returncode == 1
-    assert "internal fault: ZeroDivisionError: oh" in plain.stderr
+    assert "internal error: ZeroDivisionError: oh" in plain.stderr
     assert "Traceback" not in plain.stderr
     assert "Traceback" in debug.stderr
 

@@ -17,8 +17,9 @@ from oxe_curate.index.images import decode
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import TextEntry, read_mixture
 from oxe_curate.mixture.texts import open_text
+from oxe_curate.tokenize import show
 from oxe_curate.tokenize.pipeline import TokenizeOptions, TokenizeResult, run_tokenize
-from oxe_curate.ui import tables
+from oxe_curate.ui.tables import console
 from tests import bridge
 
 MIXTURE = "name: m\ndatasets: [{name: bridge_dataset, weight: 1}]\n"
@@ -309,14 +310,14 @@ def test_the_output_tells_of_texts_and_copies(index: Path, tmp_path: Path) -> No
     write(tmp_path / "vqa.parquet")
     text = "texts: [{name: vqa, path: vqa.parquet, weight: 1}]\nwindow: 3\nvalidation: 0"
     manifest = tokenize(index, tmp_path, text).manifest
-    screen = tables.console()
+    screen = console()
     with screen.capture() as capture:
-        screen.print(tables.tokenized(manifest))
+        screen.print(show.tokenized(manifest))
     shown = capture.get()
     assert "Image-text rows" in shown
     stored = manifest["frames"]["train"]["stored"]
     assert stored == int(samples.stored_frames(np.array([6] * 4), 3, 1).sum())
-    assert f"{stored} frames stored of 24 different ones: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
+    assert f"{stored} frames stored for 24 distinct frames: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
 
 
 def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
