@@ -1,4 +1,4 @@
-"""pyarrow.fs behind one door: local folders, gs:// and s3://.
+"""One interface to local folders, gs:// and s3://, on pyarrow.fs.
 
 A `Folder` is a picklable name; the file system behind it is opened once per process. Files are published whole
 (temporary name, then rename) so that a name that exists is complete.
@@ -10,7 +10,9 @@ import errno
 import functools
 import mmap
 import os
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from oxe_curate.errors import StorageError
 
 TEMPORARY = ".oxe-tmp-"
 """Marks a file that is still being written; `Folder.sweep` removes what a killed run left."""
+
+_CONNECT = 8.0  # seconds
 
 Buffer = memoryview
 
@@ -240,18 +244,41 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
 
 def _gcs(anonymous: bool) -> Any:
+    """Google Cloud Storage, with the credentials that are set up, if any."""
     adc = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or Path(
         os.environ.get("CLOUDSDK_CONFIG", Path.home() / ".config" / "gcloud"),
         "application_default_credentials.json",
     )
     endpoint = os.environ.get("STORAGE_EMULATOR_HOST")  # Google's own variable for a test server
     scheme, _, host = (endpoint or "").rpartition("://")
+    if not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        name, _, port = (host or "storage.googleapis.com").partition(":")
+        _check_reachable(name, int(port or (80 if scheme == "http" else 443)))
     return fs.GcsFileSystem(
         anonymous=anonymous or bool(endpoint) or not Path(adc).exists(),
         endpoint_override=host or None,
         scheme=scheme or ("http" if endpoint else None),
         retry_time_limit=None,
     )
+
+
+def _check_reachable(host: str, port: int, seconds: float = _CONNECT) -> None:
+    """Raise OSError at once where there is no route: Google's client would retry for a quarter of an hour."""
+    problem: list[OSError] = [TimeoutError(f"no answer within {seconds:.0f} s")]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=seconds).close()
+        except OSError as error:
+            problem[0] = error
+        else:
+            problem.clear()
+
+    thread = threading.Thread(target=connect, daemon=True)  # the name look-up has no time limit of its own
+    thread.start()
+    thread.join(seconds)
+    if problem:
+        raise OSError(f"cannot connect to {host}:{port} ({problem[0]}). Check the network; HTTPS_PROXY sets a proxy")
 
 
 def stderr_is_terminal() -> bool:
