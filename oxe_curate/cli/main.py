@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -230,6 +230,8 @@ def datasets(
     from oxe_curate import registry
 
     rows = registry.table(cards, verdict=verdict, role=camera, arms=arms, text=text)
+    if text and not rows:
+        _no_data_set(text, registry.table(cards))
     if as_json:
         print_json(rows)
         return
@@ -239,6 +241,16 @@ def datasets(
         typer.echo(show.datasets_markdown(rows))
     else:
         print_result(show.datasets_table(rows))
+
+
+def _no_data_set(text: str, known: list[dict[str, Any]]) -> None:
+    """Raise ConfigError with the closest name, or with the part of a name."""
+    from oxe_curate.errors import ConfigError, did_you_mean
+
+    names = {name for row in known for name in (row["name"], *row["aliases"])}
+    hint = did_you_mean(text, names | {part for name in names for part in name.split("_") if len(part) > 3})
+    closest = hint if hint.startswith("Did you mean") else "Try without the filters, or a part of the name."
+    raise ConfigError(f"no data set matches {text!r}. {closest}")
 
 
 @app.command("report")

@@ -81,7 +81,8 @@ def problems_text(found: Sequence[Problem], where: str) -> RenderableType:
         for problem in group:
             colour = "red" if problem.level == "error" else "yellow"
             place = f"{where}:{problem.line}" if problem.line else where
-            message = f"{place}: {problem.message.rstrip('.')}."
+            end = "" if problem.message.endswith((".", "?")) else "."
+            message = f"{place}: {problem.message}{end}"
             parts.append(Text.assemble((f"{problem.level}: ", f"bold {colour}"), message))
         parts.append(Text(f"  {group[0].advice}", "dim"))
     verdict = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"

@@ -111,9 +111,9 @@ def test_what_cards_say() -> None:
         ("name: m\ndatasets:\n  - name: viola\n    wieght: 1\n    weight: 1\n", 4, "Did you mean 'weight'"),
         ("name: m\ndatasets:\n  - name: viola\n", 3, "datasets.0.weight"),
         ("name: m\ndatasets: []\n", 2, "datasets is empty"),
-        ("name: m\nname: n\ndatasets: []\n", 2, "stands twice"),
+        ("name: m\nname: n\ndatasets: []\n", 2, "duplicate key"),
         (entries("viola") + "bounds: {low: 2}\n", 5, "bounds.low"),
-        ("", None, "expected keys and values"),
+        ("", None, "expected a mapping"),
     ],
 )
 def test_a_wrong_form_is_a_finding_with_a_line(text: str, line: int | None, words: str) -> None:

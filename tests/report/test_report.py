@@ -175,7 +175,7 @@ def test_an_index_that_keeps_nothing_and_one_that_keeps_everything(tmp_path: Pat
 
 
 def test_what_cannot_be_written_or_read_is_said(index: Index, tmp_path: Path):
-    with pytest.raises(StorageError, match="no such file or folder"):
+    with pytest.raises(StorageError, match="file or folder not found"):
         write_report(index.folder.uri, tmp_path / "missing" / "report.html", progress=False)
     with pytest.raises(ConfigError, match=r"no index\.json"):
         write_report(tmp_path / "missing", tmp_path / "report.html", progress=False)
