@@ -73,7 +73,7 @@ def test_errors_say_which_file_and_why(tmp_path: Path) -> None:
         Folder.of(tmp_path).publish_bytes("file/below", b"")
     with pytest.raises(StorageError, match=r"missing: file or folder not found"):
         Folder.of(tmp_path).read_bytes("missing")
-    with pytest.raises(StorageError, match=r"cannot read ftp://"):
+    with pytest.raises(StorageError, match=r"unknown scheme ftp://"):
         Folder.of("ftp://host/x").exists("y")
 
 
