@@ -12,7 +12,7 @@ from tests import ROOT
 FLOORS = [
     {"errors"},
     {"episode", "config", "storage"},
-    {"progress"},
+    {"outputs", "progress"},
     {"actions", "beam", "rlds", "registry", "ui"},
     {"index"},
     {"filter"},
