@@ -12,7 +12,7 @@ from tests import ROOT
 FLOORS = [
     {"errors"},
     {"episode", "config", "storage"},
-    {"progress", "ui"},
+    {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
     {"index"},
     {"filter"},
