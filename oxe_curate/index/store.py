@@ -259,6 +259,11 @@ def read_table(out: Folder, path: str, columns: Sequence[str] | None = None) -> 
         raise DataError(f"{out}/{path}: damaged ({error}). Delete it and run filter again.") from None
 
 
+def split_of(path: str) -> str:
+    """Return the split that an index file belongs to."""
+    return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]
+
+
 def shard_files(index: Folder, dataset: str) -> list[str]:
     """The index files of one data set (all versions and splits), sorted."""
     return [name for name, is_folder, _ in index.list(dataset, recursive=True) if name.endswith(".parquet")]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oxe_curate import registry
-from oxe_curate.index.store import Index, read_index_meta
+from oxe_curate.index.query import count_kept
+from oxe_curate.index.store import Index
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.registry.card import DatasetCard
 
@@ -87,13 +88,7 @@ def _published_episodes(card: DatasetCard) -> int | None:
 
 
 def _kept(index: Index, dataset: str, summary: dict[str, Any], splits: tuple[str, ...]) -> tuple[int, int]:
-    """Kept episodes and steps of some splits; the files' footers are read only where the index holds others too."""
+    """Kept episodes and steps of some splits; the index files are scanned only if the index has other splits too."""
     if {split.split("[")[0] for split in summary["splits"]} <= set(splits):
         return summary["kept"], summary["steps_kept"]
-    episodes = steps = 0
-    for path in index.files(dataset):
-        if path.rsplit("/", 1)[-1].split("-")[0] in splits:
-            counted = read_index_meta(index.folder, path)["summary"]
-            episodes += counted["kept"]
-            steps += counted["steps_kept"]
-    return episodes, steps
+    return count_kept(index, dataset, splits)

@@ -127,7 +127,7 @@ def test_a_run_killed_while_it_rewrites_others_loses_nothing(twins, tmp_path, mo
     out, keep = tmp_path / "index", Criteria(duplicate=True)
     run(source, out, keep, cards=cards, datasets=("bridge_dataset",))
     with monkeypatch.context() as patch:
-        patch.setattr(across, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(across, "apply_changes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, out, keep, cards=cards, datasets=("twin",))
     assert not (out / INDEX_JSON).exists()  # it would vouch for files that are about to change
