@@ -31,7 +31,8 @@ from oxe_curate.filter.screen import ACROSS, Criteria
 from oxe_curate.filter.tasks import lost_tasks
 from oxe_curate.index import duplicates, query
 from oxe_curate.index.episodes import Episode
-from oxe_curate.index.store import Index, IndexRow, Summary, read_index_meta, split_of, write_index_json, write_shard
+from oxe_curate.index.index_json import DatasetEntry, IndexJson, Summary
+from oxe_curate.index.store import Index, IndexRow, read_index_meta, split_of, write_shard
 from oxe_curate.mixture.sampling import episode_hashes
 from oxe_curate.mixture.survey import sample_episodes
 from oxe_curate.storage import Folder
@@ -57,9 +58,11 @@ def make_index(folder: Folder) -> None:
         for (dataset, _, _), summary in zip(shards, summaries, strict=True):
             if dataset == name:
                 total.add(summary)
-        facts = {"version": "1.0.0", "card": "bridge_orig", "recipe": "openvla", "verdict": "pass"}
-        datasets[name] = {**facts, "splits": list(SPLITS), "frames": "span", "seconds": 0.0, **vars(total)}
-    write_index_json(folder, {"source": "/nowhere", "criteria": {}, "datasets": datasets})
+        datasets[name] = DatasetEntry(
+            version="1.0.0", card="bridge_orig", recipe="openvla", verdict="pass", splits=tuple(SPLITS),
+            frames="span", seconds=0.0, summary=total,
+        )  # fmt: skip
+    IndexJson(source="/nowhere", criteria={}, datasets=datasets).finish(folder)
 
 
 def _write(folder: Folder, name: str, split: str, number: int) -> Summary:
@@ -85,7 +88,7 @@ def _write(folder: Folder, name: str, split: str, number: int) -> Summary:
                 trajectory=trajectory, frames={}, spans={"primary": (record * 10_000 + 100, 8000)}, control_hz=5.0,
             )
         )  # fmt: skip
-    summary = Summary.of(rows)
+    summary = Summary.count((row.num_steps, row.reason) for row in rows)
     write_shard(folder, f"{name}/1.0.0/{split}-{number:05d}-of-{SPLITS[split]:05d}.parquet", rows, summary, "")
     return summary
 

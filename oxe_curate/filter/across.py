@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from oxe_curate.filter.screen import ACROSS, Criteria
 from oxe_curate.index import duplicates, query
-from oxe_curate.index.store import SCHEMA, Summary, read_index_meta, read_table, shard_files, split_of, write_table
+from oxe_curate.index.index_json import Summary
+from oxe_curate.index.store import SCHEMA, read_index_meta, read_table, shard_files, split_of, write_table
 from oxe_curate.storage import Folder
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
         kind = pl.when(pl.Series(near)).then(pl.lit("near_duplicate")).otherwise(pl.lit("duplicate"))
         frame = frame.with_columns(pl.when(pl.Series(copies)).then(kind).otherwise("decided").alias("decided"))
     frame = frame.with_columns(_names(out, rows, original).alias("copy_of"), pl.Series("original", original))
-    differs = pl.col("reason").ne_missing("decided") | pl.col("duplicate_of").ne_missing("copy_of")
+    differs = pl.col("reason").ne_missing(pl.col("decided")) | pl.col("duplicate_of").ne_missing(pl.col("copy_of"))
     changed = frame.filter(differs.any().over("file"))
     # train splits come first, so an original in one has a low position
     in_train = frame.filter(pl.col("file").is_in([path for path in files if split_of(path) == "train"])).height

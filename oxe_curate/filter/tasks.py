@@ -41,6 +41,6 @@ def lost_tasks(index: Index) -> dict[str, list[str]]:
     """
     lost = {}
     for name, entry in index.datasets.items():
-        if 0 < entry["kept"] < entry["seen"] and (texts := count_tasks(index, name).lost):
+        if 0 < entry.summary.kept < entry.summary.seen and (texts := count_tasks(index, name).lost):
             lost[name] = texts
     return lost

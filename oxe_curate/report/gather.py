@@ -196,14 +196,14 @@ def _joined(
 
 
 def _actions(index: Index, dataset: str, tick: Tick) -> Actions | None:
-    entry = index.datasets[dataset]
+    summary = index.datasets[dataset].summary
     stream = _Stream(index, dataset, kept_only=False, tick=tick)
     if not any(len(action) for action in stream):
         return None
     seen, _ = summarize(stream)
     kept = None
-    if entry["kept"]:
-        kept = seen if entry["kept"] == entry["seen"] else summarize(_Stream(index, dataset, True, tick))[0]
+    if summary.kept:
+        kept = seen if summary.kept == summary.seen else summarize(_Stream(index, dataset, True, tick))[0]
     edges = [_edges(seen, dimension) for dimension in range(7)]
     counts = np.zeros((2, 7, _BINS), np.int64)
     for action, keep in stream.pairs():

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from oxe_curate.index.store import Summary
+from oxe_curate.index.index_json import Summary
 
 AXES = ("x mm", "y mm", "z mm", "roll °", "pitch °", "yaw °", "gripper")
 

@@ -73,7 +73,7 @@ def test_every_column_of_the_schema_can_be_read(index: Index) -> None:
 
 def test_kept_episodes_and_steps_are_counted_by_split(index: Index) -> None:
     entry = index.datasets["bridge_dataset"]
-    assert count_kept(index, "bridge_dataset", ["train", "val"]) == (entry["kept"], entry["steps_kept"])
+    assert count_kept(index, "bridge_dataset", ["train", "val"]) == (entry.summary.kept, entry.summary.steps_kept)
     assert count_kept(index, "bridge_dataset", ["val"]) == (2, 12)
     assert count_kept(index, "bridge_dataset", []) == (0, 0)
 
