@@ -10,7 +10,7 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
-    {"errors"},
+    {"arrays", "errors", "lru"},
     {"episode", "config", "storage"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},

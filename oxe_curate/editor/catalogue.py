@@ -35,12 +35,13 @@ class Catalogue:
 
     Args:
         index: the opened index; None: sizes are the published ones, and there are no frames.
-        cards: a folder of the user's own cards.
+        cards: a folder of the user's own cards; default: the folder that filter was given.
     """
 
     def __init__(self, index: Index | None, cards: Path | None = None) -> None:
-        self.index, self.cards = index, cards
-        self._members = members.Catalogue(index, cards)
+        self.index = index
+        self.cards = index.find_cards(cards) if index else cards
+        self._members = members.Catalogue(index, self.cards)
         self._found: dict[tuple[str, tuple[str, ...]], Member | str] = {}  # a member, or why there is none
 
     def member(self, name: str, splits: tuple[str, ...] = ("train",)) -> Member:
@@ -152,6 +153,6 @@ class Catalogue:
 
 def starting_text(name: str, index: Index | None) -> str:
     """A mixture to begin with, where there is no file yet: what the index keeps, at weight 1."""
-    kept = [dataset for dataset, summary in index.datasets.items() if summary["kept"]] if index else []
+    kept = [dataset for dataset, entry in index.datasets.items() if entry.summary.kept] if index else []
     rows = "".join(f"  - name: {dataset}\n    weight: 1.0\n" for dataset in kept)
     return f"name: {name}\nseed: 0\ndatasets:{chr(10) + rows if rows else ' []' + chr(10)}"

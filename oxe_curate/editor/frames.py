@@ -5,8 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import io
-import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from oxe_curate.index import images
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.store import Index
+from oxe_curate.lru import LruCache
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, resolve
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.remote import open_shard
 from oxe_curate.storage import Folder
 
 HEIGHTS = (72, 144, 288)
@@ -52,9 +52,7 @@ class FrameViewer:
 
     def __init__(self, catalogue: Catalogue, index: Index) -> None:
         self._catalogue, self._index = catalogue, index
-        self._pictures: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._pictures: LruCache[bytes] = LruCache(_CACHE_BYTES)
 
     def picture(
         self, dataset: str, role: str, file: int, row: int, step: int, height: int, swap: bool | None = None
@@ -73,11 +71,16 @@ class FrameViewer:
         Raises:
             ConfigError: there is no such frame. DataError: it cannot be decoded.
         """
-        key = (dataset, role, file, row, step, height, swap)
-        with self._lock:
-            if key in self._pictures:
-                self._pictures.move_to_end(key)
-                return self._pictures[key]
+
+        def make() -> tuple[bytes, int]:
+            picture = self._picture(dataset, role, file, row, step, height, swap)
+            return picture, len(picture)
+
+        return self._pictures.get((dataset, role, file, row, step, height, swap), make)
+
+    def _picture(
+        self, dataset: str, role: str, file: int, row: int, step: int, height: int, swap: bool | None
+    ) -> bytes:
         if height not in HEIGHTS:
             raise ConfigError(f"a picture is {HEIGHTS} pixels high")
         card = self._catalogue.card(dataset)
@@ -89,13 +92,7 @@ class FrameViewer:
             pixels = images.decode(data)
         except ValueError as error:
             raise DataError(f"{dataset}: this frame cannot be decoded ({error})") from None
-        picture = _thumbnail(pixels[:, :, ::-1] if swap else pixels, height)
-        with self._lock:
-            self._pictures[key] = picture
-            self._bytes += len(picture)
-            while self._bytes > _CACHE_BYTES:
-                self._bytes -= len(self._pictures.popitem(last=False)[1])
-        return picture
+        return _thumbnail(pixels[:, :, ::-1] if swap else pixels, height)
 
     def thumbnail(self, dataset: str, height: int) -> bytes:
         """A frame from the middle of a kept episode. Raises ConfigError if there is none."""
@@ -157,7 +154,7 @@ class FrameViewer:
         return {
             "dimensions": dimensions,
             "steps": {dataset: len(values) for dataset, values in actions.items()},
-            "all": {dataset: self._index.datasets[dataset]["steps_kept"] for dataset in datasets},
+            "all": {dataset: self._index.datasets[dataset].summary.steps_kept for dataset in datasets},
         }
 
     def next_samples(self, mixture: Mixture, where: str, offset: int, count: int) -> dict[str, Any]:
@@ -226,13 +223,9 @@ class FrameViewer:
         frames, source = episode.frames.get(role), self._index.source
         if frames is None or len(frames) == 0:
             span = episode.spans[role]
-            if source.is_local:
-                buffer = source.map(episode.shard)
-            else:
-                remote = RemoteShard(source, episode.shard)
-                remote.ensure(*span)
-                buffer = remote.buffer
-            frames = locate(buffer, span, episode.source_steps, role)[episode.frame_index]
+            shard = open_shard(source, episode.shard)
+            shard.prefetch(*span)
+            frames = locate(shard.buffer, span, episode.source_steps, role)[episode.frame_index]
         offset, length = frames[step].tolist()
         return source.read_bytes(episode.shard, offset, length)
 

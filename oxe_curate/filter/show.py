@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from oxe_curate.filter.tasks import lost_tasks
-from oxe_curate.index.store import Index, Summary
+from oxe_curate.index.index_json import Summary
+from oxe_curate.index.store import Index
 from oxe_curate.ui.tables import ResultTable, counted, share
 
 

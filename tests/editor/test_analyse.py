@@ -252,7 +252,7 @@ def test_histograms_have_the_bounds_and_the_clipped_share(frames, index):
             assert series["low"] <= series["high"]
     assert found["dimensions"][0]["series"][0]["clipped"] == pytest.approx(0.1, abs=0.02)
     assert found["dimensions"][6]["series"][0]["clipped"] is None
-    assert found["steps"]["jaco_play"] == index.datasets["jaco_play"]["steps_kept"]
+    assert found["steps"]["jaco_play"] == index.datasets["jaco_play"].summary.steps_kept
 
 
 def test_details(frames):

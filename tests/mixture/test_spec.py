@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.index.index_json import DatasetEntry, Summary
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.spec import Mixture, MixtureEntry, mixture_yaml, read_mixture, resolve
 from oxe_curate.storage import Folder
@@ -96,8 +97,13 @@ def test_an_empty_mixture_and_a_missing_file(tmp_path: Path) -> None:
 
 
 def index(**datasets: Any) -> Index:
-    entry = {"card": None, "recipe": "openvla", "kept": 3, "dropped": {}, "splits": ["train", "val"]}
-    return Index(Folder("/i"), Folder("/s"), {n: {**entry, **d} for n, d in datasets.items()}, {})
+    facts = {"version": "1.0.0", "card": None, "recipe": "openvla", "verdict": "pass", "frames": "span", "seconds": 0.0}
+    entries = {}
+    for name, changes in datasets.items():
+        summary = Summary(**{"kept": 3, **{key: changes[key] for key in ("kept", "dropped") if key in changes}})
+        own = {key: value for key, value in changes.items() if key not in ("kept", "dropped")}
+        entries[name] = DatasetEntry(**{**facts, "splits": ("train", "val"), **own}, summary=summary)
+    return Index(Folder("/i"), Folder("/s"), entries, {})
 
 
 BRIDGE = {"card": "bridge_orig"}
