@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        children.tell(measure(args.one, args.heads, args.tiny))
+        children.send_rows(measure(args.one, args.heads, args.tiny))
         return
     options = ["--heads", *args.heads, *(["--tiny"] if args.tiny else [])]
     children.run_all(

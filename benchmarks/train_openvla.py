@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        children.tell(measure(args.one, args.tiny))
+        children.send_rows(measure(args.one, args.tiny))
         return
     options = ["--tiny"] if args.tiny else []
     children.run_all(
