@@ -68,13 +68,13 @@ def measure(kind: str, heads: list[str], tiny: bool) -> Any:
     import torch
 
     from oxe_curate.train.models.roboflamingo.config import HeadSpec
-    from oxe_curate.train.models.roboflamingo.synthetic import random_model
+    from oxe_curate.train.models.roboflamingo.synthetic import random_flamingo
 
     torch.manual_seed(0)
     device = torch.device("cpu" if tiny else "cuda")
     reference = kind.endswith("reference")
     dtype = torch.float32 if reference else torch.bfloat16
-    net = random_model("tiny" if tiny else kind[:2], device, dtype)  # type: ignore[arg-type]
+    net = random_flamingo("tiny" if tiny else kind[:2], device, dtype)  # type: ignore[arg-type]
     if reference:
         write_attention_out()
     variants = (("float32", False, False),) if reference else VARIANTS

@@ -239,7 +239,7 @@ def layers(policy, kind):
 def test_a_policy_with_a_memory_from_shards_to_http(bridge, tmp_path):
     from oxe_curate.train.config import FlamingoConfig
     from oxe_curate.train.loop.run import run_training
-    from oxe_curate.train.models.roboflamingo.synthetic import write_base
+    from tests.train.models.roboflamingo.bases import write_base
 
     text = (bridge / "mixture.yaml").read_text() + "window: 4\nstride: 2\n"
     (tmp_path / "windows.yaml").write_text(text)

@@ -11,8 +11,8 @@ from typing import Any
 
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, shape_of_transformers
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead, MLPHead
+from oxe_curate.train.models.roboflamingo.vit import ClipShape
 
 CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "vision", "language"
 MODEL_TYPE = "roboflamingo"
@@ -132,7 +132,7 @@ def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
     file = folder / VISION / CONFIG
     if not file.is_file():
         raise ConfigError(f"{file}: is missing; put a Hugging Face CLIP model into {VISION}/")
-    return shape_of_transformers(json.loads(file.read_text(encoding="utf-8")))
+    return ClipShape.from_transformers(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.train.models.base import Controller
-from oxe_curate.train.models.roboflamingo.clip_vit import normalise
 from oxe_curate.train.models.roboflamingo.collate import FlamingoPrompter
 from oxe_curate.train.models.roboflamingo.heads import POSE
 from oxe_curate.train.models.roboflamingo.net import Flamingo
+from oxe_curate.train.models.roboflamingo.vit import normalize_images
 
 
 def as_actions(pose: torch.Tensor, gripper: torch.Tensor, chunk: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ class FlamingoController(Controller):
         """See `Controller.act`; `proprio` is not looked at."""
         net, device = self._net, self._net.perceiver.latents.device
         ids = torch.tensor([self._prompter.robot(instruction)], device=device)
-        pixels = normalise(torch.from_numpy(np.array(images)).to(device))
+        pixels = normalize_images(torch.from_numpy(np.array(images)).to(device))
         with self._autocast():
             tokens = net.look(pixels).unsqueeze(0)
             if net.history:  # the whole window at once; before the first frame there is the first frame

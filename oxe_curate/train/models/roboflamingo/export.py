@@ -21,6 +21,7 @@ from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.roboflamingo.config import CONFIG, LANGUAGE, MODEL_TYPE, WEIGHTS
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead
 from oxe_curate.train.models.roboflamingo.model import tokenizer
+from oxe_curate.train.models.roboflamingo.names import to_published
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 
 RELEASED = "roboflamingo.pt"
@@ -49,10 +50,12 @@ def export_flamingo(
         if adapted:
             return  # the released code knows no LoRA
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-    weights = {  # what was trained keeps its float32
-        name: (value if name in trained else value.to(dtype)).contiguous()
-        for name, value in merged_state(net, None).items()
-    }
+    weights = to_published(
+        {  # what was trained keeps its float32
+            name: (value if name in trained else value.to(dtype)).contiguous()
+            for name, value in merged_state(net, None).items()
+        }
+    )
     if adapted:  # LoRA has changed the decoder, so the released code needs that too
         trained |= {name for name in weights if ".decoder_layer." in name}
     released = {f"module.{name}": weights[name].float() for name in sorted(trained & set(weights))}
@@ -73,7 +76,7 @@ def _config(net: Flamingo, spec: PolicySpec) -> dict[str, Any]:
         "cross_attn_every_n_layers": net.every,
         "media_token_id": net.media_token,
         "window": net.window,
-        "vision": asdict(net.vision_encoder.visual.shape),
+        "vision": asdict(net.vision_encoder.shape),
         "language": language,
         "head": _head(net.lm_head, net.history),
         "features": "last-input" if net.early else "final",
@@ -88,5 +91,5 @@ def _head(head: Head, history: bool) -> dict[str, Any]:
     if isinstance(head, LSTMHead):
         return {"kind": "lstm", **common, "layers": head.rnn.num_layers}
     if isinstance(head, GPTHead):
-        return {"kind": "gpt", **common, "layers": len(head.gpt.h), "heads": head.gpt.h[0].attn.heads}
+        return {"kind": "gpt", **common, "layers": head.gpt.config.n_layer, "heads": head.gpt.config.n_head}
     return {"kind": "mlp", **common, "history": history}

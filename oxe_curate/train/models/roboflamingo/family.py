@@ -26,7 +26,6 @@ from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.base import Family, PolicySpec
 from oxe_curate.train.models.openvla.prompt import IGNORE
 from oxe_curate.train.models.roboflamingo import export as flamingo_export
-from oxe_curate.train.models.roboflamingo.clip_vit import MEAN, STD, normalise
 from oxe_curate.train.models.roboflamingo.collate import FlamingoCollator, FlamingoPrompter
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
 from oxe_curate.train.models.roboflamingo.control import FlamingoController, as_actions
@@ -35,6 +34,7 @@ from oxe_curate.train.models.roboflamingo.model import EMBEDDINGS, build_flaming
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 from oxe_curate.train.models.roboflamingo.policy_loss import policy_losses
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache
+from oxe_curate.train.models.roboflamingo.vit import MEAN, STD, normalize_images
 
 WEIGHT_DECAY = 0.1
 """Of the cross-attention's matrices; everything else has none."""
@@ -62,7 +62,7 @@ class FlamingoFamily(Family):
         if config.flamingo.cache_vision:
             world = int(os.environ.get("WORLD_SIZE", "1"))
             limit = int(config.flamingo.cache_gib * 2**30)
-            cache = VisionCache.open(Path(config.run) / CACHE, _plain(net).vision_encoder.visual, limit, world)
+            cache = VisionCache.open(Path(config.run) / CACHE, _plain(net).vision_encoder, limit, world)
         return cls(net, config, spec, bool(mixture.shards("text")), cache)
 
     @classmethod
@@ -200,7 +200,7 @@ class FlamingoFamily(Family):
     def _pixels(self, images: Tensor, random: Tensor, sample: Tensor) -> Tensor:
         """Normalised pixels; augmented in training, all frames of a window alike."""
         if not (self.training and self._config.augment):
-            return normalise(images)
+            return normalize_images(images)
         mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
         return (augment(images, random[sample]) - mean) / std
 
@@ -208,7 +208,7 @@ class FlamingoFamily(Family):
         """float32 (m,): each image-text sample's mean cross-entropy over its learned tokens."""
         net = self.flamingo
         # never augmented: colours and places are what captions speak of
-        latents = net.resample(net.look(normalise(batch["text_images"])).unsqueeze(1))
+        latents = net.resample(net.look(normalize_images(batch["text_images"])).unsqueeze(1))
         hidden = net.read(batch["text_ids"], batch["text_mask"], latents)
         labels = batch["text_labels"][:, 1:]
         row, place = (labels != IGNORE).nonzero(as_tuple=True)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import abc
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from oxe_curate.train.models.roboflamingo.gpt import GPT
 
 POSE = 6
 """Numbers of an action that are not the gripper."""
@@ -218,7 +217,7 @@ class GPTHead(Head):
         super().__init__(in_features, hidden, window, chunk)
         if hidden % heads:
             raise ValueError(f"a GPT head of width {hidden} cannot have {heads} attention heads: choose a multiple")
-        self.gpt = GPT(hidden, layers, heads, window, dropout)
+        self.gpt = _gpt2(hidden, layers, heads, window, dropout)
         self.fc = nn.Linear(in_features, hidden) if hidden != in_features else nn.Identity()
 
     def pool(self, features: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -227,4 +226,26 @@ class GPTHead(Head):
 
     def mix(self, pooled: Tensor) -> Tensor:
         """Causal attention; positions count from the window's first step."""
-        return self.gpt(pooled)
+        mixed: Tensor = self.gpt(inputs_embeds=pooled, use_cache=False).last_hidden_state
+        return mixed
+
+
+def _gpt2(width: int, layers: int, heads: int, positions: int, dropout: float) -> Any:
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(
+        vocab_size=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=positions,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        use_cache=False,
+    )
+    model = GPT2Model(config)
+    del model.wte  # inputs are vectors, and data-parallel training refuses a weight without a gradient
+    return model

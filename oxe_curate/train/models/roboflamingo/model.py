@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from oxe_curate.errors import ConfigError
 from oxe_curate.storage import stderr_is_terminal
 from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipViT, from_transformers
 from oxe_curate.train.models.roboflamingo.config import END, IMAGE, LANGUAGE, VISION, WEIGHTS, FlamingoSpec, HeadSpec
-from oxe_curate.train.models.roboflamingo.names import published, read_weights
+from oxe_curate.train.models.roboflamingo.names import TOWER, published, read_weights
 from oxe_curate.train.models.roboflamingo.net import Flamingo, layers_path
+from oxe_curate.train.models.roboflamingo.vit import ClipTower, from_transformers
 from oxe_curate.train.models.weights import Checkpoint, skeleton
 
 _HEAD = ("lm_head.", "frame_embs")
@@ -89,7 +89,7 @@ def build_flamingo(
     state = published(found, layers_path(language))
     wanted = head or spec_of_head(state, spec.head) or spec.head or HeadSpec()
     net = Flamingo(
-        ClipViT(spec.vision),
+        ClipTower(spec.vision),
         language,
         wanted.build(language.config.hidden_size),
         spec.every,
@@ -109,9 +109,9 @@ def build_flamingo(
         raise ConfigError(f"{file or folder}: {what}. Train one on this base first.")
     if not fits:
         state = {name: value for name, value in state.items() if name not in stored}
-    if not any(name.startswith("vision_encoder.") for name in state):
+    if not any(name.startswith(TOWER) for name in state):
         tower = dict(Checkpoint.open(folder / VISION).read())
-        state |= {f"vision_encoder.visual.{name}": value for name, value in from_transformers(tower).items()}
+        state |= {TOWER + name: value for name, value in from_transformers(tower).items()}
 
     def allowed(name: str) -> bool:
         """Whether a weight may be missing from the file."""

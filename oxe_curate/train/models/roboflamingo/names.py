@@ -7,19 +7,23 @@ The names used here are the ones that all of them share: `perceiver.*`, `lang_en
 - the same cross-attention also as `lang_encoder.gated_cross_attn_layers.<i>.*`, the same decoder layers also as
   `lang_encoder.old_decoder_blocks.<i>.*`, the same head also as `action_head.*`;
 - the first MPT ("mosaic_gpt") calls its layers `ln_1`, `mlp.mlp_up`, ... instead of `norm_1`, `ffn.up_proj`, ...;
+- CLIP as open_clip names it, where the network holds transformers' `CLIPVisionModel`;
 - constants (attention masks) saved as weights; CLIP's unused final norm, projection and text tower.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from oxe_curate.errors import ConfigError, CorruptError
+from oxe_curate.train.models.roboflamingo.vit import from_open_clip, to_open_clip
+
+TOWER = "vision_encoder.visual."
 
 _UNUSED = re.compile(
     r"vision_encoder\.(?!visual\.)|vision_encoder\.visual\.(ln_post\.|proj$)|lm_head\.gpt\.h\.\d+\.attn\.(bias|masked_bias)$"
@@ -57,8 +61,21 @@ def published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
                 duplicates["lm_head." + name.removeprefix("action_head.")] = value
             else:
                 out[_modern(name, layers)] = value
-    merged = duplicates | out
-    return {name: value for name, value in merged.items() if not _UNUSED.match(name)}
+    merged = {name: value for name, value in (duplicates | out).items() if not _UNUSED.match(name)}
+    return _rename_tower(merged, from_open_clip)
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights by the names that `published` reads, which are those of OpenFlamingo's checkpoints."""
+    return _rename_tower(state, to_open_clip)
+
+
+def _rename_tower(
+    state: Mapping[str, Tensor], rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    tower = {name.removeprefix(TOWER): value for name, value in state.items() if name.startswith(TOWER)}
+    rest = {name: value for name, value in state.items() if not name.startswith(TOWER)}
+    return rest | {TOWER + name: value for name, value in rename(tower).items()}
 
 
 def _modern(name: str, layers: str) -> str:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipViT
 from oxe_curate.train.models.roboflamingo.heads import POSE, Head
 from oxe_curate.train.models.roboflamingo.policy_loss import policy_losses
 from oxe_curate.train.models.roboflamingo.resampler import GatedCrossAttention, PerceiverResampler
+from oxe_curate.train.models.roboflamingo.vit import ClipTower
 
 LAYERS = ("transformer.blocks", "gpt_neox.layers", "model.decoder.layers", "model.layers", "transformer.h")
 """Where decoders keep their layers: MPT, GPT-NeoX (RedPajama, Pythia), OPT, Llama and its kin, GPT-J."""
@@ -108,14 +108,6 @@ def _rows(value: Any, which: Tensor) -> Any:
     return value[which] if isinstance(value, Tensor) and value.shape[0] > 1 else value
 
 
-class _VisionEncoder(nn.Module):
-    """Holds the tower under open_clip's name."""
-
-    def __init__(self, visual: ClipViT) -> None:
-        super().__init__()
-        self.visual = visual
-
-
 class FlamingoOutput(dict[str, Tensor]):
     """A pass's results by name, also as attributes: clip_tokens, latents, last_hidden, pose, gripper, losses."""
 
@@ -142,7 +134,7 @@ class Flamingo(nn.Module):
 
     def __init__(
         self,
-        vision: ClipViT,
+        vision: ClipTower,
         language: nn.Module,
         head: Head,
         every: int,
@@ -155,7 +147,7 @@ class Flamingo(nn.Module):
     ) -> None:
         super().__init__()
         width = vision.shape.width
-        self.vision_encoder = _VisionEncoder(vision)
+        self.vision_encoder = vision
         self.perceiver = PerceiverResampler(width, resampler_depth, latents)
         self.lang_encoder = language
         self.lm_head = head
@@ -188,7 +180,8 @@ class Flamingo(nn.Module):
     @torch.no_grad()
     def look(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (n, 3, S, S) -> tokens (n, v, width) of the frozen tower."""
-        return self.vision_encoder.visual(pixels)
+        tokens: Tensor = self.vision_encoder(pixels)
+        return tokens
 
     def resample(self, tokens: Tensor) -> Tensor:
         """Tokens (n, C, v, width) of C cameras -> latents (n, C * m, width), camera by camera."""

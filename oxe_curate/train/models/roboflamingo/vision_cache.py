@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipViT
+from oxe_curate.train.models.roboflamingo.vit import ClipTower, to_open_clip
 
 DESCRIPTION = "cache.json"
 KEY = 16
@@ -63,7 +63,7 @@ class VisionCache:
     _error: OSError | None = None
 
     @classmethod
-    def open(cls, folder: Path, tower: ClipViT, limit: int, world: int = 1) -> VisionCache:
+    def open(cls, folder: Path, tower: ClipTower, limit: int, world: int = 1) -> VisionCache:
         """Open or begin a cache of a tower's tokens.
 
         Args:
@@ -76,7 +76,7 @@ class VisionCache:
             ConfigError: the folder's entries were made by another tower, in another type or with other preprocessing.
             StorageError: the folder cannot be written.
         """
-        dtype = tower.conv1.weight.dtype
+        dtype = tower.dtype
         shape = (tower.shape.tokens, tower.shape.width)
         told = {
             "tower": fingerprint(tower),
@@ -178,10 +178,10 @@ class VisionCache:
         self.__init__(*(state[name] for name in ("folder", "shape", "dtype", "limit", "world", "_free")))  # type: ignore[misc]
 
 
-def fingerprint(tower: ClipViT) -> str:
+def fingerprint(tower: ClipTower) -> str:
     """SHA-256 over a tower's weights and shape."""
     digest = hashlib.sha256(repr(tower.shape).encode())
-    for name, value in sorted(tower.state_dict().items()):
+    for name, value in sorted(to_open_clip(tower.visual.state_dict()).items()):
         digest.update(name.encode())
         digest.update(value.detach().to("cpu").contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -27,9 +27,9 @@ from oxe_curate.train.loop.run import run_training
 from oxe_curate.train.models.base import family
 from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
 from oxe_curate.train.models.roboflamingo.model import load_model
-from oxe_curate.train.models.roboflamingo.synthetic import write_base
 from tests import ROOT
 from tests.train import mixtures
+from tests.train.models.roboflamingo.bases import write_base
 
 torch.set_num_threads(1)
 WINDOW, CHUNK, CPU = 4, 2, torch.device("cpu")

@@ -11,11 +11,17 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, ClipViT, from_transformers, shape_of_transformers
 from oxe_curate.train.models.roboflamingo.heads import LSTMHead, MLPHead
 from oxe_curate.train.models.roboflamingo.model import load_model
-from oxe_curate.train.models.roboflamingo.names import published, read_weights
+from oxe_curate.train.models.roboflamingo.names import published, read_weights, to_published
 from oxe_curate.train.models.roboflamingo.net import Flamingo, freeze
+from oxe_curate.train.models.roboflamingo.vit import (
+    ClipShape,
+    ClipTower,
+    from_open_clip,
+    from_transformers,
+    to_open_clip,
+)
 
 torch.set_num_threads(1)
 HUGGING_FACE = {
@@ -44,7 +50,7 @@ def tiny(kind: str = "mpt", every: int = 2, head=None, history: bool = False) ->
     config = transformers.AutoConfig.for_model(kind, **DECODERS[kind], pad_token_id=0, bos_token_id=1, eos_token_id=2)
     language = transformers.AutoModelForCausalLM.from_config(config)
     head = head or LSTMHead(32, window=3, hidden=16, layers=1)
-    net = Flamingo(ClipViT(SHAPE), language, head, every, IMAGE, 3, resampler_depth=1, latents=4, history=history)
+    net = Flamingo(ClipTower(SHAPE), language, head, every, IMAGE, 3, resampler_depth=1, latents=4, history=history)
     for layer in net.layers:
         if layer.gated_cross_attn_layer is not None:
             layer.gated_cross_attn_layer.attn_gate.data.fill_(0.7)
@@ -107,22 +113,36 @@ def test_golden_weights_by_their_names(golden, shared: Path) -> None:
         "vision_encoder.visual.ln_post.bias",
         "vision_encoder.visual.proj",
     }
-    assert set(stored) - unused == set(net.state_dict()) - {"lang_encoder.lm_head.weight"}
+    own = to_published(net.state_dict())
+    assert set(stored) - unused == set(own) - {"lang_encoder.lm_head.weight"}
+    for name in set(stored) - unused:
+        assert torch.equal(own[name], stored[name].double()), name
 
 
-def test_vision_equals_transformers() -> None:
-    config = transformers.CLIPVisionConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=14, image_size=28, intermediate_size=32
-    )
+def test_vision_tower_gives_the_last_blocks_patch_tokens() -> None:
     torch.manual_seed(0)
-    theirs = transformers.CLIPVisionModel(config).eval()
-    assert shape_of_transformers(config.to_dict()) == SHAPE
-    ours = ClipViT(SHAPE)
-    state = {k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in theirs.state_dict().items()}
-    ours.load_state_dict(from_transformers(state))
+    theirs = transformers.CLIPVisionModel(ClipTower(SHAPE).visual.config).eval()
+    assert ClipShape.from_transformers(theirs.config.to_dict()) == SHAPE
     pixels = torch.randn(3, 3, 28, 28)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(pixels), theirs(pixels).last_hidden_state[:, 1:], atol=1e-5, rtol=0)
+    for prefix in ("", "vision_model."):  # as transformers saves CLIPVisionModel now, and as CLIP was published
+        ours = ClipTower(SHAPE)
+        ours.visual.load_state_dict(
+            from_transformers({prefix + name: value for name, value in theirs.state_dict().items()})
+        )
+        with torch.no_grad():
+            torch.testing.assert_close(ours(pixels), theirs(pixels).last_hidden_state[:, 1:])
+
+
+def test_open_clip_names_of_the_vision_tower() -> None:
+    state = ClipTower(SHAPE).visual.state_dict()
+    renamed = to_open_clip(state)
+    assert renamed["transformer.resblocks.1.attn.in_proj_weight"].shape == (48, 16)
+    assert {name for name in renamed if "resblocks" not in name} == {
+        "class_embedding", "conv1.weight", "ln_pre.bias", "ln_pre.weight", "positional_embedding"
+    }  # fmt: skip
+    back = from_open_clip(renamed)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.adapters import needs_quantized, quantize
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
 from oxe_curate.train.models.roboflamingo.model import build_flamingo
-from oxe_curate.train.models.roboflamingo.synthetic import write_base
+from tests.train.models.roboflamingo.bases import write_base
 
 WIDTH, HEADS, LAYERS, ROWS = 32, 2, 4, 64
 

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, ClipViT
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache, key_of
+from oxe_curate.train.models.roboflamingo.vit import ClipShape, ClipTower
 from tests.train import mixtures
 from tests.train.models.roboflamingo.test_family import FORM, made, some, write_base
 
@@ -20,9 +20,9 @@ SHAPE = ClipShape(width=8, layers=1, heads=2, patch=14, image_size=28, mlp_width
 ENTRY = 4 * 8 * 4
 
 
-def tower(seed: int = 0) -> ClipViT:
+def tower(seed: int = 0) -> ClipTower:
     torch.manual_seed(seed)
-    return ClipViT(SHAPE)
+    return ClipTower(SHAPE)
 
 
 def entries(count: int) -> tuple[list[bytes], torch.Tensor]:
