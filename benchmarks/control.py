@@ -136,7 +136,7 @@ class Bench:
         config = synthetic.openvla_config("tiny" if tiny else "7b", layers=layers)
         self.size = config["image_sizes"][0]
         self.vocabulary = config["text_config"]["vocab_size"] - config["pad_to_multiple_of"]
-        self.net = synthetic.random_model(Architecture.of(config), self.device, dtype).requires_grad_(False)
+        self.net = synthetic.random_openvla(Architecture.of(config), self.device, dtype).requires_grad_(False)
         self.normalize = PixelNormalizer()
         random = np.random.default_rng(0)
         self.ids = [1, *random.integers(3, self.vocabulary - 256, PROMPT - 1).tolist()]
@@ -156,11 +156,11 @@ class Bench:
 
     def controller(self, chunk: int = 1, head: bool = False, **changes: Any) -> Any:
         from oxe_curate.train.models.openvla.action_head import L1Head
-        from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+        from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 
         weight = self.net.language_model.get_input_embeddings().weight
         made = L1Head(weight.shape[1]).to(self.device, weight.dtype).requires_grad_(False) if head else None
-        control = Control(
+        control = ControlSettings(
             prompt=lambda _: self.ids,
             pixels=self.normalize,
             values=lambda ids: (self.vocabulary - ids).astype(np.float32) / 128,
@@ -203,11 +203,11 @@ class Bench:
         controller = self.controller(chunk, **changes)
         row = self._row(name, weights, chunk, lambda image: controller.act(image, "x"))
         with self.torch.no_grad():
-            look, read, step = controller._programs(controller._say("x"))
-            row["look_ms"] = self._median(look)
-            row["read_ms"] = self._median(read)
+            vision, prefill, decode = controller._programs(controller._set_prompt("x"))
+            row["look_ms"] = self._median(vision)
+            row["read_ms"] = self._median(prefill)
             if not changes.get("parallel"):
-                row["step_ms"] = self._median(step, before=read)
+                row["step_ms"] = self._median(decode, before=prefill)
         return row
 
     def static(self, name: str, weights: str) -> Iterator[Row]:

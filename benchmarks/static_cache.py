@@ -137,18 +137,18 @@ class StaticCacheDecoder(Decoder):
         self._cache = static_cache(language_model, capacity)
         self._places = torch.arange(capacity, device=language_model.get_input_embeddings().weight.device)
 
-    def read(self, x: torch.Tensor) -> torch.Tensor:
+    def prefill(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         rewind(self._cache, 0)
         places = self._places[: len(x)]
         return self._run(x, places)
 
-    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+    def decode_token(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
         """See `Decoder`."""
         rewind(self._cache, position)
         return self._run(x, position)
 
-    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """See `Decoder`; not measured."""
         raise NotImplementedError
 

@@ -106,12 +106,12 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
     from oxe_curate.train.models.base import PolicySpec
     from oxe_curate.train.models.compiling import compile_blocks
     from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
-    from oxe_curate.train.models.roboflamingo.net import freeze
 
     if kind.endswith("nf4") and not any(type(m).__name__ == "Linear4bit" for m in net.modules()):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]
         adapters.quantize(net, names, "qlora", device)
-    freeze(net, embeddings=True)
+    net.requires_grad_(False)
+    net.train_parts(embeddings=True)
     for parameter in net.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -125,7 +125,7 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
         data="-", base="-", run="-", model="roboflamingo", adapter="none", augment=False,
         dtype="fp32" if reference else "bf16", flamingo=settings,
     )  # fmt: skip
-    size = net.vision_encoder.visual.shape.image_size
+    size = net.vision_encoder.shape.image_size
     spec = PolicySpec(("primary", "wrist"), WINDOW, 1, size, 0, {}, None, "openvla", {})
     return FlamingoFamily(net, config, spec, False, None).train()
 
@@ -134,7 +134,7 @@ def random_batch(model: Any, cached: bool, device: Any, tiny: bool) -> dict[str,
     """A batch as the loader gives it, in page-locked memory: every frame another, no padding."""
     import torch
 
-    shape = model.flamingo.vision_encoder.visual.shape
+    shape = model.flamingo.vision_encoder.shape
     n = 2 if tiny else BATCH
     frames = n * WINDOW
     pictures = frames * CAMERAS
@@ -219,7 +219,7 @@ def write_attention_out() -> None:
         return torch.einsum("...ij,...jd->...id", scores.softmax(-1), v).transpose(1, 2).flatten(2)
 
     resampler._attend = attend
-    flamingo_net.FlamingoLayer.blind = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    flamingo_net.FlamingoLayer.before_cross_attention = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:

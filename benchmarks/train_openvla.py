@@ -142,11 +142,11 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     from oxe_curate.train.models.compiling import compile_blocks
     from oxe_curate.train.models.norms import fuse_rms_norms
     from oxe_curate.train.models.openvla.config import Architecture
-    from oxe_curate.train.models.openvla.synthetic import openvla_config, random_model
+    from oxe_curate.train.models.openvla.synthetic import openvla_config, random_openvla
 
     # the reference writes its attention out, as the class that finetune.py loads does by default
     architecture = Architecture.of(openvla_config("tiny" if tiny else "7b"))
-    net = random_model(architecture, device, torch.bfloat16)
+    net = random_openvla(architecture, device, torch.bfloat16)
     tokens = TEXT + net.vision_backbone.num_patches
     linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
     text = {id(m) for m in net.language_model.modules()}

@@ -16,7 +16,7 @@ from torch import nn
 
 from oxe_curate.errors import DataError
 
-CONFIG, ADAPTER, EXTRA = "adapter_config.json", "adapter_model.safetensors", "extra.safetensors"
+_CONFIG, _ADAPTER, _EXTRA = "adapter_config.json", "adapter_model.safetensors", "extra.safetensors"
 
 _PREFIX = "base_model.model."
 # What PEFT 0.11, which OpenVLA pins, knows of LoRA; it refuses a file with any other key.
@@ -42,10 +42,10 @@ def save_trained(net: nn.Module, folder: Path, base: str | None = None) -> None:
     adapter, extra = trained_state(net)
     if adapter:
         text = json.dumps(_adapter_config(net, base), indent=2, sort_keys=True)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file(adapter, folder / ADAPTER, metadata={"format": "pt"})
+        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        save_file(adapter, folder / _ADAPTER, metadata={"format": "pt"})
     if extra:
-        save_file(extra, folder / EXTRA, metadata={"format": "pt"})
+        save_file(extra, folder / _EXTRA, metadata={"format": "pt"})
 
 
 def trained_state(net: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -71,7 +71,7 @@ def load_trained(net: nn.Module, folder: Path) -> None:
     """
     wanted = trained_state(net)
     parameters = {_on_disk(name): p for name, p in net.named_parameters() if p.requires_grad}
-    for file, expected in ((folder / ADAPTER, wanted[0]), (folder / EXTRA, wanted[1])):
+    for file, expected in ((folder / _ADAPTER, wanted[0]), (folder / _EXTRA, wanted[1])):
         if not expected:
             continue
         found = read_tensors(file)

@@ -18,8 +18,8 @@ from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.config import AdapterKind, LoraConfig, TrainConfig, Tuning
 from oxe_curate.train.models.weights import Quantization, bitsandbytes, quantized, replace_linear
 
-ALL_LINEAR = "all-linear"
-OPENVLA = "openvla"
+_ALL_LINEAR = "all-linear"
+_OPENVLA = "openvla"
 
 _QUANTIZED = ("Linear4bit", "Linear8bitLt")
 
@@ -134,9 +134,9 @@ def lora_targets(net: nn.Module, lora: LoraConfig, parts: Parts) -> list[str]:
         ):
             layers[name] = module
     linear = [name for name, module in layers.items() if not isinstance(module, nn.Conv2d)]
-    if lora.targets == ALL_LINEAR:
+    if lora.targets == _ALL_LINEAR:
         return [name for name in linear if name != head]
-    if lora.targets == OPENVLA:
+    if lora.targets == _OPENVLA:
         return [n for n, m in layers.items() if not isinstance(m, nn.Conv2d) or n.endswith("patch_embed.proj")]
     wanted = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
     found: list[str] = []

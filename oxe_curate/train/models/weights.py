@@ -21,31 +21,31 @@ from torch import nn
 
 from oxe_curate.errors import ConfigError, CorruptError
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Quantization = Literal["nf4", "int8"]
-Quantize = Callable[[str], Quantization | None]
+QuantizationRule = Callable[[str], Quantization | None]
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPES |= {"I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
 
 # What bitsandbytes tells that needs nobody's attention: at its import, to install a package that would fetch kernels
 # from the network; at int8 products, that they are of float16. PEFT imports it too, so the filters are set here.
-_UNTOLD = {
+_SILENCED = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast from",
 }
 
 
-def _worth_telling(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith(_UNTOLD[record.name])
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_SILENCED[record.name])
 
 
-for _name in _UNTOLD:
-    logging.getLogger(_name).addFilter(_worth_telling)
+for _name in _SILENCED:
+    logging.getLogger(_name).addFilter(_is_relevant)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor of a checkpoint: the file that holds it, its shape and dtype there."""
 
     file: str
@@ -68,7 +68,7 @@ class Checkpoint:
     """
 
     folder: Path
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
     index: dict[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
@@ -81,13 +81,13 @@ class Checkpoint:
         """
         folder = Path(folder)
         index, files = _files(folder)
-        tensors: dict[str, Stored] = {}
+        tensors: dict[str, StoredTensor] = {}
         for file in files:
             try:
                 with safe_open(folder / file, framework="pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 (not a mapping)
                         piece = opened.get_slice(name)
-                        tensors[name] = Stored(file, tuple(piece.get_shape()), _DTYPES[piece.get_dtype()])
+                        tensors[name] = StoredTensor(file, tuple(piece.get_shape()), _DTYPES[piece.get_dtype()])
             except (SafetensorError, KeyError) as error:
                 raise CorruptError(f"{folder / file}: is truncated or damaged ({error}); copy it again") from None
         lost = sorted(set(index["weight_map"]) - set(tensors)) if index else []
@@ -132,8 +132,8 @@ def _files(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
                 "The download is not complete."
             )
         return index, files
-    if (folder / SINGLE).is_file():
-        return None, [SINGLE]
+    if (folder / _SINGLE).is_file():
+        return None, [_SINGLE]
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     if len(found) == 1:
         return None, found
@@ -151,7 +151,7 @@ def load_into(
     checkpoint: Checkpoint | str | Path,
     device: torch.device | str,
     dtype: torch.dtype | None,
-    quantize: Quantize | None = None,
+    quantize: QuantizationRule | None = None,
     *,
     unused: Collection[str] = (),
     rename: Callable[[str], str] = lambda name: name,
@@ -288,7 +288,7 @@ def bitsandbytes() -> Any:
     return bnb
 
 
-def plan_files(tensors: Mapping[str, Stored], shard_bytes: int) -> dict[str, list[str]]:
+def plan_files(tensors: Mapping[str, StoredTensor], shard_bytes: int) -> dict[str, list[str]]:
     """Spread tensors over files of at most `shard_bytes` (a larger tensor has its own), in the order given."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -299,7 +299,7 @@ def plan_files(tensors: Mapping[str, Stored], shard_bytes: int) -> dict[str, lis
         shards[-1].append(name)
         filled += stored.size
     if len(shards) == 1:
-        return {SINGLE: shards[0]}
+        return {_SINGLE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
-from oxe_curate.train.data.batch import Batch, Rows, TextRows
+from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
 from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.openvla.parallel import blank_ids
-from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, Prompter, pad_right
+from oxe_curate.train.models.openvla.prompt import Ids, Prompter
 
 _TILE = 8
 """Sequences are padded to a multiple: matrix products and attention like it, and compiled code meets few lengths."""

@@ -18,12 +18,12 @@ import torch.nn.functional as F  # noqa: N812
 from oxe_curate.actions.tokenizers import candidates, read_vocabulary
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
-from oxe_curate.train.models.openvla.model import SHARD_BYTES, OpenVLA, Projector
+from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA, Projector
 from oxe_curate.train.models.openvla.synthetic import tensor_shapes
 from oxe_curate.train.models.pixels import PREPROCESSOR, PixelNormalizer
-from oxe_curate.train.models.weights import Checkpoint, Stored, plan_files, skeleton, write_weights
+from oxe_curate.train.models.weights import Checkpoint, StoredTensor, plan_files, skeleton, write_weights
 
-LazyTensor = Callable[[], torch.Tensor]
+_LazyTensor = Callable[[], torch.Tensor]
 
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.json")
 _DINO, _SIGLIP = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
@@ -31,7 +31,7 @@ _PATCHES = 256  # of 14 pixels in an image of 224
 _NEVER = ("head.", "mask_token", "fc_norm.")  # of timm's files, used by nothing here
 
 
-def compose(
+def compose_checkpoint(
     language_model: str | Path,
     vision: str | Path | tuple[str | Path, str | Path],
     folder: str | Path,
@@ -64,7 +64,7 @@ def compose(
             f"{language_model}: its embedding has {rows} rows, its tokenizer more tokens ({rows - padding})"
         )
     described: dict[str, Any] = {}
-    sources: dict[str, LazyTensor] = {}
+    sources: dict[str, _LazyTensor] = {}
     normalizer = PixelNormalizer()
     if isinstance(vision, tuple):
         for path, prefix in zip(vision, (_DINO, _SIGLIP), strict=True):
@@ -78,7 +78,7 @@ def compose(
     missing = sorted(needed - set(sources))
     if missing:
         raise ConfigError(f"{len(missing)} tensors are in none of the parts: {', '.join(missing[:3])}")
-    told = {name: Stored("", shape, dtype) for name, shape in shapes.items() if name in sources}
+    told = {name: StoredTensor("", shape, dtype) for name, shape in shapes.items() if name in sources}
 
     def get(name: str) -> torch.Tensor:
         tensor = sources[name]()
@@ -87,7 +87,7 @@ def compose(
         return tensor.to(dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder, plan_files(told, SHARD_BYTES), get)
+    write_weights(folder, plan_files(told, MAX_FILE_BYTES), get)
     architecture.write(folder)
     (folder / PREPROCESSOR).write_text(json.dumps(normalizer.to_json(architecture.image_size), indent=2) + "\n")
     for name in {*_TOKENIZER, *(path.name for path in candidates(language_model))}:
@@ -107,7 +107,7 @@ def _text_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _language_model(folder: Path, needed: set[str]) -> dict[str, LazyTensor]:
+def _language_model(folder: Path, needed: set[str]) -> dict[str, _LazyTensor]:
     """The files' tensors; where they go by names that transformers has changed since, the loaded model's."""
     opened = Checkpoint.open(folder)
     names = {f"language_model.{name}": name for name in opened.tensors}
@@ -119,17 +119,17 @@ def _language_model(folder: Path, needed: set[str]) -> dict[str, LazyTensor]:
     return {f"language_model.{n}": lambda p=p: p.detach() for n, p in model.named_parameters()}  # type: ignore[misc]
 
 
-def _towers(folder: Path) -> tuple[dict[str, Any], PixelNormalizer, dict[str, LazyTensor]]:
+def _towers(folder: Path) -> tuple[dict[str, Any], PixelNormalizer, dict[str, _LazyTensor]]:
     """What config.json says of a checkpoint's towers, their normalisation and tensors."""
     architecture, opened = Architecture.read(folder), Checkpoint.open(folder)
     keys = ("image_sizes", "timm_model_ids", "vision_backbone_id", "use_fused_vision_backbone", "vision_transformers")
     described = {key: architecture.config[key] for key in keys if key in architecture.config}
     names = [name for name in opened.tensors if name.startswith("vision_backbone.")]
-    sources: dict[str, LazyTensor] = {name: lambda name=name: opened.tensor(name) for name in names}  # type: ignore[misc]
+    sources: dict[str, _LazyTensor] = {name: lambda name=name: opened.tensor(name) for name in names}  # type: ignore[misc]
     return described, PixelNormalizer.read(folder, len(architecture.vits)), sources
 
 
-def _projector(architecture: Architecture, seed: int) -> dict[str, LazyTensor]:
+def _projector(architecture: Architecture, seed: int) -> dict[str, _LazyTensor]:
     vision = sum(vit.embed_dim for vit in architecture.vits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,9 +137,9 @@ def _projector(architecture: Architecture, seed: int) -> dict[str, LazyTensor]:
     return {f"projector.{n}": lambda p=p: p.detach() for n, p in projector.named_parameters()}  # type: ignore[misc]
 
 
-def _timm(folder: Path, prefix: str) -> dict[str, LazyTensor]:
+def _timm(folder: Path, prefix: str) -> dict[str, _LazyTensor]:
     opened = Checkpoint.open(folder)
-    found: dict[str, LazyTensor] = {}
+    found: dict[str, _LazyTensor] = {}
     for stored in opened.tensors:
         name = stored.removeprefix("visual.trunk.").replace(".gamma", ".scale_factor")
         if name.startswith(_NEVER) or (stored == name and stored.startswith(("text.", "logit_"))):

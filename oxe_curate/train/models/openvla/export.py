@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from oxe_curate.train.models.adapter_files import merged_tensors
-from oxe_curate.train.models.openvla.model import SHARD_BYTES, OpenVLA
-from oxe_curate.train.models.weights import Stored, plan_files, write_weights
+from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA
+from oxe_curate.train.models.weights import StoredTensor, plan_files, write_weights
 
 _PREFIX = "base_model.model."
 _OWN_FILES = ("config.json", "dataset_statistics.json", "oxe_curate.json")
@@ -35,7 +35,7 @@ def export_merged(net: nn.Module, source: Path, folder: Path, statistics: dict[s
     stored = base.checkpoint.tensors if base.checkpoint else {}
     tensors = merged_tensors(net, None)
     told = {  # in the network's own order, which `merged_tensors` follows too
-        name: stored.get(name, Stored("", tuple(parameter.shape), torch.bfloat16))
+        name: stored.get(name, StoredTensor("", tuple(parameter.shape), torch.bfloat16))
         for name, parameter in _published(net)
     }
     told |= {name: stored[name] for name in base.unused}
@@ -47,7 +47,7 @@ def export_merged(net: nn.Module, source: Path, folder: Path, statistics: dict[s
         assert found == name, (found, name)
         return value.to(told[name].dtype)
 
-    write_weights(folder, plan_files(told, SHARD_BYTES), get)
+    write_weights(folder, plan_files(told, MAX_FILE_BYTES), get)
     base.architecture.write(folder, norm_stats=statistics)
     for path in sorted(source.iterdir()):
         taken = path.suffix in _PROCESSOR_SUFFIXES and ".safetensors" not in path.name

@@ -15,7 +15,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
-from oxe_curate.train.data.batch import Batch, Collator
+from oxe_curate.train.data.batch import IGNORE, Batch, Collator
 from oxe_curate.train.data.rows import Form
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.adapters import Parts, attach, check_quantization
@@ -28,17 +28,17 @@ from oxe_curate.train.models.openvla.greedy import greedy_ids
 from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 from oxe_curate.train.models.openvla.parallel import (
     additive,
+    best_action_ids,
     gather_slots,
-    likeliest_action_ids,
     parallel_mask,
     slot_embeddings,
     slot_loss,
 )
-from oxe_curate.train.models.openvla.prompt import IGNORE, Prompter
+from oxe_curate.train.models.openvla.prompt import Prompter
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import Quantization
 
-WEIGHT_DECAY = 0.01
+_WEIGHT_DECAY = 0.01
 """torch's default for AdamW, which OpenVLA's fine-tuning leaves as it is."""
 
 
@@ -182,13 +182,13 @@ class OpenVLAFamily(Family):
             states = gather_slots(hidden, robots["length"], self._slots)
             if self.continuous:
                 return self.base.action_head(self._head_input(states)).float()
-            ids = likeliest_action_ids(self.base.head(states), self._ids)
+            ids = best_action_ids(self.base.head(states), self._ids)
             return self._values[ids].view(-1, self.spec.chunk, ACTION_WIDTH)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
         """See `Family`: one group."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [{"params": trained, "weight_decay": WEIGHT_DECAY if weight_decay is None else weight_decay}]
+        return [{"params": trained, "weight_decay": _WEIGHT_DECAY if weight_decay is None else weight_decay}]
 
     def save(self, folder: Path) -> None:
         """See `Family`."""
@@ -200,10 +200,10 @@ class OpenVLAFamily(Family):
 
     def controller(self) -> Controller:
         """See `Family`."""
-        from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+        from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 
         base, table = self.base, self.vocabulary
-        control = Control(
+        control = ControlSettings(
             prompt=self.prompter.prompt,
             pixels=self.normalize,
             values=lambda ids: table.decode(ids, clip=True) if table is not None else np.zeros(ids.shape, np.float32),
@@ -243,9 +243,9 @@ class OpenVLAFamily(Family):
             pixels = torch.cat([pixels, self.normalize(batch["text_images"])])
         projected = base.features(pixels)[0]
         robots = projected[: n * cameras].reshape(n, cameras * projected.shape[1], projected.shape[2])
-        embeds, _ = base.join(batch["input_ids"], None, base.seen(robots, batch.get("proprio")))
+        embeds, _ = base.insert_prefix(batch["input_ids"], None, base.prefix(robots, batch.get("proprio")))
         if "text_ids" in batch:
-            texts, _ = base.join(batch["text_ids"], None, projected[n * cameras :])
+            texts, _ = base.insert_prefix(batch["text_ids"], None, projected[n * cameras :])
             width = max(embeds.shape[1], texts.shape[1])
             embeds = torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in (embeds, texts)])
         return _Sequences(embeds, n)
@@ -275,7 +275,7 @@ class OpenVLAFamily(Family):
             return losses, {"l1": _mean((predicted.detach() - actions).abs(), mask[..., None])}
         logits = self.base.head(states)
         losses = slot_loss(logits, batch["action_ids"], mask)
-        return losses, self._scores(likeliest_action_ids(logits.detach(), self._ids), batch)
+        return losses, self._scores(best_action_ids(logits.detach(), self._ids), batch)
 
     def _scores(self, chosen: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """Share of right tokens and error of the decoded actions, both against the binned truth, as OpenVLA logs."""

@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from oxe_curate.train.data.batch import IGNORE
 from oxe_curate.train.models.norms import fuse_rms_norms
 from oxe_curate.train.models.openvla.action_head import L1Head
 from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.vit import VisionTransformer
 from oxe_curate.train.models.weights import (
     Checkpoint,
-    Quantize,
-    Stored,
+    QuantizationRule,
+    StoredTensor,
     load_into,
     persistent_buffers,
     plan_files,
@@ -29,9 +30,8 @@ from oxe_curate.train.models.weights import (
     write_weights,
 )
 
-IGNORE = -100
-"""Label of a position without a loss."""
-SHARD_BYTES = 5_000_000_000
+MAX_FILE_BYTES = 5_000_000_000
+"""Size limit of a safetensors file."""
 
 
 class VisionBackbone(nn.Module):
@@ -209,9 +209,9 @@ class OpenVLA(nn.Module):
         Returns:
             (B, L + prefix, width) and the mask of the same length, or None.
         """
-        return self.join(input_ids, attention_mask, self.seen(self.features(pixel_values)[0], proprio))
+        return self.insert_prefix(input_ids, attention_mask, self.prefix(self.features(pixel_values)[0], proprio))
 
-    def seen(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
+    def prefix(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
         """What stands between BOS and the text: projected patches (B, N, width), and a proprio token behind them."""
         if (proprio is not None) != bool(self.proprio):
             raise ValueError("proprio is given exactly where the model was built for it")
@@ -219,7 +219,7 @@ class OpenVLA(nn.Module):
             return projected
         return torch.cat([projected, self.proprio_projector(proprio).to(projected.dtype)], dim=1)
 
-    def join(
+    def insert_prefix(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seen: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embed text (B, L) and insert `seen` after its first token; see `embed`."""
@@ -257,7 +257,7 @@ class OpenVLA(nn.Module):
             proprio: see `embed`.
         """
         features, patches = self.features(pixel_values)
-        embeds, mask = self.join(input_ids, attention_mask, self.seen(features, proprio))
+        embeds, mask = self.insert_prefix(input_ids, attention_mask, self.prefix(features, proprio))
         hidden = self.last_hidden(embeds, mask)
         loss = None
         if labels is not None:
@@ -298,7 +298,9 @@ class OpenVLA(nn.Module):
         if self.checkpoint and set(stored) == set(tensors):
             layout, index = self.checkpoint.layout, self.checkpoint.index
         else:
-            layout = plan_files({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
+            layout = plan_files(
+                {n: StoredTensor("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, MAX_FILE_BYTES
+            )
             index = None
         write_weights(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
 
@@ -307,7 +309,7 @@ def load_model(
     folder: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantize: Quantize | None = None,
+    quantize: QuantizationRule | None = None,
     proprio: int | None = None,
     action_head: bool | None = None,
 ) -> OpenVLA:

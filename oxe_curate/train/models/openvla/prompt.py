@@ -9,19 +9,14 @@ Tokenizers of another kind, which have no such piece, get no token between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from oxe_curate.actions.tokenizers import Vocabulary, read_vocabulary
 from oxe_curate.errors import ConfigError
-
-IGNORE = -100
+from oxe_curate.train.data.batch import IGNORE
 
 Ids = list[int]
 
@@ -78,17 +73,6 @@ class Prompter:
         """Ids to generate an action after: int list, BOS first, the lone space last where there is one."""
         return [self.bos, *self._encode(action_prompt(instruction)), *self.glue]
 
-    def action(self, instruction: str, ids: Sequence[int]) -> tuple[Ids, Ids]:
-        """Ids and labels of a robot sample.
-
-        Args:
-            instruction: as stored.
-            ids: 7 * K action ids.
-        """
-        prompt = self.prompt(instruction)
-        target = [*map(int, ids), self.eos]
-        return prompt + target, [IGNORE] * len(prompt) + target
-
     def text(self, question: str, answer: str) -> tuple[Ids, Ids]:
         r"""Ids and labels of an image-text sample: "In: {question}\nOut: {answer}", or a caption alone."""
         if not question:
@@ -113,15 +97,6 @@ class Prompter:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> NDArray[np.int64]:
-    """Rows of ids as one array, filled on the right to the longest, rounded up to a multiple."""
-    width = -(-max(map(len, rows)) // multiple) * multiple
-    out = np.full((len(rows), width), value, np.int64)
-    for target, row in zip(out, rows, strict=True):
-        target[: len(row)] = row
-    return out
 
 
 def _first(value: Any) -> int | None:

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
 from oxe_curate.train.models.openvla.model import OpenVLA
 from oxe_curate.train.models.pixels import PixelNormalizer
-from oxe_curate.train.models.weights import Stored, plan_files, skeleton, write_weights
+from oxe_curate.train.models.weights import StoredTensor, plan_files, skeleton, write_weights
 
 Size = Literal["tiny", "7b"]
 
@@ -51,7 +51,7 @@ def openvla_config(
     return config
 
 
-def write_checkpoint(
+def write_random_checkpoint(
     folder: str | Path,
     size: Size | dict[str, Any] = "tiny",
     *,
@@ -79,7 +79,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     config = openvla_config(size) if isinstance(size, str) else size
     architecture = Architecture.of(config)
-    tensors = {name: Stored("", shape, dtype) for name, shape in tensor_shapes(architecture)}
+    tensors = {name: StoredTensor("", shape, dtype) for name, shape in tensor_shapes(architecture)}
     total = sum(stored.size for stored in tensors.values())
     write_weights(
         folder,
@@ -119,7 +119,7 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0, deviation: f
     return torch.empty(shape).normal_(0, deviation, generator=generator)
 
 
-def random_model(
+def random_openvla(
     architecture: Architecture,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oxe_curate.train.data.batch import Batch, Rows, TextRows
-from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, pad_right
+from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
+from oxe_curate.train.models.openvla.prompt import Ids
 from oxe_curate.train.models.roboflamingo.config import END, IMAGE
 from oxe_curate.train.models.roboflamingo.model import tokenizer
-from oxe_curate.train.models.roboflamingo.vision_cache import KEY, VisionCache, key_of
+from oxe_curate.train.models.roboflamingo.vision_cache import KEY_BYTES, VisionCache, key_of
 
-LONGEST = 32
+_MAX_PROMPT = 32
 """Tokens of a robot prompt; a longer one is cut, as in the released code."""
 _TILE = 8
 """Sequences are padded to a multiple, so that compiled code meets few lengths; padding is masked everywhere."""
@@ -49,7 +49,7 @@ class FlamingoPrompter:
 
     def robot(self, instruction: str) -> Ids:
         """Ids of "<image>{instruction}<|endofchunk|>{eos}"."""
-        return self._encode(f"{IMAGE}{instruction.strip()}{END}{self._end}")[:LONGEST]
+        return self._encode(f"{IMAGE}{instruction.strip()}{END}{self._end}")[:_MAX_PROMPT]
 
     def text(self, question: str, answer: str) -> tuple[Ids, Ids]:
         """Ids and labels of an image-text sample; what follows the question, or the image, is learned."""
@@ -134,7 +134,7 @@ class FlamingoCollator:
             found = {
                 "cached": tokens,
                 "cached_place": torch.tensor(held, dtype=torch.long),
-                "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY).copy()),
+                "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES).copy()),
             }
         return {
             "images": torch.from_numpy(np.ascontiguousarray(pictures[place])),

@@ -54,7 +54,7 @@ class FlamingoController(Controller):
         ids = torch.tensor([self._prompter.robot(instruction)], device=device)
         pixels = normalize_images(torch.from_numpy(np.array(images)).to(device))
         with self._autocast():
-            tokens = net.look(pixels).unsqueeze(0)
+            tokens = net.encode_images(pixels).unsqueeze(0)
             if net.history:  # the whole window at once; before the first frame there is the first frame
                 self._frames = [*self._frames, tokens][-net.window :]
                 missing = net.window - len(self._frames)

@@ -24,7 +24,7 @@ from oxe_curate.train.models.roboflamingo.model import tokenizer
 from oxe_curate.train.models.roboflamingo.names import to_published
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 
-RELEASED = "roboflamingo.pt"
+_RELEASED = "roboflamingo.pt"
 
 
 def export_flamingo(
@@ -59,7 +59,7 @@ def export_flamingo(
     if adapted:  # LoRA has changed the decoder, so the released code needs that too
         trained |= {name for name in weights if ".decoder_layer." in name}
     released = {f"module.{name}": weights[name].float() for name in sorted(trained & set(weights))}
-    torch.save({"model_state_dict": released}, folder / RELEASED)
+    torch.save({"model_state_dict": released}, folder / _RELEASED)
     if not merge:
         return
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

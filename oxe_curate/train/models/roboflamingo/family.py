@@ -20,11 +20,10 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
-from oxe_curate.train.data.batch import Batch
+from oxe_curate.train.data.batch import IGNORE, Batch
 from oxe_curate.train.models import adapters
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.base import Family, PolicySpec
-from oxe_curate.train.models.openvla.prompt import IGNORE
 from oxe_curate.train.models.roboflamingo import export as flamingo_export
 from oxe_curate.train.models.roboflamingo.collate import FlamingoCollator, FlamingoPrompter
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
@@ -36,9 +35,9 @@ from oxe_curate.train.models.roboflamingo.policy_loss import policy_losses
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache
 from oxe_curate.train.models.roboflamingo.vit import MEAN, STD, normalize_images
 
-WEIGHT_DECAY = 0.1
+_WEIGHT_DECAY = 0.1
 """Of the cross-attention's matrices; everything else has none."""
-CACHE = "vision-cache"
+_CACHE = "vision-cache"
 
 
 class FlamingoFamily(Family):
@@ -62,7 +61,7 @@ class FlamingoFamily(Family):
         if config.flamingo.cache_vision:
             world = int(os.environ.get("WORLD_SIZE", "1"))
             limit = int(config.flamingo.cache_gib * 2**30)
-            cache = VisionCache.open(Path(config.run) / CACHE, _plain(net).vision_encoder, limit, world)
+            cache = VisionCache.open(Path(config.run) / _CACHE, _plain(net).vision_encoder, limit, world)
         return cls(net, config, spec, bool(mixture.shards("text")), cache)
 
     @classmethod
@@ -120,7 +119,7 @@ class FlamingoFamily(Family):
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
         """Cross-attention's matrices with decay, the rest without, as in the released code."""
-        decay = WEIGHT_DECAY if weight_decay is None else weight_decay
+        decay = _WEIGHT_DECAY if weight_decay is None else weight_decay
         groups: dict[bool, list[Any]] = {True: [], False: []}
         for name, parameter in self.net.named_parameters():
             if parameter.requires_grad:
@@ -182,7 +181,9 @@ class FlamingoFamily(Family):
         cameras = len(self.spec.cameras)
         computed = None
         if len(batch["images"]):
-            computed = self.flamingo.look(self._pixels(batch["images"], batch["random"], batch["image_sample"]))
+            computed = self.flamingo.encode_images(
+                self._pixels(batch["images"], batch["random"], batch["image_sample"])
+            )
             if self._cache is not None:
                 keys = [bytes(key) for key in batch["image_key"].cpu().numpy()]
                 self._cache.write(keys, computed)
@@ -208,8 +209,8 @@ class FlamingoFamily(Family):
         """float32 (m,): each image-text sample's mean cross-entropy over its learned tokens."""
         net = self.flamingo
         # never augmented: colours and places are what captions speak of
-        latents = net.resample(net.look(normalize_images(batch["text_images"])).unsqueeze(1))
-        hidden = net.read(batch["text_ids"], batch["text_mask"], latents)
+        latents = net.resample(net.encode_images(normalize_images(batch["text_images"])).unsqueeze(1))
+        hidden = net.run_decoder(batch["text_ids"], batch["text_mask"], latents)
         labels = batch["text_labels"][:, 1:]
         row, place = (labels != IGNORE).nonzero(as_tuple=True)
         logits = net.lang_encoder.get_output_embeddings()(hidden[row, place])
@@ -306,10 +307,7 @@ def _assemble(
         wrapped = adapters.attach(net, config, parts)
     else:
         net.requires_grad_(False)
-    for name in whole:
-        net.get_submodule(name).requires_grad_(True)
-    if net.history:
-        net.frame_embs.requires_grad_(True)
+    net.train_parts(settings.train_embeddings)
     for parameter in net.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()

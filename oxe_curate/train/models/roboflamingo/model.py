@@ -27,7 +27,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.storage import stderr_is_terminal
 from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
 from oxe_curate.train.models.roboflamingo.config import END, IMAGE, LANGUAGE, VISION, WEIGHTS, FlamingoSpec, HeadSpec
-from oxe_curate.train.models.roboflamingo.names import TOWER, published, read_weights
+from oxe_curate.train.models.roboflamingo.names import TOWER, from_published, read_weights
 from oxe_curate.train.models.roboflamingo.net import Flamingo, layers_path
 from oxe_curate.train.models.roboflamingo.vit import ClipTower, from_transformers
 from oxe_curate.train.models.weights import Checkpoint, skeleton
@@ -86,8 +86,8 @@ def build_flamingo(
             n.removeprefix("module."): v for n, v in found.items()
         }
     language = _language(folder, spec, found, dtype)
-    state = published(found, layers_path(language))
-    wanted = head or spec_of_head(state, spec.head) or spec.head or HeadSpec()
+    state = from_published(found, layers_path(language))
+    wanted = head or _head_of_weights(state, spec.head) or spec.head or HeadSpec()
     net = Flamingo(
         ClipTower(spec.vision),
         language,
@@ -125,7 +125,7 @@ def build_flamingo(
     return net  # buffers (rotary frequencies) keep their own precision
 
 
-def spec_of_head(state: Mapping[str, Tensor], told: HeadSpec | None) -> HeadSpec | None:
+def _head_of_weights(state: Mapping[str, Tensor], told: HeadSpec | None) -> HeadSpec | None:
     """The head that the weights hold, None if none; `told` gives what weights do not tell (window, GPT's heads)."""
     told = told or HeadSpec()
     if "lm_head.gripper.mlp.6.weight" not in state:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.roboflamingo.names import read_weights
 
-MODEL_TYPE = "mosaic_gpt"
+_MODEL_TYPE = "mosaic_gpt"
 
 
 def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
@@ -33,7 +33,7 @@ def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
     if not where.is_file():
         return None
     data = json.loads(where.read_text(encoding="utf-8"))
-    if data.get("model_type") != MODEL_TYPE:
+    if data.get("model_type") != _MODEL_TYPE:
         return None
     told = {"alibi": True, "no_bias": True, "prefix_lm": False, "mlp_ratio": 4, "embedding_fraction": 1}
     other = {key: data[key] for key, value in told.items() if key in data and data[key] != value}

@@ -37,7 +37,7 @@ _MOSAIC = {
 }
 
 
-def published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
+def from_published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
     """Rename a checkpoint's weights; leave out duplicates and what is no weight.
 
     Args:
@@ -66,7 +66,7 @@ def published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's weights by the names that `published` reads, which are those of OpenFlamingo's checkpoints."""
+    """A network's weights by the names that `from_published` reads, which are those of OpenFlamingo's checkpoints."""
     return _rename_tower(state, to_open_clip)
 
 

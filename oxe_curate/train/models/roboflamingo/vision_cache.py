@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.train.models.roboflamingo.vit import ClipTower, to_open_clip
 
-DESCRIPTION = "cache.json"
-KEY = 16
+_DESCRIPTION = "cache.json"
+KEY_BYTES = 16
 """Bytes of a key: 128 bits, so that two frames of 10^12 share one with probability 10^-15."""
 
 _PREPROCESSING = "uint8 RGB / 255, CLIP mean and std, no augmentation"
@@ -38,7 +38,7 @@ _WAITING = 512  # entries on their way to the disk
 
 def key_of(pixels: NDArray[np.uint8]) -> bytes:
     """The key of one frame, uint8 (S, S, 3)."""
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY).digest()
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(eq=False)
@@ -87,7 +87,7 @@ class VisionCache:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = folder / DESCRIPTION
+            file = folder / _DESCRIPTION
             if not file.exists():
                 _publish(file, (json.dumps(told, indent=2) + "\n").encode())
             found = json.loads(file.read_text(encoding="utf-8"))

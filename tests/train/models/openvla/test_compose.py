@@ -9,7 +9,7 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models import weights
 from oxe_curate.train.models.openvla import synthetic
-from oxe_curate.train.models.openvla.compose import compose, resample_positions
+from oxe_curate.train.models.openvla.compose import compose_checkpoint, resample_positions
 from oxe_curate.train.models.openvla.model import load_model
 from oxe_curate.train.models.openvla.prompt import Prompter
 
@@ -18,7 +18,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("towers"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("towers"))
 
 
 def language_model(folder, kind, **settings):
@@ -41,7 +41,7 @@ def language_model(folder, kind, **settings):
 def test_any_language_model_takes_llamas_place(towers, tmp_path, kind, settings):
     (tmp_path / "lm").mkdir()
     expected = language_model(tmp_path / "lm", kind, **settings)
-    folder = compose(tmp_path / "lm", towers, tmp_path / "out", dtype=torch.float32)
+    folder = compose_checkpoint(tmp_path / "lm", towers, tmp_path / "out", dtype=torch.float32)
     model = load_model(folder)
     ids = torch.randint(3, 800, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -62,7 +62,7 @@ def test_any_language_model_takes_llamas_place(towers, tmp_path, kind, settings)
 def test_the_action_tokens_of_its_tokenizer_are_those_that_openvla_counts_back_from(towers, tmp_path):
     (tmp_path / "lm").mkdir()
     language_model(tmp_path / "lm", "llama")
-    folder = compose(tmp_path / "lm", towers, tmp_path / "out")
+    folder = compose_checkpoint(tmp_path / "lm", towers, tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     tokens = ActionTokens.build(folder)
     assert config["text_config"]["vocab_size"] - config["pad_to_multiple_of"] - 1 == tokens.token_id[0] == 831
@@ -98,7 +98,9 @@ def test_timms_towers_are_taken_under_published_names(tmp_path, monkeypatch, tow
             tensors["mask_token"] = torch.zeros(1, 32)
         (tmp_path / name).mkdir()
         weights.write_weights(tmp_path / name, {"model.safetensors": list(tensors)}, tensors.__getitem__)
-    folder = compose(tmp_path / "lm", (tmp_path / "dino", tmp_path / "siglip"), tmp_path / "out", dtype=torch.float32)
+    folder = compose_checkpoint(
+        tmp_path / "lm", (tmp_path / "dino", tmp_path / "siglip"), tmp_path / "out", dtype=torch.float32
+    )
     model, old = load_model(folder), load_model(towers)
     torch.testing.assert_close(model.vision_backbone.featurizer.pos_embed, torch.ones(1, 4, 32) * 3)
     torch.testing.assert_close(
@@ -125,4 +127,4 @@ def test_positions_of_another_image_size():
 
 def test_a_folder_that_is_no_language_model_is_told(towers, tmp_path):
     with pytest.raises(ConfigError, match="no configuration of a language model"):
-        compose(tmp_path, towers, tmp_path / "out")
+        compose_checkpoint(tmp_path, towers, tmp_path / "out")

@@ -10,13 +10,14 @@ from oxe_curate.errors import DataError
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.action_head import L1Head
 from oxe_curate.train.models.openvla.config import Architecture
-from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 from oxe_curate.train.models.openvla.kv_cache import FusedDecoder, PlainDecoder, build_decoder, fusable
 from oxe_curate.train.models.openvla.model import load_model
-from oxe_curate.train.models.openvla.parallel import likeliest_action_ids, parallel_states
+from oxe_curate.train.models.openvla.parallel import best_action_ids
 from oxe_curate.train.models.openvla.projections import Projection, merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import quantized, replace_linear
+from tests.train.models.openvla.slots import parallel_states
 
 VOCABULARY, PAD = 64, 0
 SMALL = {
@@ -75,7 +76,7 @@ def tiny(text: dict | None = None, seed: int = 1):
     """An OpenVLA of random weights large enough to have opinions."""
     config = synthetic.openvla_config()
     config["text_config"] |= text or {}
-    net = synthetic.random_model(Architecture.of(config), seed=seed)
+    net = synthetic.random_openvla(Architecture.of(config), seed=seed)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:
@@ -90,10 +91,10 @@ def prompt(instruction: str) -> list[int]:
     return [1, *(ord(letter) for letter in instruction), 29]
 
 
-def control(**changes) -> Control:
+def control(**changes) -> ControlSettings:
     ids = list(range(576, 832))
     defaults = {"prompt": prompt, "pixels": PIXELS, "values": lambda ids: (ids / 832).astype(np.float32)}
-    return Control(**(defaults | {"token_ids": ids, "cameras": 2, "image_size": 28} | changes))
+    return ControlSettings(**(defaults | {"token_ids": ids, "cameras": 2, "image_size": 28} | changes))
 
 
 def embeddings(net, images, ids) -> torch.Tensor:
@@ -113,12 +114,12 @@ def test_decoders_generate_hugging_faces_tokens(name):
     x = torch.randn(13, 32, generator=torch.Generator().manual_seed(2))
     expected = generate(model, x, 9)
     padded = torch.cat([x, torch.full((3, 32), 7.0)])  # padding behind the prompt must not be seen
-    states = decoder.read(padded)
+    states = decoder.prefill(padded)
     head = model.get_output_embeddings()
     found = [head(states[12]).argmax(-1)]
     for position in range(13, 21):
         token = model.get_input_embeddings()(found[-1][None])
-        state = decoder.step(token, torch.tensor([position]), visible=32)
+        state = decoder.decode_token(token, torch.tensor([position]), visible=32)
         found.append(head(state[0]).argmax(-1))
     assert [token.item() for token in found] == expected
 
@@ -132,17 +133,17 @@ def test_models_that_the_fused_decoder_cannot_compute_are_left_to_transformers()
 
 
 @torch.no_grad()
-def test_a_step_goes_on_without_kernels_that_fail(caplog):
+def test_failing_kernels_are_replaced_by_torch(caplog):
     class Broken:
-        def block(self, *_):
+        def decoder_block(self, *_):
             raise RuntimeError("Failed to find C compiler")
 
     model = language_model("llama")
     plain, broken = FusedDecoder(model, 32), FusedDecoder(model, 32)
     broken._kernels = Broken()
     x, at = torch.ones(1, 32), torch.tensor([0])
-    assert torch.equal(broken.step(x, at, visible=16), plain.step(x, at, visible=16))
-    assert "without Triton: Failed to find C compiler" in caplog.text
+    assert torch.equal(broken.decode_token(x, at, visible=16), plain.decode_token(x, at, visible=16))
+    assert "Triton kernels are disabled: Failed to find C compiler" in caplog.text
 
 
 def test_token_by_token_is_greedy_generation(images):
@@ -192,13 +193,13 @@ def test_parallel_control_equals_the_pass_of_training(images, kind):
     blank = embeddings(net, images, [*ids, *[0] * 20])
     with torch.no_grad():
         states = parallel_states(net.decoder, blank[None], torch.tensor([len(blank)]), 21)
-        expected = head(states)[0] if head else likeliest_action_ids(net.head(states)[0], torch.arange(576, 832))
+        expected = head(states)[0] if head else best_action_ids(net.head(states)[0], torch.arange(576, 832))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_proprio_is_one_more_token(images):
     config = synthetic.openvla_config()
-    net = synthetic.random_model(Architecture.of(config), proprio=8).requires_grad_(False)
+    net = synthetic.random_openvla(Architecture.of(config), proprio=8).requires_grad_(False)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(10 if parameter.ndim > 1 else 1)
@@ -208,7 +209,7 @@ def test_proprio_is_one_more_token(images):
         wide = PIXELS(torch.from_numpy(images))[None]
         x, _ = net.embed(torch.tensor([prompt("go")]), None, wide, torch.from_numpy(state)[None])
     assert controller.decode(images, "go", state).tolist() == generate(net.language_model, x[0], 7)
-    with pytest.raises(DataError, match="takes 8 numbers, got 0"):
+    with pytest.raises(DataError, match="proprio: expected 8 numbers, got 0"):
         controller.act(images, "go", None)
 
 

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import LoraConfig, OpenVLAConfig, TrainConfig
-from oxe_curate.train.data.batch import Rows, TextRows
+from oxe_curate.train.data.batch import IGNORE, Rows, TextRows
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.family import OpenVLAFamily
 from oxe_curate.train.models.openvla.model import load_model
@@ -33,7 +33,7 @@ HEADS = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("base"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("base"))
 
 
 def bounds(width: int) -> dict:
@@ -98,11 +98,11 @@ def test_loss_is_that_of_the_network_with_full_labels(base):
     family = build(base)
     found = family(**family.collator(rows()))
     prompter, ids = family.prompter, family.collator.tokens[rows().bins[:, 0, 0]]
-    made = [prompter.action(text, i) for text, i in zip(rows().instruction, ids, strict=True)]
     losses = []
-    for i, (sequence, labels) in enumerate(made):
-        pixels = family.normalize(torch.from_numpy(rows().images[i, 0]))
-        output = family.base(pixels, torch.tensor([sequence]), labels=torch.tensor([labels]))
+    for image, instruction, actions in zip(rows().images[:, 0], rows().instruction, ids, strict=True):
+        prompt, target = prompter.prompt(instruction), [*actions.tolist(), prompter.eos]
+        labels = torch.tensor([[IGNORE] * len(prompt) + target])
+        output = family.base(family.normalize(torch.from_numpy(image)), torch.tensor([prompt + target]), labels=labels)
         losses.append(output.loss)
     torch.testing.assert_close(found["loss"], torch.stack(losses).mean())
 

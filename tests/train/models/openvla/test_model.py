@@ -16,7 +16,7 @@ from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("tiny"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_chosen_layers_are_quantised_as_they_load(tiny, how):
 
 
 def test_random_model_needs_no_file():
-    model = synthetic.random_model(Architecture.of(synthetic.openvla_config(image_size=56)))
+    model = synthetic.random_openvla(Architecture.of(synthetic.openvla_config(image_size=56)))
     assert model.vision_backbone.num_patches == 16
     output = model(**inputs(model))
     assert output.logits.shape == (2, 25, 896)

@@ -5,6 +5,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from oxe_curate.train.models.openvla import parallel
+from tests.train.models.openvla.slots import parallel_states
 
 SLOTS = 7
 
@@ -50,8 +51,8 @@ def test_only_the_first_slot_keeps_its_embedding():
 
 def test_a_row_of_a_padded_batch_equals_the_row_alone(llama):
     x, length = embed(llama, 12, 15)
-    both = parallel.parallel_states(llama.model, x, length, SLOTS)
-    alone = parallel.parallel_states(llama.model, x[:1, :12], length[:1], SLOTS)
+    both = parallel_states(llama.model, x, length, SLOTS)
+    alone = parallel_states(llama.model, x[:1, :12], length[:1], SLOTS)
     torch.testing.assert_close(both[0], alone[0], rtol=0, atol=1e-5)
 
 
@@ -59,11 +60,11 @@ def test_what_stands_at_the_slots_does_not_leak(llama):
     x, length = embed(llama, 12)
     leaked = x.clone()
     leaked[:, 12 - SLOTS + 1 :] += 1
-    states = parallel.parallel_states(llama.model, x, length, SLOTS)
-    assert torch.equal(states, parallel.parallel_states(llama.model, leaked, length, SLOTS))
+    states = parallel_states(llama.model, x, length, SLOTS)
+    assert torch.equal(states, parallel_states(llama.model, leaked, length, SLOTS))
     prompt = x.clone()
     prompt[:, 12 - SLOTS] += 1  # the prompt's last token does count
-    assert not torch.allclose(states, parallel.parallel_states(llama.model, prompt, length, SLOTS), atol=1e-3)
+    assert not torch.allclose(states, parallel_states(llama.model, prompt, length, SLOTS), atol=1e-3)
 
 
 def test_the_first_slot_looks_ahead_and_the_prompt_does_not(llama):
@@ -80,7 +81,7 @@ def test_the_first_slot_looks_ahead_and_the_prompt_does_not(llama):
 def test_one_slot_is_causal_decoding(llama):
     x, _ = embed(llama, 9)
     causal = llama.model(inputs_embeds=x, use_cache=False).last_hidden_state[:, -1:]
-    torch.testing.assert_close(parallel.parallel_states(llama.model, x, torch.tensor([9]), 1), causal)
+    torch.testing.assert_close(parallel_states(llama.model, x, torch.tensor([9]), 1), causal)
 
 
 def test_loss_is_the_mean_over_each_samples_real_actions():
@@ -93,7 +94,7 @@ def test_loss_is_the_mean_over_each_samples_real_actions():
 
 def test_choice_is_among_the_action_ids():
     logits = torch.tensor([[9.0, 1, 2, 3], [9.0, 3, 1, 2]])
-    assert parallel.likeliest_action_ids(logits, torch.tensor([3, 1])).tolist() == [3, 1]
+    assert parallel.best_action_ids(logits, torch.tensor([3, 1])).tolist() == [3, 1]
 
 
 def test_a_chunk_is_learned_in_one_pass(llama):
@@ -109,7 +110,7 @@ def test_a_chunk_is_learned_in_one_pass(llama):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     for _ in range(80):
         x = embedding(torch.from_numpy(blank)).detach()
-        states = parallel.parallel_states(model.model, x, torch.from_numpy(lengths), 14)
+        states = parallel_states(model.model, x, torch.from_numpy(lengths), 14)
         loss = parallel.slot_loss(model.lm_head(states), ids, mask).mean()
         optimizer.zero_grad()
         loss.backward()

@@ -10,7 +10,8 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.openvla.prompt import IGNORE, Prompter, action_prompt, pad_right
+from oxe_curate.train.data.batch import IGNORE, pad_right
+from oxe_curate.train.models.openvla.prompt import Prompter, action_prompt
 
 LLAMA = SimpleNamespace(bos_token_id=1, eos_token_id=2, pad_token_id=32000)
 INSTRUCTIONS = ("put the pot in the sink", "Pick up  the Coke can ", "", "open drawer (top), then close it!", "放下 🤖")
@@ -38,22 +39,19 @@ def test_training_ids_are_those_that_upstream_gets_through_text(llama, upstream,
     rng = np.random.default_rng(0)
     for _ in range(20):
         actions = ActionTokens.default().ids(rng.integers(0, 256, 7))
-        ids, labels = llama.action(instruction, actions)
-        assert ids == [*upstream(instruction, actions.tolist()), 2]
-        assert labels == [IGNORE] * (len(ids) - 8) + [*actions, 2]
+        assert [*llama.prompt(instruction), *actions] == upstream(instruction, actions.tolist())
 
 
 def test_every_action_id_survives_after_every_other(llama, upstream):
     tokens = ActionTokens.default().token_id.tolist()
     for first in tokens[::5]:
         pairs = [token for second in tokens for token in (first, second)]
-        assert llama.action("move", pairs)[0][:-1] == upstream("move", pairs)
+        assert [*llama.prompt("move"), *pairs] == upstream("move", pairs)
 
 
 def test_inference_ids_end_with_the_lone_space_as_predict_action_appends_it(llama):
     encoded = llama.vocabulary.encode("In: What action should the robot take to put the pot?\nOut:")
     assert llama.prompt("Put the pot") == [1, *encoded, 29871]
-    assert llama.action("put the pot", [31744] * 7)[0][: len(encoded) + 2] == llama.prompt("put the pot")
 
 
 def test_sentencepiece_model_and_tokenizer_json_agree(llama, shared):

@@ -47,11 +47,11 @@ def test_steps_equal_torchs(kind, groups):
         if name.endswith("bias"):
             parameter.normal_()
     plain, quick = FusedDecoder(model, 96, kernels=False), FusedDecoder(model, 96, kernels=False)
-    quick._kernels = token_kernels if all(map(token_kernels.fits, quick._layers)) else None
+    quick._kernels = token_kernels if all(map(token_kernels.supports, quick._layers)) else None
     assert quick._kernels
     start = random(70, 32)
     for decoder in (plain, quick):
-        decoder.read(start)
+        decoder.prefill(start)
     for position in (68, 70, 71):  # over what was read, and on
         at = torch.tensor([position], device=DEVICE)
         found, expected = (d.step(random(1, 32, seed=position), at, visible=96) for d in (quick, plain))
@@ -63,4 +63,4 @@ def test_layers_that_the_kernels_cannot_compute_are_told():
         vocab_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, head_dim=8
     )
     model = transformers.Qwen3ForCausalLM(config).to(DEVICE)
-    assert not token_kernels.fits(FusedDecoder(model, 16)._layers[0])
+    assert not token_kernels.supports(FusedDecoder(model, 16)._layers[0])

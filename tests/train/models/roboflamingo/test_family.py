@@ -312,8 +312,8 @@ def test_text_loss_is_the_language_models_own(mixture: MixtureFolder, base: Path
         got = model._text_losses(batch)
         pixels = torch.from_numpy(rows.texts.images).permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(x)[:, None, None] for x in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
-        latents = net.resample(net.look((pixels - mean) / std).unsqueeze(1))
-        hidden = net.read(batch["text_ids"], batch["text_mask"], latents)
+        latents = net.resample(net.encode_images((pixels - mean) / std).unsqueeze(1))
+        hidden = net.run_decoder(batch["text_ids"], batch["text_mask"], latents)
         logits = net.lang_encoder.lm_head(hidden)
         wanted = torch.nn.functional.cross_entropy(logits[0, :-1], batch["text_labels"][0, 1:], ignore_index=-100)
     torch.testing.assert_close(got[0], wanted, atol=1e-3, rtol=0)

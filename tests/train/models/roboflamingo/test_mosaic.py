@@ -82,8 +82,8 @@ def test_equals_the_model_written_out(folder: Path) -> None:
     ids = torch.randint(3, 60, (2, 7))
     layers = mosaic(state, ids)
     with torch.no_grad():
-        whole = net.read(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH))
-        early = net.read(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH), early=True)
+        whole = net.run_decoder(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH))
+        early = net.run_decoder(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH), early=True)
         features = net.features(torch.randn(2, 1, 4, WIDTH), ids, torch.ones_like(ids))
     torch.testing.assert_close(whole, layers[-1], atol=1e-5, rtol=0)
     torch.testing.assert_close(early, layers[-2], atol=1e-5, rtol=0)
@@ -96,10 +96,10 @@ def test_keeps_its_norms_when_quantised_or_adapted(folder: Path) -> None:
     ids = torch.randint(3, 60, (2, 7))
     latents = torch.randn(2, 4, WIDTH)
     with torch.no_grad():
-        exact = net.read(ids, torch.ones_like(ids), latents)
+        exact = net.run_decoder(ids, torch.ones_like(ids), latents)
         names = [name for name in needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in name]
         quantize(net, names, "int8", torch.device("cpu"))
-        rough = net.read(ids, torch.ones_like(ids), latents)
+        rough = net.run_decoder(ids, torch.ones_like(ids), latents)
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 

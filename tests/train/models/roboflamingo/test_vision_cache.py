@@ -96,8 +96,8 @@ def test_training_from_the_cache_is_exact(tmp_path: Path) -> None:
     for model in (plain, cached):
         model.eval()
     looked = []
-    look = cached.flamingo.look
-    cached.flamingo.look = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
+    look = cached.flamingo.encode_images
+    cached.flamingo.encode_images = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
     results = []
     for model in (plain, cached, cached):
         model.zero_grad()
