@@ -33,7 +33,7 @@ def static_cache(language_model: Any, capacity: int) -> StaticCache:
 
 
 def rewind(cache: StaticCache, length: torch.Tensor | int) -> None:
-    """Let the next token be written at position `length`; what was stored behind it stays, masked."""
+    """Let the next token be written at position `length`; later entries stay, masked."""
     for layer in cache.layers:
         if isinstance(length, int):
             layer.cumulative_length.fill_(length)

@@ -1,9 +1,9 @@
-"""Samples a second and memory of OpenVLA-7B's fine-tuning step, against a step as OpenVLA's finetune.py does it.
+"""Samples per second and memory of an OpenVLA-7B fine-tuning step, compared with a step of OpenVLA's finetune.py.
 
     python -m benchmarks.train_openvla --out benchmarks/results
 
-Needs a GPU of 80 GB or more; weights are random (a step does the same work whatever they are), data is uint8 pictures
-and ids as the loader gives them. Every kind of model is a process of its own; `--tiny` runs all of it on a CPU.
+Needs a GPU with 80 GB or more. Weights are random: they do not change the work of a step. Data is uint8 images and ids
+as from the loader. Each kind of model runs in its own process; `--tiny` runs a tiny model on the CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def environment(tiny: bool) -> dict[str, Any]:
-    """The machine, and the rate of a large bf16 product on random data [TFLOP/s]."""
+    """The machine, and the throughput of a large bf16 product of random data in TFLOP/s."""
     import torch
     import transformers
 
@@ -64,7 +64,7 @@ def environment(tiny: bool) -> dict[str, Any]:
 
 
 def timed(work: Any, device: Any, warmup: int, repeats: int) -> float:
-    """Median seconds of one call, from device events where there are any."""
+    """Median seconds of one call, from CUDA events if available."""
     import torch
 
     for _ in range(warmup):

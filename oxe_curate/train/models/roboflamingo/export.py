@@ -1,9 +1,9 @@
-"""RoboFlamingo's weights for others: the released code's checkpoint, and a whole folder that this software loads.
+"""Export RoboFlamingo: a checkpoint for the released code, and a complete base folder.
 
-roboflamingo.pt        {"model_state_dict": {"module.perceiver.latents": ...}}: the trained weights by the released
+roboflamingo.pt        {"model_state_dict": {"module.perceiver.latents": ...}}: trained weights under the released
                        code's names, for its evaluation (eval_calvin.py --evaluate_from_checkpoint)
-config.json, flamingo.safetensors, language/      merged: everything, a base folder in itself
-adapter_*, extra.safetensors                      not merged: the trained weights alone, on top of their base
+config.json, flamingo.safetensors, language/      merged: all weights, a complete base folder
+adapter_*, extra.safetensors                      not merged: trained weights, to use with their base
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _RELEASED = "roboflamingo.pt"
 def export_flamingo(
     net: Any, plain: Flamingo, config: TrainConfig, spec: PolicySpec, folder: Path, merge: bool
 ) -> None:
-    """Write a folder; see the module.
+    """Write an export folder; see the module.
 
     Args:
-        net: as trained, a PEFT model around `plain` or `plain` itself.
+        net: the trained model, `plain` or a PEFT model around it.
         plain: the network.
         config: of the run.
         spec: of the run.
-        folder: made if need be.
-        merge: write everything, adapter merged, instead of what was trained alone.
+        folder: created if missing.
+        merge: write all weights with the adapter merged, instead of the trained weights only.
     """
     from safetensors.torch import save_file
 
@@ -48,15 +48,15 @@ def export_flamingo(
     if not merge:
         save_trained(net, folder, config.base)
         if adapted:
-            return  # the released code knows no LoRA
+            return  # the released code does not support LoRA
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     weights = to_published(
-        {  # what was trained keeps its float32
+        {  # trained weights stay float32
             name: (value if name in trained else value.to(dtype)).contiguous()
             for name, value in merged_state(net, None).items()
         }
     )
-    if adapted:  # LoRA has changed the decoder, so the released code needs that too
+    if adapted:  # the released code also needs the decoder, which LoRA has changed
         trained |= {name for name in weights if ".decoder_layer." in name}
     released = {f"module.{name}": weights[name].float() for name in sorted(trained & set(weights))}
     torch.save({"model_state_dict": released}, folder / _RELEASED)
@@ -86,7 +86,7 @@ def _config(net: Flamingo, spec: PolicySpec) -> dict[str, Any]:
 
 
 def _head(head: Head, history: bool) -> dict[str, Any]:
-    """HeadSpec's fields."""
+    """Fields of `HeadSpec`."""
     common = {"window": head.window, "chunk": head.chunk, "hidden": head.hidden}
     if isinstance(head, LSTMHead):
         return {"kind": "lstm", **common, "layers": head.rnn.num_layers}

@@ -1,13 +1,13 @@
-"""Weights of OpenFlamingo and RoboFlamingo checkpoints under one set of names, whatever wrote them.
+"""Normalize the weight names of OpenFlamingo and RoboFlamingo checkpoints.
 
-The names used here are the ones that all of them share: `perceiver.*`, `lang_encoder.<layers>.<i>.decoder_layer.*` and
-`.gated_cross_attn_layer.*`, `vision_encoder.visual.*`, `lm_head.*` for the policy head. What differs:
+Common names: `perceiver.*`, `lang_encoder.<layers>.<i>.decoder_layer.*` and
+`.gated_cross_attn_layer.*`, `vision_encoder.visual.*`, `lm_head.*` for the policy head. Differences:
 
-- DataParallel's prefix `module.`; a training checkpoint's weights lie under "model_state_dict";
-- the same cross-attention also as `lang_encoder.gated_cross_attn_layers.<i>.*`, the same decoder layers also as
-  `lang_encoder.old_decoder_blocks.<i>.*`, the same head also as `action_head.*`;
+- DataParallel's prefix `module.`; weights of a training checkpoint are under "model_state_dict";
+- cross-attention is duplicated as `lang_encoder.gated_cross_attn_layers.<i>.*`, decoder layers as
+  `lang_encoder.old_decoder_blocks.<i>.*`, the head as `action_head.*`;
 - the first MPT ("mosaic_gpt") calls its layers `ln_1`, `mlp.mlp_up`, ... instead of `norm_1`, `ffn.up_proj`, ...;
-- CLIP as open_clip names it, where the network holds transformers' `CLIPVisionModel`;
+- CLIP has open_clip's names, but the network uses transformers' `CLIPVisionModel`;
 - constants (attention masks) saved as weights; CLIP's unused final norm, projection and text tower.
 """
 
@@ -38,11 +38,11 @@ _MOSAIC = {
 
 
 def from_published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
-    """Rename a checkpoint's weights; leave out duplicates and what is no weight.
+    """Rename a checkpoint's weights; drops duplicates, constants and unused weights.
 
     Args:
-        state: as found in the file.
-        layers: where the decoder keeps its layers ("transformer.blocks").
+        state: content of the file.
+        layers: name of the decoder's layer list ("transformer.blocks").
     """
     out: dict[str, Tensor] = {}
     duplicates: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ def from_published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's weights by the names that `from_published` reads, which are those of OpenFlamingo's checkpoints."""
+    """Rename a network's weights to OpenFlamingo's names; inverse of `from_published`."""
     return _rename_tower(state, to_open_clip)
 
 
@@ -96,13 +96,13 @@ def _modern(name: str, layers: str) -> str:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """A safetensors file, or a `.pt` of OpenFlamingo or RoboFlamingo; no code in it is run.
+    """Read a safetensors file, or a `.pt` of OpenFlamingo or RoboFlamingo without running code in it.
 
     Raises:
-        ConfigError: no such file, another kind of file. CorruptError: a damaged one.
+        ConfigError: missing file, or no weights. CorruptError: damaged file.
     """
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file; it should hold Flamingo's weights (.safetensors or .pt)")
+        raise ConfigError(f"{file}: file not found; expected Flamingo's weights (.safetensors or .pt)")
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -110,7 +110,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         try:
             tensors: dict[str, Tensor] = load_file(file)
         except SafetensorError as error:
-            raise CorruptError(f"{file}: is truncated or damaged ({error}); copy it again") from None
+            raise CorruptError(f"{file}: truncated or damaged file ({error}); copy it again") from None
         return tensors
     import torch
 
@@ -118,8 +118,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"{file}: cannot be read as a checkpoint: {first}") from None
+        raise CorruptError(f"{file}: cannot read the checkpoint: {first}") from None
     data = data.get("model_state_dict", data) if isinstance(data, dict) else None
     if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ConfigError(f"{file}: holds no weights by name; expected a checkpoint of OpenFlamingo or RoboFlamingo")
+        raise ConfigError(f"{file}: no named weights; expected a checkpoint of OpenFlamingo or RoboFlamingo")
     return data

@@ -15,17 +15,17 @@ DecoderName = Literal["mpt", "llama", "gpt_neox", "opt"]
 
 
 def vision_shape(size: FlamingoSize) -> ClipShape:
-    """ViT-L/14 at 224 pixels, or a tower of two blocks at 28."""
+    """ViT-L/14 at 224 px, or a tower with two blocks at 28 px."""
     return ClipShape(width=32, layers=2, heads=2, image_size=28, mlp_width=64) if size == "tiny" else ClipShape()
 
 
 def language_config(size: FlamingoSize, decoder: DecoderName = "mpt", vocabulary: int | None = None) -> dict[str, Any]:
-    """Return a decoder's configuration: MPT-1B's ("3b") or MPT-7B's ("9b") shape, or a tiny one of any kind.
+    """Configuration of a decoder: MPT-1B ("3b"), MPT-7B ("9b"), or a tiny one of any kind.
 
     Args:
-        size: of the whole model, as OpenFlamingo names them.
-        decoder: "3b" and "9b" are MPTs.
-        vocabulary: rows of the embedding; 50280 (both MPTs' tokenizer with Flamingo's tokens) or 64.
+        size: of the whole model, with OpenFlamingo's names.
+        decoder: kind of a tiny decoder.
+        vocabulary: rows of the embedding; default 50280 (MPT's tokenizer with Flamingo's tokens) or 64.
     """
     rows = vocabulary or (64 if size == "tiny" else 50280)
     if size != "tiny":
@@ -41,7 +41,7 @@ def language_config(size: FlamingoSize, decoder: DecoderName = "mpt", vocabulary
 
 
 def interval(size: FlamingoSize) -> int:
-    """Cross-attention before every that-many-th layer, as in OpenFlamingo's 3B (1) and 9B (4)."""
+    """Interval of layers with cross-attention: 1 in OpenFlamingo-3B, 4 in 9B."""
     return {"tiny": 2, "3b": 1, "9b": 4}[size]
 
 
@@ -52,14 +52,14 @@ def random_flamingo(
     head: HeadSpec | None = None,
     decoder: DecoderName = "mpt",
 ) -> Flamingo:
-    """Make a network of random weights straight on a device; its gates are open a little, so that gradients flow.
+    """Make a network with random weights on a device; gates are slightly open, so that gradients flow.
 
     Args:
         size: "3b": CLIP ViT-L/14 and an MPT-1B; "9b": with an MPT-7B; or "tiny".
-        device: where it is made.
-        dtype: of all weights.
-        head: default the released LSTM.
-        decoder: of a tiny one.
+        device: of the weights.
+        dtype: of the weights.
+        head: default: the released LSTM.
+        decoder: kind of a tiny decoder.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

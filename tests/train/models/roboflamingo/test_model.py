@@ -1,4 +1,4 @@
-"""The network against the released code's numbers, and against itself where two ways must agree."""
+"""The network against golden values of the released code, and equivalent computations against each other."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def texts(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def golden(shared: Path):
     folder = shared / "parity" / "flamingo"
-    # in float64: in float32 a near tie in the max-pool falls otherwise on some processors
+    # in float64: in float32 a near tie in the max-pool depends on the processor
     case = {n: torch.from_numpy(v) for n, v in np.load(folder / "f_case.npz").items()}
     case = {n: v.double() if v.is_floating_point() else v for n, v in case.items()}
     net = load_model(folder).double()
@@ -112,14 +112,14 @@ def test_golden_outputs(golden, name: str) -> None:
 
 
 def test_golden_hidden_states(golden) -> None:
-    """The golden case's weights are all positive, so rounding grows: float64 is 5.5e-5 from its float32 numbers."""
+    """All golden weights are positive, so rounding errors add up: float64 differs by 5.5e-5 from the float32 values."""
     _, case, out = golden
     torch.testing.assert_close(out["last_hidden"].detach(), case["last_hidden"], atol=2e-4, rtol=0)
     assert (out["last_hidden"] - case["last_hidden"]).norm() < 3e-5 * case["last_hidden"].norm()
 
 
 def test_golden_gradients(golden) -> None:
-    """Below the head, where float64 is 1.6e-4 (relative) from the golden numbers, absolute: the gradients are 1e-3."""
+    """float64 differs from the golden values by 1.6e-4 (relative); the tolerance is absolute for gradients of 1e-3."""
     net, case, _ = golden
     parameters = dict(net.named_parameters())
     for name, expected in case.items():
@@ -129,7 +129,7 @@ def test_golden_gradients(golden) -> None:
             assert (got - expected).norm() < 4e-4 * expected.norm(), name
 
 
-def test_golden_weights_by_their_names(golden, shared: Path) -> None:
+def test_golden_weight_names(golden, shared: Path) -> None:
     net, _, _ = golden
     stored = read_weights(shared / "parity" / "flamingo" / "f_weights.safetensors")
     unused = {
@@ -148,7 +148,7 @@ def test_vision_tower_gives_the_last_blocks_patch_tokens() -> None:
     theirs = transformers.CLIPVisionModel(ClipTower(SHAPE).visual.config).eval()
     assert ClipShape.from_transformers(theirs.config.to_dict()) == SHAPE
     pixels = torch.randn(3, 3, 28, 28)
-    for prefix in ("", "vision_model."):  # as transformers saves CLIPVisionModel now, and as CLIP was published
+    for prefix in ("", "vision_model."):  # current format of CLIPVisionModel, and format of published CLIP checkpoints
         ours = ClipTower(SHAPE)
         ours.visual.load_state_dict(
             from_transformers({prefix + name: value for name, value in theirs.state_dict().items()})
@@ -170,7 +170,7 @@ def test_open_clip_names_of_the_vision_tower() -> None:
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_closed_gates_leave_any_decoder_as_it_was(kind: str) -> None:
+def test_closed_gates_do_not_change_a_decoder(kind: str) -> None:
     net = tiny(kind, every=1)
     for layer in net.layers:
         layer.gated_cross_attn_layer.attn_gate.data.zero_()
@@ -185,7 +185,7 @@ def test_closed_gates_leave_any_decoder_as_it_was(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", DECODERS)
-def test_text_before_the_image_sees_nothing(kind: str) -> None:
+def test_text_before_the_image_does_not_attend_to_it(kind: str) -> None:
     net = tiny(kind, every=1)
     ids, mask = texts(2)
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_text_before_the_image_sees_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_shared_layers_and_distinct_frames_change_nothing(kind: str) -> None:
-    """Layers below the first look are run once a text; frames shown twice are run once."""
+    """Layers before the first cross-attention run once per text; repeated frames run once."""
     net = tiny(kind, every=3)
     ids, mask = texts(2)
     tokens = torch.randn(5, 2, 4, 16)
@@ -214,7 +214,7 @@ def test_shared_layers_and_distinct_frames_change_nothing(kind: str) -> None:
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
-def test_layers_below_the_first_look_run_once_for_each_text() -> None:
+def test_layers_before_the_first_cross_attention_run_once_for_each_text() -> None:
     net = tiny(every=3)
     rows: list[int] = []
     for layer in net.layers:
@@ -239,7 +239,7 @@ def test_checkpointing_gives_the_same_gradients() -> None:
     torch.testing.assert_close(grads[0], grads[1])
 
 
-def test_history_looks_at_the_whole_window_at_once() -> None:
+def test_history_attends_to_the_whole_window() -> None:
     net = tiny(head=MLPHead(32, window=3), history=True)
     ids, mask = texts(2)
     tokens = torch.randn(6, 2, 4, 16)
@@ -252,7 +252,7 @@ def test_history_looks_at_the_whole_window_at_once() -> None:
     torch.testing.assert_close(one[1], other[1])
 
 
-def test_only_the_joints_are_trained() -> None:
+def test_only_connecting_parts_are_trained() -> None:
     net = tiny()
     net.requires_grad_(False).train_parts(embeddings=True)
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
@@ -286,11 +286,11 @@ def test_names_of_published_checkpoints() -> None:
     }
 
 
-def test_errors_say_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
+def test_error_messages(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="folder not found"):
         load_model(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"expected config\.json, found 0"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "openvla"}')
-    with pytest.raises(ConfigError, match="model_type is 'openvla', not 'roboflamingo'"):
+    with pytest.raises(ConfigError, match="model_type: expected 'roboflamingo', got 'openvla'"):
         load_model(tmp_path)
