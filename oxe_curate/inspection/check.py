@@ -17,7 +17,7 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import EPISODES, CameraFeature, Inspection, report_of
+from oxe_curate.inspection.report import SAMPLE_EPISODES, CameraFeature, Inspection, report_of
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
@@ -78,7 +78,7 @@ def check_dataset(
     *,
     recipe: str | None = None,
     cards_dir: Path | None = None,
-    episodes: int = EPISODES,
+    episodes: int = SAMPLE_EPISODES,
     seed: int = 0,
 ) -> Checked:
     """Run the detectors on a data set and compare with its card.

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection import gripper, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.matching import TURNS, Match
 from oxe_curate.inspection.motion import JOINTS
 from oxe_curate.inspection.sample import SampledCamera
-from oxe_curate.inspection.series import Columns, Episodes, Floats, number_keys, pooled, varies
+from oxe_curate.inspection.series import Columns, Episodes, number_keys, pooled, varies
 
 _NOT_POSE = re.compile(r"terminate|gripper|grip_|base_|mode|discount|reward|closed")
 _CLOCK = re.compile(r"time|stamp|clock")

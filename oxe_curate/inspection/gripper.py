@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.series import (
     Columns,
     Episodes,
-    Floats,
     correlation,
     displacements,
     levels,
@@ -24,7 +24,7 @@ from oxe_curate.inspection.series import (
     varies,
 )
 
-GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
+_GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
 _CLOSED = re.compile(r"clos")
 _OPEN = re.compile(r"open|width|aperture")
 _OTHER = re.compile(r"terminate|base_|mode|discount|reward")
@@ -63,7 +63,7 @@ def find_command(episodes: Episodes, actions: list[Columns], taken: list[Columns
             if not len(x):
                 continue
             few = len(np.unique(np.round(x, 4))) <= 3 or bool(_at_ends(x) > 0.8)
-            score = 2.0 * bool(GRIPPER.search(column.key)) + 0.5 * (column.stop == action.stop) + few
+            score = 2.0 * bool(_GRIPPER.search(column.key)) + 0.5 * (column.stop == action.stop) + few
             score += 0.5 * float(len(action) >= 7 and column.stop == 7) - 0.6 * float(not varies(x[:, None])[0])
             if score >= 1.0 and (best is None or score > best[0]):
                 best = (score, column)
@@ -158,7 +158,7 @@ def find_aperture(
             if any(column.overlaps(t) for t in taken):
                 continue
             s = [column.of(steps) for steps in episodes]
-            named = bool(GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
+            named = bool(_GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
             for lag in _LAGS:
                 x, y = displacements(a, s, 3, lag) if relative else levels(a, s, lag, centre=False)
                 r = float(correlation(x, y)[0, 0]) if len(x) else 0.0

@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection.series import (
     Columns,
     Episodes,
-    Floats,
     correlation,
     displacements,
     gain,

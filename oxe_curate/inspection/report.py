@@ -14,13 +14,13 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions, detect, detect_cameras
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.sample import Sample, SampledCamera, read_sample
-from oxe_curate.inspection.series import WIDEST, table
+from oxe_curate.inspection.series import WIDEST, as_columns
 from oxe_curate.inspection.vision import black_share
 from oxe_curate.registry.text import from_codepoints
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
-EPISODES = 32
+SAMPLE_EPISODES = 32
 """Episodes read unless told otherwise."""
 _BOOKKEEPING = {"is_first", "is_last", "is_terminal", "discount", "reward"}
 _INSTRUCTION = ("instruction", "language", "task", "goal", "text", "command")
@@ -134,7 +134,7 @@ class Inspection:
         return out
 
 
-def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0) -> Inspection:
+def inspect_dataset(path: str | Path, *, episodes: int = SAMPLE_EPISODES, seed: int = 0) -> Inspection:
     """Read features.json and a few episodes of the one data set at `path`, and find out its conventions.
 
     Args:
@@ -207,7 +207,7 @@ def _number_keys(sample: Sample) -> list[str]:
 
 def _number(key: str, sample: Sample) -> NumberFeature:
     leaf = sample.steps[key]
-    x = np.concatenate([table(steps[key]) for steps in sample.episodes])
+    x = np.concatenate([as_columns(steps[key]) for steps in sample.episodes])
     return NumberFeature(key, str(leaf.dtype), leaf.shape, tuple(range_of(column) for column in x.T))
 
 

@@ -20,11 +20,11 @@ from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
 from oxe_curate.rlds.remote import open_shard
 
-PICTURED = 8
+_PICTURED = 8
 """Episodes whose frames are decoded."""
-FRAMES = 10
+_FRAMES = 10
 """Frames of each camera and episode, spread evenly from the first to the last."""
-LARGEST = 128
+_LARGEST = 128
 """Frames are kept at less than twice this many pixels on their shorter side."""
 _TEXT_WIDTH = 2048  # int features up to this wide may be texts as code points
 
@@ -98,7 +98,7 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
     for shard, records in draw_sample(dataset.shards(), episodes, seed):
         for number, episode, buffer, ensure in _read_shard(dataset, shard, records, reader):
             read.append((f"{shard.split}/{shard.number:05d}/{number:05d}", episode))
-            if len(read) <= PICTURED:
+            if len(read) <= _PICTURED:
                 film.add(episode, buffer, ensure)
     if not read:
         raise DataError(f"{dataset.source}/{dataset.path}: its shards hold no episode")
@@ -170,8 +170,8 @@ def _tensor_camera(leaf: Leaf) -> SampledCamera:
 
 
 def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most `LARGEST` pixels on the shorter side, by averaging whole blocks."""
-    factor = min(picture.shape[:2]) // LARGEST
+    """At most `_LARGEST` pixels on the shorter side, by averaging whole blocks."""
+    factor = min(picture.shape[:2]) // _LARGEST
     return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
 
 
@@ -186,7 +186,7 @@ class _Film:
         self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, looked at
 
     def add(self, episode: RawEpisode, buffer: memoryview, ensure: Any) -> None:
-        at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), FRAMES).astype(np.int64))
+        at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), _FRAMES).astype(np.int64))
         for key in self._frames:
             pictures: list[NDArray[np.uint8]] = []
             steps: list[int] = []

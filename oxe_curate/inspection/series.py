@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from oxe_curate.arrays import Floats
+
 Episodes = Sequence[Mapping[str, NDArray[Any]]]
 """Episodes as step dicts: flat key ("observation/state") -> array with time first."""
 
@@ -36,7 +37,7 @@ class Columns:
 
     def of(self, steps: Mapping[str, NDArray[Any]]) -> Floats:
         """The columns of one episode, float64 (T, stop - start)."""
-        return table(steps[self.key])[:, self.start : self.stop]
+        return as_columns(steps[self.key])[:, self.start : self.stop]
 
     def overlaps(self, other: Columns | None) -> bool:
         """Whether a column belongs to both."""
@@ -49,7 +50,7 @@ class Columns:
         return [Columns(self.key, c, c + 1) for c in range(self.start, self.stop)]
 
 
-def table(array: NDArray[Any]) -> Floats:
+def as_columns(array: NDArray[Any]) -> Floats:
     """A step feature as float64 (T, C)."""
     return np.asarray(array, np.float64).reshape(len(array), -1)
 

@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from oxe_curate.config import STRICT, load
-from oxe_curate.episode import Trajectory
+from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.registry.recipe import ActionRecipe, Pieces
-from oxe_curate.registry.standardize import Standardizer, Steps
+from oxe_curate.registry.standardize import Standardizer
 
 Role = Literal[
     "primary", "secondary", "extra", "wrist",
@@ -23,6 +23,9 @@ Role = Literal[
 ]  # fmt: skip
 """What a camera shows. primary, secondary and extra look at the workspace from outside; egocentric and body
 cameras ride on a mobile robot; none is a dummy, or an image that is not a robot's camera."""
+
+IndexedRole = Literal["primary", "secondary", "extra", "wrist", "egocentric"]
+"""Roles whose frames the index locates."""
 
 THIRD_PERSON: frozenset[Role] = frozenset({"primary", "secondary", "extra"})
 
@@ -35,7 +38,7 @@ ActionEncoding = Literal[
 displacement, velocity, operational-space controller input, absolute goal, absolute pose."""
 
 Verdict = Literal["pass", "fail", "conditional", "unknown"]
-CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
+_CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
 """OpenVLA's criteria for its training mixtures, by the name under which a data set fails them."""
 
 
@@ -188,9 +191,9 @@ class DatasetCard:
 
     @property
     def failed_criteria(self) -> tuple[str, ...]:
-        """Those of `CRITERIA` that the card does not show to be met, in their order."""
+        """Those of `_CRITERIA` that the card does not show to be met, in their order."""
         met = (self.has_third_person_camera, self.is_single_arm, self.is_end_effector)
-        return tuple(name for name, ok in zip(CRITERIA, met, strict=True) if not ok)
+        return tuple(name for name, ok in zip(_CRITERIA, met, strict=True) if not ok)
 
     @property
     def verdict(self) -> Verdict:

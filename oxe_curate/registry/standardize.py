@@ -7,20 +7,18 @@ piece is one slice, its operations, and one write into the (T', 7) result.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.episode import Trajectory
+from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import DataError, did_you_mean
-from oxe_curate.registry.operations import Columns
+from oxe_curate.registry.operations import ColumnArray
 from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Operation, Piece, Pieces
 from oxe_curate.registry.text import read_texts
-
-Steps = Mapping[str, NDArray[Any]]
 
 
 class Standardizer:
@@ -102,7 +100,7 @@ class _Column:
     selection: slice | list[int] | None
     needed: int
     operations: tuple[Operation, ...]
-    chain: tuple[tuple[str, int | None, Callable[[Columns], Columns]], ...]
+    chain: tuple[tuple[str, int | None, Callable[[ColumnArray], ColumnArray]], ...]
     width: int | None
 
 
@@ -171,7 +169,7 @@ def _needed_widths(columns: list[_Column | _Constant]) -> dict[str, int]:
     return needed
 
 
-def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Columns | _Constant:
+def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> ColumnArray | _Constant:
     """Select, cast and operate. float64 stays float64: the cast to float32 comes last, as in OpenVLA's loader."""
     if isinstance(column, _Constant):
         return column
@@ -189,7 +187,7 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
     return x
 
 
-def _side_by_side(values: list[Columns | _Constant], num_rows: int) -> NDArray[np.float32]:
+def _side_by_side(values: list[ColumnArray | _Constant], num_rows: int) -> NDArray[np.float32]:
     """Concatenate columns as float32; rows after the last kept one are left out."""
     widths = [v.width if isinstance(v, _Constant) else v.shape[1] for v in values]
     out = np.empty((num_rows, sum(widths)), np.float32)

@@ -161,7 +161,7 @@ class RecordReader:
                 if wire not in images:
                     ensure(span.offset, span.length)
         rare = self._read_rare(buffer, offset, length, ensure) if self._rare else {}
-        steps: Steps = {}
+        steps: dict[str, NDArray[Any]] = {}
         for key, leaf in self.steps.items():
             steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
         num_steps = self._count(buffer, spans, steps)
