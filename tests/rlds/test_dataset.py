@@ -66,7 +66,7 @@ def test_a_wrong_name_is_told_the_closest(root: Path, name: str, split: str, mes
 
 
 def test_a_folder_without_data_sets_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no TFDS data set below it .*dataset_info\.json"):
+    with pytest.raises(ConfigError, match=r"no TFDS data set found .*dataset_info\.json"):
         find(Folder.of(tmp_path))
 
 
