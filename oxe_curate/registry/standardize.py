@@ -49,7 +49,7 @@ class Standardizer:
             kept = self._trim.kept(num_steps)
             has_proprio = all(map(steps.__contains__, self._all_keys))
             sources = self._sources(self._all_keys if has_proprio else self._action_keys, steps, num_steps)
-            # NaN, infinities and overflow pass through to the screen `not_finite`, which reports them
+            # the criterion `not_finite` reports NaN, infinities and overflow
             with np.errstate(all="ignore"):
                 action = _side_by_side([_run(column, sources) for column in self._action], len(kept))
                 proprio = _side_by_side([_run(c, sources) for c in self._proprio if has_proprio], len(kept))
@@ -68,7 +68,7 @@ class Standardizer:
         )
 
     def _sources(self, keys: dict[str, int], steps: Steps, num_steps: int) -> dict[str, NDArray[Any]]:
-        """The arrays behind `keys` as (rows, columns) views without the trimmed steps, each checked once."""
+        """The arrays of `keys` as (rows, columns) views without the trimmed steps, each checked once."""
         sources = {}
         for key, needed in keys.items():
             x = _get(steps, key)
@@ -79,7 +79,7 @@ class Standardizer:
             if x.ndim != 2 or x.shape[1] < needed:
                 raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
             if x.dtype.kind not in "fbiu":
-                raise DataError(f"{key!r} holds {x.dtype}, expected numbers")
+                raise DataError(f"{key!r} has dtype {x.dtype}, expected numbers")
             sources[key] = x[self._rows]
         return sources
 
@@ -92,7 +92,7 @@ class _Constant:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A piece that reads `src`. `width` is what must come out of it, None where the recipe leaves it open."""
+    """A piece that reads `src`. `width` is the required number of columns, None if the recipe does not fix it."""
 
     place: str
     src: str
@@ -188,7 +188,7 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
 
 
 def _side_by_side(values: list[ColumnArray | _Constant], num_rows: int) -> NDArray[np.float32]:
-    """Concatenate columns as float32; rows after the last kept one are left out."""
+    """Concatenate columns as float32; rows after the last kept one are omitted."""
     widths = [v.width if isinstance(v, _Constant) else v.shape[1] for v in values]
     out = np.empty((num_rows, sum(widths)), np.float32)
     start = 0
