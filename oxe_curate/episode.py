@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Steps = dict[str, NDArray[Any]]
+Steps = Mapping[str, NDArray[Any]]
 """Steps of an episode: flat key ("observation/state") -> array, time first."""
 
 

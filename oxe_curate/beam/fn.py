@@ -1,11 +1,11 @@
-"""All that the project uses of Beam, and the one DoFn of both pipelines: an element is a task, never an image."""
+"""The parts of Beam that the project uses, and the DoFn of both pipelines: an element is a task, never an image."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-logging.disable(logging.WARNING)  # Beam warns of the cloud clients that nobody asked for
+logging.disable(logging.WARNING)  # Beam warns about missing cloud clients
 import apache_beam as beam  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
@@ -16,13 +16,13 @@ from oxe_curate.beam.task import Work, do  # noqa: E402
 
 
 class DoTask(beam.DoFn):
-    """Does a task and emits nothing: its output is a file, so a retry or a second run is harmless."""
+    """Runs a task and emits nothing: its output is a file, so a retry or a second run is harmless."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     def process(self, task: Any) -> list[None]:
-        """Do one task."""
+        """Run one task."""
         do(task, self._work)
         return []
 

@@ -1,8 +1,8 @@
-"""Runs a list of tasks through one Beam ParDo: here on all cores, or on the runner that the user names.
+"""Run a list of tasks through one Beam ParDo: locally on all cores, or on another Beam runner.
 
-A task makes one output file and is safe to repeat. Here, each worker process runs Beam's own FnApiRunner on its share
+A task writes one output file and is safe to repeat. Locally, each worker process runs Beam's FnApiRunner on its share
 of the tasks: its multi-process mode takes seconds to start and hangs when a worker is killed, and the default runner
-looks for a server on the network first. A dead worker is noticed, and finished files stay.
+looks for a server on the network first. A dead worker is detected, and finished files are kept.
 """
 
 from __future__ import annotations
@@ -38,22 +38,21 @@ def run_tasks(
     beam_args: Sequence[str] = (),
     progress: bool = True,
 ) -> None:
-    """Do every task; return when all outputs are there.
+    """Run every task; return when all outputs exist.
 
     Args:
-        tasks: in the order in which they are to be taken up.
-        work: does one of them.
+        tasks: in the order in which to run them.
+        work: runs one of them.
         title: of the progress bar.
-        workers: processes on this machine; None: one per core, but no more than the work is worth.
-        bytes_per_worker: below this much to read, another process costs more than it saves.
-        beam_args: Beam's own options; `--runner=...` hands the pipeline to that runner.
-        progress: whether to show a bar (never where stderr is not a terminal).
+        workers: processes on this machine; None: one per core, limited by `bytes_per_worker`.
+        bytes_per_worker: bytes to read that justify one more process.
+        beam_args: Beam's own options; `--runner=...` selects another runner.
+        progress: whether to show a progress bar (only if stderr is a terminal).
 
     Raises:
-        CurateError: the first error of those that the user can mend, with the number of further ones; the other
-            tasks were done all the same.
+        CurateError: the first error that the user can fix, with the number of further ones; the other tasks were run.
         WorkerError: a worker process was killed.
-        RuntimeError: a fault in our code, with the worker's traceback.
+        RuntimeError: an internal error, with the worker's traceback.
     """
     beam_options.check_beam_options(beam_args)
     if not tasks:
@@ -91,7 +90,7 @@ def build_pipeline(pipeline: Any, tasks: Sequence[Task], work: Work) -> Any:
 def _pipeline(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], runner: Any) -> Any:
     from oxe_curate.beam.fn import PipelineOptions, beam
 
-    # what a task raises comes back as its outcome; Beam would print it a second time
+    # a task's error is returned as its outcome; Beam would print it a second time
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if runner else logging.ERROR)
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(beam_args)))
     build_pipeline(pipeline, tasks, work)
@@ -126,7 +125,7 @@ def _in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence
 
 
 def start_workers_early(module: str) -> None:
-    """Begin importing `module` in the server that worker processes are forked from, while the caller plans."""
+    """Start importing `module` in the server that worker processes are forked from, while the caller plans."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["oxe_curate.beam.fn", module])
@@ -158,8 +157,8 @@ def _in_processes(tasks: Sequence[Task], work: Work, workers: int, bar: Bar, bea
         except BrokenProcessPool:
             finished = len(outcomes)
             raise WorkerError(
-                f"a worker process was killed after {finished} of {len(tasks)} tasks (out of memory, or by hand). "
-                "Finished files are kept: run the same command again, with fewer --workers if memory is short."
+                f"a worker process was killed after {finished} of {len(tasks)} tasks (out of memory, or by a user). "
+                "Finished files are kept: run the same command again, with fewer --workers if memory is low."
             ) from None
         except BaseException:
             _stop(pool, futures)
@@ -178,12 +177,12 @@ def _drain(reports: Any, outcomes: list[Outcome], bar: Bar) -> None:
 def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[None]]) -> None:
     for future in futures:
         future.cancel()
-    for process in list((pool._processes or {}).values()):  # there is no public way to end a running worker
+    for process in list((pool._processes or {}).values()):  # there is no public way to stop a running worker
         process.terminate()
 
 
 def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
-    """Largest task first to the worker with the least: shares of nearly equal bytes."""
+    """Assign the largest tasks first, each to the worker with the fewest bytes."""
     shares: list[list[Task]] = [[] for _ in range(workers)]
     loads = [0] * workers
     for task in sorted(tasks, key=lambda t: -t.size):
@@ -195,7 +194,7 @@ def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
 
 def _start_worker(reports: Any) -> None:
     report_to(reports.put)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     logging.disable(logging.WARNING)
 
 
@@ -204,7 +203,7 @@ def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...]) -> 
 
 
 def _elsewhere(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: Bar) -> list[Outcome]:
-    """Hand the pipeline to a named runner; outputs that appear move the bar, failures come back as files."""
+    """Run the pipeline on another runner; new output files advance the bar, failures are returned as files."""
     out = tasks[0].out
     _remove_failures(out)
     stop = threading.Event()
@@ -221,8 +220,9 @@ def _elsewhere(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar:
     missing = [t for t in tasks if not out.exists(t.output) and t.output not in {f.output for f in failures}]
     if missing and not failures:
         raise WorkerError(
-            f"the runner ended ({state}) and {len(missing)} of {len(tasks)} outputs are missing, {missing[0].output} "
-            "first. Its workers must see the same --out. Run the same command again: finished files are kept."
+            f"the runner ended ({state}), but {len(missing)} of {len(tasks)} outputs are missing, such as "
+            f"{missing[0].output}. Its workers must have access to the same --out. Run the same command again: "
+            "finished files are kept."
         )
     return failures
 
@@ -251,7 +251,7 @@ def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> Non
     first = min(failures, key=lambda f: f.output)
     more = f"\n… and {len(failures) - 1} more of {total} tasks failed." if len(failures) > 1 else ""
     kind = getattr(errors, str(first.kind), CurateError)
-    raise kind(f"{first.message}{more}\nWhat was finished is kept in {out}; run the same command again afterwards.")
+    raise kind(f"{first.message}{more}\nFinished files are kept in {out}; run the same command again afterwards.")
 
 
 __all__ = ["build_pipeline", "run_tasks", "start_workers_early"]

@@ -1,4 +1,4 @@
-"""A task of `filter` or `tokenize`: it makes one output file, and reports how it ended."""
+"""A task of `filter` or `tokenize`: it writes one output file and reports its outcome."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from oxe_curate.errors import CurateError
 from oxe_curate.storage import Folder
 
 FAILED = ".failed"
-"""Folder, below the output folder, of the failures that tasks on other machines report."""
+"""Folder below the output folder, with the failures of tasks on other machines."""
 
 
 class Task(Protocol):
-    """What the runner needs of a task; it must pickle."""
+    """The interface of a task; it must be picklable."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
 
     @property
     def output(self) -> str:
-        """The file it makes, relative to `out`."""
+        """The file that it writes, relative to `out`."""
 
     @property
     def out(self) -> Folder:
-        """Where outputs go."""
+        """The output folder."""
 
     @property
     def size(self) -> int:
@@ -38,7 +38,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: well, by an error that the user can mend (kind and message), or by a fault (kind "")."""
+    """Outcome of a task: success, an error that the user can fix (kind and message), or an internal error (kind "")."""
 
     output: str
     size: int
@@ -48,26 +48,26 @@ class Outcome:
 
 
 Work = Callable[[Any], Any]
-"""Does one task; returns something with `steps_seen`. A module-level function, so that it pickles by name."""
+"""Runs one task; returns an object with `steps_seen`. A module-level function, so that it pickles by name."""
 
-_reporter: Callable[[Outcome], None] | None = None  # set in processes that the runner starts itself
+_reporter: Callable[[Outcome], None] | None = None  # set in processes that the runner starts
 
 
 def report_to(reporter: Callable[[Outcome], None] | None) -> None:
-    """Hand the outcomes of this process's tasks to `reporter`; None: write failures to files, as on a remote worker."""
+    """Pass the outcomes of this process's tasks to `reporter`; None: write failures to files, as on a remote worker."""
     global _reporter
     _reporter = reporter
 
 
 def do(task: Task, work: Work) -> None:
-    """Do one task and report how it ended: to this process's reporter, or to a file where there is none."""
+    """Run one task and report its outcome to this process's reporter, or to a file if there is none."""
     report = _reporter or _publish_failure(task)
     try:
         result = work(task)
     except CurateError as error:
         report(Outcome(task.output, task.size, 0, type(error).__name__, str(error)))
     except KeyboardInterrupt:
-        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would make a RuntimeError of it
+        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would turn it into a RuntimeError
         raise
     except Exception:
         report(Outcome(task.output, task.size, 0, "", f"{task.name}\n{traceback.format_exc()}"))

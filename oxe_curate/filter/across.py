@@ -55,7 +55,10 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
 
     files = _files(out, versions)
     rows = query.scan_files(out, list(files))
-    columns = ["file", "reason", "duplicate_of", "num_steps", "action_hash"]
+    lengths = query.collect(rows.group_by("file").agg(pl.len()), out)
+    counts = dict(lengths.rows())
+    parts = _slices({path: counts.get(path, 0) for path in files})
+    columns = ["reason", "duplicate_of", "num_steps", "action_hash"]
     if criteria.near_duplicate is not None:
         columns.append("image_hash")
     frame = query.collect(rows.select(columns), out)
@@ -64,24 +67,31 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
     own = pl.when(pl.col("reason").is_in(ACROSS)).then(None).otherwise("reason").alias("decided")
     frame = frame.with_columns(own)
     if criteria.action_outlier is not None:
-        found = pl.when(pl.Series(_outlying(out, files, frame, criteria.action_outlier))).then(pl.lit("action_outlier"))
+        found = pl.when(pl.Series(_outlying(out, files, parts, frame, criteria.action_outlier))).then(
+            pl.lit("action_outlier")
+        )
         frame = frame.with_columns(found.otherwise("decided").alias("decided"))
     original, near = _originals(frame, criteria)
     copies = original >= 0
     if criteria.duplicate is True:
         kind = pl.when(pl.Series(near)).then(pl.lit("near_duplicate")).otherwise(pl.lit("duplicate"))
         frame = frame.with_columns(pl.when(pl.Series(copies)).then(kind).otherwise("decided").alias("decided"))
-    frame = frame.with_columns(_names(out, rows, original).alias("copy_of"), pl.Series("original", original))
-    differs = pl.col("reason").ne_missing(pl.col("decided")) | pl.col("duplicate_of").ne_missing(pl.col("copy_of"))
-    changed = frame.filter(differs.any().over("file"))
+    copy_of = _names(out, rows, original)
+    differs = (
+        frame.select(pl.col("reason").ne_missing(pl.col("decided")) | pl.col("duplicate_of").ne_missing(copy_of))
+        .to_series()
+        .to_numpy()
+    )
+    reason, kept = frame["decided"], frame["decided"].is_null().to_numpy()
     # train splits come first, so an original in one has a low position
-    in_train = frame.filter(pl.col("file").is_in([path for path in files if split_of(path) == "train"])).height
+    in_train = max((part.stop for path, part in parts.items() if split_of(path) == "train"), default=0)
     changes = []
-    for part in changed.partition_by("file", maintain_order=True):
-        path = part["file"][0]
-        leaks = part.filter(pl.col("decided").is_null(), pl.col("original").is_between(0, in_train - 1)).height
-        counted = {split_of(path): leaks} if leaks and split_of(path) != "train" else {}
-        changes.append(IndexChange(files[path], path, part["decided"].to_list(), part["copy_of"].to_list(), counted))
+    for path, part in parts.items():
+        if differs[part].any():
+            split = split_of(path)
+            leaks = int((kept[part] & (original[part] >= 0) & (original[part] < in_train)).sum())
+            counted = {split: leaks} if leaks and split != "train" else {}
+            changes.append(IndexChange(files[path], path, reason[part].to_list(), copy_of[part].to_list(), counted))
     return changes
 
 
@@ -171,10 +181,18 @@ def _names(out: Folder, rows: pl.LazyFrame, original: NDArray[np.int64]) -> pl.S
     return ids.gather(pl.Series(np.where(original >= 0, place, -1)).replace(-1, None))
 
 
-def _outlying(out: Folder, files: Mapping[str, str], frame: pl.DataFrame, times: float) -> NDArray[np.bool_]:
+def _slices(counts: Mapping[str, int]) -> dict[str, slice]:
+    """Index file -> its rows, of the files that have any."""
+    stops = np.cumsum(list(counts.values()), dtype=np.int64).tolist()
+    return {path: slice(stop - n, stop) for (path, n), stop in zip(counts.items(), stops, strict=True) if n}
+
+
+def _outlying(
+    out: Folder, files: Mapping[str, str], parts: Mapping[str, slice], frame: pl.DataFrame, times: float
+) -> NDArray[np.bool_]:
     """Which kept episodes have an outlier. numpy: polars would copy the nested actions to flatten them."""
-    parts = frame.partition_by("file", maintain_order=True)
-    kept = {part["file"][0]: part["decided"].is_null().to_numpy() for part in parts}
+    valid = frame["decided"].is_null().to_numpy()
+    kept = {path: valid[part] for path, part in parts.items()}
     found = {path: np.zeros(len(rows), bool) for path, rows in kept.items()}
     for dataset in dict.fromkeys(files.values()):
         mine = [path for path in kept if files[path] == dataset]

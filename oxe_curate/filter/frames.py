@@ -1,7 +1,7 @@
-"""Looking at encoded frames: is a picture black, does it decode, what is its perceptual hash.
+"""Checks of encoded frames: is an image black, can it be decoded, what is its perceptual hash.
 
-The filter reads no pictures; these few looks are as cheap as can be proved right. Whether a JPEG is black is mostly
-settled by the one block in its upper left corner, which stands in the frame's first bytes.
+The filter decodes as few images as possible: the first block of a JPEG, its upper left corner, is in the first bytes
+and usually suffices to show that the image is not black.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from oxe_curate.filter.jpeg import MAGIC, corner_brightness
 from oxe_curate.rlds import example
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.tfrecord import Ensure
+from oxe_curate.rlds.varint import read_varint
 
-HEAD = 1024
-"""Bytes of a frame looked at first: a JPEG's header is of 600 to 700."""
-FLAT = 2
-"""Grey levels; a smaller difference between neighbours says nothing in a perceptual hash: it is the coder's noise."""
-HASHED = 4
-"""Frames of an episode that are hashed: first, last, and at thirds."""
+_HEAD = 1024
+"""Bytes of a frame that are read first: a JPEG header has 600 to 700."""
+_FLAT = 2
+"""Grey levels; smaller differences between neighbours are coding noise and are ignored in a perceptual hash."""
+_HASHED = 4
+"""Frames hashed per episode: the first, the last, and those at thirds."""
 
 
 class FrameLook:
-    """Looks at single frames of a shard.
+    """Checks single frames of a shard.
 
     Args:
         buffer: the shard.
-        ensure: fetches bytes of a remote shard before they are looked at.
+        ensure: fetches bytes of a remote shard before they are read.
 
     Attributes:
-        touched: bytes looked at so far.
+        touched: bytes read so far.
     """
 
     def __init__(self, buffer: memoryview, ensure: Ensure | None = None) -> None:
@@ -46,11 +47,11 @@ class FrameLook:
     def shows(self, span: Span, level: int) -> bool:
         """Whether the first, the middle or the last frame of a camera's list is not black.
 
-        A frame that cannot be decoded is not black either; `bad_image` is about those.
+        A frame that cannot be decoded does not count as black; `bad_image` finds those.
 
         Args:
             span: the camera's list of frames.
-            level: see `is_black`; 0 asks only that the list holds something.
+            level: see `is_black`; 0 only requires a list that is not empty.
         """
         if span.length == 0:
             return False
@@ -66,18 +67,18 @@ class FrameLook:
         )
 
     def hashes(self, span: Span) -> tuple[int, ...] | None:
-        """Perceptual hashes of `HASHED` frames, evenly spaced over a camera's list; None if one cannot be decoded."""
+        """Perceptual hashes of evenly spaced frames of a camera's list; None if one cannot be decoded."""
         frames = self.ranges(span)
         if not len(frames):
             return None
-        chosen = np.linspace(0, len(frames) - 1, HASHED).round().astype(int)
+        chosen = np.linspace(0, len(frames) - 1, _HASHED).round().astype(int)
         try:
             return tuple(dhash(self._bytes(*frames[i].tolist())) for i in chosen)
         except ValueError:
             return None
 
     def undecodable(self, span: Span) -> bool:
-        """Whether a frame of the list cannot be decoded; a list of empty frames is a missing camera, not a bad one."""
+        """Whether a frame of the list cannot be decoded; a list of empty frames is a missing camera, not that."""
         frames = self.ranges(span)
         if not frames[:, 1].any():
             return False
@@ -98,19 +99,13 @@ class FrameLook:
         self._need(span.offset, min(span.length, 11))
         if self._buffer[span.offset] != 0x0A:
             raise CorruptError(f"byte {span.offset}: not a list of frames")
-        length, position = 0, span.offset + 1
-        for shift in range(0, 35, 7):
-            byte = self._buffer[position]
-            length |= (byte & 0x7F) << shift
-            position += 1
-            if byte < 0x80:
-                break
+        length, position = read_varint(self._buffer, span.offset + 1)
         if position + length > span.offset + span.length:
-            raise CorruptError(f"byte {position}: a value runs past its list's end")
+            raise CorruptError(f"byte {position}: a value extends beyond the end of its list")
         return position, length
 
     def _black(self, offset: int, length: int, level: int) -> bool:
-        head = min(length, HEAD)
+        head = min(length, _HEAD)
         self._need(offset, head)
         self.touched += head
         corner = corner_brightness(self._buffer[offset : offset + head])
@@ -135,7 +130,7 @@ def is_black(data: bytes | memoryview, level: int) -> bool:
     """Whether no block of 8 x 8 pixels has a mean brightness of `level` (of 255) or more.
 
     Raises:
-        ValueError: it is no picture that can be decoded.
+        ValueError: the data cannot be decoded as an image.
     """
     return bool(grey_thumbnail(data).max() < level)
 
@@ -144,11 +139,11 @@ def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[An
     """Brightness (H / 8, W / 8) of a JPEG or PNG, averaged over blocks of 8 x 8 pixels.
 
     Args:
-        data: the encoded picture.
-        strict: whether damage that a JPEG decoder can patch over (a truncated file) is an error.
+        data: the encoded image.
+        strict: whether damage that a JPEG decoder tolerates (a truncated file) is an error.
 
     Raises:
-        ValueError: it is no picture that can be decoded.
+        ValueError: the data cannot be decoded as an image.
     """
     if bytes(data[:2]) == MAGIC:
         return np.asarray(simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=strict))
@@ -156,26 +151,26 @@ def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[An
 
 
 def dhash(data: bytes | memoryview) -> int:
-    """Perceptual hash: 64 bits, which say where brightness rises from left to right on a grid of 9 x 8.
+    """Perceptual hash: 64 bits that mark where brightness rises from left to right on a grid of 9 x 8 cells.
 
-    It hardly changes when a picture is encoded or resized again. A plain picture gives 0.
+    It hardly changes when an image is re-encoded or resized. An image of one colour gives 0.
 
     Raises:
-        ValueError: it is no picture that can be decoded.
+        ValueError: the data cannot be decoded as an image.
     """
     if bytes(data[:2]) == MAGIC:
-        picture = simplejpeg.decode_jpeg(data, "GRAY", min_height=32, min_width=36, min_factor=8, strict=False)
-        image = Image.fromarray(picture[:, :, 0])
+        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=32, min_width=36, min_factor=8, strict=False)
+        image = Image.fromarray(pixels[:, :, 0])
     else:
         image = _open(data)
     cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)
-    return int.from_bytes(np.packbits(cells[:, 1:] - cells[:, :-1] >= FLAT).tobytes(), "big")
+    return int.from_bytes(np.packbits(cells[:, 1:] - cells[:, :-1] >= _FLAT).tobytes(), "big")
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):  # 16 bits and more: keep the upper 8
+            if image.mode.startswith(("I", "F")):  # 16 bits or more: keep the upper 8
                 values = np.asarray(image, np.float64)
                 return Image.fromarray((values / 256).clip(0, 255).astype(np.uint8))
             return image.convert("L")

@@ -1,7 +1,7 @@
-"""How bright the upper left corner of a JPEG is, read from its first bytes without decoding the picture.
+"""Brightness of the upper left corner of a JPEG, from its first bytes, without decoding the image.
 
 ITU-T T.81: the coded data of a sequential JPEG begin with the DC coefficient of the first block, which is 8 times the
-block's mean, less 128, divided by the first quantiser step. It costs a hundredth of a picture's decoding.
+block's mean, less 128, divided by the first quantiser step. This takes a hundredth of the time of decoding the image.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _PEEK = 8  # bytes: a Huffman code of 16 bits and a value of 11, with room for s
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What must be known to read the first coefficient.
+    """The parts of a header that are needed to read the first coefficient.
 
     Attributes:
-        raw: the file up to its coded data.
+        raw: the file up to the coded data.
         codes: (bits, code) -> category of the DC table of luminance.
         step: of the quantiser.
     """
@@ -29,7 +29,7 @@ class _Header:
     step: int
 
 
-_last: _Header | None = None  # an encoder writes one header for all pictures of a size and quality
+_last: _Header | None = None  # an encoder writes the same header for all images of a size and quality
 
 
 def corner_brightness(data: memoryview) -> float | None:
@@ -39,8 +39,7 @@ def corner_brightness(data: memoryview) -> float | None:
         data: the file, or its first bytes.
 
     Returns:
-        None where it is no sequential JPEG in grey or YCbCr whose components are coded together, or where the bytes
-        do not suffice.
+        None if it is not a sequential JPEG in grey or interleaved YCbCr, or if the bytes do not suffice.
     """
     global _last
     header = _last
@@ -73,7 +72,7 @@ def corner_brightness(data: memoryview) -> float | None:
 
 
 def _parse(data: memoryview) -> _Header | None:
-    """Read the markers up to the coded data; None for what `corner_brightness` does not read."""
+    """Read the markers up to the coded data; None for a file that `corner_brightness` does not support."""
     steps: dict[int, int] = {}
     tables: dict[int, dict[tuple[int, int], int]] = {}
     frame = None

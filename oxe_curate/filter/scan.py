@@ -1,4 +1,4 @@
-"""One source shard -> its rows of the episode index. Plain functions: Beam only distributes them."""
+"""One source shard -> its rows of the episode index. Plain functions, which Beam only distributes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.idle import drop_idle_frames
 from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
 from oxe_curate.index.store import IndexRow, write_shard
+from oxe_curate.lru import LruCache
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
@@ -32,17 +33,17 @@ from oxe_curate.storage import Folder
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 """Roles whose frames the index locates: the first camera of each."""
 EXACT_BELOW = 256 << 20
-"""A local data set below this many bytes has every frame located while it is scanned. Above it, and on an object
-store, only each camera's list of frames is located: looking at every frame costs a disk page each, which on 256 px
-images is a fifth of the data. Who reads the frames finds them then (see `locate`)."""
+"""Every frame of a local data set below this many bytes is located while it is scanned. Above it, and on an object
+store, only each camera's list of frames is located: finding every frame reads one disk page each, a fifth of the data
+with 256 px images. Later readers locate the frames then (see `locate`)."""
 
 
 @dataclass(frozen=True)
 class FilterTask:
-    """All that a worker needs to scan one shard.
+    """The input of a worker that scans one shard.
 
     Attributes:
-        size: of the shard, in bytes; a cost for balancing, and part of the fingerprint.
+        size: of the shard, in bytes; used for balancing, and part of the fingerprint.
         frames: "exact" locates every frame, "span" each camera's list.
         verify: check the CRC of every record's data, which reads every byte.
         skip_corrupt: count and list unreadable records instead of failing.
@@ -61,7 +62,7 @@ class FilterTask:
 
     @property
     def output(self) -> str:
-        """The index file it makes."""
+        """Path of the index file that the task writes."""
         return self.shard.index_path
 
     @property
@@ -71,7 +72,7 @@ class FilterTask:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the index file's contents."""
+        """Hash of everything that determines the index file's contents."""
         parts = {
             "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
             "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_one_episode(),
@@ -88,7 +89,7 @@ def write_scanned_shard(task: FilterTask) -> Summary:
 
 
 def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
-    """Read, standardise and screen every wanted record of a shard."""
+    """Read, standardise and screen every selected record of a shard."""
     scanner = _scanner(task.dataset, task.card, task.recipe)
     shard = open_shard(task.dataset.source, task.shard.path)
     buffer, ensure = shard.buffer, shard.ensure
@@ -116,7 +117,7 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
                     raise type(error)(where) from error
                 corrupt.append(f"{task.shard.path}: {where}")
         if number + 1 != task.shard.records:
-            raise CorruptError(f"dataset_info.json announces {task.shard.records} records, the file holds {number + 1}")
+            raise CorruptError(f"dataset_info.json lists {task.shard.records} records, the file has {number + 1}")
     except (CorruptError, DataError) as error:
         if task.skip_corrupt:
             corrupt.append(f"{task.shard.path}: {error}")
@@ -135,7 +136,7 @@ _ADVICE = {
 
 
 class Scanner:
-    """Reads one data set's records by its card. Made once per process and data set."""
+    """Reads the records of one data set according to its card. Created once per process and data set."""
 
     def __init__(self, dataset: RldsDataset, card: DatasetCard, recipe: str) -> None:
         steps, other = leaves(dataset.features)
@@ -165,7 +166,7 @@ class Scanner:
     def row(
         self, task: FilterTask, buffer: memoryview, number: int, offset: int, length: int, ensure: Any
     ) -> tuple[IndexRow, int]:
-        """One record -> (its row, bytes looked at)."""
+        """Return the record's row, and the number of bytes read."""
         episode = self.reader.read(buffer, offset, length, ensure)
         trajectory = self._standardize(episode.steps) if self._standardize else None
         criteria = task.criteria
@@ -203,17 +204,17 @@ def _touched(episode: RawEpisode, frames: dict[str, NDArray[np.int64]]) -> int:
     return tfrecord.HEADER + tfrecord.FOOTER + numbers + 4 * sum(len(f) for f in frames.values())
 
 
-@functools.lru_cache(maxsize=8)
-def _cached_scanner(source: Folder, path: str, name: str, version: str, card: str, recipe: str) -> list[Scanner]:
-    return []
-
-
 def _scanner(dataset: RldsDataset, card: DatasetCard, recipe: str) -> Scanner:
-    """The scanner of a data set; parsing features.json takes as long as scanning a hundred episodes."""
-    held = _cached_scanner(dataset.source, dataset.path, dataset.name, dataset.version, repr(card), recipe)
-    if not held:
+    """The scanner of a data set, cached: parsing features.json takes as long as scanning a hundred episodes."""
+
+    def make() -> tuple[Scanner, int]:
         try:
-            held.append(Scanner(dataset, card, recipe))
+            return Scanner(dataset, card, recipe), 1
         except ConfigError as error:
             raise DataError(f"{dataset.source}/{dataset.path}: the card {card.name!r} does not fit: {error}") from error
-    return held[0]
+
+    # a card is not hashable, but its text is
+    return _scanners.get((dataset.source, dataset.path, dataset.name, dataset.version, repr(card), recipe), make)
+
+
+_scanners: LruCache[Scanner] = LruCache(8)

@@ -1,6 +1,6 @@
 """Criteria: pure functions that return the reason an episode is dropped, or None.
 
-Each is switched, and given its threshold, in one block (`--criteria FILE`); see `Criteria` for all of them:
+A YAML file (`--criteria FILE`) switches them and sets their thresholds; see `Criteria` for all of them:
 
     no_third_person_camera: true
     too_short: 10
@@ -8,8 +8,8 @@ Each is switched, and given its threshold, in one block (`--criteria FILE`); see
     idle: 0.8
     duplicate: true
 
-`action_outlier`, `duplicate` and `near_duplicate` need the other episodes: `across.py` decides them once every shard is
-scanned. All others look at one episode.
+`action_outlier`, `duplicate` and `near_duplicate` compare episodes: `across.py` decides them when every shard has been
+scanned. All others need only the episode itself.
 """
 
 from __future__ import annotations
@@ -34,38 +34,37 @@ from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.reader import RawEpisode
 
 ACROSS = ("action_outlier", "duplicate", "near_duplicate")
-"""Reasons that are decided over all episodes."""
+"""Reasons that depend on the other episodes."""
 
 
 @dataclass(frozen=True, config=config.STRICT)
 class Criteria:
-    """What an episode must satisfy; the defaults are OpenVLA's.
+    """The conditions for keeping an episode; the defaults are OpenVLA's.
 
     Attributes:
-        no_third_person_camera: drop where no camera looks from outside, or those that do have no frames, empty ones
-            or black ones.
-        black_level: of 255. A frame is black when no block of 8 x 8 pixels is as bright on average; 0 looks at no
-            frame. Flags such as Bridge's `has_image_0` are not asked: they read false where there are pictures.
-        not_single_arm: drop where the card says anything but one arm.
-        not_end_effector: drop where the action is not the end effector's, or the card has no recipe for it.
-        failed: drop what the card's episode filters refuse (kuka: success is not true).
-        success_key: under `failed`, also drop where the card's success flag, at the last step if it is one of the
-            steps', is not true. OpenVLA does not ask it.
-        no_language: drop where no step has a text.
-        too_short: drop episodes of fewer steps, counted after the recipe's trim; at least 1.
-        too_long: drop episodes of more steps; null for any length.
-        not_finite: drop where an action or proprio value is NaN or infinite.
-        idle: drop where a larger share of the steps is idle by `idle_rule`; null to keep them.
+        no_third_person_camera: drop if there is no third-person camera, or only with missing, empty or black frames.
+        black_level: 0 to 255. A frame is black if no block of 8 x 8 pixels reaches this mean brightness; 0 disables the
+            check. Flags such as Bridge's `has_image_0` are ignored: some are false although there are images.
+        not_single_arm: drop if the card does not list a single arm.
+        not_end_effector: drop if the action is not the end effector's, or the card has no recipe for it.
+        failed: drop episodes that the card's episode filters reject (kuka: success is not true).
+        success_key: with `failed`, also drop if the card's success flag (of the last step, if it is a step feature) is
+            not true. OpenVLA does not check it.
+        no_language: drop if no step has an instruction.
+        too_short: drop episodes with fewer steps, counted after the recipe's trim; at least 1.
+        too_long: drop episodes with more steps; null for no limit.
+        not_finite: drop if an action or proprio value is NaN or infinite.
+        idle: drop if a larger share of the steps is idle by `idle_rule`; null for no limit.
         idle_rule: "libero" or "droid", see `idle.py`.
-        drop_idle_frames: a rule by which idle steps are cut out of every episode, before all else; null for none.
-        bad_image: drop where a frame of a located camera cannot be decoded. Decodes every picture: slow.
-        action_outlier: drop where a pose value lies further outside the data set's 1 % .. 99 % range than so many
-            times that range; null to keep them.
-        duplicate: true drops an episode whose standardised actions are those of an earlier one, in any split or data
-            set (train comes first, then the lower id); "report" keeps and marks it; false does not look.
-        near_duplicate: also take as a copy what has nearly the same length and pictures whose hashes differ by at most
-            so many of their 64 bits, 8 at most; null for exact copies only. Decodes four pictures an episode.
-        allow_leak: let a mixture draw from a split whose episodes are copies of the train split's.
+        drop_idle_frames: a rule by which idle steps are removed from every episode first; null for none.
+        bad_image: drop if a frame of a located camera cannot be decoded. Slow: decodes every image.
+        action_outlier: drop if a pose value is outside the data set's 1 % .. 99 % range by more than this multiple of
+            that range; null for no limit.
+        duplicate: true drops an episode whose standardised actions equal those of an earlier one, in any split or data
+            set (train comes first, then the lower id); "report" keeps and marks it; false disables the check.
+        near_duplicate: also treat as copies episodes of nearly the same length whose image hashes differ by at most
+            this many of their 64 bits, 0 to 8; null for exact copies only. Decodes four images per episode.
+        allow_leak: allow a mixture to draw from a split with copies of the train split's episodes.
     """
 
     no_third_person_camera: bool = True
@@ -94,16 +93,16 @@ class Criteria:
             raise ValueError("near_duplicate needs duplicate: true or report")
 
     def of_one_episode(self) -> dict[str, Any]:
-        """What decides a shard's scan: changing the rest does not scan again."""
+        """The settings that affect a shard's scan: changing the others does not scan again."""
         decided = asdict(self)
         for name in ("action_outlier", "duplicate", "allow_leak"):
             del decided[name]
-        decided["near_duplicate"] = self.near_duplicate is not None  # then pictures are hashed
+        decided["near_duplicate"] = self.near_duplicate is not None  # then images are hashed
         return decided
 
 
 def read_criteria(path: Path | None, changes: Sequence[str] = ()) -> Criteria:
-    """Read a criteria file (None: the defaults) and put single `key=value` settings over it.
+    """Read a criteria file (None: the defaults) and apply single `key=value` settings on top.
 
     Raises:
         ConfigError: an unknown criterion or a bad value, with the closest key.
@@ -112,18 +111,18 @@ def read_criteria(path: Path | None, changes: Sequence[str] = ()) -> Criteria:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not isinstance(chosen, dict):
-            raise ConfigError(f"--criterion {change}: write KEY=VALUE, such as too_short=10")
+            raise ConfigError(f"--criterion {change}: expected KEY=VALUE, such as too_short=10")
         chosen = {**chosen, key.strip(): config.parse_yaml(value, f"--criterion {key}")}
     return config.build(Criteria, chosen, str(path or "--criterion"))
 
 
 @plain_dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a criterion may look at.
+    """The data that a criterion may use.
 
     Attributes:
-        trajectory: None where the card has no recipe.
-        look: looks at single frames; None where there is no shard to look into.
+        trajectory: None if the card has no recipe.
+        look: checks single frames; None without a shard.
     """
 
     card: DatasetCard
@@ -133,7 +132,7 @@ class Candidate:
 
 
 def third_person_camera(candidate: Candidate, level: int) -> Span | None:
-    """Where the frames of the first camera are that looks from outside and shows something in this episode."""
+    """The frames of the first third-person camera that is not black in this episode."""
     for key, camera in candidate.card.cameras.items():
         if camera.role in THIRD_PERSON:
             span = candidate.episode.cameras.get(key)
@@ -143,12 +142,12 @@ def third_person_camera(candidate: Candidate, level: int) -> Span | None:
 
 
 def no_third_person_camera(candidate: Candidate, criteria: Criteria) -> str | None:
-    """No camera of an outside role, or none whose frames show something."""
+    """No third-person camera, or only black ones."""
     return None if third_person_camera(candidate, criteria.black_level) else "no_third_person_camera"
 
 
 def not_single_arm(candidate: Candidate, criteria: Criteria) -> str | None:
-    """Two arms, none, or a person's."""
+    """Two arms, none, or a human's."""
     return None if candidate.card.is_single_arm else "not_single_arm"
 
 
@@ -158,7 +157,7 @@ def not_end_effector(candidate: Candidate, criteria: Criteria) -> str | None:
 
 
 def failed(candidate: Candidate, criteria: Criteria) -> str | None:
-    """The card's own filters, such as kuka's success flag; on request its success flag, where it has one."""
+    """The card's own filters, such as kuka's success flag; optionally also its `success_key`."""
     for rule in candidate.card.episode_filters:
         if find_metadata(candidate.episode.metadata, rule.field) != rule.equals:
             return "failed"
@@ -170,7 +169,7 @@ def failed(candidate: Candidate, criteria: Criteria) -> str | None:
 
 
 def find_metadata(metadata: dict[str, Any], field: str) -> Any:
-    """A value outside the steps, named with or without its `episode_metadata/`."""
+    """A value outside the steps, named with or without the prefix `episode_metadata/`."""
     value = metadata.get(field, metadata.get(f"episode_metadata/{field}"))
     if isinstance(value, np.generic):
         value = value.item()
@@ -178,7 +177,7 @@ def find_metadata(metadata: dict[str, Any], field: str) -> Any:
 
 
 def find_flag(episode: RawEpisode, key: str) -> Any:
-    """A flag of the episode, or of its last step; None where it is not stored."""
+    """A flag of the episode, or of its last step; None if it is not stored."""
     if key in episode.steps:
         values = episode.steps[key]
         return bool(np.all(values[-1])) if len(values) else None
@@ -186,7 +185,7 @@ def find_flag(episode: RawEpisode, key: str) -> Any:
 
 
 def no_language(candidate: Candidate, criteria: Criteria) -> str | None:
-    """No step has a text (OpenVLA keeps an episode when any step has one)."""
+    """No step has an instruction (OpenVLA keeps an episode if any step has one)."""
     return None if candidate.trajectory is None or candidate.trajectory.instructions else "no_language"
 
 
@@ -195,17 +194,17 @@ def _length(candidate: Candidate) -> int:
 
 
 def too_short(candidate: Candidate, criteria: Criteria) -> str | None:
-    """Fewer steps than asked for, after the trim."""
+    """Fewer steps than the limit, after the trim."""
     return "too_short" if _length(candidate) < criteria.too_short else None
 
 
 def too_long(candidate: Candidate, criteria: Criteria) -> str | None:
-    """More steps than asked for, after the trim."""
+    """More steps than the limit, after the trim."""
     return "too_long" if criteria.too_long is not None and _length(candidate) > criteria.too_long else None
 
 
 def not_finite(candidate: Candidate, criteria: Criteria) -> str | None:
-    """A NaN or an infinity in the action or in proprio."""
+    """A NaN or infinity in the action or proprio."""
     trajectory = candidate.trajectory
     if trajectory is None or (np.isfinite(trajectory.action).all() and np.isfinite(trajectory.proprio).all()):
         return None
@@ -213,7 +212,7 @@ def not_finite(candidate: Candidate, criteria: Criteria) -> str | None:
 
 
 def idle(candidate: Candidate, criteria: Criteria) -> str | None:
-    """A larger share of idle steps than asked for."""
+    """A larger share of idle steps than the limit."""
     trajectory = candidate.trajectory
     if criteria.idle is None or trajectory is None or not len(trajectory):
         return None
@@ -221,7 +220,7 @@ def idle(candidate: Candidate, criteria: Criteria) -> str | None:
 
 
 def bad_image(candidate: Candidate, criteria: Criteria) -> str | None:
-    """A frame that cannot be decoded, of any camera that the card names."""
+    """A frame of any camera of the card cannot be decoded."""
     look = candidate.look
     if look is None:
         return None
@@ -235,11 +234,11 @@ CRITERIA: dict[str, Callable[[Candidate, Criteria], str | None]] = {
         idle, bad_image,
     )
 }  # fmt: skip
-"""Those of one episode, in the order they are asked; an episode gets the first reason that holds."""
+"""Criteria of one episode, in order; an episode gets the first reason that applies."""
 
 
 def screen(candidate: Candidate, criteria: Criteria) -> str | None:
-    """The first reason to drop the episode, or None to keep it. `ACROSS` is for `across.py`."""
+    """Return the first reason to drop the episode, or None to keep it. `across.py` decides those in `ACROSS`."""
     for name, check in CRITERIA.items():
         switch = getattr(criteria, name)
         if switch is not None and switch is not False and (reason := check(candidate, criteria)):

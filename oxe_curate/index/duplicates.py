@@ -1,6 +1,6 @@
-"""Copies of episodes: found by the hash of their actions, or nearly by the hashes of a few pictures.
+"""Copies of episodes: exact ones by the hash of their actions, near ones by the hashes of a few images.
 
-Pure functions over arrays in order of precedence: of two copies, the one that stands first is the original.
+Pure functions over arrays in order of precedence: of two copies, the first is the original.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.index_json import DatasetEntry
 
-LENGTH_TOLERANCE = 0.05
-"""Near copies may differ in length by this share (and by 2 steps at least): loaders trim ends."""
-INFORMATIVE = 8
-"""Bits that must be set in an episode's picture hashes: plain pictures are all alike."""
-_PAIRS = 1 << 22  # pairs compared at a time, which bounds memory
+_LENGTH_TOLERANCE = 0.05
+"""Near copies may differ in length by this share, or by 2 steps: loaders trim ends."""
+_INFORMATIVE = 8
+"""Bits that must be set in an episode's image hashes: images of one colour all look alike."""
+_PAIRS = 1 << 22  # pairs compared at a time, to limit memory
 
 
 def precedence(split: str, dataset: str, version: str, shard: int) -> tuple[bool, str, str, str, int]:
-    """Sort key of a source shard: train splits come first, then data set, version, split and number."""
+    """Sort key of a source shard: train splits first, then by data set, version, split and number."""
     return (split != "train", dataset, version, split, shard)
 
 
@@ -30,10 +30,10 @@ def exact_copies(hashes: NDArray[np.uint64], valid: NDArray[np.bool_]) -> NDArra
 
     Args:
         hashes: (n,), in order of precedence.
-        valid: (n,), False where an episode takes no part.
+        valid: (n,), False for episodes to ignore.
 
     Returns:
-        int64 (n,): the position of the episode that each one is a copy of, -1 for originals and non-participants.
+        int64 (n,): the position of each episode's original, -1 for originals and ignored episodes.
     """
     copies = np.full(len(hashes), -1, np.int64)
     rows = np.flatnonzero(valid)
@@ -48,29 +48,28 @@ def exact_copies(hashes: NDArray[np.uint64], valid: NDArray[np.bool_]) -> NDArra
 def near_copies(
     hashes: NDArray[np.uint64], num_steps: NDArray[np.int64], valid: NDArray[np.bool_], bits: int
 ) -> NDArray[np.int64]:
-    """Find episodes whose pictures look alike: every hash differs by at most `bits` of 64, and the lengths agree.
+    """Find episodes whose images look alike: every hash differs by at most `bits` of 64, and the lengths agree.
 
-    By the pigeonhole principle two such episodes agree in one of `k * bits + 1` parts of their k * 64 bits, so that
-    only episodes with an equal part are compared. An episode is compared with originals alone: similarity is not
-    handed on from copy to copy.
+    By the pigeonhole principle two such episodes agree in one of `k * bits + 1` parts of their k * 64 bits, so only
+    episodes with an equal part are compared. An episode is compared only with originals: similarity is not transitive.
 
     Args:
         hashes: (n, k), in order of precedence.
         num_steps: (n,) lengths.
-        valid: (n,), False where an episode takes no part.
-        bits: largest number of differing bits of a pair of hashes.
+        valid: (n,), False for episodes to ignore.
+        bits: the largest number of differing bits in a pair of hashes.
 
     Returns:
-        int64 (n,): the position of the first original that each one is a near copy of, or -1.
+        int64 (n,): the position of the first original that each episode is a near copy of, or -1.
     """
     count, frames = hashes.shape
     copies = np.full(count, -1, np.int64)
-    told = np.bitwise_count(hashes).sum(axis=1) >= INFORMATIVE
-    rows = np.flatnonzero(valid & told)
+    informative = np.bitwise_count(hashes).sum(axis=1) >= _INFORMATIVE
+    rows = np.flatnonzero(valid & informative)
     if not len(rows):
         return copies
     parts = frames * bits + 1
-    # bit i goes to part i modulo parts: a part then holds bits of every frame and place, not one still corner
+    # bit i goes to part i modulo parts, so a part has bits of every frame and region, not of one static corner
     unpacked = np.unpackbits(hashes[rows].astype(">u8").view(np.uint8).reshape(len(rows), -1), axis=1)
     found: list[NDArray[np.int64]] = []
     for part in range(parts):
@@ -80,19 +79,19 @@ def near_copies(
             alike = (np.bitwise_count(hashes[i] ^ hashes[j]) <= bits).all(axis=1)
             found.append(np.stack([j[alike], i[alike]], axis=1))
     for later, earlier in np.unique(np.concatenate(found), axis=0).tolist() if found else []:
-        # sorted by the later one: whether `earlier` is an original is settled by now
+        # sorted by the later one, so `earlier` is already decided
         if copies[later] < 0 and copies[earlier] < 0:
             copies[later] = earlier
     return copies
 
 
 def _pairs(keys: NDArray[np.uint8], num_steps: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """Yield index arrays (a, b) of all pairs of rows with equal keys (n, bytes) and like lengths, in bounded pieces."""
+    """Yield index arrays (a, b) of all row pairs with equal keys (n, bytes) and similar lengths, in bounded blocks."""
     packed = np.ascontiguousarray(keys).view(f"V{keys.shape[1]}")[:, 0]
     _, group = np.unique(packed, return_inverse=True)
     order = np.lexsort((num_steps, group))
     steps = num_steps[order]
-    longest = np.maximum(steps + 2, np.floor(steps / (1 - LENGTH_TOLERANCE)).astype(np.int64))
+    longest = np.maximum(steps + 2, np.floor(steps / (1 - _LENGTH_TOLERANCE)).astype(np.int64))
     place = group[order] * (int(longest.max()) + 1)
     # sorted by group and length, an episode's partners follow it directly
     following = np.searchsorted(place + steps, place + longest, side="right") - np.arange(len(order)) - 1
@@ -109,11 +108,11 @@ def _pairs(keys: NDArray[np.uint8], num_steps: NDArray[np.int64]) -> Iterator[tu
 
 
 def check_leaks(datasets: Mapping[str, DatasetEntry], drawn: Mapping[str, tuple[str, ...]], allowed: bool) -> None:
-    """Refuse to draw from a split that was meant to be held out and holds copies of training episodes.
+    """Refuse to draw from a held-out split that has copies of training episodes.
 
     Args:
         datasets: the entries of index.json.
-        drawn: data set -> splits that are drawn from.
+        drawn: data set -> splits to draw from.
         allowed: the criterion `allow_leak`.
 
     Raises:

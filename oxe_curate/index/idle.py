@@ -1,4 +1,4 @@
-"""Steps in which nothing happens, by the rules of those who dropped them from published data."""
+"""Idle steps, by the rules that were used to remove them from published data."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DROID_Q99 = np.array(
     [0.7597932070493698, 0.5726242214441299, 0.7351000607013702,
      0.6705610305070877, 0.6464948207139969, 0.8897542208433151]
 )  # fmt: skip
-"""DROID's quantiles as they stand in OpenVLA's filter (prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py)."""
+"""DROID's quantiles in OpenVLA's filter (prismatic/vla/datasets/rlds/oxe/utils/droid_utils.py)."""
 
 
 def libero(action: NDArray[np.float32], starts: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
     """OpenVLA's rule for LIBERO (experiments/robot/libero/regenerate_libero_dataset.py).
 
-    A step is idle when the norm of its six pose values is below 1e-4 and its gripper equals that of the step kept
-    last; before any step is kept, the norm alone decides. Meant for data whose pose is of the order of 1.
+    A step is idle if the norm of its six pose values is below 1e-4 and its gripper equals that of the last kept step;
+    before the first kept step only the norm counts. Meant for data whose pose is of the order of 1.
 
     Args:
-        action: float32 (T, 7), one episode, or several one after the other.
-        starts: int64 (episodes,), where each of several begins; none may be empty.
+        action: float32 (T, 7), one episode or several concatenated ones.
+        starts: int64 (episodes,), first row of each episode, if there are several; none may be empty.
 
     Returns:
         bool (T,), True where idle.
@@ -42,10 +42,10 @@ def libero(action: NDArray[np.float32], starts: NDArray[np.int64] | None = None)
     if not len(action):
         return np.zeros(0, np.bool_)
     first = np.zeros(1, np.int64) if starts is None else starts
-    with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
+    with np.errstate(all="ignore"):  # `not_finite` reports overflow and NaN
         pose = action[:, :6]
         still: NDArray[np.bool_] = np.einsum("ij,ij->i", pose, pose) < LIBERO_NORM**2
-    # an idle step has the gripper of the step kept last, so that comparing with the step before is the same
+    # an idle step has the gripper value of the last kept step, so comparing with the previous step is equivalent
     same = np.empty(len(action), np.bool_)
     same[1:] = action[1:, 6] == action[:-1, 6]
     same[first] = True
@@ -55,10 +55,10 @@ def libero(action: NDArray[np.float32], starts: NDArray[np.int64] | None = None)
 
 
 def droid(action: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """OpenVLA's rule for DROID: every pose value lies within 1e-5 of zero after normalisation; the gripper has no say.
+    """OpenVLA's rule for DROID: every pose value is within 1e-5 of zero after normalisation; the gripper is ignored.
 
-    Normalisation there is by DROID's own quantiles, whatever the statistics in use: `2 x / (q99 - q01 + 1e-8)`. Here
-    as there, so that for other data sets the rule means "all six below about 1e-5 in the data set's own units".
+    Like OpenVLA, this normalises by DROID's own quantiles, whatever the statistics in use: `2 x / (q99 - q01 + 1e-8)`.
+    For other data sets the rule therefore means "all six below about 1e-5 in the data set's own units".
 
     Args:
         action: float32 (T, 7).
@@ -75,9 +75,9 @@ RULES: dict[IdleRule, Callable[[NDArray[np.float32]], NDArray[np.bool_]]] = {"li
 
 
 def drop_idle_frames(trajectory: Trajectory, rule: IdleRule) -> Trajectory:
-    """The trajectory without its idle steps; the very same one if there are none.
+    """Return the trajectory without its idle steps; the same object if there are none.
 
-    Actions are displacements, so what is left still adds up to the same path but for the idle steps' own motion.
+    Actions are displacements, so the remaining ones add up to the same path, apart from the idle steps' own motion.
     """
     idle = RULES[rule](trajectory.action)
     if not idle.any():

@@ -1,4 +1,4 @@
-"""Decode, resize and encode frames again: only where a mixture asks for a size, or a camera is stored as BGR."""
+"""Decode, resize and re-encode frames: only if a mixture sets a size, or a camera is stored as BGR."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from oxe_curate.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrames:
-    """Encoded frames that lie in some buffers.
+    """Encoded frames in some buffers.
 
     Attributes:
         buffers: memoryviews of source shards, or bytes.
-        buffer: int64 (n,), which buffer each frame is in.
-        offset: int64 (n,). length: int64 (n,); 0 where there is no frame.
+        buffer: int64 (n,), index of each frame's buffer.
+        offset: int64 (n,). length: int64 (n,); 0 if there is no frame.
     """
 
     buffers: Sequence[memoryview]
@@ -42,7 +42,7 @@ def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to (size, size, 3) by Lanczos-3 with antialiasing and without keeping the aspect, as OpenVLA's loader.
+    """Resize to (size, size, 3) by Lanczos-3 with antialiasing, ignoring the aspect ratio, like OpenVLA's loader.
 
     Pillow's filter rounds between its two passes: it differs from TensorFlow's by 1 in 255 at few pixels.
     """
@@ -57,13 +57,13 @@ def encode(image: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def encode_picture(data: bytes | memoryview, size: int | None, quality: int) -> bytes:
-    """A picture from anywhere as a sample holds it: resized and encoded as JPEG; as it is where `size` is None.
+    """Resize an image of any format that Pillow reads and encode it as JPEG; unchanged if `size` is None.
 
-    Whatever Pillow knows is read (grey, palette, CMYK), turned upright as its EXIF data says. Without a size only the
-    header is looked at.
+    Grey, palette and CMYK images are converted, and the EXIF orientation is applied. Without a size only the header is
+    checked.
 
     Raises:
-        ValueError: the bytes are not a picture.
+        ValueError: the bytes are not an image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -83,7 +83,7 @@ def recode(
     quality: int,
     name: Callable[[int], str],
 ) -> EncodedFrames:
-    """Encode frames again at `size` (None: their own), red and blue exchanged where `swap`; others pass through.
+    """Re-encode frames at `size` (None: their own), with red and blue exchanged where `swap`; others pass through.
 
     Args:
         frames: n frames.
@@ -91,7 +91,7 @@ def recode(
         swap: bool (n,).
         size: pixels of each side, or None.
         quality: of the JPEG, 1 to 100.
-        name: tells an error which episode frame i belongs to.
+        name: returns the episode of frame i, for error messages.
 
     Raises:
         DataError: a frame cannot be decoded.

@@ -1,4 +1,4 @@
-"""What the index says of each episode's actions besides the actions: a hash, and how much happens."""
+"""Per-episode metrics of the actions: a hash, and the amount of motion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oxe_curate.index.idle import libero
 def action_hash(trajectory: Trajectory) -> int | None:
     """64 bits that two episodes share only if their standardised actions are equal, bit for bit.
 
-    None where the actions say nothing about the episode: fewer than two steps, or all steps alike.
+    None if the actions do not identify the episode: fewer than two steps, or all steps equal.
     """
     action = trajectory.action
     if len(action) < 2 or not np.count_nonzero(action[1:] != action[0]):
@@ -26,15 +26,15 @@ def action_hash(trajectory: Trajectory) -> int | None:
 def metrics(
     action: NDArray[np.float32], lengths: NDArray[np.int64], control_hz: Sequence[float | None]
 ) -> dict[str, NDArray[np.float32]]:
-    """How much happens in each of n episodes, all at once: a numpy call an episode costs more than its numbers.
+    """Metrics of n episodes at once, since a numpy call per episode would cost more than the arithmetic.
 
     Args:
-        action: float32 (sum of lengths, 7), one episode after the other.
-        lengths: (n,), 0 where there are no actions.
-        control_hz: n steps per second; None where not known.
+        action: float32 (sum of lengths, 7), the episodes concatenated.
+        lengths: (n,), 0 for an episode without actions.
+        control_hz: n rates [1/s]; None if unknown.
 
     Returns:
-        float32 (n,) each; NaN, which becomes null, where nothing can be said.
+        float32 (n,) each; NaN, which becomes null, where it is undefined.
         idle_share: share of idle steps by OpenVLA's rule for LIBERO (see `idle.libero`).
         largest_action: largest absolute pose value. path_length: sum of the xyz displacements' norms.
         seconds: steps divided by the control rate.
@@ -46,7 +46,7 @@ def metrics(
     some = lengths > 0
     if some.any():
         starts = (np.cumsum(lengths) - lengths)[some]
-        with np.errstate(all="ignore"):  # overflow and NaN are what `not_finite` reports
+        with np.errstate(all="ignore"):  # `not_finite` reports overflow and NaN
             distance = np.sqrt(np.einsum("ij,ij->i", action[:, :3], action[:, :3]))
             found["idle_share"][some] = np.add.reduceat(libero(action, starts), starts, dtype=np.int64) / lengths[some]
             found["largest_action"][some] = np.maximum.reduceat(np.abs(action[:, :6]).max(axis=1), starts)

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from oxe_curate.index.store import Index
 
 _HELD = 128 << 20
-_BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many
+_BLOCK = 1 << 18  # steps per block, about
 
 
 class Numbers:
-    """A data set's actions or proprio from the index, block by block, as often as asked.
+    """A data set's actions or proprio from the index, block by block, any number of times.
 
-    Columns of less than `_HELD` bytes are kept, so that the index is read once; larger ones are read anew each time.
+    Columns below `_HELD` bytes are kept in memory, so that the index is read once; larger ones are read each time.
+    These are numpy loops over pyarrow tables: polars has no streaming access to nested arrays as matrices.
     """
 
     def __init__(self, index: Index, dataset: str, over: str) -> None:
@@ -27,7 +28,7 @@ class Numbers:
         self._kept: dict[str, list[NDArray[np.float32]]] | None = {} if steps * 15 * 4 < _HELD else None
 
     def column(self, name: str) -> Iterable[NDArray[np.float32]]:
-        """Blocks (n, D) of `action` or `proprio`; may be iterated again."""
+        """Blocks (n, D) of `action` or `proprio`; can be iterated repeatedly."""
         if self._kept is None:
             return _Blocks(lambda: (block[name] for block in self._blocks((name,))))
         if not self._kept:
@@ -58,7 +59,7 @@ class Numbers:
 
 @dataclass(frozen=True)
 class _Blocks:
-    """An iterable that starts anew each time."""
+    """An iterable that restarts on each iteration."""
 
     start: Callable[[], Iterator[NDArray[np.float32]]]
 

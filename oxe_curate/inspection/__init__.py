@@ -1,11 +1,11 @@
-"""A data set that no card covers: what is in it, what its conventions are, and how sure that is.
+"""Inspect a data set without a card: its contents, its conventions, and the confidence in each.
 
     report = inspect_dataset("data/my_robot/1.0.0")     # cameras, ranges, languages, findings
     text = draft_card(report)                           # a card to correct by hand
     comparisons = check_dataset("bridge_orig", "data")  # the same detectors against a card
 
-Detectors are plain numpy functions on step dicts and return a `Finding`; where the evidence is thin the answer is
-"unknown" with the reason.
+Detectors are plain numpy functions on step dicts and return a `Finding`; with too little evidence the answer is
+"unknown", with the reason.
 """
 
 from oxe_curate.inspection.check import Comparison, check_dataset

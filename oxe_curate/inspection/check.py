@@ -1,7 +1,7 @@
-"""The detectors against a card: what the card says, what the data say, and whether the two agree.
+"""Check a card against the data: compare its statements with the detectors' findings.
 
-Two things are looked at: the data as stored (cameras, texts, the native action), and the actions that the card's recipe
-makes of them, which must be displacements with a gripper of 1 = open.
+Two things are checked: the data as stored (cameras, texts, the native action), and the actions that the card's recipe
+produces, which must be displacements with a gripper of 1 = open.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
-from oxe_curate.inspection.report import EPISODES, CameraFeature, Inspection, report_of
+from oxe_curate.inspection.report import SAMPLE_EPISODES, CameraFeature, Inspection, report_of
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
@@ -27,8 +27,8 @@ from oxe_curate.rlds.reader import camera_key, leaves
 from oxe_curate.storage import Folder
 
 CardVerdict = Literal["agrees", "contradicts", "undecided"]
-ENOUGH = 0.5
-"""Confidence from which the data count as saying something."""
+_ENOUGH = 0.5
+"""Confidence from which a finding counts."""
 _KINDS = {
     "EEF_POS": ("delta", "scaled delta"), "EEF_OSC": ("delta", "scaled delta"),
     "EEF_VEL": ("velocity", "scaled delta", "delta"), "EEF_POSE": ("absolute",), "EEF_GOAL": ("absolute",),
@@ -37,11 +37,11 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One question, both answers, and whether they agree.
+    """One question with both answers, and whether they agree.
 
     Attributes:
         confidence: of the data's answer, 0 to 1.
-        verdict: "undecided" where the data's answer has less confidence than `ENOUGH`.
+        verdict: "undecided" if the confidence is below `_ENOUGH`.
     """
 
     question: str
@@ -64,11 +64,11 @@ class Checked:
 
     @property
     def contradictions(self) -> tuple[Comparison, ...]:
-        """Those in which the data contradict the card."""
+        """Comparisons in which the data contradict the card."""
         return tuple(c for c in self.comparisons if c.verdict == "contradicts")
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for json.dumps."""
+        """Return a dict for json.dumps."""
         return asdict(self)
 
 
@@ -78,21 +78,21 @@ def check_dataset(
     *,
     recipe: str | None = None,
     cards_dir: Path | None = None,
-    episodes: int = EPISODES,
+    episodes: int = SAMPLE_EPISODES,
     seed: int = 0,
 ) -> Checked:
-    """Run the detectors on a data set and compare with its card.
+    """Run the detectors on a data set and compare the findings with its card.
 
     Args:
         card: a card's name or alias, or the path of a card (ending in .yaml).
         source: the folder with the data sets, or the data set's own folder.
-        recipe: which of the card's; `openvla`, or the only one, if left out.
+        recipe: one of the card's recipes; default: `openvla`, else the first one.
         cards_dir: the user's own cards.
-        episodes: how many to read.
-        seed: which ones.
+        episodes: number of episodes to read.
+        seed: selects them.
 
     Raises:
-        ConfigError: no such card, recipe or data set.
+        ConfigError: unknown card, recipe or data set.
         DataError, CorruptError: the data cannot be read.
     """
     path = Path(card)
@@ -107,7 +107,7 @@ def check_dataset(
 
 
 def find_for(card: DatasetCard, source: Folder) -> RldsDataset:
-    """The data set that a card is about: by name or alias, or the only one there is. Raises ConfigError."""
+    """Find the data set of a card: by name or alias, or the only one. Raises ConfigError."""
     everything = find(source)
     names = {card.name, *card.aliases}
     matching = [d for d in everything if d.name in names or d.name.split("/")[0] in names]
@@ -120,7 +120,7 @@ def find_for(card: DatasetCard, source: Folder) -> RldsDataset:
 
 
 def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe: str | None) -> tuple[Comparison, ...]:
-    """All comparisons. The recipe's actions are left out where it cannot run."""
+    """Return all comparisons; those of the recipe's actions only if the recipe can run."""
     found, fits = _structure(card, dataset, recipe)
     steps, _ = leaves(dataset.features)
     for key, camera in card.cameras.items():
@@ -138,20 +138,20 @@ def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe:
 
 
 def _stated(question: str, card: str, data: str, why: str) -> Comparison:
-    """A contradiction of plain facts."""
+    """A contradiction of facts."""
     return Comparison(question, card, data, 1.0, why, "contradicts")
 
 
 def _judge(question: str, card: str, finding: Finding, agrees: bool) -> Comparison:
     verdict: CardVerdict = "undecided"
     if finding.known:
-        told = finding.confidence >= ENOUGH
-        verdict = "undecided" if not told else "agrees" if agrees else "contradicts"
+        counts = finding.confidence >= _ENOUGH
+        verdict = "undecided" if not counts else "agrees" if agrees else "contradicts"
     return Comparison(question, card, finding.answer, finding.confidence, finding.why, verdict)
 
 
 def _structure(card: DatasetCard, dataset: RldsDataset, recipe: str | None) -> tuple[list[Comparison], bool]:
-    """features.json against what the card reads; and whether the recipe can run."""
+    """Compare features.json with the keys that the card reads; and whether the recipe can run."""
     steps, _ = leaves(dataset.features)
     question = "does the card fit features.json?"
     try:
@@ -198,10 +198,10 @@ def _language(card: DatasetCard, report: Inspection) -> list[Comparison]:
     if card.language.keys and not present:
         found.append(_stated(question, said, "no text there", f"texts are in: {', '.join(texts) or 'no step feature'}"))
     elif present:
-        told = f"{present[0].distinct} texts in {len(report.read)} episodes, {100 * present[0].empty:.0f} % without"
+        why = f"{present[0].distinct} texts in {len(report.read)} episodes, {100 * present[0].empty:.0f} % without"
         empty = all(t.distinct == 0 for t in present)
         verdict: CardVerdict = "contradicts" if empty else "agrees"
-        found.append(Comparison(question, said, "empty" if empty else "there", 0.95, told, verdict))
+        found.append(Comparison(question, said, "empty" if empty else "there", 0.95, why, verdict))
         if present[0].kind != card.language.kind:
             found.append(_stated("kind of text", card.language.kind, present[0].kind, f"as {present[0].key} is stored"))
     elif any(t.distinct for t in report.texts):
@@ -217,13 +217,13 @@ def _episode_filters(card: DatasetCard, report: Inspection) -> list[Comparison]:
         if not names & set(report.metadata):
             known = ", ".join(report.metadata) or "nothing"
             found.append(
-                _stated(f"episode filter {rule.field}", "there", "missing", f"beside the steps there is: {known}")
+                _stated(f"episode filter {rule.field}", "there", "missing", f"features outside the steps: {known}")
             )
     return found
 
 
 def _native(card: DatasetCard, report: Inspection) -> list[Comparison]:
-    """The action as stored against action_encoding, and the rate."""
+    """Compare the stored action with action_encoding, and the rate."""
     found = []
     c = report.conventions
     kind = c.of(f"what does {c.position} mean?") if c.position else None
@@ -245,7 +245,7 @@ def _reads(card: DatasetCard, key: str) -> bool:
 
 
 def _standardised(card: DatasetCard, name: str, report: Inspection) -> list[Comparison]:
-    """What the recipe makes of the episodes: displacement, gripper, order of the quaternion, idle first step."""
+    """Check the recipe's actions: displacement, gripper, order of the quaternion, idle first step."""
     episodes: list[Steps] = []
     for steps in report.sample.episodes:
         try:

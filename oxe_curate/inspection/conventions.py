@@ -1,4 +1,4 @@
-"""All detectors on one sample: which columns are what, and what was found of each."""
+"""Run all detectors on a sample: the meaning of the columns, and the findings about each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection import gripper, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.matching import TURNS, Match
 from oxe_curate.inspection.motion import JOINTS
 from oxe_curate.inspection.sample import SampledCamera
-from oxe_curate.inspection.series import Columns, Episodes, Floats, number_keys, pooled, varies
+from oxe_curate.inspection.series import Columns, Episodes, number_keys, pooled, varies
 
 _NOT_POSE = re.compile(r"terminate|gripper|grip_|base_|mode|discount|reward|closed")
 _CLOCK = re.compile(r"time|stamp|clock")
@@ -23,7 +24,7 @@ _CLOCK = re.compile(r"time|stamp|clock")
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What the columns of action and state are, as far as the data tell.
+    """The meaning of the action and state columns, as far as the data show it.
 
     Attributes:
         position, rotation, gripper: columns of the action; None where none was found.
@@ -41,12 +42,12 @@ class Conventions:
     findings: tuple[Finding, ...]
 
     def of(self, start: str) -> Finding | None:
-        """The first finding whose question begins so."""
+        """Return the first finding whose question begins with this text."""
         return next((f for f in self.findings if f.question.startswith(start)), None)
 
 
 def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
-    """Run every detector that needs numbers only.
+    """Run every detector that needs only numbers.
 
     Args:
         episodes: step dicts with the keys "action..." and "observation/...".
@@ -71,10 +72,10 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
 def _position_findings(
     episodes: Episodes, position: Match | None, at: Columns | None, control_hz: float | None
 ) -> list[Finding]:
-    """What the position columns mean, and whether they are joints."""
+    """The meaning of the position columns, and whether they are joints."""
     if at is None:
         return []
-    found = [motion.kind_of(episodes, position, control_hz) if position else motion.action_kind_alone(episodes, at)]
+    found = [motion.kind_of(episodes, position, control_hz) if position else motion.kind_without_state(episodes, at)]
     named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
     if named:
         found.append(Finding("is the action the end effector's?", "joints", 0.9, f"the key says so: {named[0]}"))
@@ -85,7 +86,7 @@ def _rotation(
     episodes: Episodes, poses: list[Columns], states: list[Columns], position: Match | None, at: Columns | None,
     absolute: bool, control_hz: float | None,
 ) -> tuple[Columns | None, Columns | None, list[Finding]]:  # fmt: skip
-    """The action's rotation columns, those of the state that they turn, and what was found of both."""
+    """The action's rotation columns, the state columns that they turn, and the findings about both."""
     held = position.state if position else None
     quaternions = rotation.find_quaternions(episodes, states)
     stored = [q for q in rotation.find_quaternions(episodes, poses) if not q.overlaps(at)]
@@ -95,7 +96,7 @@ def _rotation(
     free = [c for c in poses if not (at and c.key == at.key and len(c) <= 3)]
     turned = matching.find_rotation(episodes, free, _without(states, quaternions), position)
     turns = turned.action if turned else _turns_by_name_or_place(episodes, poses, at)
-    angles = turned.state if turned else _angles_beside(episodes, held, quaternions)
+    angles = turned.state if turned else _angles_after(episodes, held, quaternions)
     found: list[Finding] = []
     kind = None
     if turned:
@@ -115,10 +116,10 @@ def _rotation(
 
 
 def _unit_of_turns(episodes: Episodes, turns: Columns, kind: Finding, state: Finding | None, absolute: bool) -> Finding:
-    """Radians or degrees, by the state that the columns turn where there is one, else by their size."""
+    """Radians or degrees, by the state that the columns turn if there is one, else by their size."""
     question = f"is {turns} in radians or degrees?"
     if kind.answer in ("scaled delta", "velocity"):
-        return unknown(question, f"it is a {kind.answer}: its size tells nothing")
+        return unknown(question, f"it is a {kind.answer}: its size does not show the unit")
     if "unit" in kind.evidence:  # the gain of a quaternion's rotation is in radians
         why = f"a unit turns the state by {kind.evidence['gain']:.3g} rad"
         return Finding(question, kind.evidence["unit"], kind.confidence, why, {"gain": kind.evidence["gain"]})
@@ -132,10 +133,10 @@ def _unit_of_turns(episodes: Episodes, turns: Columns, kind: Finding, state: Fin
 def _gripper(
     episodes: Episodes, actions: list[Columns], states: list[Columns], taken: list[Columns], used: list[Columns]
 ) -> tuple[Columns | None, Columns | None, list[Finding]]:
-    """The command's column, the state's aperture, and what was found of both."""
+    """The command's column, the state's aperture, and the findings about both."""
     command = gripper.find_command(episodes, actions, taken)
     if command is None:
-        why = "no column has the name of one, or values at two ends"
+        why = "no column has a matching name, or values at two ends"
         return None, None, [unknown("which action column is the gripper's?", why)]
     form = gripper.command_form(episodes, command)
     relative = form.answer == "relative"
@@ -167,7 +168,7 @@ def _by_name_or_place(episodes: Episodes, poses: Sequence[Columns]) -> Columns |
 
 
 def _turns_by_name_or_place(episodes: Episodes, poses: Sequence[Columns], at: Columns | None) -> Columns | None:
-    """Rotation columns by their key's name, else the three after the position in an action of seven or so."""
+    """Rotation columns by the key's name, else the three after the position in an action of about seven."""
     for columns in poses:
         if TURNS.search(columns.key) and len(columns) >= 3 and not columns.overlaps(at):
             return Columns(columns.key, 0, 3)
@@ -177,34 +178,34 @@ def _turns_by_name_or_place(episodes: Episodes, poses: Sequence[Columns], at: Co
     return None
 
 
-def _angles_beside(episodes: Episodes, held: Columns | None, quaternions: list[Columns]) -> Columns | None:
-    """The three state columns after the position, if they vary and stay within a turn and no quaternion is there."""
+def _angles_after(episodes: Episodes, held: Columns | None, quaternions: list[Columns]) -> Columns | None:
+    """The three state columns after the position, if they vary within a full turn and are not a quaternion."""
     if held is None or len(held) != 3:
         return None
-    beside = Columns(held.key, held.stop, held.stop + 3)
-    if episodes[0][held.key].ndim != 2 or episodes[0][held.key].shape[1] < beside.stop:
+    after = Columns(held.key, held.stop, held.stop + 3)
+    if episodes[0][held.key].ndim != 2 or episodes[0][held.key].shape[1] < after.stop:
         return None
-    x = pooled(episodes, beside)
+    x = pooled(episodes, after)
     fits = len(x) > 0 and varies(x).sum() >= 2 and np.abs(x).max() <= 360.5
-    return beside if fits and not any(beside.overlaps(q) for q in quaternions) else None
+    return after if fits and not any(after.overlaps(q) for q in quaternions) else None
 
 
 def _without(states: list[Columns], quaternions: list[Columns]) -> list[Columns]:
-    """The columns left and right of the quaternions."""
+    """The columns before and after the quaternions."""
     for q in quaternions:
         states = [part for s in states for part in matching.without(s, q)]
     return states
 
 
 def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns], control_hz: float | None) -> Finding:
-    """What the rotation columns mean where no angles of the state go with them."""
-    alone = motion.action_kind_alone(episodes, turns)
-    if alone.answer == "constant":
-        return alone
+    """The meaning of rotation columns that match no angles of the state."""
+    without = motion.kind_without_state(episodes, turns)
+    if without.answer == "constant":
+        return without
     found = [
         rotation.turn_kind(episodes, turns, q, order, control_hz) for q in quaternions for order in rotation.ORDERS
     ]
-    return max((f for f in found if f.known), key=lambda f: f.confidence, default=alone)
+    return max((f for f in found if f.known), key=lambda f: f.confidence, default=without)
 
 
 def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
@@ -222,7 +223,7 @@ def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
 
 
 def detect_cameras(cameras: Sequence[SampledCamera], episodes: Episodes, conventions: Conventions) -> list[Finding]:
-    """Where each camera is, and whether its red and blue are exchanged."""
+    """Whether each camera is on the hand, and whether its red and blue are exchanged."""
     found = []
     for camera in cameras:
         if camera.encoding == "tensor":
@@ -235,7 +236,7 @@ def detect_cameras(cameras: Sequence[SampledCamera], episodes: Episodes, convent
 
 
 def _path(steps: Mapping[str, NDArray[Any]], at: NDArray[np.int64], conventions: Conventions) -> Floats:
-    """How far the arm went between one frame and the next: by the state's position, else by the action's size."""
+    """Distance that the arm moved between frames: by the state's position, else by the action's size."""
     if conventions.state_position:
         x = conventions.state_position.of(steps)
         travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(x, axis=0), axis=1))])

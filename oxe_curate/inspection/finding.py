@@ -1,4 +1,4 @@
-"""What a detector says: an answer, how sure it is, and the numbers it says so from."""
+"""The result of a detector: an answer, its confidence, and the numbers behind it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Finding:
     """The answer to one question about a data set.
 
     Attributes:
-        question: what was asked, as in "is action[0:3] a displacement or a pose?".
-        answer: one of the detector's few answers, "unknown" where the evidence is thin.
+        question: such as "is action[0:3] a displacement or a pose?".
+        answer: one of the detector's few answers, or "unknown" with too little evidence.
         confidence: 0 to 1; a judgement from correlation, margin and number of samples, not a calibrated
-            probability. 0 where the answer is unknown.
-        why: one sentence with the numbers behind the answer, or what is missing for one.
+            probability. 0 if the answer is unknown.
+        why: one sentence with the numbers behind the answer, or the missing evidence.
         evidence: the same numbers by name, JSON-ready.
     """
 
@@ -34,5 +34,5 @@ class Finding:
 
 
 def unknown(question: str, why: str, **evidence: Any) -> Finding:
-    """No answer, with the reason."""
+    """Return a finding without an answer, with the reason."""
     return Finding(question, UNKNOWN, 0.0, why, evidence)

@@ -1,4 +1,4 @@
-"""The gripper: which column commands it, in what range, as a level or as pulses, and which end is open.
+"""The gripper: the command's column and range, whether it is a level or pulses, and which end is open.
 
 The command's sign comes from the state's aperture, which follows it late. Which end of the aperture is open comes
 from three cues, each weighed as odds: its name, that fingers stop on things when they close but always open to the same
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.series import (
     Columns,
     Episodes,
-    Floats,
     correlation,
     displacements,
     levels,
@@ -24,7 +24,7 @@ from oxe_curate.inspection.series import (
     varies,
 )
 
-GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
+_GRIPPER = re.compile(r"grip|finger|aperture|\bclosed|closedness")
 _CLOSED = re.compile(r"clos")
 _OPEN = re.compile(r"open|width|aperture")
 _OTHER = re.compile(r"terminate|base_|mode|discount|reward")
@@ -50,7 +50,7 @@ class Aperture:
 
 
 def find_command(episodes: Episodes, actions: list[Columns], taken: list[Columns]) -> Columns | None:
-    """The action column that is most like a gripper's command, apart from those already explained; None if none is.
+    """The action column most like a gripper's command, other than those already explained; None if there is none.
 
     Points for the name, for standing last in a flat action, and for few distinct values or values at two ends.
     """
@@ -63,7 +63,7 @@ def find_command(episodes: Episodes, actions: list[Columns], taken: list[Columns
             if not len(x):
                 continue
             few = len(np.unique(np.round(x, 4))) <= 3 or bool(_at_ends(x) > 0.8)
-            score = 2.0 * bool(GRIPPER.search(column.key)) + 0.5 * (column.stop == action.stop) + few
+            score = 2.0 * bool(_GRIPPER.search(column.key)) + 0.5 * (column.stop == action.stop) + few
             score += 0.5 * float(len(action) >= 7 and column.stop == 7) - 0.6 * float(not varies(x[:, None])[0])
             if score >= 1.0 and (best is None or score > best[0]):
                 best = (score, column)
@@ -94,30 +94,30 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
         return Finding(question, "constant", 0.99, f"it is {low:g} at every step", evidence)
     pulses, zero = _pulses(episodes, command)
     evidence |= {"share_zero_while_used": round(zero, 3), "alternating_pulses": round(pulses, 2)}
-    told = f"values from {low:.3g} to {high:.3g}"
+    span = f"values from {low:.3g} to {high:.3g}"
     if low < -0.5 and high > 0.5 and zero > 0.6:
-        why = f"{told}; zero at {100 * zero:.0f} % of the steps where used; {100 * pulses:.0f} % of pulses alternate"
+        why = f"{span}; zero at {100 * zero:.0f} % of the steps where used; {100 * pulses:.0f} % of pulses alternate"
         return Finding(
             question, "relative", round(float(np.clip(0.35 + 0.3 * zero + 0.3 * pulses, 0, 0.95)), 2), why, evidence
         )
     longest = _longest_pulse(episodes, command)
     if low in (-1.0, 0.0) and high in (0.0, 1.0) and set(common) <= {"-1", "0", "1"} and zero > 0.8 and longest <= 4:
         why = (
-            f"{told}; zero at {100 * zero:.0f} % of the steps where used, pulses of one sign of {longest} steps at most"
+            f"{span}; zero at {100 * zero:.0f} % of the steps where used, pulses of one sign of {longest} steps at most"
         )
         return Finding(question, "relative", 0.4, why, evidence)
     ends = _at_ends(x)
     evidence["share_at_ends"] = round(ends, 3)
-    told += f", {100 * ends:.0f} % of them at the ends"
+    span += f", {100 * ends:.0f} % of them at the ends"
     if abs(low) < 0.05 and 0.9 < high < 1.1:
-        return Finding(question, "0..1", 0.95, told, evidence)
+        return Finding(question, "0..1", 0.95, span, evidence)
     if -1.1 < low < -0.9 and 0.9 < high < 1.1:
-        return Finding(question, "-1..1", 0.95, told, evidence)
+        return Finding(question, "-1..1", 0.95, span, evidence)
     if low < -0.9 and high < 0.05:
         return Finding(
-            question, "-1..1", 0.4, f"{told}: half of -1..1, if +1 does not occur in these episodes", evidence
+            question, "-1..1", 0.4, f"{span}: half of -1..1, if +1 does not occur in these episodes", evidence
         )
-    return Finding(question, "level", 0.6, told, evidence)
+    return Finding(question, "level", 0.6, span, evidence)
 
 
 def _pulses(episodes: Episodes, command: Columns) -> tuple[float, float]:
@@ -136,7 +136,7 @@ def _pulses(episodes: Episodes, command: Columns) -> tuple[float, float]:
 
 
 def _longest_pulse(episodes: Episodes, command: Columns) -> int:
-    """Steps of the longest run of values that are not zero."""
+    """Length of the longest run of non-zero values."""
     longest = 0
     for steps in episodes:
         zero = np.flatnonzero(np.abs(np.concatenate([[0], command.of(steps)[:, 0], [0]])) <= 0.05)
@@ -158,7 +158,7 @@ def find_aperture(
             if any(column.overlaps(t) for t in taken):
                 continue
             s = [column.of(steps) for steps in episodes]
-            named = bool(GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
+            named = bool(_GRIPPER.search(column.key)) - bool(_COMMAND.search(column.key))
             for lag in _LAGS:
                 x, y = displacements(a, s, 3, lag) if relative else levels(a, s, lag, centre=False)
                 r = float(correlation(x, y)[0, 0]) if len(x) else 0.0
@@ -234,19 +234,19 @@ def polarity(episodes: Episodes, command: Columns, aperture: Aperture | None, *,
         sense = aperture_sense(episodes, aperture.state)
         evidence = {"aperture": str(aperture.state), "r": round(aperture.r, 3), "lag": aperture.lag} | sense.evidence
         low, high = sense.evidence.get("low", 0.0), sense.evidence.get("high", 0.0)
-        span = f"{aperture.state} ({low:.3g} to {high:.3g})"
-        told = f"{span} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
+        column = f"{aperture.state} ({low:.3g} to {high:.3g})"
+        relation = f"{column} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
         if not sense.known:
-            return unknown(question, f"{told}, but which end of that is open is unclear: {sense.why}", **evidence)
+            return unknown(question, f"{relation}, but which end of that is open is unclear: {sense.why}", **evidence)
         opens = (aperture.r > 0) == (sense.answer == "high")
         follows = float(np.clip(0.5 + (abs(aperture.r) - 0.3), 0.5, 1)) * aperture.samples / (aperture.samples + 10)
         sure = sense.confidence * follows
-        why = f"{told}, and its {sense.answer} end is open: {sense.why}"
+        why = f"{relation}, and its {sense.answer} end is open: {sense.why}"
         return Finding(question, "high opens" if opens else "high closes", round(sure, 2), why, evidence)
-    return _polarity_alone(episodes, command, relative, question)
+    return _polarity_without_aperture(episodes, command, relative, question)
 
 
-def _polarity_alone(episodes: Episodes, command: Columns, relative: bool, question: str) -> Finding:
+def _polarity_without_aperture(episodes: Episodes, command: Columns, relative: bool, question: str) -> Finding:
     """Without an aperture: by the name, and by how episodes begin."""
     x = pooled(episodes, command)[:, 0]
     middle = 0.0 if relative else (float(x.min()) + float(x.max())) / 2
@@ -274,7 +274,7 @@ def _polarity_alone(episodes: Episodes, command: Columns, relative: bool, questi
         return unknown(
             question, f"no state column follows it, and the cues disagree ({'; '.join(cues) or 'none'})", **evidence
         )
-    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # how episodes begin is not enough alone
+    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # the start of episodes is not enough on its own
     sure = round(weight * float(1 / (1 + np.exp(-abs(odds)))), 2)
     why = f"no state column follows it; weak cues: {'; '.join(cues)}"
     return Finding(question, "high opens" if odds > 0 else "high closes", sure, why, evidence)

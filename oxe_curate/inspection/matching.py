@@ -1,10 +1,10 @@
 """Which columns of the state does a group of action columns move, and as displacements or as levels?
 
-A displacement summed over a few steps goes with the displacement of the state; a pose goes with the state itself. Both
-correlations are computed for every group of three columns, and the group that follows best wins. A pose less the state
-would be a displacement too, so levels are compared after each episode's mean is taken off. Smooth series go together by
-chance, the more so the shorter they are: so the same search runs on the state shifted in time, and what it finds there
-is taken off the confidence.
+A displacement summed over a few steps correlates with the displacement of the state; a pose with the state itself. Both
+correlations are computed for every group of three columns, and the best group wins. A pose minus the state would also
+be a displacement, so levels are compared after subtracting each episode's mean. Smooth series correlate by
+chance, and the shorter the more; so the same search runs on the state shifted in time, and its result lowers the
+confidence.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection.series import (
     Columns,
     Episodes,
-    Floats,
     correlation,
     displacements,
     gain,
@@ -31,7 +31,7 @@ from oxe_curate.inspection.series import (
 )
 
 LAGS = range(6)
-"""Steps by which a controller may follow late; no more than a quarter of an episode is tried."""
+"""Delays of a controller to try [steps]; at most a quarter of an episode."""
 SURE, THIN = 0.5, 0.35
 """Mean correlations: a group is matched from SURE on; at THIN there is no confidence."""
 TURNS = re.compile(r"rot|orient|quat|euler|rpy|angle|axis")
@@ -43,7 +43,7 @@ ActionKind = Literal["delta", "absolute"]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How a group of action columns goes with a group of state columns.
+    """The correlation of a group of action columns with a group of state columns.
 
     Attributes:
         action, state: the columns, equally many.
@@ -99,7 +99,7 @@ def match(episodes: Episodes, action: Columns, state: Columns, size: int = 3) ->
     for start in range(len(action) - size + 1):
         part = [x[:, start : start + size] for x in a]
         moving = varies(np.concatenate(part)) if part else np.zeros(size, bool)
-        if moving.sum() < min(2, size):  # two axes at least: one alone goes with many things
+        if moving.sum() < min(2, size):  # at least two axes: a single one correlates with many columns
             continue
         scores = _Scores.of(part, s, moving, window)
         best = int(np.maximum(scores.delta.max(axis=0), scores.absolute.max(axis=0)).argmax())
@@ -160,7 +160,7 @@ def _describe(
 def find_position(episodes: Episodes, actions: list[Columns], states: list[Columns]) -> Match | None:
     """The action columns that move a position, and the state columns that hold it.
 
-    xyz and angles are matched alike; a position is told from angles by names, else by standing first.
+    xyz and angles are matched in the same way; a position is distinguished from angles by names, else by coming first.
     """
     found = [
         m
@@ -180,13 +180,13 @@ def find_position(episodes: Episodes, actions: list[Columns], states: list[Colum
 def find_rotation(
     episodes: Episodes, actions: list[Columns], states: list[Columns], position: Match | None
 ) -> Match | None:
-    """The action columns that turn three angles of the state, apart from the position's; None if nothing fits."""
+    """The action columns that turn three angles of the state, other than the position's; None if nothing fits."""
     found = []
     for action in actions:
         for free in without(action, position.action if position else None):
-            beside = position is not None and free.key == position.action.key
-            # angles stand right beside the position; three columns further on would take in the gripper
-            free = replace(free, stop=min(free.start + 3, free.stop)) if beside else free
+            adjacent = position is not None and free.key == position.action.key
+            # angles directly follow the position; later columns would include the gripper
+            free = replace(free, stop=min(free.start + 3, free.stop)) if adjacent else free
             for state in states:
                 for rest in without(state, position.state if position else None):
                     found += match(episodes, free, rest) if len(free) >= 3 else []

@@ -1,4 +1,4 @@
-"""What the action's columns mean: displacement, velocity, pose or constant; and steps that do nothing."""
+"""The meaning of the action columns: displacement, velocity, pose or constant; and idle first and last steps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def action_kind(episodes: Episodes, action: Columns, state: Columns, control_hz:
 
 
 def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Finding:
-    """`action_kind` of columns that are matched already."""
+    """Is the action a displacement, a velocity or an absolute pose of the state columns that it is matched with?"""
     question = f"what does {m.action} mean?"
     evidence = {
         "state": str(m.state),
@@ -49,7 +49,7 @@ def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Fi
         f"value{f', {m.chance:.2f} by chance' if m.chance < 1 else ''}, {m.samples} stretches"
     )
     if m.r < SURE or m.confidence < 0.1:
-        return unknown(question, f"neither reading stands out: {numbers}", **evidence)
+        return unknown(question, f"neither reading fits clearly better: {numbers}", **evidence)
     if m.kind == "absolute":
         near = "in its units" if 0.8 < m.gain < 1.25 else f"scaled: one unit is {m.gain:.3g} of the state"
         return Finding(question, "absolute", m.confidence, f"{numbers}; {near}, {m.lag} steps ahead", evidence)
@@ -69,14 +69,14 @@ def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Fi
 
 
 def reading(factor: float, control_hz: float | None) -> Literal["delta", "velocity", "scaled delta"]:
-    """What a gain near 1, near 1 / rate, or anything else makes of a displacement; followers fall short of commands."""
+    """The kind of a displacement by its gain: near 1, near 1 / rate, or other; controllers undershoot commands."""
     if 0.6 < factor < 1.6:
         return "delta"
     return "velocity" if control_hz and 0.6 < factor * control_hz < 1.6 else "scaled delta"
 
 
 def _is_exact(episodes: Episodes, action: Columns, state: Columns) -> bool:
-    """Whether a[t] equals s[t+1] - s[t] at all but a hundredth of the steps."""
+    """Whether a[t] equals s[t+1] - s[t] at 99 % of the steps."""
     good = total = 0
     for steps in episodes:
         a, s = action.of(steps), unwrap(state.of(steps))
@@ -85,8 +85,8 @@ def _is_exact(episodes: Episodes, action: Columns, state: Columns) -> bool:
     return total > 0 and good >= 0.99 * total
 
 
-def action_kind_alone(episodes: Episodes, action: Columns) -> Finding:
-    """The same without a state: from names and from how smooth the action is. Never sure, unless it is constant."""
+def kind_without_state(episodes: Episodes, action: Columns) -> Finding:
+    """The kind without a state: from names and smoothness. Always of low confidence, unless it is constant."""
     question = f"what does {action} mean?"
     x = pooled(episodes, action)
     if len(x) and not varies(x).any():

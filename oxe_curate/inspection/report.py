@@ -1,4 +1,4 @@
-"""What is in a data set on disk: cameras, ranges, languages, lengths, flags, and the findings about them."""
+"""Report on a data set on disk: cameras, ranges, instructions, lengths, flags, and findings about them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions, detect, detect_cameras
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.sample import Sample, SampledCamera, read_sample
-from oxe_curate.inspection.series import WIDEST, table
+from oxe_curate.inspection.series import WIDEST, as_columns
 from oxe_curate.inspection.vision import black_share
 from oxe_curate.registry.text import from_codepoints
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
-EPISODES = 32
-"""Episodes read unless told otherwise."""
+SAMPLE_EPISODES = 32
+"""Default number of episodes to read."""
 _BOOKKEEPING = {"is_first", "is_last", "is_terminal", "discount", "reward"}
 _INSTRUCTION = ("instruction", "language", "task", "goal", "text", "command")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """One number a step, over all steps read; NaN and infinities are counted and left out.
+    """One number per step, over all steps read; NaN and infinities are counted but otherwise ignored.
 
     Attributes:
-        constant: whether it is the same at every step.
-        not_finite: how many values are NaN or infinite.
+        constant: whether it is equal at every step.
+        not_finite: number of values that are NaN or infinite.
     """
 
     low: float
@@ -46,7 +46,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class NumberFeature:
-    """A step feature of numbers, with a range for each of its columns."""
+    """A numeric step feature, with a range for each column."""
 
     key: str
     dtype: str
@@ -56,7 +56,7 @@ class NumberFeature:
 
 @dataclass(frozen=True, slots=True)
 class CameraFeature:
-    """A camera: shares are of the frames looked at."""
+    """A camera; `black`, `missing` and `unreadable` are shares of the frames looked at, 0 to 1."""
 
     key: str
     shape: tuple[int | None, ...]
@@ -70,11 +70,11 @@ class CameraFeature:
 
 @dataclass(frozen=True, slots=True)
 class TextFeature:
-    """A step feature that holds texts.
+    """A step feature with texts.
 
     Attributes:
-        distinct: different texts that are not empty, over all steps read.
-        empty: share of the episodes without any text.
+        distinct: number of distinct non-empty texts over all steps read.
+        empty: share of episodes without any text.
         samples: the first few.
     """
 
@@ -87,17 +87,17 @@ class TextFeature:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `inspect_dataset` found.
+    """The result of `inspect_dataset`.
 
     Attributes:
-        splits: name -> {"episodes": n, "shards": n}, as dataset_info.json says.
-        read: which episodes were read, "split/shard/record".
+        splits: name -> {"episodes": n, "shards": n}, by dataset_info.json.
+        read: the episodes that were read, "split/shard/record".
         lengths: steps of each episode read.
-        flags: metadata that are true or false -> share of true among the episodes read.
-        metadata: all features beside the steps -> type.
-        not_read: step features left aside -> why.
-        conventions: which columns are what; its findings are among `findings`.
-        sample: what was read, for thumbnails; not part of the JSON.
+        flags: boolean metadata -> share of true among the episodes read.
+        metadata: all features outside the steps -> type.
+        not_read: step features that were not read -> reason.
+        conventions: the meaning of the columns; its findings are also in `findings`.
+        sample: the sampled data, for thumbnails; not part of the JSON.
     """
 
     name: str
@@ -120,7 +120,7 @@ class Inspection:
     sample: Sample
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the frames, ready for json.dumps."""
+        """Everything except the frames, ready for json.dumps."""
         parts = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("sample", "conventions")
         }
@@ -134,13 +134,13 @@ class Inspection:
         return out
 
 
-def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0) -> Inspection:
-    """Read features.json and a few episodes of the one data set at `path`, and find out its conventions.
+def inspect_dataset(path: str | Path, *, episodes: int = SAMPLE_EPISODES, seed: int = 0) -> Inspection:
+    """Read features.json and a few episodes of the data set at `path`, and detect its conventions.
 
     Args:
         path: a TFDS version folder, or a folder above exactly one: local, gs:// or s3://.
-        episodes: how many to read, spread over the shards.
-        seed: which ones.
+        episodes: number of episodes to read, spread over the shards.
+        seed: selects them.
 
     Raises:
         ConfigError: there is no data set, or more than one.
@@ -149,12 +149,12 @@ def inspect_dataset(path: str | Path, *, episodes: int = EPISODES, seed: int = 0
     found = find(Folder.of(path))
     if len(found) > 1:
         names = ", ".join(f"{d.name}/{d.version}" for d in found[:8])
-        raise ConfigError(f"{path} holds {len(found)} data sets ({names}). Give the folder of one of them.")
+        raise ConfigError(f"{path} contains {len(found)} data sets ({names}); give the folder of one of them")
     return report_of(found[0], read_sample(found[0], episodes, seed))
 
 
 def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = None) -> Inspection:
-    """Sum up a sample; `control_hz` tells a velocity from a scaled displacement where it is known."""
+    """Summarise a sample; `control_hz`, if known, distinguishes a velocity from a scaled displacement."""
     conventions = detect(sample.episodes, control_hz)
     looks = detect_cameras(sample.cameras, sample.episodes, conventions) + flags_against_frames(sample)
     numbers = [_number(key, sample) for key in _number_keys(sample)]
@@ -179,7 +179,7 @@ def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = N
 
 
 def flags_against_frames(sample: Sample) -> list[Finding]:
-    """Does a flag such as episode_metadata/has_image_0 say what the camera of that name shows?"""
+    """Does a flag such as episode_metadata/has_image_0 match the camera's frames?"""
     found = []
     for key in sample.flags[0] if sample.flags else ():
         name = key.rsplit("/", 1)[-1].removeprefix("has_")
@@ -207,7 +207,7 @@ def _number_keys(sample: Sample) -> list[str]:
 
 def _number(key: str, sample: Sample) -> NumberFeature:
     leaf = sample.steps[key]
-    x = np.concatenate([table(steps[key]) for steps in sample.episodes])
+    x = np.concatenate([as_columns(steps[key]) for steps in sample.episodes])
     return NumberFeature(key, str(leaf.dtype), leaf.shape, tuple(range_of(column) for column in x.T))
 
 
@@ -231,7 +231,7 @@ def _camera(camera: SampledCamera) -> CameraFeature:
 
 
 def texts_of(sample: Sample) -> tuple[TextFeature, ...]:
-    """Step features that hold texts, the likeliest instruction first: by name, then by how many episodes have one."""
+    """Step features with texts, the likeliest instruction first: by name, then by the share of episodes with a text."""
     found = []
     for key, leaf in sample.steps.items():
         if key not in sample.episodes[0]:

@@ -6,14 +6,15 @@ from typing import Literal
 
 import numpy as np
 
+from oxe_curate.arrays import Floats
 from oxe_curate.inspection import motion
 from oxe_curate.inspection.finding import Finding, unknown
-from oxe_curate.inspection.series import Columns, Episodes, Floats, correlation, gain, pooled, varies
+from oxe_curate.inspection.series import Columns, Episodes, correlation, gain, pooled, varies
+from oxe_curate.registry.operations import QuaternionOrder
 
-Order = Literal["xyzw", "wxyz"]
-Frame = Literal["world", "hand"]
-ORDERS: tuple[Order, ...] = ("xyzw", "wxyz")
-_FRAMES: tuple[Frame, ...] = ("world", "hand")
+RotationFrame = Literal["world", "hand"]
+ORDERS: tuple[QuaternionOrder, ...] = ("xyzw", "wxyz")
+_FRAMES: tuple[RotationFrame, ...] = ("world", "hand")
 _TURN = 2 * np.pi
 
 
@@ -37,7 +38,7 @@ def find_quaternions(episodes: Episodes, keys: list[Columns]) -> list[Columns]:
     return found
 
 
-def rotation_vectors(q: Floats, order: Order, frame: Frame = "world") -> Floats:
+def rotation_vectors(q: Floats, order: QuaternionOrder, frame: RotationFrame = "world") -> Floats:
     """Rotation from each quaternion to the next as a rotation vector [rad], (T, 4) -> (T - 1, 3).
 
     In the world's axes r = q[t+1] q[t]*, in the hand's r = q[t]* q[t+1]; v = 2 atan2(|xyz|, w) xyz / |xyz|, w >= 0.
@@ -97,7 +98,7 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
 
 
 def turn_kind(
-    episodes: Episodes, turns: Columns, quaternion: Columns, order: Order, control_hz: float | None = None
+    episodes: Episodes, turns: Columns, quaternion: Columns, order: QuaternionOrder, control_hz: float | None = None
 ) -> Finding:
     """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, less "absolute".
 
@@ -129,7 +130,7 @@ def turn_kind(
 
 
 def _compare(
-    episodes: Episodes, q: list[Floats], turns: Columns, order: Order, frame: Frame
+    episodes: Episodes, q: list[Floats], turns: Columns, order: QuaternionOrder, frame: RotationFrame
 ) -> tuple[float, float, int]:
     """Mean r of the action's rotation columns with the quaternion's rotation, its gain, steps; at the better lag."""
     best = (0.0, 0.0, 0)

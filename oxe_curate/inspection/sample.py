@@ -20,12 +20,12 @@ from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
 from oxe_curate.rlds.remote import open_shard
 
-PICTURED = 8
+_DECODED_EPISODES = 8
 """Episodes whose frames are decoded."""
-FRAMES = 10
+_FRAMES = 10
 """Frames of each camera and episode, spread evenly from the first to the last."""
-LARGEST = 128
-"""Frames are kept at less than twice this many pixels on their shorter side."""
+_LARGEST = 128
+"""Frames are reduced to less than twice this many pixels on their shorter side."""
 _TEXT_WIDTH = 2048  # int features up to this wide may be texts as code points
 
 
@@ -37,8 +37,8 @@ class SampledCamera:
         key: full step key.
         encoding: "jpeg" or "png" by the bytes, "tensor" for plain arrays, "unspecified" where no frame was read.
         shape: (height, width, channels) of the first frame that was decoded, else as features.json has it.
-        frames: per pictured episode, uint8 (n, h, w, 3), made smaller; empty for tensors, which are not decoded.
-        at: per pictured episode, the steps that the frames belong to.
+        frames: per episode with decoded frames, uint8 (n, h, w, 3), reduced; empty for tensors, which are not decoded.
+        at: per episode with decoded frames, the steps of the frames.
         missing: frames without bytes. unreadable: frames that cannot be decoded.
         looked_at: frames looked at in all.
     """
@@ -56,13 +56,13 @@ class SampledCamera:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """What was read.
+    """The sampled data.
 
     Attributes:
         episodes: step dicts; numbers and texts.
         ids: "split/shard/record" of each.
-        flags: per episode, the metadata that are true or false. Nothing else beside the steps is read.
-        metadata: names of all features beside the steps -> "bool", "text" and so on.
+        flags: per episode, the boolean metadata. No other metadata is read.
+        metadata: names of all features outside the steps -> "bool", "text" and so on.
         steps: the step features as features.json has them.
         cameras: frames.
         not_read: step keys too large or too odd to look at -> why.
@@ -85,24 +85,24 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
         DataError, CorruptError: the data set holds no episode, or a record does not match features.json.
     """
     if episodes < 1:
-        raise ConfigError(f"--episodes {episodes}: at least one episode must be read")
+        raise ConfigError(f"--episodes {episodes}: must be at least 1")
     # sorted: the order of features.json is lost in protobuf, and a report should not change from run to run
     steps, other = (dict(sorted(part.items())) for part in leaves(dataset.features))
     images = [key for key, leaf in steps.items() if leaf.kind == "image"]
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
-    wanted = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
+    selected = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
     flags = [key for key, leaf in other.items() if leaf.kind == "number" and leaf.dtype == np.bool_ and not leaf.shape]
-    reader = RecordReader(dataset.features, wanted, images, flags, where=f"{dataset.label} features.json")
+    reader = RecordReader(dataset.features, selected, images, flags, where=f"{dataset.label} features.json")
     read: list[tuple[str, RawEpisode]] = []
     film = _Film(images)
     for shard, records in draw_sample(dataset.shards(), episodes, seed):
         for number, episode, buffer, ensure in _read_shard(dataset, shard, records, reader):
             read.append((f"{shard.split}/{shard.number:05d}/{number:05d}", episode))
-            if len(read) <= PICTURED:
+            if len(read) <= _DECODED_EPISODES:
                 film.add(episode, buffer, ensure)
     if not read:
-        raise DataError(f"{dataset.source}/{dataset.path}: its shards hold no episode")
-    tensors = [_tensor_camera(leaf) for leaf in steps.values() if _is_picture(leaf)]
+        raise DataError(f"{dataset.source}/{dataset.path}: its shards contain no episodes")
+    tensors = [_tensor_camera(leaf) for leaf in steps.values() if _is_image(leaf)]
     return Sample(
         episodes=tuple(episode.steps for _, episode in read),
         ids=tuple(name for name, _ in read),
@@ -115,7 +115,7 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
 
 
 def draw_sample(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Shard, list[int]]]:
-    """Which records to read: shards in a random order, each giving as few records as will do."""
+    """Choose the records to read: shards in random order, as few records of each as possible."""
     rng = np.random.default_rng(seed)
     order = [shards[i] for i in rng.permutation(len(shards)) if shards[i].take > 0]
     taken = [0] * len(order)
@@ -135,32 +135,32 @@ def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: 
     """Yield (record number, episode, buffer, ensure); errors name shard and record."""
     opened = open_shard(dataset.source, shard.path)
     buffer, ensure = opened.buffer, opened.ensure
-    wanted, where = set(records), f"{dataset.source}/{shard.path}"
+    selected, where = set(records), f"{dataset.source}/{shard.path}"
     number = -1
     try:
         for number, (offset, length) in enumerate(tfrecord.records(buffer, ensure)):
-            if number in wanted:
+            if number in selected:
                 yield number, reader.read(buffer, offset, length, ensure), buffer, ensure
             if number >= records[-1]:
                 return
     except (CorruptError, DataError) as error:
         raise type(error)(f"{where}, record {max(number, 0)}: {error}") from error
-    raise CorruptError(f"{where}: dataset_info.json announces {shard.records} records, the file holds {number + 1}")
+    raise CorruptError(f"{where}: dataset_info.json lists {shard.records} records, the file has {number + 1}")
 
 
 def _too_much(leaf: Leaf) -> str:
-    """Why a step feature is not read, "" if it is."""
+    """The reason for not reading a step feature, "" if it is read."""
     if leaf.kind == "rare":
         return "nested, ragged or video"
-    if leaf.kind == "number" and _is_picture(leaf):
-        return "a picture as a plain tensor"
+    if leaf.kind == "number" and _is_image(leaf):
+        return "an image as a plain tensor"
     limit = _TEXT_WIDTH if leaf.dtype.kind in "iu" else WIDEST
     if leaf.kind == "number" and leaf.width > limit:
-        return f"{leaf.width} numbers a step"
+        return f"{leaf.width} numbers per step"
     return ""
 
 
-def _is_picture(leaf: Leaf) -> bool:
+def _is_image(leaf: Leaf) -> bool:
     shape = [d or 0 for d in leaf.shape]
     return leaf.kind == "number" and len(shape) in (2, 3) and min(shape[:2]) >= 16
 
@@ -169,14 +169,14 @@ def _tensor_camera(leaf: Leaf) -> SampledCamera:
     return SampledCamera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
 
 
-def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """At most `LARGEST` pixels on the shorter side, by averaging whole blocks."""
-    factor = min(picture.shape[:2]) // LARGEST
-    return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
+def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At most `_LARGEST` pixels on the shorter side, by averaging whole blocks."""
+    factor = min(image.shape[:2]) // _LARGEST
+    return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
 
 
 class _Film:
-    """Collects the frames of the pictured episodes."""
+    """Collects the frames of the episodes whose frames are decoded."""
 
     def __init__(self, keys: list[str]) -> None:
         self._frames: dict[str, list[Clip]] = {key: [] for key in keys}
@@ -186,9 +186,9 @@ class _Film:
         self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, looked at
 
     def add(self, episode: RawEpisode, buffer: memoryview, ensure: Any) -> None:
-        at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), FRAMES).astype(np.int64))
+        at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), _FRAMES).astype(np.int64))
         for key in self._frames:
-            pictures: list[NDArray[np.uint8]] = []
+            images: list[NDArray[np.uint8]] = []
             steps: list[int] = []
             span = episode.cameras.get(key)
             if span is not None and ensure:
@@ -202,17 +202,17 @@ class _Film:
                     continue
                 data = buffer[offset : offset + length]
                 try:
-                    picture = decode(data)
+                    image = decode(data)
                 except ValueError:
                     self._counts[key][1] += 1
                     continue
                 self._encoding[key] = "jpeg" if bytes(data[:2]) == b"\xff\xd8" else "png"
-                self._shapes.setdefault(key, picture.shape)
-                small = _small(picture)
-                if not pictures or small.shape == pictures[0].shape:
-                    pictures.append(small)
+                self._shapes.setdefault(key, image.shape)
+                small = _small(image)
+                if not images or small.shape == images[0].shape:
+                    images.append(small)
                     steps.append(t)
-            self._frames[key].append(np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8))
+            self._frames[key].append(np.stack(images) if images else np.empty((0, 0, 0, 3), np.uint8))
             self._at[key].append(np.array(steps, np.int64))
 
     def camera(self, leaf: Leaf) -> SampledCamera:

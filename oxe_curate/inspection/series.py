@@ -1,6 +1,6 @@
-"""Columns of step keys as float64 series, and how two of them go together: correlation, gain, lag.
+"""Columns of step keys as float64 series, and the relation of two of them: correlation, gain, lag.
 
-Every function is plain numpy on lists of arrays, one (T, C) array an episode. Rows with NaN or infinity are left out.
+Every function is plain numpy on lists of arrays, one (T, C) array per episode. Rows with NaN or infinity are ignored.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from oxe_curate.arrays import Floats
+
 Episodes = Sequence[Mapping[str, NDArray[Any]]]
 """Episodes as step dicts: flat key ("observation/state") -> array with time first."""
 
 WIDEST = 64
-"""A float feature with more numbers a step than this is an embedding or a map, not a state or an action."""
+"""A float feature with more numbers per step is an embedding or a map, not a state or an action."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Columns:
-    """Columns [start, stop) of a step key; a feature with no axis but time has one column."""
+    """Columns [start, stop) of a step key; a feature with only the time axis has one column."""
 
     key: str
     start: int
@@ -36,26 +37,26 @@ class Columns:
 
     def of(self, steps: Mapping[str, NDArray[Any]]) -> Floats:
         """The columns of one episode, float64 (T, stop - start)."""
-        return table(steps[self.key])[:, self.start : self.stop]
+        return as_columns(steps[self.key])[:, self.start : self.stop]
 
     def overlaps(self, other: Columns | None) -> bool:
-        """Whether a column belongs to both."""
+        """Whether the two share a column."""
         return (
             other is not None and self.key == other.key and self.start < other.stop and other.start < self.stop
         )  # fmt: skip
 
     def one_by_one(self) -> list[Columns]:
-        """Each column by itself."""
+        """Each column separately."""
         return [Columns(self.key, c, c + 1) for c in range(self.start, self.stop)]
 
 
-def table(array: NDArray[Any]) -> Floats:
+def as_columns(array: NDArray[Any]) -> Floats:
     """A step feature as float64 (T, C)."""
     return np.asarray(array, np.float64).reshape(len(array), -1)
 
 
 def number_keys(episodes: Episodes, start: str) -> list[Columns]:
-    """Every feature of numbers whose key begins with `start`, at most `WIDEST` wide, with all of its columns."""
+    """All columns of each numeric feature whose key begins with `start` and that has at most `WIDEST` columns."""
     found = []
     for key, array in (episodes[0] if episodes else {}).items():
         width = int(np.prod(array.shape[1:], dtype=int))
@@ -65,9 +66,9 @@ def number_keys(episodes: Episodes, start: str) -> list[Columns]:
 
 
 def unwrap(x: Floats) -> Floats:
-    """Take out an angle's jumps of a full turn, in radians or degrees by the column's range.
+    """Remove an angle's jumps of a full turn, in radians or degrees depending on the column's range.
 
-    Positions in metres come back as they are: they do not jump by half a turn in a step.
+    Positions in metres are unchanged: they do not jump by half a turn in one step.
     """
     out = x.copy()
     for c, column in enumerate(x.T):
@@ -79,11 +80,11 @@ def unwrap(x: Floats) -> Floats:
 
 
 def displacements(actions: Iterable[Floats], states: Iterable[Floats], window: int, lag: int) -> tuple[Floats, Floats]:
-    """Sums of `window` actions beside the displacement of the state over the same steps, `lag` steps later.
+    """Sums of `window` actions, and the displacement of the state over the same steps, `lag` steps later.
 
     Returns:
         (n, A) sums a[t] + ... + a[t + window - 1], and (n, S) differences s[t + lag + window] - s[t + lag], of all
-        episodes. Sums over a few steps forgive a controller that follows late, which single steps do not.
+        episodes. Unlike single steps, sums over a few steps tolerate a controller that follows late.
     """
     sums, moves = [], []
     for action, state in zip(actions, states, strict=True):
@@ -97,7 +98,7 @@ def displacements(actions: Iterable[Floats], states: Iterable[Floats], window: i
 def levels(
     actions: Iterable[Floats], states: Iterable[Floats], lag: int, *, centre: bool = True
 ) -> tuple[Floats, Floats]:
-    """Each action beside the state `lag` steps later; with `centre`, both less their mean over the episode."""
+    """Each action and the state `lag` steps later; with `centre`, both minus their mean over the episode."""
     left, right = [], []
     for action, state in zip(actions, states, strict=True):
         if len(action) - lag > 1:
@@ -125,7 +126,7 @@ def varies(x: Floats) -> NDArray[np.bool_]:
 
 
 def correlation(x: Floats, y: Floats) -> Floats:
-    """Pearson's r of each column of x (n, A) with each of y (n, B): (A, B), 0 where a column is constant."""
+    """Pearson's r of each column of x (n, A) with each of y (n, B): (A, B), 0 if a column is constant."""
     if len(x) < 3:
         return np.zeros((x.shape[1], y.shape[1]))
     dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
@@ -136,7 +137,7 @@ def correlation(x: Floats, y: Floats) -> Floats:
 
 
 def gain(x: Floats, y: Floats) -> float:
-    """The factor g of the best y = g x through the origin, all columns together; 0 if x is zero."""
+    """The least-squares factor g of y = g x over all columns; 0 if x is zero."""
     power = float((x * x).sum())
     return float((x * y).sum()) / power if power > 0 else 0.0
 
@@ -148,7 +149,7 @@ def window_for(episodes: Episodes) -> int:
 
 
 def pooled(episodes: Episodes, columns: Columns) -> Floats:
-    """The columns of all episodes, one after another, finite rows only."""
+    """The columns of all episodes, concatenated; only finite rows."""
     x = np.concatenate([columns.of(steps) for steps in episodes]) if episodes else np.empty((0, len(columns)))
     out: Floats = x[np.isfinite(x).all(axis=1)]
     return out

@@ -1,4 +1,4 @@
-"""What frames tell: black ones, a camera on the hand, exchanged red and blue."""
+"""Detectors on frames: black frames, a camera on the hand, exchanged red and blue."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from numpy.typing import NDArray
 from oxe_curate.inspection.finding import Finding, unknown
 
 Clip = NDArray[np.uint8]
-"""uint8 (n, H, W, 3), RGB as decoded, in the order of time."""
+"""uint8 (n, H, W, 3), RGB as decoded, in order of time."""
 
-BLACK = 12
+_BLACK = 12
 """A frame is black when no pixel is brighter than this: JPEG leaves a little noise."""
 _SIDE = 64
 _PATTERN = 6.0  # grey levels of standard deviation inside a block
 _ALIKE = 0.3
-MOVING, FIXED = 0.22, 0.35
-"""Share of places that stay: a camera on the hand is below the first, one that stands still above the second. Measured:
-0.79 to 0.84 and 0.65 on fixed cameras of Bridge and Meta-World, 0.41 to 0.54 on drawn ones, 0.17 and less on drawn
-cameras on the hand."""
+_MOVING, _FIXED = 0.22, 0.35
+"""Share of static regions: a camera on the hand is below the first, a fixed one above the second. Measured: 0.79 to
+0.84 and 0.65 on fixed cameras of Bridge and Meta-World, 0.41 to 0.54 on rendered ones, at most 0.17 on rendered cameras
+on the hand."""
 
 
 def black_share(frames: Sequence[Clip]) -> float:
-    """Share of frames without a pixel brighter than `BLACK`; 0 for none at all."""
-    flags = [bool(frame.max(initial=0) <= BLACK) for episode in frames for frame in episode]
+    """Share of frames without a pixel brighter than `_BLACK`; 0 without frames."""
+    flags = [bool(frame.max(initial=0) <= _BLACK) for episode in frames for frame in episode]
     return float(np.mean(flags)) if flags else 0.0
 
 
 def grey(frames: Clip) -> NDArray[np.float32]:
-    """Mean of the channels, blocks averaged to at most `_SIDE` a side: float32 (n, h, w)."""
+    """Mean of the channels, averaged over blocks to at most `_SIDE` per side: float32 (n, h, w)."""
     x = frames.mean(axis=3, dtype=np.float32)
     block = max(1, min(x.shape[1:]) // _SIDE)
     h, w = x.shape[1] // block, x.shape[2] // block
@@ -39,12 +39,12 @@ def grey(frames: Clip) -> NDArray[np.float32]:
     return out
 
 
-def places_that_stay(frames: Clip) -> float:
-    """Of the blocks of the picture that have a pattern, the share that look alike through most of an episode.
+def static_share(frames: Clip) -> float:
+    """Of the image blocks with a pattern, the share that is static through most of an episode.
 
-    The picture is cut into blocks of about a twelfth of its side. A block stays when, in two thirds of the frames
-    at least, it differs from its median over time by less than `_ALIKE` of its own contrast. Bare blocks do not
-    count, since a bare table looks the same from anywhere. NaN where nothing has a pattern.
+    The image is cut into blocks of about a twelfth of its side. A block is static if, in at least two thirds of the
+    frames, it differs from its median over time by less than `_ALIKE` of its contrast. Uniform blocks are ignored,
+    since an empty table looks the same from anywhere. NaN if no block has a pattern.
     """
     x = grey(frames)
     side = max(2, min(x.shape[1:]) // 12)
@@ -60,22 +60,22 @@ def places_that_stay(frames: Clip) -> float:
 
 
 def camera_mount(frames: Sequence[Clip], motion: Sequence[NDArray[np.float64]], key: str = "the camera") -> Finding:
-    """Is the camera on the hand, or does it stand still? Answers "wrist" (moving with the arm) or "third-person".
+    """Is the camera on the hand or fixed? Answers "wrist" (moving with the arm) or "third-person".
 
     A camera on the hand sees everything move when the arm does, apart from the fingers; a fixed one only the arm and
     what it holds. A camera on a driving base or a head moves too, and is not told from one on the hand.
 
     Args:
         frames: per episode, n frames spread over it.
-        motion: per episode, how far the arm went between one frame and the next, float64 (n - 1,), in any unit.
-        key: for the text.
+        motion: per episode, distance that the arm moved between frames, float64 (n - 1,), in any unit.
+        key: the camera's name for the question.
     """
     question = f"is {key} on the hand?"
     black = black_share(frames)
     kept, change, moved = [], [], []
     for episode, distance in zip(frames, motion, strict=True):
         if len(episode) >= 4 and black_share([episode]) <= 0.5 and np.nansum(distance) > 0:
-            kept.append(places_that_stay(episode))
+            kept.append(static_share(episode))
             change.append(np.abs(np.diff(grey(episode), axis=0)).mean(axis=(1, 2)))
             moved.append(np.asarray(distance, np.float64))
     kept = [k for k in kept if np.isfinite(k)]
@@ -90,25 +90,25 @@ def camera_mount(frames: Sequence[Clip], motion: Sequence[NDArray[np.float64]], 
     r = float(np.corrcoef(x, y)[0, 1]) if len(x) > 3 and x.std() > 0 and y.std() > 0 else 0.0
     evidence |= {"places_that_stay": round(stay, 3), "r_with_motion": round(r, 3)}
     why = (
-        f"{100 * stay:.0f} % of the places with a pattern stay as they are while the arm moves ({len(kept)} episodes); "
+        f"{100 * stay:.0f} % of the regions with a pattern are static while the arm moves ({len(kept)} episodes); "
         f"change goes with motion at r = {r:.2f}"
     )
     amount = len(kept) / (len(kept) + 1)
-    if stay >= FIXED and r < 0.15:
-        return unknown(question, f"{why}: so little that no arm seems to be in the picture", **evidence)
-    if stay >= FIXED:
-        sure = float(np.clip(0.6 + (stay - FIXED), 0.6, 0.97)) * amount
+    if stay >= _FIXED and r < 0.15:
+        return unknown(question, f"{why}: so little that the arm seems to be out of view", **evidence)
+    if stay >= _FIXED:
+        sure = float(np.clip(0.6 + (stay - _FIXED), 0.6, 0.97)) * amount
         return Finding(question, "third-person", round(sure, 2), why, evidence)
-    if stay <= MOVING:
-        sure = float(np.clip(0.6 + (MOVING - stay) * 1.3, 0.6, 0.9)) * amount
+    if stay <= _MOVING:
+        sure = float(np.clip(0.6 + (_MOVING - stay) * 1.3, 0.6, 0.9)) * amount
         return Finding(question, "wrist", round(sure, 2), f"{why}; a camera on a moving base looks alike", evidence)
     return unknown(question, f"{why}: between a fixed camera and one on the hand", **evidence)
 
 
 def channel_order(frames: Sequence[Clip], key: str = "the camera") -> Finding:
-    """Are red and blue exchanged? Never sure: by the hues of skin, wood and lamps, which are warm.
+    """Are red and blue exchanged? By the warm hues of skin, wood and lamps, so with low confidence.
 
-    Answers "rgb" or "bgr" with a confidence of at most 0.35. Blue sinks, cloths and walls mislead it; look at the
+    Answers "rgb" or "bgr" with a confidence of at most 0.35. Blue sinks, cloths and walls mislead it; check the
     thumbnails.
     """
     question = f"are red and blue exchanged in {key}?"
@@ -124,7 +124,7 @@ def channel_order(frames: Sequence[Clip], key: str = "the camera") -> Finding:
     evidence = {"share_with_hue": round(hued, 3), "share_warm": round(share, 3)}
     if hued < 0.02:
         return unknown(question, f"only {100 * hued:.1f} % of the pixels have a warm or a cold hue", **evidence)
-    why = f"a weak cue: {100 * share:.0f} % of the pixels with a hue are warm, as skin and wood; look at the thumbnails"
+    why = f"a weak cue: {100 * share:.0f} % of the pixels with a hue are warm, as skin and wood; check the thumbnails"
     if 0.3 < share < 0.7:
         return unknown(question, why, **evidence)
     return Finding(question, "rgb" if share >= 0.7 else "bgr", round(0.35 * abs(2 * share - 1), 2), why, evidence)

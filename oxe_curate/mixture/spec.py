@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass
 from oxe_curate import config, registry
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.index.store import Index
-
-Role = Literal["primary", "secondary", "extra", "wrist", "egocentric"]
+from oxe_curate.registry.card import IndexedRole
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -82,7 +81,7 @@ class ImageSpec:
         quality: of the JPEG that a resize (or a channel swap) writes.
     """
 
-    cameras: tuple[Role, ...] = ("primary",)
+    cameras: tuple[IndexedRole, ...] = ("primary",)
     size: int | None = Field(default=None, ge=16, le=2048)
     quality: int = Field(default=95, ge=1, le=100)
 

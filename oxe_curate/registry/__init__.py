@@ -1,10 +1,10 @@
-"""What is known of each data set: cards, recipes, verdicts.
+"""Facts about each data set: cards, recipes, verdicts.
 
     card = load("bridge_dataset")        # by name or alias
     trajectory = card.standardize(steps)
 
-Cards are YAML files in `cards/`; a user's folder is merged over them by name. One card is read when it is
-asked for, all of them only for listings.
+Cards are YAML files in `cards/`; a user's folder is merged over them by name. A card is read when it
+is requested, all of them only for listings.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
 
     Args:
         name: a card's name ("bridge_orig"), a TFDS name ("bridge_dataset") or another alias ("bridge_v2").
-        cards_dir: a folder of the user's own cards; they come before ours.
+        cards_dir: a folder of the user's own cards; they take precedence.
 
     Raises:
-        ConfigError: nothing carries the name, two cards claim it, or the card is wrong.
+        ConfigError: unknown name, a name of two cards, or an invalid card.
     """
     paths = _paths(cards_dir)
     if name in paths:
         return _read(paths[name])
-    # a card that has the alias has it in its text: read those few instead of all
+    # a card with the alias mentions it in its text: read only those
     mentions = [path for path in paths.values() if name in path.read_text(encoding="utf-8")] if name else []
     owners = [card for card in map(_read, mentions) if name in card.aliases]
     own = [card for card in owners if paths[card.name].parent == cards_dir] or owners
     if len(own) > 1:
-        raise ConfigError(f"the alias {name!r} stands in two cards: {', '.join(c.name for c in own)}")
+        raise ConfigError(f"the alias {name!r} is in two cards: {', '.join(c.name for c in own)}")
     if not own:
         known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
         raise ConfigError(f"no card is called {name!r}. {did_you_mean(name, known)}")
@@ -52,7 +52,7 @@ def names(cards_dir: Path | None = None) -> list[str]:
 
 
 def load_all(cards_dir: Path | None = None) -> dict[str, DatasetCard]:
-    """Return every card by name, the user's over ours. Raises ConfigError if one is wrong."""
+    """Return every card by name, the user's own cards first. Raises ConfigError if one is invalid."""
     paths = _paths(cards_dir)
     return {name: _read(paths[name]) for name in sorted(paths)}
 
@@ -72,10 +72,10 @@ def table(
         verdict: only data sets with this verdict.
         role: only data sets with a camera of this role.
         arms: only data sets with these arms.
-        text: only data sets with this in name, alias, robot, action encoding or reason; case aside.
+        text: only data sets with this in name, alias, robot, action encoding or reason, ignoring case.
 
     Raises:
-        ConfigError: a verdict, role or arms that does not exist.
+        ConfigError: unknown verdict, role or arms.
     """
     from typing import get_args, get_type_hints
 
@@ -86,7 +86,7 @@ def table(
     _check_choice("camera role", role, get_args(cards.Role))
     _check_choice("arms", arms, known_arms)
 
-    def wanted(row: dict[str, Any]) -> bool:
+    def matches(row: dict[str, Any]) -> bool:
         searched = [row["name"], *row["aliases"], row["robot"], row["action_encoding"], row["reason"]]
         return (
             verdict in (None, row["verdict"])
@@ -95,7 +95,7 @@ def table(
             and (text is None or text.lower() in "\n".join(searched).lower())
         )
 
-    return [row for row in map(_as_row, load_all(cards_dir).values()) if wanted(row)]
+    return [row for row in map(_as_row, load_all(cards_dir).values()) if matches(row)]
 
 
 def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
@@ -105,7 +105,7 @@ def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
 
 def _paths(cards_dir: Path | None) -> dict[str, Path]:
     if cards_dir is not None and not cards_dir.is_dir():
-        raise ConfigError(f"{cards_dir}: no such folder of cards")
+        raise ConfigError(f"folder of cards not found: {cards_dir}")
     folders = [CARDS_DIR] if cards_dir is None else [CARDS_DIR, cards_dir]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 

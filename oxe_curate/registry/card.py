@@ -1,4 +1,4 @@
-"""What is known of one data set: `cards/<name>.yaml`, read strictly into a DatasetCard."""
+"""The card of one data set: `cards/<name>.yaml`, read strictly into a DatasetCard."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from oxe_curate.config import STRICT, load
-from oxe_curate.episode import Trajectory
+from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.registry.recipe import ActionRecipe, Pieces
-from oxe_curate.registry.standardize import Standardizer, Steps
+from oxe_curate.registry.standardize import Standardizer
 
 Role = Literal[
     "primary", "secondary", "extra", "wrist",
     "depth_primary", "depth_secondary", "depth_wrist", "depth_extra",
     "egocentric", "body", "none",
 ]  # fmt: skip
-"""What a camera shows. primary, secondary and extra look at the workspace from outside; egocentric and body
-cameras ride on a mobile robot; none is a dummy, or an image that is not a robot's camera."""
+"""What a camera shows. primary, secondary and extra view the workspace from outside; egocentric and body cameras are
+mounted on a mobile robot; none is a placeholder, or an image that is not from a robot's camera."""
+
+IndexedRole = Literal["primary", "secondary", "extra", "wrist", "egocentric"]
+"""Roles whose frames the index locates."""
 
 THIRD_PERSON: frozenset[Role] = frozenset({"primary", "secondary", "extra"})
 
@@ -35,8 +38,8 @@ ActionEncoding = Literal[
 displacement, velocity, operational-space controller input, absolute goal, absolute pose."""
 
 Verdict = Literal["pass", "fail", "conditional", "unknown"]
-CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
-"""OpenVLA's criteria for its training mixtures, by the name under which a data set fails them."""
+_CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
+"""OpenVLA's criteria for its training mixtures, by the reason of failure."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -45,11 +48,11 @@ class Camera:
 
     Attributes:
         role: what it shows.
-        shape: (height, width, channels), or (height, width) of a plain tensor; null where not published.
+        shape: (height, width, channels), or (height, width) of a plain tensor; null if not published.
         encoding: how TFDS stores it; `tensor` is a plain array, `unspecified` means not documented.
         dtype: of the pixels.
-        channels: the order they are stored in; bgr needs a swap before use.
-        note: anything else.
+        channels: stored order; bgr is swapped before use.
+        note: further remarks.
     """
 
     role: Role
@@ -66,12 +69,12 @@ class Camera:
 
 @dataclass(frozen=True, config=STRICT)
 class Language:
-    """Where the instruction is.
+    """The location of the instruction.
 
     Attributes:
         keys: flat step keys, in order of preference: a step's text is the first that is not empty.
         kind: string, or codepoints (rows of Unicode code points, zero-padded).
-        style: how the texts came about, in words.
+        style: origin of the texts, in words.
     """
 
     keys: tuple[str, ...] = ()
@@ -81,7 +84,7 @@ class Language:
 
 @dataclass(frozen=True, config=STRICT)
 class Split:
-    """Size of a published split; what is not published is null."""
+    """Size of a published split; null if not published."""
 
     episodes: int | None = None
     shards: int | None = None
@@ -89,13 +92,13 @@ class Split:
 
     @property
     def bytes(self) -> int | None:
-        """Size on disk, to the precision in which it was published."""
+        """Size on disk, to the published precision."""
         return None if self.gib is None else round(self.gib * 2**30)
 
 
 @dataclass(frozen=True, config=STRICT)
 class EpisodeFilter:
-    """Keep the episodes whose `field` (flat key beside `steps`: success, episode_metadata/...) has a value."""
+    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value."""
 
     field: str
     equals: bool | int | float | str
@@ -112,27 +115,27 @@ class DatasetCard:
         arms: one arm, two, none, a human's, or a mixture of embodiments.
         action_encoding: the native action space.
         cameras: flat step key of each image -> Camera; of several with one role, the first is preferred.
-        language: where the instruction is.
-        recipes: name -> recipe. `openvla` gives what OpenVLA's loader gives; `documented` follows the data
-            set's own documentation where that differs.
+        language: location of the instruction.
+        recipes: name -> recipe. `openvla` reproduces OpenVLA's loader; `documented` follows the data set's
+            own documentation if it differs.
         proprio: pieces that are concatenated to Trajectory.proprio; none: no column.
-        aliases: other names, the TFDS name among them.
+        aliases: other names, including the TFDS name.
         versions: TFDS version -> remark.
-        morphology: what carries the arm.
+        morphology: type of robot.
         control_hz: steps per second.
         simulated: whether it is a simulation.
         splits: published sizes.
-        num_transitions: steps of the whole data set after the openvla recipe, where published.
-        licence: null where not known.
+        num_transitions: steps of the whole data set after the openvla recipe, if published.
+        licence: null if unknown.
         episode_filters: episodes to keep; all must hold.
-        success_key: key of a flag that says whether the episode succeeded, where there is one.
+        success_key: key of the success flag, if there is one.
         frame_filter: a rule by which OpenVLA drops single frames, in words.
         random_view: cameras among which OpenVLA draws the primary one, per episode.
-        documented_action: what the source says of the action.
-        state_layout: what the source says of the state.
+        documented_action: description of the action by the source.
+        state_layout: description of the state by the source.
         why: the reason for the verdict, in words.
-        judgement: overrides the verdict where the facts below do not suffice for one.
-        notes: where sources disagree, and what else a user should know.
+        judgement: overrides the verdict if the facts below do not suffice for one.
+        notes: disagreements between sources, and other remarks for users.
     """
 
     name: str
@@ -167,13 +170,13 @@ class DatasetCard:
                 raise ValueError(f"random_view: no camera {camera!r}. {did_you_mean(camera, self.cameras)}")
         for i, piece in enumerate(self.proprio):
             if piece.shortens:
-                raise ValueError(f"proprio.{i}: delta has no place in proprio")
+                raise ValueError(f"proprio.{i}: delta is not allowed in proprio")
 
     # ── verdict ──────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def has_third_person_camera(self) -> bool:
-        """Whether a camera looks at the workspace from outside."""
+        """Whether there is a third-person camera."""
         return any(camera.role in THIRD_PERSON for camera in self.cameras.values())
 
     @property
@@ -188,9 +191,9 @@ class DatasetCard:
 
     @property
     def failed_criteria(self) -> tuple[str, ...]:
-        """Those of `CRITERIA` that the card does not show to be met, in their order."""
+        """The criteria that the card does not satisfy, in order."""
         met = (self.has_third_person_camera, self.is_single_arm, self.is_end_effector)
-        return tuple(name for name, ok in zip(CRITERIA, met, strict=True) if not ok)
+        return tuple(name for name, ok in zip(_CRITERIA, met, strict=True) if not ok)
 
     @property
     def verdict(self) -> Verdict:
@@ -204,7 +207,7 @@ class DatasetCard:
             return f"{', '.join(self.failed_criteria)}: {self.why}"
         return self.why
 
-    # ── what the filter asks ─────────────────────────────────────────────────────────────────────────────
+    # ── for the filter ─────────────────────────────────────────────────────────────────────────────
 
     def cameras_by_role(self) -> dict[str, str]:
         """Role -> flat step key of the first camera that has it."""
@@ -220,14 +223,14 @@ class DatasetCard:
         if not self.recipes:
             raise ConfigError(
                 f"card {self.name!r} has no 7-D end-effector recipe ({self.action_encoding}): {self.why}. "
-                "Leave the data set out, or write a card with a recipe of your own."
+                "Exclude the data set, or write a card with a recipe of your own."
             )
         raise ConfigError(f"card {self.name!r} has no recipe {name!r}. {did_you_mean(name, self.recipes)}")
 
     def step_keys(self, recipe: str = "openvla", available: Container[str] | None = None) -> frozenset[str]:
-        """Flat step keys that the recipe and proprio read (language and cameras not among them).
+        """Flat step keys that the recipe and proprio read, without language and cameras.
 
-        Where `available` is given and lacks a key of proprio, only those of the action are returned.
+        If `available` is given and lacks a key of proprio, only those of the action are returned.
         """
         action = {piece.src for _, piece in self.recipe(recipe).pieces() if piece.src is not None}
         proprio = {piece.src for piece in self.proprio if piece.src is not None}
@@ -236,10 +239,10 @@ class DatasetCard:
         return frozenset(action | proprio)
 
     def standardize(self, steps: Steps, recipe: str = "openvla") -> Trajectory:
-        """Bring one episode into the common convention.
+        """Convert one episode to the common convention.
 
-        Proprio is built when every key that it reads is in `steps`; otherwise it has no columns, so that a reader
-        may leave the state out.
+        Proprio is built if every key that it reads is in `steps`; otherwise it has no columns, so a reader may omit the
+        state.
 
         Args:
             steps: flat step key -> array with time first, as TFDS decodes it; texts as numpy bytes or str. Keys

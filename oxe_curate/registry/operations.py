@@ -23,13 +23,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Columns = NDArray[np.floating[Any]]
+ColumnArray = NDArray[np.floating[Any]]
 """Floating-point array (T, C)."""
 
-Order = Literal["xyzw", "wxyz"]
+QuaternionOrder = Literal["xyzw", "wxyz"]
 
 
-def affine(x: Columns, *, scale: float = 1.0, offset: float = 0.0, divisor: float = 1.0) -> Columns:
+def affine(x: ColumnArray, *, scale: float = 1.0, offset: float = 0.0, divisor: float = 1.0) -> ColumnArray:
     """Return scale * x / divisor + offset. Invert a gripper in [0, 1] with scale -1, offset 1.
 
     `divisor` exists beside `scale` because x / 255 and x * (1 / 255) differ in the last bit of a float32.
@@ -41,18 +41,18 @@ def affine(x: Columns, *, scale: float = 1.0, offset: float = 0.0, divisor: floa
     return x + offset
 
 
-def clip(x: Columns, *, lo: float = 0.0, hi: float = 1.0) -> Columns:
+def clip(x: ColumnArray, *, lo: float = 0.0, hi: float = 1.0) -> ColumnArray:
     """Limit to [lo, hi]; NaN stays NaN."""
     return np.minimum(np.maximum(x, lo), hi)
 
 
-def _per_column(function: Callable[..., Columns], x: Columns, *args: float) -> Columns:
+def _per_column(function: Callable[..., ColumnArray], x: ColumnArray, *args: float) -> ColumnArray:
     if x.shape[1] == 1:
         return function(x[:, 0], *args)[:, None]
     return np.stack([function(column, *args) for column in x.T], axis=1)
 
 
-def rel_to_abs(x: Columns, *, threshold: float = 0.1) -> Columns:
+def rel_to_abs(x: ColumnArray, *, threshold: float = 0.1) -> ColumnArray:
     """Integrate relative gripper commands into a position: 1 = open, 0 = closed.
 
     x < -threshold opens, x > threshold closes (both strict), anything else holds; a command acts at its own
@@ -61,7 +61,7 @@ def rel_to_abs(x: Columns, *, threshold: float = 0.1) -> Columns:
     return _per_column(_rel_to_abs, x, threshold)
 
 
-def _rel_to_abs(x: Columns, threshold: float) -> Columns:
+def _rel_to_abs(x: ColumnArray, threshold: float) -> ColumnArray:
     opens = x < -threshold
     commands = opens | (x > threshold)
     first = int(commands.argmax()) if len(x) else 0
@@ -73,7 +73,7 @@ def _rel_to_abs(x: Columns, threshold: float) -> Columns:
     return position
 
 
-def binarize(x: Columns, *, lo: float = 0.05, hi: float = 0.95) -> Columns:
+def binarize(x: ColumnArray, *, lo: float = 0.05, hi: float = 0.95) -> ColumnArray:
     """Snap a gripper position to 0 or 1: above hi is 1, below lo is 0 (both strict).
 
     A value in between is a gripper on its way and takes the next decided value. An undecided tail takes the
@@ -82,7 +82,7 @@ def binarize(x: Columns, *, lo: float = 0.05, hi: float = 0.95) -> Columns:
     return _per_column(_binarize, x, lo, hi)
 
 
-def _binarize(x: Columns, lo: float, hi: float) -> Columns:
+def _binarize(x: ColumnArray, lo: float, hi: float) -> ColumnArray:
     opened = x > hi
     decided = opened | (x < lo)
     if decided.all():
@@ -92,7 +92,7 @@ def _binarize(x: Columns, lo: float, hi: float) -> Columns:
     return np.concatenate([opened.astype(x.dtype), x[-1:]])[upcoming]
 
 
-def euler_from_quat(x: Columns, *, order: Order = "xyzw") -> Columns:
+def euler_from_quat(x: ColumnArray, *, order: QuaternionOrder = "xyzw") -> ColumnArray:
     """Turn quaternions (T, 4) into roll, pitch, yaw (T, 3) in radians, R = Rz(yaw) Ry(pitch) Rx(roll).
 
     The quaternion is not normalised first; the zero quaternion gives zero angles. At gimbal lock
@@ -117,25 +117,25 @@ def euler_from_quat(x: Columns, *, order: Order = "xyzw") -> Columns:
     return euler
 
 
-def delta(x: Columns) -> Columns:
+def delta(x: ColumnArray) -> ColumnArray:
     """Return x[t+1] - x[t], (T-1, C). Angles are subtracted plainly; `wrap` afterwards mends jumps of 2 pi."""
     return x[1:] - x[:-1]
 
 
-def wrap(x: Columns) -> Columns:
+def wrap(x: ColumnArray) -> ColumnArray:
     """Bring angles [rad] into [-pi, pi) by adding multiples of 2 pi; angles already inside do not change."""
-    turns: Columns = np.floor((x + math.pi) / (2 * math.pi))
+    turns: ColumnArray = np.floor((x + math.pi) / (2 * math.pi))
     return x - 2 * math.pi * turns
 
 
-def axis_angle_to_euler(x: Columns) -> Columns:
+def axis_angle_to_euler(x: ColumnArray) -> ColumnArray:
     """Turn rotation vectors (T, 3) [rad] into roll, pitch, yaw (T, 3) [rad] as `euler_from_quat` has them."""
     half = np.sqrt((x * x).sum(axis=1, keepdims=True)) / 2
     # np.sinc(t) is sin(pi t) / (pi t), which is exact at zero
     return euler_from_quat(np.concatenate([x * (np.sinc(half / math.pi) / 2), np.cos(half)], axis=1))
 
 
-def shift(x: Columns, *, by: int = -1) -> Columns:
+def shift(x: ColumnArray, *, by: int = -1) -> ColumnArray:
     """Move the column in time by `by` steps: -1 takes the next step's value. The ends hold their value."""
     return x[np.clip(np.arange(len(x)) - by, 0, max(len(x) - 1, 0))]
 
@@ -152,7 +152,7 @@ class OperationSpec:
         shortens: rows it removes from the end.
     """
 
-    function: Callable[..., Columns]
+    function: Callable[..., ColumnArray]
     parameters: dict[str, inspect.Parameter]
     width_in: int | None = None
     width_out: int | None = None
@@ -160,7 +160,7 @@ class OperationSpec:
 
 
 def _spec(
-    function: Callable[..., Columns],
+    function: Callable[..., ColumnArray],
     width_in: int | None = None,
     width_out: int | None = None,
     shortens: int = 0,

@@ -7,20 +7,18 @@ piece is one slice, its operations, and one write into the (T', 7) result.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.episode import Trajectory
+from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import DataError, did_you_mean
-from oxe_curate.registry.operations import Columns
+from oxe_curate.registry.operations import ColumnArray
 from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Operation, Piece, Pieces
 from oxe_curate.registry.text import read_texts
-
-Steps = Mapping[str, NDArray[Any]]
 
 
 class Standardizer:
@@ -51,7 +49,7 @@ class Standardizer:
             kept = self._trim.kept(num_steps)
             has_proprio = all(map(steps.__contains__, self._all_keys))
             sources = self._sources(self._all_keys if has_proprio else self._action_keys, steps, num_steps)
-            # NaN, infinities and overflow pass through to the screen `not_finite`, which reports them
+            # the criterion `not_finite` reports NaN, infinities and overflow
             with np.errstate(all="ignore"):
                 action = _side_by_side([_run(column, sources) for column in self._action], len(kept))
                 proprio = _side_by_side([_run(c, sources) for c in self._proprio if has_proprio], len(kept))
@@ -70,7 +68,7 @@ class Standardizer:
         )
 
     def _sources(self, keys: dict[str, int], steps: Steps, num_steps: int) -> dict[str, NDArray[Any]]:
-        """The arrays behind `keys` as (rows, columns) views without the trimmed steps, each checked once."""
+        """The arrays of `keys` as (rows, columns) views without the trimmed steps, each checked once."""
         sources = {}
         for key, needed in keys.items():
             x = _get(steps, key)
@@ -81,7 +79,7 @@ class Standardizer:
             if x.ndim != 2 or x.shape[1] < needed:
                 raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
             if x.dtype.kind not in "fbiu":
-                raise DataError(f"{key!r} holds {x.dtype}, expected numbers")
+                raise DataError(f"{key!r} has dtype {x.dtype}, expected numbers")
             sources[key] = x[self._rows]
         return sources
 
@@ -94,7 +92,7 @@ class _Constant:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A piece that reads `src`. `width` is what must come out of it, None where the recipe leaves it open."""
+    """A piece that reads `src`. `width` is the required number of columns, None if the recipe does not fix it."""
 
     place: str
     src: str
@@ -102,7 +100,7 @@ class _Column:
     selection: slice | list[int] | None
     needed: int
     operations: tuple[Operation, ...]
-    chain: tuple[tuple[str, int | None, Callable[[Columns], Columns]], ...]
+    chain: tuple[tuple[str, int | None, Callable[[ColumnArray], ColumnArray]], ...]
     width: int | None
 
 
@@ -171,7 +169,7 @@ def _needed_widths(columns: list[_Column | _Constant]) -> dict[str, int]:
     return needed
 
 
-def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Columns | _Constant:
+def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> ColumnArray | _Constant:
     """Select, cast and operate. float64 stays float64: the cast to float32 comes last, as in OpenVLA's loader."""
     if isinstance(column, _Constant):
         return column
@@ -189,8 +187,8 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
     return x
 
 
-def _side_by_side(values: list[Columns | _Constant], num_rows: int) -> NDArray[np.float32]:
-    """Concatenate columns as float32; rows after the last kept one are left out."""
+def _side_by_side(values: list[ColumnArray | _Constant], num_rows: int) -> NDArray[np.float32]:
+    """Concatenate columns as float32; rows after the last kept one are omitted."""
     widths = [v.width if isinstance(v, _Constant) else v.shape[1] for v in values]
     out = np.empty((num_rows, sum(widths)), np.float32)
     start = 0

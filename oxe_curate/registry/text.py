@@ -16,21 +16,21 @@ def read_texts(
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Return the distinct texts of the kept steps and, per step, which of them it has.
 
-    A step's text is the first that is not empty among `keys`. A key that is absent is passed over, as long as
-    one is there: they are alternatives.
+    A step's text is the first non-empty one among `keys`. Absent keys are skipped if at least one is present: they are
+    alternatives.
 
     Args:
         steps: flat step key -> array with time first.
-        keys: keys that hold texts, in order of preference; none at all gives no texts.
+        keys: keys with texts, in order of preference; without keys there are no texts.
         codepoints: the texts are rows of Unicode code points, zero-padded.
         num_steps: length that each array must have.
-        kept: which steps survive.
+        kept: the steps that remain.
 
     Returns:
         The distinct non-empty texts in order of appearance, and int32 (T',): index into them, -1 for no text.
 
     Raises:
-        DataError: no key is there, or a key has another length, another type or invalid text.
+        DataError: no key is present, or a key has a different length, a wrong type or invalid text.
     """
     present = [key for key in keys if key in steps]
     if keys and not present:
@@ -43,7 +43,7 @@ def read_texts(
         if not texts:
             break
         values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
-        if values.count(values[0]) == len(values) and not any(texts):  # nearly every episode has one text
+        if values.count(values[0]) == len(values) and not any(texts):  # nearly every episode has a single text
             if text := _decode(key, values[0], codepoints):
                 return (text,), np.zeros(len(texts), np.int32)
             continue
@@ -58,7 +58,7 @@ def read_texts(
 
 def _strings(key: str, array: NDArray[Any]) -> list[Any]:
     if array.ndim != 1 or array.dtype.kind not in "SUO":
-        raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected a text a step")
+        raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected one text per step")
     values: list[Any] = array.tolist()
     return values
 

@@ -21,13 +21,13 @@ _DEPTH = 3  # <name>/<config>/<version>
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """One TFRecord file of a split, or the part of it that a sub-split asks for.
+    """One TFRecord file of a split, or the part of it that a sub-split selects.
 
     Attributes:
-        dataset: the folder's name, which a copy on disk may have changed (bridge_dataset -> bridge_orig).
+        dataset: the folder's name, which may differ from the published name (bridge_dataset -> bridge_orig).
         path: relative to the source root.
-        skip, take: the records [skip, skip + take) are wanted.
-        records: how many the file holds, as dataset_info.json says.
+        skip, take: the records [skip, skip + take) are selected.
+        records: number of records in the file, by dataset_info.json.
     """
 
     dataset: str
@@ -42,7 +42,7 @@ class Shard:
 
     @property
     def index_path(self) -> str:
-        """Where the episode index keeps this shard's rows."""
+        """Path of this shard's file in the episode index."""
         return f"{self.dataset}/{self.version}/{self.split}-{self.number:05d}-of-{self.count:05d}.parquet"
 
 
@@ -56,7 +56,7 @@ class RldsDataset:
     version: str
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the names alone; a worker parses the JSON files itself."""
+        """Pickle only the names; a worker parses the JSON files itself."""
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     @property
@@ -75,7 +75,7 @@ class RldsDataset:
 
     @property
     def num_bytes(self) -> int:
-        """Size of all splits as dataset_info.json gives it."""
+        """Size of all splits, by dataset_info.json."""
         return sum(int(split.num_bytes) for split in self._json[0].splits)
 
     @functools.cached_property
@@ -96,25 +96,25 @@ class RldsDataset:
 
     @property
     def split_names(self) -> list[str]:
-        """Names of the splits, as dataset_info.json orders them."""
+        """Names of the splits, in the order of dataset_info.json."""
         return [proto.name for proto in self._json[0].splits]
 
     def shards(self, splits: Iterable[str] = ()) -> list[Shard]:
-        """The shards of some splits (tfds syntax: `train`, `train[:95%]`, `train[100:200]`); of all if none is named.
+        """Return the shards of some splits (tfds syntax: `train`, `train[:95%]`, `train[100:200]`), of all by default.
 
         Raises:
-            ConfigError: a split that the data set does not have, or a slice that tfds cannot read.
+            ConfigError: unknown split, or a slice that tfds cannot parse.
             DataError: the data set is not stored as TFRecord, or lists no shards.
         """
         info = self._json[0]
         if (info.file_format or "tfrecord") != "tfrecord":
             raise DataError(
-                f"{self.path}/{INFO}: fileFormat is {info.file_format!r}; only tfrecord can be read. "
-                "Convert it with tensorflow_datasets' convert_format."
+                f"{self.path}/{INFO}: unsupported fileFormat {info.file_format!r} (expected 'tfrecord'); "
+                "convert it with tensorflow_datasets' convert_format"
             )
-        wanted = list(splits) or self.split_names
+        selected = list(splits) or self.split_names
         found: list[Shard] = []
-        for spec in wanted:
+        for spec in selected:
             base = spec.split("[")[0].strip()
             if base not in self.split_names:
                 raise ConfigError(f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}")
@@ -133,18 +133,18 @@ class RldsDataset:
                 )  # fmt: skip
                 found.append(shard)
         if len({s.path for s in found}) != len(found):
-            raise ConfigError(f"{self.label}: the splits {', '.join(wanted)} overlap. Name each split once.")
+            raise ConfigError(f"{self.label}: the splits {', '.join(selected)} overlap; name each split once")
         return sorted(found, key=lambda s: (s.split, s.number))
 
 
 def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     """Find the TFDS data sets below a source root; `names` may be `name` or `name:version`.
 
-    The root may hold `<name>/<version>/`, `<name>/<config>/<version>/`, or be one of these folders itself. Of several
-    versions the newest is taken unless one is named.
+    The root may contain `<name>/<version>/` or `<name>/<config>/<version>/`, or be one of these folders itself. The
+    newest version is chosen unless one is named.
 
     Raises:
-        ConfigError: nothing is found, or a named data set or version is not there.
+        ConfigError: no data set found, or a named data set or version does not exist.
     """
     chosen_names = list(names)
     everything = _walk(source, [name.partition(":")[0] for name in chosen_names])
@@ -152,15 +152,15 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
         everything = _walk(source)  # for the closest name
     if not everything:
         raise ConfigError(
-            f"{source}: no TFDS data set below it (looked for <name>/<version>/{INFO}). "
-            "Give the folder that holds the data sets' folders."
+            f"{source}: no TFDS data set found (looked for <name>/<version>/{INFO}); "
+            "give the folder that contains the data sets' folders"
         )
     by_name: dict[str, list[RldsDataset]] = {}
     for dataset in everything:
         by_name.setdefault(dataset.name, []).append(dataset)
     chosen = []
-    for wanted in chosen_names or list(by_name):
-        name, _, version = wanted.partition(":")
+    for choice in chosen_names or list(by_name):
+        name, _, version = choice.partition(":")
         if name not in by_name:
             raise ConfigError(f"{source} has no data set {name!r}. {did_you_mean(name, by_name)}")
         versions = {d.version: d for d in by_name[name]}
@@ -176,7 +176,7 @@ def _version_key(dataset: RldsDataset) -> tuple[int, ...]:
 
 def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     if source.exists(INFO) or source.exists(FEATURES):
-        # the version folder itself: paths stay relative to the root above it
+        # the version folder itself: paths are relative to the root above it
         parts = source.uri.rstrip("/").rsplit("/", 2)
         if len(parts) == 3:
             return [RldsDataset(Folder(parts[0]), f"{parts[1]}/{parts[2]}", parts[1], parts[2])]
@@ -200,7 +200,7 @@ def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
 
 
 def _walk_objects(source: Folder, names: Iterable[str]) -> list[RldsDataset]:
-    """Find data sets by their files' names: pyarrow's gs:// lists no folder that has no object of its own."""
+    """Find data sets by file names, since pyarrow's gs:// does not list folders without an object of their own."""
     found = set()
     for name in list(names) or [""]:
         for path, is_folder, _ in source.list(name, recursive=True):
@@ -212,24 +212,24 @@ def _walk_objects(source: Folder, names: Iterable[str]) -> list[RldsDataset]:
 
 def _named(source: Folder, path: str) -> RldsDataset:
     parts = path.split("/")
-    if len(parts) == 1:  # the root is a data set's folder, <version>/: paths stay relative to the root above it
+    if len(parts) == 1:  # the root is a data set's own folder: paths are relative to the folder above it
         root, _, name = source.uri.rstrip("/").rpartition("/")
         return RldsDataset(Folder(root), f"{name}/{path}", name, path)
     return RldsDataset(source, path, "/".join(parts[:-1]), parts[-1])
 
 
 def _read(source: Folder, path: str) -> tuple[Any, Any]:
-    """Parse the two JSON files with tfds's own classes (not its readers, which load TensorFlow where they find it)."""
+    """Parse the two JSON files with tfds's own classes (not its readers, which import TensorFlow if installed)."""
     from google.protobuf import json_format
     from tensorflow_datasets.core import features
     from tensorflow_datasets.core.proto import dataset_info_pb2
 
     def parse(name: str, build: Callable[[bytes], Any]) -> Any:
         if not source.exists(f"{path}/{name}"):
-            raise DataError(f"{source}/{path}: {name} is missing, so this is not a whole TFDS version folder")
+            raise DataError(f"{source}/{path}: {name} is missing, so this is not a complete TFDS version folder")
         try:
             return build(source.read_bytes(f"{path}/{name}"))
-        except Exception as error:  # json, protobuf and tfds raise errors of many kinds
+        except Exception as error:  # json, protobuf and tfds raise many kinds of errors
             raise DataError(f"{source}/{path}/{name}: cannot be read: {_first_line(error)}") from error
 
     info = parse(INFO, lambda data: json_format.Parse(data, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True))

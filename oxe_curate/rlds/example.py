@@ -6,8 +6,8 @@ The wire format (tensorflow/core/example/{example,feature}.proto):
     Features { map<string, Feature> feature = 1 }    an entry is { key = 1, value = 2 }
     Feature  { oneof: BytesList = 1, FloatList = 2, Int64List = 3 }, each { repeated value = 1 }
 
-Lists of numbers may be packed (one block) or not (a tag before each value). A feature that is not asked for is
-skipped by its length, so that images cost nothing.
+Lists of numbers may be packed (one block) or not (a tag before each value). A feature that is not requested is skipped
+by its length, so images cost nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oxe_curate.rlds.tfrecord import Ensure
 from oxe_curate.rlds.varint import read_varint
 
 BYTES, FLOAT, INT64 = 1, 2, 3
-_HEAD = 256  # bytes of an entry looked at before its payload: tags, lengths and the key
+_HEAD = 256  # bytes of an entry before its payload: tags, lengths and the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ def scan(
         buffer: the shard.
         offset: where the record's data begins.
         length: its length in bytes.
-        wanted: the features to return; None for all. Others are passed over.
-        ensure: called before a byte range is looked at (object stores); payloads are not ensured.
+        wanted: the features to return; None for all. Others are skipped.
+        ensure: called before a byte range is read (object stores); payloads are not ensured.
 
     Returns:
-        A Span per feature. A key that stands twice counts as it does for protobuf: the last one wins.
+        A Span per feature. As in protobuf, the last of duplicate keys wins.
 
     Raises:
         CorruptError: the bytes are not a well-formed Example.
@@ -95,17 +95,17 @@ def scan(
                 _entry(buffer, position, entry_end, wanted, found, ensure)
                 position = entry_end
             if position != features_end:
-                raise CorruptError(f"byte {position}: a field runs past its end")
+                raise CorruptError(f"byte {position}: a field extends beyond its end")
         if position != end:
-            raise CorruptError(f"byte {position}: a field runs past the record's end")
+            raise CorruptError(f"byte {position}: a field extends beyond the record's end")
     except IndexError:
-        raise CorruptError(f"record at byte {offset}: it ends in the middle of a field") from None
+        raise CorruptError(f"record at byte {offset}: the record ends inside a field") from None
     return found
 
 
 def _checked(position: int, size: int, end: int) -> int:
     if position + size > end:
-        raise CorruptError(f"byte {position}: a field of {size} bytes runs past byte {end}")
+        raise CorruptError(f"byte {position}: a field of {size} bytes extends beyond byte {end}")
     return position + size
 
 
@@ -136,7 +136,7 @@ def _entry(
         else:
             position = _skip(buffer, position, tag)
     if position != end:
-        raise CorruptError(f"byte {position}: a field runs past its end")
+        raise CorruptError(f"byte {position}: a field extends beyond its end")
     if wanted is not None and key not in wanted:
         return
     span = _feature(buffer, *value) if value else None
@@ -155,19 +155,19 @@ def _feature(buffer: memoryview, position: int, end: int) -> Span | None:
             size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
             if span and span.kind == kind:
-                # protobuf would merge the two lists; no writer does this, and views cannot
-                raise CorruptError(f"byte {position}: a feature holds two lists")
+                # protobuf would merge the two lists; no writer produces this, and views cannot represent it
+                raise CorruptError(f"byte {position}: a feature has two lists")
             span = Span(kind, position, size)
             position = stop
         else:
             position = _skip(buffer, position, tag)
     if position != end:
-        raise CorruptError(f"byte {position}: a field runs past its end")
+        raise CorruptError(f"byte {position}: a field extends beyond its end")
     return span
 
 
 def floats(buffer: memoryview, span: Span) -> NDArray[np.float32]:
-    """Values of a FloatList, float32 (n,), as a view where the list is one packed block."""
+    """Values of a FloatList, float32 (n,), as a view if the list is one packed block."""
     blocks: list[NDArray[np.float32]] = []
     position, end = span.offset, span.offset + span.length
     while position < end:
@@ -192,7 +192,7 @@ def floats(buffer: memoryview, span: Span) -> NDArray[np.float32]:
 
 
 def _run(buffer: memoryview, position: int, end: int, stride: int, tag: int) -> int:
-    """How many fixed-size fields with the same tag follow one another."""
+    """Number of consecutive fixed-size fields with the same tag."""
     count = (end - position) // stride
     if count == 0:
         raise CorruptError(f"byte {position}: a list ends inside a value")
@@ -213,7 +213,7 @@ def _skip_in_list(buffer: memoryview, position: int, end: int) -> int:
 
 
 def ints(buffer: memoryview, span: Span) -> NDArray[np.int64]:
-    """Values of an Int64List, int64 (n,): a copy, since the wire form is of variable length."""
+    """Values of an Int64List, int64 (n,): a copy, since the encoding has variable length."""
     blocks: list[NDArray[np.int64]] = []
     position, end = span.offset, span.offset + span.length
     while position < end:
@@ -236,17 +236,17 @@ def ints(buffer: memoryview, span: Span) -> NDArray[np.int64]:
 
 
 def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Decode a block of base-128 varints, uint8 (n,) -> int64 (m,), all at once."""
+    """Decode a block of base-128 varints, uint8 (n,) -> int64 (m,), in one pass per byte."""
     last = raw < 0x80
     if last.all():
         return raw.astype(np.int64)
     if len(raw) and not last[-1]:
-        raise CorruptError("a packed list ends inside a number")
+        raise CorruptError("a packed list ends inside a varint")
     ends = np.flatnonzero(last)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if len(lengths) and lengths.max() > 10:
-        raise CorruptError("a number of more than 10 bytes")
+        raise CorruptError("a varint of more than 10 bytes")
     values = np.zeros(len(ends), np.uint64)
     for byte in range(int(lengths.max(initial=0))):
         has = lengths > byte
@@ -256,7 +256,7 @@ def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
-    """int64 (n, 2): offset and length of each value of a BytesList; touches a few bytes before each value only."""
+    """int64 (n, 2): offset and length of each value of a BytesList; reads only a few bytes before each value."""
     ranges: list[int] = []
     append = ranges.append
     position, end = span.offset, span.offset + span.length
@@ -265,7 +265,7 @@ def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
             if buffer[position] != 0x0A:
                 position = _skip_in_list(buffer, position, end)
                 continue
-            # the varint is unrolled: this loop runs once per image of the data set
+            # unrolled read_varint: this loop runs once per image of the data set
             size = buffer[position + 1]
             position += 2
             if size >= 0x80:
@@ -284,14 +284,14 @@ def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
     except IndexError:
         raise CorruptError(f"byte {position}: a list ends inside a value") from None
     if position > end:
-        raise CorruptError(f"byte {position}: a value runs past its list's end")
+        raise CorruptError(f"byte {position}: a value extends beyond the end of its list")
     return np.array(ranges, np.int64).reshape(-1, 2)
 
 
 def byte_values(buffer: memoryview, span: Span) -> list[bytes]:
     """The values of a BytesList, copied (texts and the like)."""
     raw = bytes(buffer[span.offset : span.offset + span.length])
-    # an instruction is mostly the same bytes at every step: then one value repeated needs no loop
+    # an instruction is usually the same at every step: one repeated value needs no loop
     if raw[:1] == b"\x0a" and len(raw) > 2:
         size, start = read_varint(memoryview(raw), 1)
         item = raw[: start + size]

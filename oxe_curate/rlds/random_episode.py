@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tensorflow_datasets.core import features as tfds
 
+from oxe_curate.arrays import Rng
 from oxe_curate.errors import DataError
 from oxe_curate.rlds.encode import EpisodeValues, encode_image
-
-Rng = np.random.Generator
 
 _INSTRUCTIONS = (
     "pick up the red block",

@@ -1,4 +1,4 @@
-"""One RLDS record -> the step arrays, texts and byte ranges that were asked for, as features.json describes them."""
+"""One RLDS record -> the requested step arrays, texts and byte ranges, as described by features.json."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FeatureKind = Literal["number", "text", "image", "rare"]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A feature that holds values.
+    """A feature with values.
 
     Attributes:
         key: flat key; below the step for a step feature ("observation/state"), from the top otherwise.
         wire: its name in the record.
         kind: number (float or int list, or a tensor stored as bytes), text, image (encoded bytes), or rare: nested
-            sequences, ragged or dynamic shapes, video, which tfds decodes.
+            sequences, ragged or dynamic shapes, and video, which tfds decodes.
         shape: of one step's value.
         encoding: "none", "bytes" or "zlib": how a tensor is stored.
     """
@@ -50,12 +50,12 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class RawEpisode:
-    """What was read of one record.
+    """The requested parts of one record.
 
     Attributes:
         num_steps: T.
         steps: flat step key -> array with T rows; texts are object arrays of bytes. Numbers may be views of the shard.
-        cameras: image key -> where its list of encoded frames lies.
+        cameras: image key -> location of its list of encoded frames.
         metadata: flat key outside the steps -> value.
     """
 
@@ -69,10 +69,10 @@ def leaves(features: Any) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """Flatten a tfds FeaturesDict into (step leaves, other leaves), keyed as `Leaf.key`.
 
     Raises:
-        DataError: there is no `steps` sequence, so this is not RLDS.
+        DataError: there is no `steps` sequence, so the data set is not RLDS.
     """
     if STEPS not in features or not hasattr(features[STEPS], "feature"):
-        raise DataError(f"features.json has no sequence {STEPS!r}, so this is not an RLDS data set")
+        raise DataError(f"features.json has no sequence {STEPS!r}, so it does not describe an RLDS data set")
     steps = _flatten(features[STEPS].feature, "", f"{STEPS}/")
     other: dict[str, Leaf] = {}
     for name, feature in features.items():
@@ -108,14 +108,14 @@ def _flatten(feature: Any, key: str, prefix: str) -> dict[str, Leaf]:
 
 
 class RecordReader:
-    """Reads chosen features of each record. Made once per data set; holds no file.
+    """Reads selected features of each record. Created once per data set; holds no file.
 
     Args:
         features: the tfds FeaturesDict of an episode.
         steps: flat step keys to read as arrays ("observation/state", "language_instruction").
         cameras: image keys to locate, as card keys below `observation/` or full step keys.
         metadata: flat keys outside the steps.
-        where: opens every error message (the data set's name).
+        where: prefix of every error message (the data set's name).
 
     Raises:
         DataError: features.json has no such key; the closest one is named.
@@ -136,11 +136,11 @@ class RecordReader:
         for leaf in self.cameras.values():
             if leaf.kind != "image":
                 raise DataError(f"{where}: camera {leaf.key!r} is not an image feature")
-        asked = any(leaf.kind == "rare" for leaf in (*self.steps.values(), *self.metadata.values()))
-        # all rare leaves, asked for or not: tfds stumbles over a ragged feature that it is not told of
+        requested = any(leaf.kind == "rare" for leaf in (*self.steps.values(), *self.metadata.values()))
+        # all rare leaves, requested or not: tfds fails on a ragged feature that is not declared
         rare = [leaf for leaf in (*step_leaves.values(), *other.values()) if leaf.kind == "rare"]
-        self._rare = _rare_features(rare) if asked else None
-        # is_first is part of the RLDS standard; it tells the number of steps when nothing else is read
+        self._rare = _rare_features(rare) if requested else None
+        # is_first is part of the RLDS standard; it gives the number of steps if nothing else is read
         self._clock = step_leaves.get("is_first")
         wanted = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
         self._wanted = frozenset(leaf.wire for leaf in wanted if leaf.kind != "rare")
@@ -152,7 +152,7 @@ class RecordReader:
 
         Raises:
             CorruptError: the record is not a well-formed Example.
-            DataError: a key is missing, or holds another kind or number of values than features.json says.
+            DataError: a key is missing, or its values differ in kind or number from features.json.
         """
         spans = example.scan(buffer, offset, length, self._wanted, ensure)
         if ensure:
@@ -161,7 +161,7 @@ class RecordReader:
                 if wire not in images:
                     ensure(span.offset, span.length)
         rare = self._read_rare(buffer, offset, length, ensure) if self._rare else {}
-        steps: Steps = {}
+        steps: dict[str, NDArray[Any]] = {}
         for key, leaf in self.steps.items():
             steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
         num_steps = self._count(buffer, spans, steps)
@@ -169,7 +169,7 @@ class RecordReader:
         for key, leaf in self.cameras.items():
             found = spans.get(leaf.wire)
             if found and found.kind != example.BYTES:
-                raise DataError(f"{leaf.wire.decode()!r} holds numbers where features.json announces images")
+                raise DataError(f"{leaf.wire.decode()!r} has numbers where features.json lists images")
             if found:
                 cameras[key] = found
         metadata = {}
@@ -188,8 +188,8 @@ class RecordReader:
             if clock or not counts:
                 counts["is_first"] = len(_values(buffer, clock, self._clock))
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{key}: {n}" for key, n in sorted(counts.items()))
-            raise DataError(f"its features have different numbers of steps ({told})")
+            counted = ", ".join(f"{key}: {n}" for key, n in sorted(counts.items()))
+            raise DataError(f"its features have different numbers of steps ({counted})")
         return next(iter(counts.values()), 0)
 
     def _read_rare(self, buffer: memoryview, offset: int, length: int, ensure: Ensure | None) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class RecordReader:
         assert self._rare is not None
         try:
             decoded = self._rare.deserialize_example_np(bytes(buffer[offset : offset + length]))
-        except Exception as error:  # tfds raises whatever its codecs raise
+        except Exception as error:  # tfds passes on the errors of its codecs
             raise DataError(f"tensorflow_datasets cannot decode it: {(str(error).splitlines() or [''])[0]}") from error
         steps = list(decoded.get(STEPS, ()))
         found: dict[str, Any] = {k: _get(decoded, k) for k, leaf in self.metadata.items() if leaf.kind == "rare"}
@@ -220,7 +220,7 @@ def _lookup(key: str, known: Mapping[str, Leaf], where: str) -> Leaf:
 
 
 def _rare_features(rare: list[Leaf]) -> Any:
-    """A FeaturesDict of the rare leaves alone, so that tfds decodes nothing else."""
+    """A FeaturesDict of only the rare leaves, so that tfds decodes nothing else."""
     from tensorflow_datasets.core import features as tfds
 
     tree: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def _get(value: Any, key: str) -> Any:
 
 
 def _as_rows(rows: list[Any]) -> NDArray[Any]:
-    """One row per step; an object array where steps differ in shape."""
+    """One row per step; an object array if steps differ in shape."""
     try:
         return np.asarray(rows)
     except ValueError:
@@ -257,7 +257,7 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
         return np.empty((0, *(d or 0 for d in leaf.shape)), leaf.dtype)
     if leaf.kind == "text":
         if span.kind != example.BYTES:
-            raise DataError(f"{leaf.wire.decode()!r} holds numbers where features.json announces text")
+            raise DataError(f"{leaf.wire.decode()!r} has numbers where features.json lists text")
         texts = example.byte_values(buffer, span)
         array = np.empty(len(texts), object)
         array[:] = texts
@@ -265,22 +265,22 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
     if leaf.encoding != "none":
         return _stored_as_bytes(buffer, span, leaf)
     if span.kind == example.BYTES:
-        raise DataError(f"{leaf.wire.decode()!r} holds bytes where features.json announces {leaf.dtype}")
+        raise DataError(f"{leaf.wire.decode()!r} has bytes where features.json lists {leaf.dtype}")
     flat: NDArray[Any] = example.floats(buffer, span) if span.kind == example.FLOAT else example.ints(buffer, span)
     if (flat.dtype.kind == "f") != (leaf.dtype.kind == "f"):
-        raise DataError(f"{leaf.wire.decode()!r} holds {flat.dtype} where features.json announces {leaf.dtype}")
+        raise DataError(f"{leaf.wire.decode()!r} has {flat.dtype} where features.json lists {leaf.dtype}")
     width = leaf.width
     if width == 0 or len(flat) % width:
-        raise DataError(f"{leaf.wire.decode()!r} holds {len(flat)} numbers, which is no multiple of {width} a step")
+        raise DataError(f"{leaf.wire.decode()!r} has {len(flat)} numbers, not a multiple of {width} per step")
     if leaf.dtype == np.uint64:
         flat = flat.view(np.uint64)  # tfds stores the bits
     return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)
 
 
 def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]:
-    """Tensors that tfds stored as raw or zlib-compressed bytes, one value a step."""
+    """Tensors that tfds stored as raw or zlib-compressed bytes, one value per step."""
     if span.kind != example.BYTES:
-        raise DataError(f"{leaf.wire.decode()!r} holds numbers where features.json announces {leaf.encoding} tensors")
+        raise DataError(f"{leaf.wire.decode()!r} has numbers where features.json lists {leaf.encoding} tensors")
     rows = example.byte_values(buffer, span)
     try:
         raw = b"".join(zlib.decompress(row) for row in rows) if leaf.encoding == "zlib" else b"".join(rows)

@@ -19,8 +19,8 @@ from oxe_curate.errors import DataError, StorageError
 from oxe_curate.rlds.encode import EpisodeValues, encode_example, flatten_episode, frame_record
 from oxe_curate.rlds.random_episode import random_episode
 
-Episodes: TypeAlias = int | Iterable[EpisodeValues]
-"""Episodes to write, or how many random ones."""
+EpisodeSource: TypeAlias = int | Iterable[EpisodeValues]
+"""Episodes to write, or the number of random ones."""
 
 _MODULE = __name__  # dataset_info.json's moduleName: only folders that bear it are ever replaced
 
@@ -49,7 +49,7 @@ def write_dataset(
     name: str,
     version: str,
     features_json: Mapping[str, Any] | Path,
-    episodes: Episodes | Mapping[str, Episodes],
+    episodes: EpisodeSource | Mapping[str, EpisodeSource],
     *,
     split: str = "train",
     shards: int = 2,
@@ -159,7 +159,7 @@ def _num_steps(episode: EpisodeValues) -> int:
     return len(node)
 
 
-def _episodes(features: Any, episodes: Episodes, seed: int, split: str) -> Iterator[EpisodeValues]:
+def _episodes(features: Any, episodes: EpisodeSource, seed: int, split: str) -> Iterator[EpisodeValues]:
     if not isinstance(episodes, int):
         yield from episodes
         return

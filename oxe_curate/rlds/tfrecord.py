@@ -1,8 +1,8 @@
-"""TFRecord framing: where each record lies, with masked CRC32C checks.
+"""TFRecord framing: the location of each record, with masked CRC32C checks.
 
 A record is: uint64 length, uint32 masked CRC of those 8 bytes, the data, uint32 masked CRC of the data, little-endian
 (https://www.tensorflow.org/tutorials/load_data/tfrecord). The length's CRC is always checked, since a wrong length
-would lead into nowhere; the data's CRC only on request, since it reads every byte.
+hides all later records; the data's CRC only on request, since that reads every byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _header = struct.Struct("<QI")
 _crc = struct.Struct("<I")
 
 Ensure = Callable[[int, int], None]
-"""Called with (offset, length) before bytes are looked at: a remote reader fetches them then."""
+"""Called with (offset, length) before bytes are read: a remote reader fetches them then."""
 
 
 def masked_crc(data: bytes | memoryview) -> int:
@@ -33,8 +33,8 @@ def records(buffer: memoryview, ensure: Ensure | None = None) -> Iterator[tuple[
     """Yield (offset, length) of each record's data.
 
     Raises:
-        CorruptError: a length fails its CRC or leads past the end; the message holds the record and its byte offset.
-            Records before it have been yielded; what follows cannot be found.
+        CorruptError: a length fails its CRC or exceeds the file; the message names the record and its byte offset.
+            Records before it have been yielded; later ones cannot be found.
     """
     position, size, number = 0, len(buffer), 0
     while position < size:

@@ -12,7 +12,7 @@ from pydantic_core import ArgsKwargs
 
 from oxe_curate import config
 from oxe_curate.errors import ConfigError
-from oxe_curate.mixture.spec import Role
+from oxe_curate.registry.card import IndexedRole
 
 FamilyName = Literal["openvla", "roboflamingo"]
 AdapterKind = Literal["lora", "qlora", "int8", "none"]
@@ -140,7 +140,7 @@ class TrainConfig:
     dtype: Literal["bf16", "fp32"] = "bf16"
     checkpointing: bool = False
     compile: bool = False
-    cameras: tuple[Role, ...] | None = None
+    cameras: tuple[IndexedRole, ...] | None = None
     proprio: bool = False
     chunk: int | None = Field(default=None, ge=1)
     augment: bool = True

@@ -105,7 +105,7 @@ def test_nothing_kept_is_no_error_and_is_said(made: Path, tmp_path: Path) -> Non
         (["filter", "{tmp}/nowhere", "--out", "{tmp}/i"], "nowhere: folder not found"),
         (["filter", "{in}", "--out", "{tmp}/i", "--recipe", "documentd"], "has no recipe 'documentd'. Known: openvla."),
         (["filter", "{in}", "--out", "{tmp}/i", "--criteria", "{tmp}/c.yaml"], "c.yaml: file not found"),
-        (["filter", "{in}", "--out", "{tmp}/i", "--", "--runer=x"], "Beam refuses the options after --"),
+        (["filter", "{in}", "--out", "{tmp}/i", "--", "--runer=x"], "invalid Beam options after --"),
         (["filter", "{in}", "--out", "{tmp}/i", "stray"], "stray"),
         (["filter", "{in}"], "--out"),
         (["tokenize", "{made}/m.yaml", "--index", "{tmp}", "--out", "{tmp}/o"], "index.json not found in"),

@@ -87,7 +87,7 @@ def test_only_the_first_bytes_of_a_bright_frame_are_touched():
 
 def test_a_list_that_runs_past_its_end_is_corrupt():
     buffer, span = listed(encoded(BLACK))
-    with pytest.raises(CorruptError, match="runs past"):
+    with pytest.raises(CorruptError, match="extends beyond"):
         FrameLook(buffer).shows(Span(BYTES, span.offset, 100), 8)
 
 

@@ -149,7 +149,7 @@ def test_data_sets_may_come_one_by_one(tmp_path: Path) -> None:
     [
         (lambda data: data[:-100], CorruptError, r"record \d at byte \d+: \d+ bytes announced"),
         (lambda data: data[:4] + bytes([data[4] ^ 1]) + data[5:], CorruptError, "record 0 at byte 0: its length fails"),
-        (lambda data: b"", CorruptError, "announces 4 records, the file holds 0"),
+        (lambda data: b"", CorruptError, "lists 4 records, the file has 0"),
     ],
 )
 def test_a_damaged_shard_is_named_and_the_others_are_kept(

@@ -50,21 +50,21 @@ def test_unrelated_numbers_have_no_meaning() -> None:
 def test_an_action_that_does_not_vary() -> None:
     found = [{"action": np.zeros((9, 7)), "observation/state": np.random.default_rng(0).normal(size=(9, 7))}]
     assert not motion.action_kind(found, ACTION, STATE).known
-    alone = motion.action_kind_alone(found, ACTION)
+    alone = motion.kind_without_state(found, ACTION)
     assert (alone.answer, alone.why) == ("constant", "it is 0, 0, 0 at every step read")
 
 
 def test_without_a_state_only_the_name_tells() -> None:
     rng = np.random.default_rng(0)
     found = [{"action/world_vector": rng.normal(size=(20, 3)), "action": rng.normal(size=(20, 3))}]
-    named = motion.action_kind_alone(found, Columns("action/world_vector", 0, 3))
+    named = motion.kind_without_state(found, Columns("action/world_vector", 0, 3))
     assert (named.answer, named.confidence) == ("delta", 0.5)
-    assert not motion.action_kind_alone(found, ACTION).known
+    assert not motion.kind_without_state(found, ACTION).known
 
 
 def test_a_smooth_action_far_from_zero_is_a_weak_sign_of_a_pose() -> None:
     path = 5 + np.linspace(0, 1, 50)[:, None] * [1, 2, 3]
-    finding = motion.action_kind_alone([{"action": path}], ACTION)
+    finding = motion.kind_without_state([{"action": path}], ACTION)
     assert finding.answer == "absolute"
     assert finding.confidence < 0.5
 

@@ -251,9 +251,9 @@ def test_records_are_spread_over_shards_and_drawn_by_seed() -> None:
 def test_more_than_one_data_set_is_an_error(folder: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path, "a", "1.0.0", folder / "features.json", 1)
     write_dataset(tmp_path, "b", "1.0.0", folder / "features.json", 1)
-    with pytest.raises(ConfigError, match="holds 2 data sets"):
+    with pytest.raises(ConfigError, match="contains 2 data sets"):
         inspect_dataset(tmp_path)
-    with pytest.raises(ConfigError, match="at least one episode"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         inspect_dataset(tmp_path / "a", episodes=0)
 
 

@@ -84,7 +84,7 @@ def test_proprio_keys_are_left_out_where_they_are_not_available():
         ("{const: 0, width: 3}", "{src: action, width: 3}", "'width' belongs to 'const'"),
         ("{const: 0, width: 3}", "{src: action}, {src: action}", "more than one piece takes all columns"),
         ("cols: [0, 3], ops: [delta]", "cols: [0, 3], ops: [euler_from_quat]", "needs 4 columns, found 3"),
-        ("proprio: [{src: observation/state}]", "proprio: [{src: action, ops: [delta]}]", "no place in proprio"),
+        ("proprio: [{src: observation/state}]", "proprio: [{src: action, ops: [delta]}]", "not allowed in proprio"),
         ("aliases: [tiny]", "random_view: [observation/frnt]", "no camera 'observation/frnt'. Did you mean"),
     ],
 )  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_users_cards_come_first(folder):
 
 def test_an_alias_in_two_of_the_users_cards_is_an_error(folder):
     folder("one", "shared_alias")
-    with pytest.raises(ConfigError, match="the alias 'shared_alias' stands in two cards: one, two"):
+    with pytest.raises(ConfigError, match="the alias 'shared_alias' is in two cards: one, two"):
         registry.load("shared_alias", folder("two", "shared_alias"))
 
 
@@ -69,7 +69,7 @@ def test_a_wrong_card_of_the_user_names_its_file(folder):
     cards = folder("wrong", text=OWN.replace("role: primary", "role: prime"))
     with pytest.raises(ConfigError, match=r"wrong.yaml: .*role: unknown value 'prime'. Did you mean 'primary'"):
         registry.load("wrong", cards)
-    with pytest.raises(ConfigError, match="no such folder of cards"):
+    with pytest.raises(ConfigError, match="folder of cards not found"):
         registry.load("kuka", cards / "absent")
 
 

@@ -66,7 +66,7 @@ def test_a_wrong_name_is_told_the_closest(root: Path, name: str, split: str, mes
 
 
 def test_a_folder_without_data_sets_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no TFDS data set below it .*dataset_info\.json"):
+    with pytest.raises(ConfigError, match=r"no TFDS data set found .*dataset_info\.json"):
         find(Folder.of(tmp_path))
 
 
@@ -87,5 +87,5 @@ def test_another_file_format_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, "bridge_dataset", "1.0.0", BRIDGE, 1, shards=1)
     file = tmp_path / "bridge_dataset/1.0.0/dataset_info.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "fileFormat": "array_record"}))
-    with pytest.raises(DataError, match=r"'array_record'; only tfrecord"):
+    with pytest.raises(DataError, match=r"unsupported fileFormat 'array_record' \(expected 'tfrecord'\)"):
         find(Folder.of(tmp_path))[0].shards()

@@ -99,17 +99,17 @@ def test_a_key_that_features_json_lacks_is_told_the_closest() -> None:
         RecordReader(features, ["f3"])
     with pytest.raises(DataError, match="is not an image"):
         RecordReader(features, [], ["f32"])
-    with pytest.raises(DataError, match="not an RLDS data set"):
+    with pytest.raises(DataError, match="does not describe an RLDS data set"):
         leaves(tfds.FeaturesDict({"x": np.int32}))
 
 
 @pytest.mark.parametrize(
     ("wire", "message"),
     [
-        ({"steps/f32": np.float32([1, 2, 3])}, "'steps/f32' holds 3 numbers, which is no multiple of 2"),
-        ({"steps/f32": np.int64([1, 2])}, "'steps/f32' holds int64 where features.json announces float32"),
-        ({"steps/f32": [b"x"]}, "'steps/f32' holds bytes"),
-        ({"steps/text": np.float32([1])}, "'steps/text' holds numbers where features.json announces text"),
+        ({"steps/f32": np.float32([1, 2, 3])}, "'steps/f32' has 3 numbers, not a multiple of 2"),
+        ({"steps/f32": np.int64([1, 2])}, "'steps/f32' has int64 where features.json lists float32"),
+        ({"steps/f32": [b"x"]}, "'steps/f32' has bytes"),
+        ({"steps/text": np.float32([1])}, "'steps/text' has numbers where features.json lists text"),
         ({"steps/zlib": [b"not zlib"]}, "'steps/zlib': "),
         ({"steps/bytes": [b"abc"]}, "'steps/bytes': 3 bytes are not 1 tensors"),
         ({"steps/f32": np.float32([1, 2]), "steps/scalar": np.float32([1, 2])}, r"different numbers of steps \(f32: 1"),
