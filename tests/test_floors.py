@@ -10,7 +10,7 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
-    {"errors"},
+    {"errors", "arrays"},
     {"episode", "config", "storage"},
     {"progress"},
     {"actions", "beam", "rlds", "registry", "ui"},

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from oxe_curate.actions.dimensions import GRIPPER_UNMASKED
 from oxe_curate.actions.summary import ActionSummary, Values, summarize
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
-
-GRIPPER_UNMASKED = (True, True, True, True, True, True, False)
-"""OpenVLA's mask for end-effector actions: xyz and roll-pitch-yaw are scaled, the gripper passes through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

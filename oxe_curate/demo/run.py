@@ -11,11 +11,11 @@ from rich.console import Console
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import read_statistics
+from oxe_curate.actions.dimensions import DIMENSIONS
 from oxe_curate.demo import mixture_text, write_demo
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
-from oxe_curate.tokenize.roundtrip import DIMENSIONS
 from oxe_curate.ui import tables
 
 

@@ -275,8 +275,8 @@ def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any
     }
 
 
-def mixture(text: str, where: str) -> Mixture:
-    """The text as a mixture, strictly. Raises ConfigError as `config.load` does."""
+def parse_mixture(text: str, where: str) -> Mixture:
+    """Parse a text strictly. Raises ConfigError as `config.load` does."""
     return config.build(Mixture, config.parse_yaml(text, where), where)
 
 

@@ -18,7 +18,7 @@ from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.lines import Lines, read_lines
-from oxe_curate.mixture.members import Catalogue, Member
+from oxe_curate.mixture.members import Member, MemberLookup
 from oxe_curate.mixture.shares import Breakdown, breakdown
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.mixture.texts import missing_file
@@ -175,10 +175,10 @@ class _Checker:
         self.keys = {entry.name: f"datasets.{n}" for entry, n in zip(mixture.datasets, numbers, strict=True)}
         self.members: list[Member] = []
         self.unknown: list[Problem] = []
-        catalogue = Catalogue(index, cards)
+        lookup = MemberLookup(index, cards)
         for entry in mixture.datasets:
             try:
-                self.members.append(catalogue.member(entry))
+                self.members.append(lookup.member(entry))
             except ConfigError as error:
                 advice = "Correct the name, or write a card for it (--cards FOLDER)."
                 self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))

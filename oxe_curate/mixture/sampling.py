@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-COPIES, ORDER, SHARD = (np.uint64(n) for n in (1, 2, 3))
-"""What a hash is for: each purpose has a stream of its own."""
+_COPIES, _ORDER, _SHARD = (np.uint64(n) for n in (1, 2, 3))  # each purpose has its own stream of hashes
 
 
 def episode_hash(seed: int | None, episode_id: str) -> np.uint64:
@@ -32,12 +31,12 @@ def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
 
 
-def hash01(values: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _hash01(values: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1) from hashes: their upper 53 bits."""
     return (splitmix64(values) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArray[np.uint64]:
+def _step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArray[np.uint64]:
     """uint64 (T,): a hash per step of an episode, for one purpose."""
     with np.errstate(over="ignore"):
         base = splitmix64(np.array([episode + purpose], np.uint64))[0]
@@ -53,7 +52,7 @@ def copies(weight: float, seed: int, episode_id: str, num_steps: int, validation
     whole, part = divmod(weight, 1.0)
     if validation and whole:
         whole, part = 1.0, 0.0
-    chance = hash01(step_hashes(episode_hash(seed, episode_id), num_steps, COPIES)) < part
+    chance = _hash01(_step_hashes(episode_hash(seed, episode_id), num_steps, _COPIES)) < part
     return np.asarray(int(whole) + chance, np.int64)
 
 
@@ -64,14 +63,30 @@ def episode_hashes(seed: int | None, episode_ids: Sequence[str]) -> NDArray[np.u
 
 def held_out(episode_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
     """Which episodes are for validation, bool (n,). The seed has no say: every mixture holds out the same ones."""
-    return np.asarray(hash01(episode_hashes(None, episode_ids)) < share)
+    return np.asarray(_hash01(episode_hashes(None, episode_ids)) < share)
 
 
 def output_shards(seed: int, episode_ids: Sequence[str], shards: int) -> NDArray[np.int64]:
     """Which of `shards` output shards each episode goes to, int64 (n,)."""
     with np.errstate(over="ignore"):
-        mixed = splitmix64(episode_hashes(seed, episode_ids) + SHARD)
+        mixed = splitmix64(episode_hashes(seed, episode_ids) + _SHARD)
     return (mixed % np.uint64(shards)).astype(np.int64)
+
+
+def order_keys(
+    seed: int, episode_id: str, num_steps: int, steps: NDArray[np.int64], copies: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """The key of each sample for `order`, uint64 (n,).
+
+    Args:
+        seed: of the mixture.
+        episode_id: of the episode that the samples come from.
+        num_steps: its length.
+        steps: int64 (n,), the samples' steps.
+        copies: int64 (n,), which copy of its step each sample is.
+    """
+    hashes = _step_hashes(episode_hash(seed, episode_id), num_steps, _ORDER)
+    return splitmix64(hashes[steps]) + copies.astype(np.uint64)
 
 
 def order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:

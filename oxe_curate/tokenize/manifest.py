@@ -21,7 +21,7 @@ from oxe_curate.mixture.texts import TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.plan import FORMAT, split_of
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT, split_of
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask
 
@@ -61,7 +61,7 @@ def finish(
             frames.setdefault(split, {})[name] = frames.get(split, {}).get(name, 0) + count
         outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
     manifest = {
-        "format": FORMAT,
+        "format": TOKENIZE_FORMAT,
         "software": f"oxe-curate {__version__}",
         "mixture": spec.name,
         "seed": spec.seed,

@@ -20,7 +20,9 @@ from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import TokenizeTask
 
-FORMAT = 1
+TOKENIZE_FORMAT = 1
+DEFAULT_SHARD_BYTES = 256 << 20
+"""Bytes of images per output shard."""
 
 
 def plan_shards(
@@ -103,7 +105,7 @@ def _fingerprint(
     if spec.stride == 1:
         del mixture["stride"]  # as before there was one: finished shards stay good
     parts = {
-        "format": FORMAT, "version": __version__, "mixture": mixture,
+        "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
         "bounds": {name: b.to_json() for name, b in bounds.items()},
         "index": dict(hashes),

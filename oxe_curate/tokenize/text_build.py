@@ -18,13 +18,13 @@ from oxe_curate import __version__
 from oxe_curate.errors import DataError
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
-from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import ImageSpec, Mixture
 from oxe_curate.mixture.texts import TextFile, TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.plan import FORMAT
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
 
 _BATCH = 256  # rows that are read at once
 _UNITS = 4  # a shard holds at least about so many pieces of the sources
@@ -79,14 +79,14 @@ def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_
     if not found:
         return []
     names = [f"{sources[u.source].entry.name}/{u.file}:{u.group}:{u.start}" for u, _ in found]
-    mixed = samples.order(samples.episode_hashes(spec.seed, names))
+    mixed = sampling.order(sampling.episode_hashes(spec.seed, names))
     costs = np.array([cost for _, cost in found])[mixed]
     total = float(costs.sum())
     count = max(1, -int(-total // shard_bytes))
     # as even as the pieces allow
     target = np.minimum((np.cumsum(costs) - costs / 2) / total * count, count - 1).astype(int)
     decided = {
-        "format": FORMAT, "version": __version__, "seed": spec.seed, "shard_bytes": shard_bytes,
+        "format": TOKENIZE_FORMAT, "version": __version__, "seed": spec.seed, "shard_bytes": shard_bytes,
         "image": [spec.image.size, spec.image.quality],
         "texts": [
             [source.entry.name, source.entry.weight, asdict(source.columns), source.sha256] for source in sources
@@ -144,7 +144,9 @@ def build_text_shard(task: TextTask) -> Built:
     frames = EncodedFrames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
-    shards.write_texts(task.out, task.output, table, frames, np.array(drawn.frame, np.int64), samples.order(keys), meta)
+    shards.write_texts(
+        task.out, task.output, table, frames, np.array(drawn.frame, np.int64), sampling.order(keys), meta
+    )
     return Built(steps_seen=len(keys))
 
 
@@ -183,8 +185,7 @@ def _draw(
 ) -> None:
     """Take a batch's rows as often as the weight says."""
     name, entry = f"{source.entry.name}/{unit.file}", source.entry
-    copies = samples.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
-    hashes = samples.step_hashes(samples.episode_hash(task.seed, name), unit.file_rows, samples.ORDER)[rows]
+    copies = sampling.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
     taken = np.flatnonzero(copies)
     if len(taken) == 0:
         return
@@ -206,16 +207,19 @@ def _draw(
             raise DataError(f"{where(i)}: the image cannot be decoded ({error}). Take the row out.") from None
     lengths = [len(part) for part in parts]
     offsets = np.cumsum([0, *lengths]).tolist()
+    repeats: list[tuple[int, int]] = []
     for i, (row, times) in enumerate(zip(rows[taken].tolist(), copies[taken].tolist(), strict=True)):
         drawn.place.append((len(drawn.buffers), offsets[i], lengths[i]))
-        drawn.keys.append(samples.splitmix64(hashes[taken[i : i + 1]]) + np.arange(times, dtype=np.uint64))
         for copy in range(times):
+            repeats.append((row, copy))
             drawn.sample_id.append(f"{name}/{row:08d}#{copy}" if copy else f"{name}/{row:08d}")
             drawn.dataset.append(entry.name)
             drawn.question.append(questions[i])
             drawn.answer.append(answers[i])
             drawn.frame.append(len(drawn.place) - 1)
     drawn.buffers.append(memoryview(b"".join(parts)))
+    steps, numbers = np.array(repeats, np.int64).T
+    drawn.keys.append(sampling.order_keys(task.seed, name, unit.file_rows, steps, numbers))
 
 
 def _bytes(column: Any) -> list[bytes | None]:

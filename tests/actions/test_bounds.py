@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from oxe_curate.actions.bounds import GRIPPER_UNMASKED, Bounds, lookup, read_statistics
+from oxe_curate.actions.bounds import Bounds, lookup, read_statistics
+from oxe_curate.actions.dimensions import GRIPPER_UNMASKED
 from oxe_curate.errors import ConfigError, DataError
 
 actions7 = hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(7)), elements=st.floats(-1e6, 1e6, width=32))

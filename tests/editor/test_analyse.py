@@ -203,7 +203,7 @@ def test_a_file_to_begin_with(index):
 
 def test_a_proposal_is_worked_out_beside_the_page(catalogue):
     proposals = Proposals(catalogue)
-    mixture = analyse.mixture(MIXTURE, "my.yaml")
+    mixture = analyse.parse_mixture(MIXTURE, "my.yaml")
     assert proposals.state() == {"state": "idle"}
     with pytest.raises(ConfigError, match="not a method"):
         proposals.start(mixture, "guess")
@@ -228,7 +228,7 @@ def frames(catalogue, index) -> FrameViewer:
 
 @pytest.mark.parametrize("more", ["", "window: 3\nstride: 2\n"])
 def test_the_next_samples_are_those_that_tokenize_writes(frames, index, tmp_path, more):
-    mixture = analyse.mixture(MIXTURE + more, "my.yaml")
+    mixture = analyse.parse_mixture(MIXTURE + more, "my.yaml")
     found = frames.next_samples(mixture, "my.yaml", 0, 64)
     later = frames.next_samples(mixture, "my.yaml", 64, 16)
     path = tmp_path / "my.yaml"
@@ -261,7 +261,7 @@ def test_details(frames):
     assert sum(text["episodes"] for text in found["instructions"]) > 10
     with pytest.raises(ConfigError, match="keeps no episode"):
         frames.details("nyu_door_opening_surprising_effectiveness")
-    with pytest.raises(ConfigError, match="holds no"):
+    with pytest.raises(ConfigError, match="is not in the index"):
         frames.details("viola")
 
 
@@ -270,7 +270,7 @@ def test_a_swapped_frame_has_red_and_blue_exchanged(frames):
 
     from PIL import Image
 
-    pictures = [frames.picture("bridge_dataset", "primary", 0, 0, 3, 72, swap) for swap in (False, True)]
+    pictures = [frames.image("bridge_dataset", "primary", 0, 0, 3, 72, swap) for swap in (False, True)]
     plain, swapped = (np.asarray(Image.open(io.BytesIO(p)), np.float64) for p in pictures)
     assert np.abs(plain[..., 0] - swapped[..., 2]).mean() < 6
     assert np.abs(plain[..., 0] - plain[..., 2]).mean() > 8

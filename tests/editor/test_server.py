@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from oxe_curate.editor import server
 from oxe_curate.editor.catalogue import Catalogue
+from oxe_curate.editor.files import MixtureFile
 from oxe_curate.editor.security import HEADERS, Access
 from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.mixture import published
 from tests.editor.conftest import MIXTURE, start
 
 
@@ -236,7 +239,7 @@ def test_websockets_are_refused(running):
 def test_only_this_machine_is_listened_to(running):
     sock = server.listen(0)
     assert sock.getsockname()[0] == "127.0.0.1"
-    with pytest.raises(StorageError, match="taken"):
+    with pytest.raises(StorageError, match="is in use"):
         server.listen(sock.getsockname()[1])
     sock.close()
 
@@ -261,9 +264,13 @@ def test_save_tells_of_a_conflict(running):
     assert running.path.read_text(encoding="utf-8") == MIXTURE
 
 
-def test_what_cannot_be_edited(tmp_path):
-    with pytest.raises(ConfigError, match="Copy it first"):
-        server.serve_editor("openvla_rtx")
+def test_what_cannot_be_edited(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="Did you mean 'openvla_rtx'"):
+        server.serve_editor("openvla_rtxx")
+    monkeypatch.setattr(published, "_PACKAGED", tmp_path)
+    with pytest.raises(ConfigError, match=r"belongs to the installed package; edit a copy: oxe-curate edit a$"):
+        server.serve_editor(tmp_path / "a.yaml")
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="yaml"):
         server.serve_editor(tmp_path / "x.txt")
     with pytest.raises(StorageError, match="no such folder"):
@@ -271,6 +278,18 @@ def test_what_cannot_be_edited(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     with pytest.raises(ConfigError, match="UTF-8"):
         server.serve_editor(tmp_path / "latin.yaml")
+
+
+def test_a_published_mixture_is_edited_as_a_copy(tmp_path, monkeypatch, catalogue):
+    monkeypatch.chdir(tmp_path)
+    path, template = server._file_and_template("openvla_rtx")
+    assert path == Path("openvla_rtx.yaml")
+    editor = server.Editor(MixtureFile(path), catalogue, template)
+    opened = editor.opened()
+    assert opened["new"]
+    assert opened["text"] == published.find_published("openvla_rtx").path.read_text(encoding="utf-8")
+    assert editor.save({"text": "name: mine\n", "base": ""})["saved"]
+    assert path.read_text() == editor.opened()["text"] == "name: mine\n"
 
 
 def test_the_address_is_printed_once_it_can_be_reached(tmp_path):

@@ -65,7 +65,7 @@ def test_rt1x_draws_the_colabs_shares() -> None:
 
 def test_a_name_that_two_projects_have_is_refused_and_a_typo_explained() -> None:
     assert published.find_published("oxe_magic_soup_plus").project == "OpenVLA"
-    with pytest.raises(ConfigError, match="say octo_rtx or openvla_rtx"):
+    with pytest.raises(ConfigError, match="use octo_rtx or openvla_rtx"):
         published.load_published("rtx")
     with pytest.raises(ConfigError, match="Did you mean 'oxe_magic_soup_plus'"):
         published.load_published("oxe_magic_soup_pluss")

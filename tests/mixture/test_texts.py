@@ -284,8 +284,8 @@ def test_a_source_that_is_not_there_is_named(index: Path, tmp_path: Path) -> Non
         ("texts: [{name: a, path: x, wieght: 1}]", "unknown key 'texts.0.wieght'. Did you mean 'weight'?"),
         ("texts: [{name: a, path: x, weight: 0}]", "texts.0.weight: input should be greater than 0"),
         ("texts: [{name: a, path: x, weight: 1, columns: {capton: c}}]", "Did you mean 'caption'?"),
-        ("texts: [{name: a, path: x, weight: 1, columns: {caption: c, answer: a}}]", "not both"),
-        ("texts: [{name: bridge_dataset, path: x, weight: 1}]", "texts: 'bridge_dataset' stands twice"),
+        ("texts: [{name: a, path: x, weight: 1, columns: {caption: c, answer: a}}]", "either a caption, or"),
+        ("texts: [{name: bridge_dataset, path: x, weight: 1}]", "texts: duplicate name 'bridge_dataset'"),
     ],
 )
 def test_a_mistake_in_the_mixture_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -436,3 +436,31 @@ def test_rules_need_what_they_need(index: Path, tmp_path: Path, shared: Path) ->
     result = tokenize(index, tmp_path / "out", tokenizer=llama, rule="counts", corpus=(tmp_path / "text.txt",))
     assert result.manifest["tokens"]["rule"] == "counts"
     assert len(result.tokens.report()) == 256
+
+
+def test_other_action_tokens_need_overwrite(index: Path, tmp_path: Path, shared: Path) -> None:
+    out = tmp_path / "out"
+    tokenize(index, out)
+    before = tree(out)
+    llama3 = shared / "data/tokenizers/llama3"
+    with pytest.raises(ConfigError, match=r"finished with other action tokens .*--overwrite"):
+        tokenize(index, out, tokenizer=llama3)
+    assert tree(out) == before
+    result = tokenize(index, out, tokenizer=llama3, overwrite=True)
+    assert (result.shards_done, result.manifest["tokens"]["vocabulary_size"]) == (0, 128000)
+    after = tree(out)
+    assert {name for name in before if before[name] != after[name]} == {"action_tokens.parquet", "manifest.json"}
+    (out / "manifest.json").unlink()
+    assert tokenize(index, out).manifest["tokens"]["vocabulary_size"] == 32000
+
+
+def test_a_published_mixture_is_named(index: Path, tmp_path: Path) -> None:
+    options = TokenizeOptions(workers=1, progress=False)
+    result = run_tokenize("openvla_bridge", index, tmp_path / "out", options)
+    assert result.manifest["mixture"] == "openvla_bridge"
+    with pytest.raises(ConfigError, match="Did you mean 'openvla_bridge'"):
+        run_tokenize("openvla_bridg", index, tmp_path / "out", options)
+    with pytest.raises(
+        ConfigError, match=r"openvla_rtx.yaml: datasets: 'fractal\w+' is not in the index .* Run filter"
+    ):
+        run_tokenize("openvla_rtx", index, tmp_path / "out", options)

@@ -74,7 +74,7 @@ export function shownRows() {
   const words = S.filter.toLowerCase().split(/\s+/).filter(Boolean);
   const matching = words.length === 0 ? rows : rows.filter((row) => {
     const f = fact(row);
-    const text = [row.name, row.id, f?.robot, f?.card, ...(f?.aliases ?? []), ...(f?.cameras ?? []), f?.arms, f?.verdict].join(" ").toLowerCase();
+    const text = [row.name, row.id, f?.robot, ...(f?.aliases ?? []), ...(f?.cameras ?? []), f?.arms, f?.verdict].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
   if (S.sort.key === null) return matching;
