@@ -174,8 +174,8 @@ class FrameViewer:
             found.append(
                 {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": role,
                  "swap": role in drawn.source.bgr, "file": shard.files[drawn.path], "row": drawn.row,
-                 "step": int(drawn.steps[i]), "steps": drawn.episode.num_steps, "copy": int(drawn.copies[i]), "sampleId": drawn.sample_ids()[i],
-                 "instruction": texts[chosen[i]]}
+                 "step": int(drawn.steps[i]), "steps": drawn.episode.num_steps, "copy": int(drawn.copies[i]),
+                 "sampleId": drawn.sample_ids()[i], "instruction": texts[chosen[i]]}
             )  # fmt: skip
         return {"samples": found, "shard": shard.name, "rows": len(shard.order), "shards": shard.shards}
 

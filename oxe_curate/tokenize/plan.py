@@ -1,4 +1,4 @@
-"""Which episodes go to which output shard, decided by hashes before anything is read but ids and sizes."""
+"""The assignment of episodes to output shards, by hashes of their ids."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def plan_shards(
     shard_bytes: int,
     hashes: Mapping[str, str],
 ) -> list[TokenizeTask]:
-    """Decide which episodes go to which output shard: one task each. Reads ids and sizes alone.
+    """Assign the episodes to output shards, one task each. Reads only ids and sizes.
 
-    `hashes` are those of `index_hashes`, for the tasks' fingerprints.
+    `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
     found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
     for number, source in enumerate(sources):
@@ -51,11 +51,11 @@ def plan_shards(
                 continue
             ids = table["episode_id"].take(rows).to_pylist()
             cost = _expected_bytes(table, spec, source.entry.weight)[rows]
-            # a copy goes where its original goes: never one to train and the other to validation
+            # a duplicate is assigned like its original: never one to train and the other to validation
             originals = [c or n for n, c in zip(ids, table["duplicate_of"].take(rows).to_pylist(), strict=True)]
             found.append((number, path, rows, samples.held_out(originals, spec.validation), cost, ids))
     if not found:
-        raise ConfigError(f"{index.folder}: the mixture's splits hold no kept episode")
+        raise ConfigError(f"{index.folder}: no kept episode in the splits of the mixture")
     decided = _fingerprint(spec, sources, bounds, hashes)
     tasks = []
     for validation in (False, True):
@@ -84,10 +84,10 @@ def plan_shards(
 
 
 def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
-    """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
+    """Expected bytes of images of each episode, float64 (episodes,)."""
     steps = np.asarray(table["num_steps"])
     stored = samples.stored_frames(steps, spec.window, spec.stride) * weight
-    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most a byte a pixel or so
+    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most about a byte per pixel
         frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(stored * frame)
     lengths = np.zeros(len(table))
@@ -99,11 +99,11 @@ def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.floa
 def _fingerprint(
     spec: Mixture, sources: Sequence[IndexedDataset], bounds: dict[str, Bounds], hashes: Mapping[str, str]
 ) -> str:
-    """Hash of everything that decides every shard."""
+    """Hash of everything that determines the shards, except their names."""
     mixture = asdict(spec)
-    del mixture["texts"]  # their shards are others
+    del mixture["texts"]  # they have their own shards
     if spec.stride == 1:
-        del mixture["stride"]  # as before there was one: finished shards stay good
+        del mixture["stride"]  # keeps the fingerprints of versions without this key
     parts = {
         "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
@@ -114,7 +114,7 @@ def _fingerprint(
 
 
 def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, str]:
-    """One hash per data set, over its index files. Reads all of them: once a run is enough."""
+    """One hash per data set, over its index files. Reads all of them, so call it once per run."""
     found = {}
     for source in sources:
         digest = hashlib.sha256()
@@ -125,5 +125,5 @@ def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, s
 
 
 def split_of(path: str) -> str:
-    """The split that an index file belongs to."""
+    """The split of an index file."""
     return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]

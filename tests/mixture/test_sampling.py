@@ -17,7 +17,7 @@ def test_copies_are_the_whole_part_and_at_most_one_more(weight: float, seed: int
 
 
 @pytest.mark.parametrize("weight", [0.06, 0.54087122203, 1.0, 2.5])
-def test_copies_are_right_in_expectation(weight: float) -> None:
+def test_copies_are_correct_in_expectation(weight: float) -> None:
     total = sum(samples.copies(weight, 0, f"d/1/train/0/{i}", 100).sum() for i in range(200))
     spread = np.sqrt(20_000 * (weight % 1) * (1 - weight % 1))
     assert abs(total - 20_000 * weight) <= 4 * spread
@@ -29,13 +29,13 @@ def test_a_larger_weight_never_loses_a_sample() -> None:
     assert some.sum() < more.sum()
 
 
-def test_validation_draws_once_at_most() -> None:
+def test_a_validation_sample_is_drawn_at_most_once() -> None:
     assert samples.copies(2.7, 0, "e", 9, validation=True).tolist() == [1] * 9
     part = samples.copies(0.3, 0, "e", 900, validation=True)
     assert np.array_equal(part, samples.copies(0.3, 0, "e", 900))
 
 
-def test_the_seed_changes_the_draw_but_not_what_is_held_out() -> None:
+def test_the_seed_changes_the_draw_but_not_the_validation_split() -> None:
     names = [f"d/1/train/0/{i}" for i in range(2000)]
     assert not np.array_equal(samples.copies(0.5, 0, names[0], 99), samples.copies(0.5, 1, names[0], 99))
     held = samples.held_out(names, 0.05)
@@ -50,7 +50,7 @@ def test_episodes_spread_evenly_over_shards() -> None:
     assert len(counts) == 8
 
 
-def test_splitmix64_is_the_published_one() -> None:
+def test_splitmix64_equals_the_published_values() -> None:
     # first outputs for seed 1234567 of Vigna's splitmix64.c: the state advances by gamma before each output
     state = np.array([1234567, 1234567 + 0x9E3779B97F4A7C15], np.uint64)
     assert samples.splitmix64(state).tolist() == [6457827717110365317, 3203168211198807973]
@@ -69,7 +69,7 @@ def test_chunks_look_ahead_and_repeat_the_last_step() -> None:
 
 
 @given(st.integers(0, 40), st.integers(1, 14), st.data())
-def test_every_step_lies_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
+def test_every_step_is_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))
     ends = samples.window_ends(steps, stride)
     assert len(ends) == -(-steps // stride)

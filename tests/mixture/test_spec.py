@@ -46,7 +46,7 @@ def test_every_key_is_read_and_written_back(tmp_path: Path) -> None:
     assert read(tmp_path, mixture_yaml(mixture)) == mixture
 
 
-def test_little_is_needed(tmp_path: Path) -> None:
+def test_defaults(tmp_path: Path) -> None:
     mixture = read(tmp_path, "name: m\ndatasets: [{name: kuka, weight: 1}]")
     assert (mixture.window, mixture.stride, mixture.chunk, mixture.bins, mixture.image.cameras) == (
         1,
@@ -79,7 +79,7 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ("validation: 1e-2", "validation: 1.5", "validation: input should be less than 1"),
     ],
 )
-def test_a_mistake_is_named_with_its_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_error_names_the_key(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in WHOLE
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, WHOLE.replace(old, new, 1))
@@ -109,12 +109,12 @@ def mixture(*entries: Any, **more: Any) -> Mixture:
 
 
 @pytest.mark.parametrize("name", ["bridge_dataset", "bridge_orig", "bridge_v2"])
-def test_a_data_set_goes_by_any_of_its_names(name: str) -> None:
+def test_a_data_set_is_found_by_any_of_its_names(name: str) -> None:
     (source,) = resolve(mixture(name), index(bridge_dataset=BRIDGE), "m.yaml")
     assert (source.entry.name, source.dataset, source.bgr) == (name, "bridge_dataset", frozenset())
 
 
-def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
+def test_bgr_comes_from_the_card_or_the_entry() -> None:
     ur5 = {"card": "berkeley_autolab_ur5"}
     entry = {"name": "berkeley_autolab_ur5", "weight": 1}
     image = {"cameras": ["primary", "wrist"]}
@@ -144,7 +144,7 @@ def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
          "'bridge_orig' has no wrist camera"),
     ],
 )  # fmt: skip
-def test_nothing_is_skipped(chosen: Mixture, have: dict[str, Any], message: str) -> None:
+def test_an_entry_that_cannot_be_used_is_an_error(chosen: Mixture, have: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(chosen, index(**have), "m.yaml")
     assert message in str(caught.value)

@@ -67,14 +67,14 @@ def test_blocks_equal_the_whole():
         assert one["share_clipped"] == other["share_clipped"]
 
 
-def test_share_clipped_is_what_the_quantiles_leave_out():
+def test_share_clipped_is_the_share_outside_the_quantiles():
     actions = np.random.default_rng(0).normal(size=(10_000, 7)).astype(np.float32)
     shares = [d["share_clipped"] for d in round_trip(actions, Bounds.fit(actions), ActionBins())["dimensions"]]
     np.testing.assert_allclose(shares[:6], 0.02, atol=1e-9)
     assert shares[6] == np.mean(np.abs(actions[:, 6]) > 1)
 
 
-def test_a_constant_gripper_comes_back_wrong_and_says_so():
+def test_a_constant_gripper_is_not_recovered_and_reported():
     actions = np.zeros((5, 7), np.float32)
     actions[:, 6] = 1
     x, *_, gripper = round_trip(actions, Bounds.fit(actions), ActionBins())["dimensions"]
@@ -85,7 +85,7 @@ def test_a_constant_gripper_comes_back_wrong_and_says_so():
     assert x["largest_error"] == 0
 
 
-def test_json_of_nothing_and_of_other_widths():
+def test_results_without_actions_and_of_other_widths():
     result = RoundTrip(BOUNDS, ActionBins()).result()
     assert result["steps"] == 0
     assert result["dimensions"][0]["mean_error"] is None
@@ -95,7 +95,7 @@ def test_json_of_nothing_and_of_other_widths():
     json.dumps([result, wide], allow_nan=False)
 
 
-def test_another_width_is_refused():
+def test_a_wrong_width_is_rejected():
     with pytest.raises(DataError, match=r"expected actions \(..., 7\)"):
         round_trip(np.zeros((2, 8)), BOUNDS, ActionBins())
     with pytest.raises(DataError, match="nan"):
