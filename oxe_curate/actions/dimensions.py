@@ -16,7 +16,7 @@ DIMENSIONS = (
 """Name, display unit, and factor from the stored unit (metres, radians) to it. A data set in other units keeps them."""
 
 DIMENSION_NAMES = tuple(name for name, _, _ in DIMENSIONS)
-ACTION_WIDTH = len(DIMENSIONS)
+NUM_DIMENSIONS = len(DIMENSIONS)
 POSE_WIDTH = 6
 """Number of leading dimensions that describe motion; the gripper follows them."""
 GRIPPER_UNMASKED = (True,) * POSE_WIDTH + (False,)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oxe_curate.actions.dimensions import ACTION_WIDTH, DIMENSION_NAMES, POSE_WIDTH
+from oxe_curate.actions.dimensions import DIMENSION_NAMES, NUM_DIMENSIONS, POSE_WIDTH
 from oxe_curate.arrays import Floats
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.errors import ConfigError, DataError
@@ -241,7 +241,7 @@ class FrameViewer:
         for path in [*files[::7], *(f for i, f in enumerate(files) if i % 7)]:  # spread over the files
             table = self._index.table(path, ["kept", "action"])
             kept = table.filter(table["kept"])["action"].combine_chunks()
-            held.append(np.asarray(kept.flatten().flatten()).reshape(-1, ACTION_WIDTH))
+            held.append(np.asarray(kept.flatten().flatten()).reshape(-1, NUM_DIMENSIONS))
             steps += len(held[-1])
             if steps >= _MAX_STEPS:
                 break

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.actions.dimensions import ACTION_WIDTH
+from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.arrays import Floats
 from oxe_curate.errors import ConfigError
 from oxe_curate.mixture.proxy_data import CLASSES, WORDS, Examples
@@ -177,7 +177,7 @@ class _Data:
         at = self._torch.from_numpy(rows)
         out = model(self._frames[at].float() / 127.5 - 1, self._words[at])
         loss = self._torch.nn.functional.cross_entropy(out, self._classes[at].reshape(-1), reduction="none")
-        return loss.view(-1, ACTION_WIDTH).mean(dim=1)
+        return loss.view(-1, NUM_DIMENSIONS).mean(dim=1)
 
     def all_losses(self, model: Any, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """float32 (all rows,), the losses of some rows (None: of all); NaN for the others."""
@@ -202,7 +202,9 @@ def _model(torch: Any, seed: int, settings: ProxySettings) -> tuple[Any, Any]:
                 nn.Conv2d(32, 64, 3, 2, 1), nn.GELU(), nn.Flatten(),
             )  # fmt: skip
             self.join = nn.Sequential(
-                nn.Linear(64 * 16 + WORDS, settings.width), nn.GELU(), nn.Linear(settings.width, ACTION_WIDTH * CLASSES)
+                nn.Linear(64 * 16 + WORDS, settings.width),
+                nn.GELU(),
+                nn.Linear(settings.width, NUM_DIMENSIONS * CLASSES),
             )
 
         def forward(self, frames: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

@@ -53,11 +53,6 @@ def published_mixtures() -> dict[str, Published]:
     return found
 
 
-def published_names() -> list[str]:
-    """The names that `load_published` accepts, sorted."""
-    return list(published_mixtures())
-
-
 def find_published(name: str) -> Published:
     """Find a mixture by its name, or by its name in its project if only one project uses it.
 

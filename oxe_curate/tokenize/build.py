@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
-from oxe_curate.actions.dimensions import ACTION_WIDTH
+from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool
 from oxe_curate.mixture import sampling
@@ -182,8 +182,8 @@ def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint6
         step=draft.joined("step", np.int32),
         frame=draft.joined("frame", np.int64, window),
         frames={role: frames.finish(mixture.image) for role, frames in pool.items()},
-        action=draft.joined("action", np.float32, chunk, ACTION_WIDTH),
-        bins=draft.joined("bins", np.uint8, chunk, ACTION_WIDTH),
+        action=draft.joined("action", np.float32, chunk, NUM_DIMENSIONS),
+        bins=draft.joined("bins", np.uint8, chunk, NUM_DIMENSIONS),
         action_mask=draft.joined("action_mask", np.bool_, chunk),
         observation_mask=draft.joined("observation_mask", np.bool_, window),
         proprio=draft.joined("proprio", np.float32),

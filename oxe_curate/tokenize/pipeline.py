@@ -88,7 +88,7 @@ def run_tokenize(
         options: None for the defaults.
 
     Raises:
-        ConfigError: the mixture, the index, the statistics or the tokenizer is wrong; `out` holds another mixture.
+        ConfigError: the mixture, the index, the statistics or the tokenizer is wrong; `out` contains another mixture.
         DataError: a source shard does not match the index. StorageError: something cannot be read or written.
     """
     start = time.monotonic()
@@ -172,7 +172,7 @@ def _check_out(out: Folder, planned: set[str], done: set[str], tokens: ActionTok
     """Remove the shards of another mixture that is unfinished or that `overwrite` gives up.
 
     Raises:
-        ConfigError: `out` holds another finished mixture, or this one with other action tokens.
+        ConfigError: `out` contains another finished mixture, or this one with other action tokens.
     """
     finished = out.exists(MANIFEST) and not overwrite
     present = [name for name, folder, _ in out.list() if not folder and _SHARD_NAME.fullmatch(name)]
@@ -184,7 +184,7 @@ def _check_out(out: Folder, planned: set[str], done: set[str], tokens: ActionTok
             )
         return
     if finished:
-        raise ConfigError(f"{out}: holds another finished mixture. Use another --out, or --overwrite to replace it.")
+        raise ConfigError(f"{out}: contains another finished mixture. Use another --out, or --overwrite to replace it.")
     out.remove(MANIFEST)
     for name in present:
         if name not in planned:

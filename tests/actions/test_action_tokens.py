@@ -1,4 +1,4 @@
-"""The table of action tokens against OpenVLA's ActionTokenizer and Llama 2's own files."""
+"""The table of action tokens, compared with OpenVLA's ActionTokenizer and Llama 2's files."""
 
 import pickle
 
@@ -68,7 +68,7 @@ def test_real_llama_2(shared, name):
     tokens = ActionTokens.build(shared / "data/tokenizers/llama2" / name)
     np.testing.assert_array_equal(tokens.token_id, LLAMA_2.token_id)
     np.testing.assert_array_equal(tokens.token_id, np.arange(31999, 31743, -1))
-    assert tokens.vocabulary_size == 32000  # three tokens added on top in the JSON file do not count
+    assert tokens.vocabulary_size == 32000  # without the three added tokens of the JSON file
     assert (tokens.piece[0], tokens.piece[255]) == ("给", "忠")
     assert all(len(piece) == 1 for piece in tokens.piece)
 
@@ -150,7 +150,7 @@ def test_check_tokenizer(shared):
     tokens = ActionTokens.build(folder / "tokenizer.model")
     tokens.check_tokenizer(folder)
     tokens.check_tokenizer(folder / "tokenizer.model")
-    LLAMA_2.check_tokenizer(folder)  # made without a file: the size must do
+    LLAMA_2.check_tokenizer(folder)  # made without a file: only the size is compared
     for other in (folder / "llama-test-tokenizer.json", folder.parent / "qwen2_5"):
         with pytest.raises(ConfigError, match=r"another tokenizer.*\n.*sha256"):
             tokens.check_tokenizer(other)

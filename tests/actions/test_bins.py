@@ -1,4 +1,4 @@
-"""Bins against numpy.digitize, and against the figures of OpenVLA's ActionTokenizer."""
+"""Bins, compared with numpy.digitize and with values of OpenVLA's ActionTokenizer."""
 
 import numpy as np
 import pytest

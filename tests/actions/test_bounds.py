@@ -1,4 +1,4 @@
-"""Bounds, and normalisation as OpenVLA's loader does it."""
+"""Bounds, and normalisation as in OpenVLA's loader."""
 
 import json
 import pickle
@@ -100,7 +100,7 @@ def test_constant_dimensions_become_zero_scaled_or_not():
     normalized = bounds.normalize([3, 0, 1, 0, 1, 0, 1])
     np.testing.assert_array_equal(normalized[[0, 6]], [0, 0])
     np.testing.assert_array_equal(np.sign(normalized[1:6]), [-1, 1, -1, 1, -1])
-    # the scaled constant comes back, the one passed through does not: so does OpenVLA
+    # the scaled constant is recovered, the unscaled one is not, as in OpenVLA
     np.testing.assert_allclose(bounds.denormalize(normalized)[[0, 6]], [3, 0])
 
 
@@ -113,7 +113,7 @@ def test_equal_quantiles_but_not_constant_snap_to_the_ends():
 
 
 def test_arithmetic_equals_tensorflow():
-    # What TensorFlow 2.21 gave inside tf.data for 2 * (x - low) / (high - low + 1e-8) - 1. On these values
+    # Output of TensorFlow 2.21 inside tf.data for 2 * (x - low) / (high - low + 1e-8) - 1. On these values
     # float64 arithmetic, or a product with the reciprocal, rounds to another float32.
     bounds = literal(-0.029042243957519531, 0.028308916389942172)
     x = [0.018300175666809082, 0.009142146445810795, 0.02386065572500229]
@@ -129,7 +129,7 @@ def test_round_trip_within_the_bounds(rows):
     back = bounds.denormalize(bounds.normalize(rows))
     tolerance = 1e-6 * (np.abs(rows).max(0) + 1)
     keep = ~(bounds.constant & ~bounds.mask)
-    keep &= bounds.max - bounds.min > 1e-2  # the 1e-8 in the divisor must be small beside the span
+    keep &= bounds.max - bounds.min > 1e-2  # the 1e-8 in the divisor must be small compared with the span
     assert (np.abs(back - rows) <= tolerance)[:, keep].all()
 
 

@@ -1,4 +1,4 @@
-"""Rules that choose action tokens, on vocabularies small enough to see through."""
+"""Rules that choose action tokens, on small vocabularies."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from oxe_curate.errors import ConfigError
 
 
 def words(*pieces, special=(), reserved=(), size=None) -> Vocabulary:
-    """A vocabulary that takes the longest piece at each place; unknown characters become -1."""
+    """A vocabulary that matches the longest piece; unknown characters become -1."""
 
     def encode(text: str) -> list[int]:
         ids = []
@@ -60,7 +60,7 @@ def test_counts_take_the_least_used_with_high_ids_first_among_equals():
 def test_a_zero_count_of_a_low_id_does_not_beat_a_rare_high_one():
     pieces = [chr(0x4E00 + i) for i in range(1000)]
     counts = np.full(1000, 1000)
-    counts[3], counts[999] = 0, 1  # the low id is missing by chance; ids are given out by frequency
+    counts[3], counts[999] = 0, 1  # the low id is missing by chance; ids are assigned by frequency
     assert ids(choose_tokens(words(*pieces), "counts", 1, counts)) == [999]
 
 

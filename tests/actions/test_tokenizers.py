@@ -1,4 +1,4 @@
-"""Tokenizer files of four kinds, small ones made here and the real ones."""
+"""Tokenizer files of four formats: small ones made here, and real ones."""
 
 import base64
 import hashlib
@@ -192,7 +192,7 @@ def test_real_tokenizers(shared, name, size, total, hello):
     parts = [vocabulary.pieces[i] for i in vocabulary.encode(text)]
     joined = b"".join(part if isinstance(part, bytes) else part.encode() for part in parts).decode()
     assert joined.removeprefix(" " if "llama2" in name else "") == text
-    if name == "llama3":  # what tiktoken 0.14 gives with Meta's own pattern
+    if name == "llama3":  # output of tiktoken 0.14 with Meta's pattern
         ids = vocabulary.encode("robot take to pick up the can?\nOut: 忠忠")
         assert ids == [18748, 1935, 311, 3820, 709, 279, 649, 5380, 2729, 25, 90040, 254, 112427]
 

@@ -11,7 +11,7 @@ from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.check import Problem, check_file, check_text, has_errors
 from oxe_curate.mixture.lines import read_lines
 from oxe_curate.mixture.published import find_published
-from tests.mixture.sets import episode, index_of, picture
+from tests.mixture.sets import episode, flat_image, index_of
 
 
 def found(text: str, **options: object) -> dict[str, list[Problem]]:
@@ -138,8 +138,8 @@ def test_line_numbers_of_unusual_files() -> None:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     move = np.full((4, 6), 0.01)
-    some = [episode("open the door", picture((90, 90, 200)), move)] * 3
-    silent = [episode("", picture((90, 90, 90)), move)] * 2
+    some = [episode("open the door", flat_image((90, 90, 200)), move)] * 3
+    silent = [episode("", flat_image((90, 90, 90)), move)] * 2
     return index_of(
         tmp_path_factory.mktemp("sets"),
         {"bridge_dataset": ("1.0.0", {"train": some, "val": some[:1]}), "bridge_data_msr": ("0.0.1", silent)},

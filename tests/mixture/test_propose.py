@@ -13,7 +13,7 @@ from oxe_curate.mixture import proxy
 from oxe_curate.mixture.propose import propose
 from oxe_curate.mixture.spec import Mixture, MixtureEntry, read_mixture
 from oxe_curate.mixture.survey import survey
-from tests.mixture.sets import episode, index_of, picture
+from tests.mixture.sets import episode, flat_image, index_of
 
 SHORT = proxy.ProxySettings(steps=4, batch=12, width=8)
 TASKS = ("open the drawer", "close the drawer", "pick up the cup", "wipe the table", "push the block", "turn the tap")
@@ -21,16 +21,16 @@ TASKS = ("open the drawer", "close the drawer", "pick up the cup", "wipe the tab
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """A varied set, a narrow one, and one that is a single scene and task over and over."""
+    """A varied data set, a narrow one, and one that repeats a single scene and task."""
     rng = np.random.default_rng(0)
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250), (250, 250, 250)]
     move = rng.uniform(-0.1, 0.1, (8, 6))
     varied = [
-        episode(task, picture(colour, i), rng.uniform(-0.1, 0.1, (8, 6)))
+        episode(task, flat_image(colour, i), rng.uniform(-0.1, 0.1, (8, 6)))
         for i, (task, colour) in enumerate(zip(TASKS, colours, strict=True))
     ]
-    narrow = [episode(TASKS[i % 2], picture((90, 90, 90)), rng.uniform(-0.1, 0.1, (8, 6))) for i in range(6)]
-    same = [episode(TASKS[0], picture((90, 90, 90)), move)] * 6
+    narrow = [episode(TASKS[i % 2], flat_image((90, 90, 90)), rng.uniform(-0.1, 0.1, (8, 6))) for i in range(6)]
+    same = [episode(TASKS[0], flat_image((90, 90, 90)), move)] * 6
     return index_of(
         tmp_path_factory.mktemp("propose"),
         {"bridge_dataset": ("1.0.0", varied), "bridge_v2": ("1.0.0", narrow), "bridge_data_v2": ("1.0.0", same)},
@@ -111,12 +111,12 @@ def test_real_bridge_frames(shared: Path, tmp_path: Path) -> None:
     assert (train.episodes, train.steps, train.duplicates) == (25, 200, 0)
     assert 10 < train.effective_scenes < 20
     both = survey(index, "bridge_dataset", ("train", "val"))
-    assert both.duplicates == 0.5  # the two splits hold the same episodes
+    assert both.duplicates == 0.5  # the two splits contain the same episodes
     assert both.effective_scenes == pytest.approx(train.effective_scenes)
 
 
 def test_an_undecodable_frame_is_reported(index: Index, tmp_path: Path) -> None:
-    image = picture((100, 120, 140))
+    image = flat_image((100, 120, 140))
     broken = index_of(tmp_path, {"bridge_dataset": ("1.0.0", [episode("go", image, np.full((4, 6), 0.1))])})
     (path,) = (tmp_path / "raw" / "bridge_dataset" / "1.0.0").glob("*tfrecord*")
     path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))

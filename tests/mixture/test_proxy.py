@@ -11,7 +11,7 @@ SETTINGS = proxy.ProxySettings(steps=50, batch=48, width=32, learning_rate=2e-3)
 
 
 def examples(kind: str, seed: int, n: int = 200) -> Examples:
-    """A bar in the picture; actions that are always the same, tell where the bar is, or are drawn by lot."""
+    """Images of a bar; actions that are constant, follow the position of the bar, or are random."""
     rng = np.random.default_rng(seed)
     place = rng.integers(0, 4, n)
     frames = np.zeros((n, 32, 32, 3), np.uint8)

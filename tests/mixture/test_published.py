@@ -11,7 +11,7 @@ from oxe_curate.mixture.members import members
 from oxe_curate.mixture.shares import breakdown
 
 
-@pytest.mark.parametrize("name", published.published_names())
+@pytest.mark.parametrize("name", published.published_mixtures())
 def test_every_published_mixture_has_known_data_sets(name: str) -> None:
     mixture = published.load_published(name)
     assert mixture.name == name
@@ -21,9 +21,11 @@ def test_every_published_mixture_has_known_data_sets(name: str) -> None:
 
 
 def test_the_list_of_published_mixtures() -> None:
-    assert len(published.published_names()) == 30
+    assert len(published.published_mixtures()) == 30
     sizes = {
-        n: len(published.load_published(n).datasets) for n in published.published_names() if "soup" in n or "rtx" in n
+        n: len(published.load_published(n).datasets)
+        for n in published.published_mixtures()
+        if "soup" in n or "rtx" in n
     }
     assert sizes == {
         "octo_oxe_flex_act_soup": 32, "octo_oxe_magic_soup": 25, "octo_rtx": 11, "octo_rtx_franka": 25,
@@ -39,7 +41,7 @@ def test_weights_equal_the_collected_facts(shared: Path) -> None:
         for key, weight in (entry.get("mixture_weights") or {}).items():
             project, mixture = re.sub(r"\(.*\)", "", key).split(":")
             expected.setdefault(f"{project}_{mixture}", {})[card] = float(weight)
-    expected["octo_oxe_flex_act_soup"]["aloha_mobile"] = 2.0  # under another name in the facts; mixtures.md has it
+    expected["octo_oxe_flex_act_soup"]["aloha_mobile"] = 2.0  # under another name in the facts
     assert len(expected) == 24
     for name, weights in expected.items():
         found = {registry.load(entry.name).name: entry.weight for entry in published.load_published(name).datasets}

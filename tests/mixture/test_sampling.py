@@ -13,7 +13,7 @@ def test_copies_are_the_whole_part_and_at_most_one_more(weight: float, seed: int
     drawn = samples.copies(weight, seed, episode, 50)
     assert set(drawn.tolist()) <= {int(weight), int(weight) + 1}
     assert np.array_equal(drawn, samples.copies(weight, seed, episode, 50))
-    assert np.array_equal(drawn[:20], samples.copies(weight, seed, episode, 20))  # a step does not ask for the length
+    assert np.array_equal(drawn[:20], samples.copies(weight, seed, episode, 20))  # independent of the length
 
 
 @pytest.mark.parametrize("weight", [0.06, 0.54087122203, 1.0, 2.5])
@@ -85,7 +85,7 @@ def test_the_actions_of_a_window_are_those_of_its_steps_and_the_chunk_after() ->
     assert index.tolist() == [[0, 0, 1, 2], [2, 3, 4, 4]]
     assert mask.tolist() == [[False, True, True, True], [True, True, True, False]]
     seen, seen_mask = samples.windows(np.array([1, 4]), 3)
-    assert np.array_equal(index[:, :3], seen)  # the frame of observation w and its action are of one step
+    assert np.array_equal(index[:, :3], seen)  # each observation and its first action are of the same step
     assert np.array_equal(mask[:, :3], seen_mask)
 
 
@@ -95,7 +95,9 @@ def test_draw_repeats_the_windows_ends() -> None:
     assert copy.tolist() == [0, 1, 0, 1, 0, 1]
     every, _ = samples.draw(0.5, 0, "a/b", 100)
     some, _ = samples.draw(0.5, 0, "a/b", 100, stride=3)
-    assert some.tolist() == [s for s in every.tolist() if s % 3 == 0]  # a step is drawn or not, whatever the stride
+    assert some.tolist() == [
+        s for s in every.tolist() if s % 3 == 0
+    ]  # the draw of a step does not depend on the stride
 
 
 def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
@@ -104,4 +106,6 @@ def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
     assert sorted(order.tolist()) == list(range(1000))
     assert not np.array_equal(order, np.arange(1000))
     shuffled = np.random.default_rng(0).permutation(1000)
-    assert np.array_equal(keys[order], keys[shuffled][samples.order(keys[shuffled])])  # arrival does not matter
+    assert np.array_equal(
+        keys[order], keys[shuffled][samples.order(keys[shuffled])]
+    )  # independent of the order of rows

@@ -110,7 +110,7 @@ def test_published_counts_are_used_and_marked() -> None:
     assert fractal.hours == pytest.approx(3786400 / 3 / 3600)
     assert (bridge.card, bridge.episodes) == ("bridge_orig", None)
     assert fractal.share == pytest.approx(0.5 * 3786400 / (0.5 * 3786400 + 2135463))
-    # the twentieth part that is held out is not trained on
+    # a twentieth is held out
     assert bridge.epochs == pytest.approx(1_000_000 * bridge.share / (2135463 * 0.95))
     assert result.one_pass == pytest.approx(0.95 * (0.5 * 3786400 + 2135463))
     assert result.unknown == ()

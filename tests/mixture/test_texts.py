@@ -1,4 +1,4 @@
-"""Image-text sources: from Parquet files to text shards, and what a mistake in them says."""
+"""Image-text sources: from Parquet files to text shards, and the messages for errors in them."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def image_bytes(seed: int, kind: str = "PNG", mode: str = "RGB", **options: Any)
 
 
 def write(path: Path, count: int = 10, first: int = 0, **columns: Any) -> Path:
-    """A file of `count` rows; a column given as None is left out."""
+    """A file of `count` rows; a column given as None is omitted."""
     data = {
         "image": [{"bytes": image_bytes(first + i), "path": None} for i in range(count)],
         "question": [f"what is {first + i}?" for i in range(count)],
@@ -150,7 +150,7 @@ def test_a_weight_is_the_expected_copies_of_a_row(index: Path, tmp_path: Path) -
 
 def test_images_are_resized_as_robot_frames_are(index: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
+    exif[0x0112] = 6  # stored rotated by 90 degrees
     lying = Image.fromarray(np.repeat(np.uint8([[[250, 0, 0]], [[0, 0, 250]]]), 64, 1).repeat(32, 0))
     turned = io.BytesIO()
     lying.save(turned, "JPEG", exif=exif, quality=95)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxe_curate.mixture import variety
-from tests.mixture.sets import picture
+from tests.mixture.sets import flat_image
 
 
 def layout(image: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def test_spellings_of_a_task() -> None:
 def test_distance_of_embeddings_is_the_rms_difference_of_flat_images() -> None:
     dark, light = (np.full((64, 48, 3), value, np.uint8) for value in (100, 151))
     distance = np.linalg.norm(layout(dark) - layout(light))
-    assert distance == pytest.approx(51 / 255, abs=2e-3)  # luma alone: chroma is the same
+    assert distance == pytest.approx(51 / 255, abs=2e-3)  # only luma differs
 
 
 def test_a_scaled_image_is_close_and_a_mirrored_one_far() -> None:
@@ -62,7 +62,7 @@ def test_coverage_of_uniform_constant_and_one_sided_actions() -> None:
 
 
 def test_near_duplicates_match_in_task_frame_and_actions() -> None:
-    frames = np.stack([layout(picture((200, 50, 50)))] * 4)
+    frames = np.stack([layout(flat_image((200, 50, 50)))] * 4)
     still, moving = np.zeros((20, 7)), np.full((20, 7), 0.5)
     signatures = np.stack([variety.action_signature(a) for a in (still, still[:9], moving, still + 0.01)])
     assert variety.near_duplicates(["a"] * 4, frames, signatures) == 0.5  # the second and the fourth

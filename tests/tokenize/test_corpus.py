@@ -1,4 +1,4 @@
-"""Counting tokens over files of several kinds."""
+"""Token counts of files in several formats."""
 
 import json
 

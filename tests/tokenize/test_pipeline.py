@@ -1,4 +1,4 @@
-"""tokenize, from the index to the shards, against the raw episodes and OpenVLA's rules."""
+"""tokenize, from the index to the shards, compared with the raw episodes and OpenVLA's rules."""
 
 import json
 import shutil
@@ -126,7 +126,7 @@ def test_windows_have_the_frames_and_actions_of_every_step(index: Path, tmp_path
 
 
 def test_the_actions_of_a_window_move_between_its_frames(index: Path, tmp_path: Path) -> None:
-    """Fails when frames and actions are shifted against each other by a step."""
+    """Fails if frames and actions are shifted by a step."""
     tokenize(index, tmp_path / "out", "window: 4\nstride: 2\nvalidation: 0")
     bounds = read_statistics(tmp_path / "out/dataset_statistics.json")["bridge_dataset"]
     for row in rows(tmp_path / "out"):
@@ -135,7 +135,7 @@ def test_the_actions_of_a_window_move_between_its_frames(index: Path, tmp_path: 
         state = bridge.episode(seed, 6 + seed % 5)["steps"]["observation"]["state"]
         for image, action, valid in zip(row["image_primary"], row["action"], row["action_mask"], strict=True):
             if valid:
-                raw = round(float(decode(image["bytes"])[..., 1].mean()) / 10)  # the colour tells the raw step
+                raw = round(float(decode(image["bytes"])[..., 1].mean()) / 10)  # the colour encodes the raw step
                 motion = np.append((state[raw + 1] - state[raw])[:6], np.float32(0))
                 assert np.array_equal(bounds.normalize(motion)[:6], np.float32(action)[:6])
 
@@ -257,7 +257,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(index: Path, tmp_path: Pat
 
 def test_another_mixture_does_not_overwrite_a_finished_one(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "out", shard_bytes=8000)
-    with pytest.raises(ConfigError, match=r"holds another finished mixture.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"contains another finished mixture.*--overwrite"):
         tokenize(index, tmp_path / "out", "seed: 1", shard_bytes=20000)
     tokenize(index, tmp_path / "out", "seed: 1", shard_bytes=20000, overwrite=True)
     names = {p.name for p in (tmp_path / "out").glob("*.parquet")} - {"action_tokens.parquet"}

@@ -1,4 +1,4 @@
-"""The error of binning, by hand and by its bound."""
+"""The error of binning: values by hand, and its upper bound."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The image column: views over several buffers, and what readers see of it."""
+"""The image column: views of several buffers, and its schema."""
 
 import numpy as np
 import pyarrow as pa
