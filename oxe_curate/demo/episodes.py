@@ -182,7 +182,7 @@ def jaco(index: int, rng: _Rng) -> EpisodeValues:
                 "terminate_episode": _terminate(steps),
             },
             **_flags(steps),
-        },
+        }
     }
 
 
@@ -203,10 +203,7 @@ def door(index: int, rng: _Rng) -> EpisodeValues:
     opening = np.array([f.opening for f in frames])
     return {
         "steps": {
-            "observation": {
-                "image": [_jpeg(door_image(kind, f)) for f in frames],
-                **_language(text, steps),
-            },
+            "observation": {"image": [_jpeg(door_image(kind, f)) for f in frames], **_language(text, steps)},
             "action": {
                 "world_vector": _differences(np.array([f.position for f in frames], np.float32)),
                 "rotation_delta": turn,
@@ -214,7 +211,7 @@ def door(index: int, rng: _Rng) -> EpisodeValues:
                 "terminate_episode": _terminate(steps)[:, 0].astype(np.float32),
             },
             **_flags(steps),
-        },
+        }
     }
 
 
@@ -258,12 +255,7 @@ def _terminate(steps: int) -> NDArray[np.int32]:
 
 def _flags(steps: int) -> dict[str, NDArray[Any]]:
     last = np.arange(steps) == steps - 1
-    return {
-        "is_first": np.arange(steps) == 0,
-        "is_last": last,
-        "is_terminal": last,
-        "reward": last.astype(np.float32),
-    }
+    return {"is_first": np.arange(steps) == 0, "is_last": last, "is_terminal": last, "reward": last.astype(np.float32)}
 
 
 def _quaternion(rotation: Floats) -> Floats:

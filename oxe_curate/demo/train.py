@@ -18,11 +18,12 @@ _OPTIONS = {
     "adapter": "none", "openvla.head": "l1", "steps": 600, "batch_size": 16, "learning_rate": 1e-3,
     "schedule": "cosine", "warmup": 50, "augment": False, "save_every": 200,
 }  # fmt: skip
-_FLAGS = (
-    "--adapter none --head l1 --steps 600 --batch-size 16 --learning-rate 1e-3 --schedule cosine --warmup 50 "
-    "--no-augment --save-every 200"
-)
-"""`_OPTIONS` on the command line."""
+
+
+def _flags() -> str:
+    """`_OPTIONS` on the command line."""
+    names = {key.rpartition(".")[2].replace("_", "-"): value for key, value in _OPTIONS.items()}
+    return " ".join(f"--no-{name}" if value is False else f"--{name} {value}" for name, value in names.items())
 
 
 def run_training_demo(out: Path) -> None:
@@ -46,7 +47,7 @@ def run_training_demo(out: Path) -> None:
     mixture.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     tables.show_command(screen, f"oxe-curate tokenize {mixture} --index {out}/index --out {shards} --tokenizer {base}")
     run_tokenize(mixture, str(out / "index"), str(shards), TokenizeOptions(tokenizer=base))
-    tables.show_command(screen, f"oxe-curate train {shards} --base {base} --run {run} {_FLAGS}")
+    tables.show_command(screen, f"oxe-curate train {shards} --base {base} --run {run} {_flags()}")
     config = read_train_config(None, {"data": str(shards), "base": str(base), "run": str(run), **_OPTIONS})
     if not (run / "adapter").is_dir():
         run_training(config, resume=any(run.glob("checkpoint-*")))

@@ -283,7 +283,7 @@ def test_a_collator_travels_to_another_process(base):
 
 def test_action_tokens_of_another_tokenizer_are_refused(base, shared):
     other = replace(mixture(base), tokens=ActionTokens.build(shared / "data/tokenizers/qwen2_5"))
-    with pytest.raises(ConfigError, match="made for another tokenizer"):
+    with pytest.raises(ConfigError, match="those of another tokenizer"):
         OpenVLAFamily.build(train_config(base), other, CPU)
     other = replace(mixture(base), tokens=replace(ActionTokens.default(), vocabulary_size=832))
     with pytest.raises(ConfigError, match="896 tokens, the action tokens reach 31999"):

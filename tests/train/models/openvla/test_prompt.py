@@ -89,7 +89,7 @@ def test_a_prompter_travels_to_another_process(llama):
 
 
 def test_a_folder_without_tokenizer_is_told_at_once(tmp_path):
-    with pytest.raises(ConfigError, match="holds no tokenizer"):
+    with pytest.raises(ConfigError, match="no tokenizer found"):
         Prompter.of(Path(tmp_path), LLAMA)
 
 
