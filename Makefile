@@ -10,7 +10,7 @@ INSTALL = $(PIP) install --quiet $(CONSTRAINTS)
 TORCH ?= torch==2.13.0
 BUILD = 'hatchling>=1.27,<2' 'editables>=0.5,<1' setuptools wheel
 
-.PHONY: demo demo-train test test-latest lint lock bench clean
+.PHONY: demo demo-train test test-latest lint lock docs bench clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
@@ -37,6 +37,9 @@ lock: $(VENV)/bin/python ## renew constraints.txt: the newest versions that pypr
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --no-header --no-annotate \
 	  --no-emit-index-url pyproject.toml $(VENV)/lock.in > $(VENV)/lock.out
 	{ echo '# Written by `make lock`.'; grep -vE '^(nvidia|cuda|triton)' $(VENV)/lock.out; } > constraints.txt
+
+docs: $(VENV)/.dev ## renew the option tables of docs/commands/
+	$(BIN)/python docs/commands.py
 
 bench: $(VENV)/.dev ## the comparisons in benchmarks/ (see benchmarks/README.md for the peers' environment)
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -30,14 +30,12 @@ class _Loader(yaml.SafeLoader):
                 continue
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
-# PyYAML follows YAML 1.1, where 1e-3 is a string; everybody who writes it means the number.
+# PyYAML follows YAML 1.1, in which 1e-3 is a string; users mean the number.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
@@ -46,10 +44,10 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document; `where` (a file name) opens every error message.
+    """Parse one YAML document; error messages start with `where` (a file name).
 
     Raises:
-        ConfigError: the text is not YAML, or a key stands twice; the message holds the line.
+        ConfigError: invalid YAML or a duplicate key; the message has the line number.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -68,9 +66,9 @@ def read_yaml(path: Path) -> Any:
     except FileNotFoundError:
         nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, nearby) if nearby else "Check the path."
-        raise ConfigError(f"{path}: no such file. {hint}") from None
+        raise ConfigError(f"{path}: file not found. {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
+        raise ConfigError(f"{path}: cannot read: {error}") from None
     return parse_yaml(text, str(path))
 
 
@@ -111,20 +109,20 @@ def _plain(value: Any) -> Any:
 
 def _explain(cls: Any, error: Any) -> str:
     loc: Loc = error["loc"]
-    # pydantic adds union branch names and the like to the path; keep what a reader finds in the file
+    # pydantic adds names of union branches to the path; keep the parts that are in the file
     path = ".".join(str(part) for part in loc) or "the file"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {path!r}. {did_you_mean(str(loc[-1]), _known_keys(cls, loc[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
-        return f"the key {path!r} is missing"
+        return f"missing key {path!r}"
     if error["type"] == "value_error":
         return f"{path}: {error['ctx']['error']}" if loc else str(error["ctx"]["error"])
     if error["type"] in ("literal_error", "enum"):
         known = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{path}: {error['input']!r} is not known. {did_you_mean(str(error['input']), known)}"
+        return f"{path}: unknown value {error['input']!r}. {did_you_mean(str(error['input']), known)}"
     if error["type"] in ("dataclass_type", "dict_type", "dataclass_exact_type"):
-        return f"{path}: expected keys and values, found {error['input']!r}"
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, found {error['input']!r}"
+        return f"{path}: expected a mapping, got {error['input']!r}"
+    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
 def _known_keys(cls: Any, loc: Loc) -> list[str]:

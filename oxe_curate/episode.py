@@ -1,4 +1,4 @@
-"""The types that travel between the rooms."""
+"""Types that are passed between packages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Steps = dict[str, NDArray[Any]]
-"""One episode's steps: flat key ("observation/state") -> array with time as its first axis."""
+"""Steps of an episode: flat key ("observation/state") -> array, time first."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class EpisodeId:
-    """Where an episode lies: the `record`-th record of the `shard`-th file of a split."""
+    """Identifies an episode: record `record` of file `shard` of a split."""
 
     dataset: str
     version: str
@@ -27,24 +27,24 @@ class EpisodeId:
 
     @classmethod
     def parse(cls, text: str) -> EpisodeId:
-        """Read back what `str` wrote. Raises ValueError on anything else."""
-        # from the right: a TFDS name with a config holds a "/"
+        """Parse the output of `str`. Raises ValueError for any other text."""
+        # from the right: a TFDS name with a config contains a "/"
         dataset, version, split, shard, record = text.rsplit("/", 4)
         return cls(dataset, version, split, int(shard), int(record))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """An episode's steps in the one convention everything after it uses.
+    """An episode in the common convention of actions, proprio and instructions.
 
     Attributes:
         action: float32 (T', 7): xyz displacement [m], roll, pitch, yaw displacement [rad], gripper (1 = open).
             Units are the data set's own where it does not use metres or radians.
-        frame_index: int32 (T',): which of the T source steps survived the recipe.
+        frame_index: int32 (T',): the source steps that the recipe keeps.
         proprio: float32 (T', P), P may be 0.
-        instruction: the first non-empty text of the episode, "" if there is none.
-        instructions: every distinct non-empty text, in order of appearance.
-        instruction_index: int32 (T',): index into `instructions` of each surviving step, -1 where its text is empty.
+        instruction: the first non-empty instruction, "" if there is none.
+        instructions: all distinct non-empty instructions, in order of appearance.
+        instruction_index: int32 (T',): index into `instructions` of each kept step, -1 where it has no instruction.
     """
 
     action: NDArray[np.float32]

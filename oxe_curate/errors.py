@@ -1,13 +1,13 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
 CurateError                 exit code 2: the message says where, what is wrong, and what to do
-├── ConfigError             a YAML file, an option, a name that nothing carries
-├── DataError               a shard, a record or a features.json that is not what it should be
-│   └── CorruptError        bytes that fail their length or checksum
-├── StorageError            a path that is missing, not writable or full
-└── WorkerError             a worker process died; exit code 1, since the command was right
+├── ConfigError             a YAML file, an option or a name is wrong
+├── DataError               a shard, a record or a features.json is not as described
+│   └── CorruptError        truncated bytes, or a checksum that does not match
+├── StorageError            a path is missing or not writable, or the disk is full
+└── WorkerError             a worker process died; exit code 1, since the command itself is valid
 
-Anything else that reaches the command line is an internal fault: exit code 1.
+Any other exception that reaches the command line is an internal error: exit code 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 
 class CurateError(Exception):
-    """Base of the errors a user can mend; the message is the whole explanation."""
+    """Base class of errors that a user can fix; the message says where, what is wrong and what to do."""
 
     exit_code = 2
 
@@ -27,11 +27,11 @@ class ConfigError(CurateError):
 
 
 class DataError(CurateError):
-    """Data on disk is not what its description says."""
+    """Data on disk does not match its description."""
 
 
 class CorruptError(DataError):
-    """Bytes are truncated or fail their checksum."""
+    """Data is truncated or fails its checksum."""
 
 
 class StorageError(CurateError):
@@ -39,13 +39,13 @@ class StorageError(CurateError):
 
 
 class WorkerError(CurateError):
-    """A worker process was killed, or a runner lost its work."""
+    """A worker process was killed, or a Beam runner lost work."""
 
     exit_code = 1
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence for the end of an error: the closest of the known names, or all of them if few.
+    """Return a sentence for the end of an error message: the closest known name, or the list of known names.
 
     >>> did_you_mean("bridge_orgi", ["bridge_orig", "kuka"])
     "Did you mean 'bridge_orig'?"
@@ -55,6 +55,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}?"
     if not names:
-        return "None are known."
+        return "There are none."
     shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")
     return f"Known: {shown}."

@@ -1,4 +1,4 @@
-"""The progress bar of a run: bytes, files, steps a second, time left; silent where nobody would see it."""
+"""A progress bar: bytes, files, steps per second, time left; only on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oxe_curate.storage import stderr_is_terminal
 
 
 class Bar:
-    """A tqdm bar over bytes with shards and steps beside it; silent where nobody would see it."""
+    """A tqdm bar over bytes that also counts shards and steps; only on a terminal."""
 
     def __init__(self, title: str, total: int, enabled: bool) -> None:
         self._bar = tqdm(
@@ -27,7 +27,7 @@ class Bar:
         self._bar.close()
 
     def add(self, size: int, steps: int = 0) -> None:
-        """Count a finished file: its bytes of input and its steps."""
+        """Count a finished file: its input bytes and its steps."""
         self._steps += steps
         self._files += 1
         seconds = max(time.monotonic() - self._start, 1e-3)

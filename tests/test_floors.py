@@ -10,10 +10,10 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
-    {"errors", "arrays"},
+    {"arrays", "errors", "lru"},
     {"episode", "config", "storage"},
-    {"progress"},
-    {"actions", "beam", "rlds", "registry", "ui"},
+    {"outputs", "progress", "ui"},
+    {"actions", "beam", "rlds", "registry"},
     {"index"},
     {"filter"},
     {"mixture"},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from oxe_curate.cli.options import Cards, Json, print_json, print_result
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,19 +19,17 @@ if TYPE_CHECKING:
 
 mixture_app = typer.Typer(
     name="mixture",
-    help="Show, check, compare, convert and propose mixtures. A mixture is a YAML file or a published one's name.",
+    help="Show, check, compare, convert and propose mixtures (YAML files, or published ones by name).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-FileOrName = Annotated[str, typer.Argument(metavar="MIXTURE", help="YAML file, or a published mixture's name.")]
+FileOrName = Annotated[str, typer.Argument(metavar="MIXTURE", help="Mixture YAML, or the name of a published mixture.")]
 IndexFolder = Annotated[
     str | None,
-    typer.Option("--index", help="Folder that filter wrote: sizes of what is on disk. Else: published ones."),
+    typer.Option("--index", help="Folder that filter wrote, for the sizes on disk (default: published sizes)."),
 ]
-Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Length of a training, for epochs.")]
-Cards = Annotated[Path | None, typer.Option("--cards", metavar="FOLDER", help="Your own cards, merged over ours.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Number of training samples, to compute epochs.")]
 
 
 @mixture_app.command("list")
@@ -40,11 +39,11 @@ def list_(as_json: Json = False) -> None:
 
     known = list(published_mixtures().values())
     if as_json:
-        _print_json([{**asdict(entry), "path": str(entry.path)} for entry in known])
+        print_json([{**asdict(entry), "path": str(entry.path)} for entry in known])
         return
     from oxe_curate.mixture import show
 
-    _print(show.published(known))
+    print_result(show.published_table(known))
 
 
 @mixture_app.command("show")
@@ -55,7 +54,7 @@ def show_(
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a mixture gives: share, steps, episodes, hours and epochs per data set."""
+    """Show share, steps, episodes, hours and epochs of each data set."""
     from oxe_curate.mixture.published import path_of
     from oxe_curate.mixture.shares import breakdown
     from oxe_curate.mixture.text_sizes import text_sizes
@@ -64,11 +63,11 @@ def show_(
     result = breakdown(read, members, samples)
     texts = text_sizes(read, path_of(mixture).parent)
     if as_json:
-        _print_json({**asdict(result), "hours": result.hours, "texts": [asdict(text) for text in texts]})
+        print_json({**asdict(result), "hours": result.hours, "texts": [asdict(text) for text in texts]})
         return
     from oxe_curate.mixture import show
 
-    _print(show.mixture(result, texts))
+    print_result(show.mixture_table(result, texts))
 
 
 @mixture_app.command("check")
@@ -79,11 +78,11 @@ def check_(
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
-    """Check a mixture; ends with exit code 2 if it has an error.
+    """Check a mixture; the exit code is 2 if there is an error.
 
-    Errors: unknown, duplicate or empty data sets, data sets whose card fails OpenVLA's criterion, versions known to be
+    Errors: unknown, duplicate or empty data sets, data sets that do not meet OpenVLA's criteria, versions known to be
     broken. Warnings: epochs below 1 or above 10 (with --samples), no language, control rates more than 5 times apart,
-    gripper polarity or licence not documented.
+    undocumented gripper polarity or licence.
     """
     from oxe_curate.mixture import check
     from oxe_curate.mixture.published import path_of
@@ -91,11 +90,11 @@ def check_(
     path = path_of(mixture)
     found = check.check_file(path, _open(index), samples, cards)
     if as_json:
-        _print_json([asdict(finding) for finding in found])
+        print_json([asdict(finding) for finding in found])
     else:
         from oxe_curate.mixture import show
 
-        _print(show.findings(found, path.name))
+        print_result(show.problems_text(found, path.name))
     if check.has_errors(found):
         raise typer.Exit(2)
 
@@ -106,7 +105,7 @@ def diff_(
     after: FileOrName,
     index: IndexFolder = None,
     cards: Cards = None,
-    unchanged: Annotated[bool, typer.Option("--all", help="Also those that are the same.")] = False,
+    unchanged: Annotated[bool, typer.Option("--all", help="Include unchanged data sets.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare two mixtures: weight and share per data set."""
@@ -115,34 +114,35 @@ def diff_(
     opened = _open(index)
     result = diff(_read(before, opened, cards), _read(after, opened, cards))
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
         return
     from oxe_curate.mixture import show
 
-    _print(show.difference(result, unchanged))
+    print_result(show.difference_table(result, unchanged))
 
 
 @mixture_app.command("convert")
 def convert_(
-    source: Annotated[str, typer.Argument(help="A mixture; with --from shares or epochs, a file of `name: number`.")],
-    to: Annotated[Literal["weights", "shares", "epochs"], typer.Option("--to", help="What to print.")],
+    source: Annotated[str, typer.Argument(help="Mixture; with --from shares or epochs: a file of `name: number`.")],
+    to: Annotated[Literal["weights", "shares", "epochs"], typer.Option("--to", help="Unit to convert to.")],
     from_: Annotated[
-        Literal["weights", "shares", "epochs"], typer.Option("--from", help="What the numbers of the source are.")
+        Literal["weights", "shares", "epochs"], typer.Option("--from", help="Unit of the numbers in the source.")
     ] = "weights",
     index: IndexFolder = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", min=1, help="To epochs: of a training. To weights: size of one pass.")
+        int | None,
+        typer.Option("--samples", min=1, help="To epochs: training samples. To weights: samples of one pass."),
     ] = None,
     cards: Cards = None,
     as_json: Json = False,
 ) -> None:
     """Convert between weights, shares and epochs, exactly.
 
-    To weights prints a mixture file; to shares or epochs a `name: number` list, which --from reads back.
+    --to weights prints a mixture file; --to shares or epochs prints `name: number` lines, which --from reads.
     """
     from oxe_curate.mixture import convert
     from oxe_curate.mixture.members import members
-    from oxe_curate.mixture.show import quantities
+    from oxe_curate.mixture.show import quantities_text
 
     opened = _open(index)
     if from_ == "weights":
@@ -155,36 +155,38 @@ def convert_(
         found = members(mixture, opened, cards)
     values = convert.quantities(mixture, found, to, samples)
     if as_json:
-        _print_json(values)
+        print_json(values)
     else:
-        typer.echo(convert.to_text(mixture) if to == "weights" else quantities(values), nl=False)
+        typer.echo(convert.to_text(mixture) if to == "weights" else quantities_text(values), nl=False)
 
 
 @mixture_app.command("propose")
 def propose_(
     index: Annotated[str, typer.Option("--index", help="Folder that filter wrote; its source must be readable.")],
     mixture: Annotated[
-        str | None, typer.Argument(help="Whose data sets to weigh. Default: all that the index keeps.")
+        str | None, typer.Argument(help="Mixture whose data sets are weighted (default: all data sets of the index).")
     ] = None,
     method: Annotated[
         Literal["diversity", "proxy"],
-        typer.Option("--method", help="diversity: by what varies. proxy: by what a small model finds hard."),
+        typer.Option("--method", help="By variety of scenes, tasks and actions, or by the loss of a small model."),
     ] = "diversity",
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the proposal as a mixture.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the proxy model.")] = 0,
-    sample: Annotated[int, typer.Option("--episodes", min=1, help="Of each data set, to look at.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write the proposal to a mixture file.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the proxy model.")] = 0,
+    sample: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to read of each data set.")] = 256,
     cards: Cards = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Propose weights, with the reason for each; docs/decisions/weights.md says what the methods assume."""
+    """Propose weights, with a reason for each (docs/decisions/weights.md explains the methods)."""
     from oxe_curate.errors import ConfigError
     from oxe_curate.mixture.propose import propose
     from oxe_curate.mixture.published import path_of
     from oxe_curate.mixture.spec import read_mixture
 
     if out and out.exists():
-        raise ConfigError(f"{out} exists already. Name another --out, or delete it.")
+        raise ConfigError(f"--out {out}: already exists; give another name or delete it")
     opened = _open(index)
     assert opened is not None
     result = propose(
@@ -194,18 +196,18 @@ def propose_(
         seed=seed,
         sample=sample,
         cards=cards,
-        progress=lambda name: None if quiet else typer.echo(f"looking at {name}", err=True),
+        progress=lambda name: None if quiet else typer.echo(f"reading {name}", err=True),
     )
     if out:
         from oxe_curate.storage import Folder
 
         Folder.of(out.absolute().parent).publish_bytes(out.name, result.to_text().encode())
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     from oxe_curate.mixture import show
 
-    _print(show.proposal(result))
+    print_result(show.proposal_table(result))
     if out:
         typer.echo(f"Mixture: {out}")
 
@@ -223,13 +225,3 @@ def _open(index: str | None) -> Index | None:
     from oxe_curate.index.store import Index
 
     return Index.open(index) if index else None
-
-
-def _print(what: Any) -> None:
-    from oxe_curate.ui.tables import console
-
-    console().print(what, markup=False, soft_wrap=False)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1))

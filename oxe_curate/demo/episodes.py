@@ -17,7 +17,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from oxe_curate.arrays import Floats
+from oxe_curate.arrays import Floats, Rng
 from oxe_curate.demo.door import Door, door_image, open_door
 from oxe_curate.demo.robot import rotation_from_rpy
 from oxe_curate.demo.rooms import BRIDGE, FRACTAL, JACO
@@ -25,7 +25,6 @@ from oxe_curate.demo.tasks import DemoStep, DemoTask, TaskKind, perform
 from oxe_curate.demo.world import COLORS
 from oxe_curate.rlds.encode import EpisodeValues
 
-_Rng = np.random.Generator
 _Floats32 = NDArray[np.float32]
 
 _SENTENCES: dict[str, dict[TaskKind, str]] = {
@@ -53,7 +52,7 @@ _SENTENCES: dict[str, dict[TaskKind, str]] = {
 }
 
 
-def bridge(index: int, rng: _Rng, *, language: bool = True, num_steps: int | None = None) -> EpisodeValues:
+def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None = None) -> EpisodeValues:
     """A WidowX episode: state xyz, rpy, gripper; action = the next state's difference, gripper 1 = open.
 
     As in the release, the first action does not move, and missing cameras have black frames.
@@ -99,7 +98,7 @@ def bridge(index: int, rng: _Rng, *, language: bool = True, num_steps: int | Non
     }
 
 
-def fractal(index: int, rng: _Rng, *, broken: bool = False) -> EpisodeValues:
+def fractal(index: int, rng: Rng, *, broken: bool = False) -> EpisodeValues:
     """A mobile manipulator's episode: displacements, and gripper commands +1 close, -1 open, 0 keep.
 
     Args:
@@ -157,7 +156,7 @@ def fractal(index: int, rng: _Rng, *, broken: bool = False) -> EpisodeValues:
 _ASPECTS = ("success", "feasible", "has_aspects", "already_success", "undesirable")
 
 
-def jaco(index: int, rng: _Rng) -> EpisodeValues:
+def jaco(index: int, rng: Rng) -> EpisodeValues:
     """A Kinova episode: displacements without rotation, relative gripper commands; a front and a wrist camera."""
     task, text = _task("jaco_play", index, rng)
     frames = perform(task, JACO.room, rng)
@@ -193,7 +192,7 @@ _DOORS = (
 )
 
 
-def door(index: int, rng: _Rng) -> EpisodeValues:
+def door(index: int, rng: Rng) -> EpisodeValues:
     """A door opened by a hand with the only camera; displacements in the axes of the hand at the start."""
     kind = _DOORS[index % len(_DOORS)]
     frames = open_door(kind, rng)
@@ -215,7 +214,7 @@ def door(index: int, rng: _Rng) -> EpisodeValues:
     }
 
 
-def _task(dataset: str, index: int, rng: _Rng) -> tuple[DemoTask, str]:
+def _task(dataset: str, index: int, rng: Rng) -> tuple[DemoTask, str]:
     """A task and its instruction: kinds in turn, random colours."""
     sentences = _SENTENCES[dataset]
     kind = list(sentences)[index % len(sentences)]

@@ -13,7 +13,9 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import read_statistics
 from oxe_curate.actions.dimensions import DIMENSIONS
 from oxe_curate.demo import mixture_text, write_demo
+from oxe_curate.filter import show as filter_show
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.tokenize import show as tokenize_show
 from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.ui import tables
@@ -31,9 +33,9 @@ def run_demo(out: Path, seed: int = 0) -> None:
         (out / ".written").touch()
     mixture.write_text(mixture_text(), encoding="utf-8")
     tables.show_command(screen, f"oxe-curate filter {rlds} --out {index}")
-    screen.print(tables.filtered(run_filter(rlds, index, FilterOptions()).summaries))
+    screen.print(filter_show.filtered(run_filter(rlds, index, FilterOptions()).summaries))
     tables.show_command(screen, f"oxe-curate tokenize {mixture} --index {index} --out {shards}")
-    screen.print(tables.tokenized(run_tokenize(mixture, index, shards, TokenizeOptions()).manifest))
+    screen.print(tokenize_show.tokenized(run_tokenize(mixture, index, shards, TokenizeOptions()).manifest))
     _show_sample(screen, shards)
     screen.print("Where to look next", style="bold")
     for path, what in (

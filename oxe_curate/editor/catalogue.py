@@ -38,12 +38,13 @@ class Catalogue:
 
     Args:
         index: the opened index; None: sizes are the published ones, and there are no frames.
-        cards: a folder of the user's own cards.
+        cards: a folder of the user's own cards; default: the folder that filter was given.
     """
 
     def __init__(self, index: Index | None, cards: Path | None = None) -> None:
-        self.index, self.cards = index, cards
-        self._lookup = MemberLookup(index, cards)
+        self.index = index
+        self.cards = index.find_cards(cards) if index else cards
+        self._lookup = MemberLookup(index, self.cards)
 
     def member(self, name: str, splits: tuple[str, ...] = ("train",)) -> Member:
         """The data set of a name. Raises ConfigError, with the closest match, if it is unknown."""
@@ -149,6 +150,6 @@ def _fact(member: Member) -> dict[str, Any]:
 
 def starting_text(name: str, index: Index | None) -> str:
     """The text of a new mixture: the data sets that the index keeps, at weight 1."""
-    kept = [dataset for dataset, summary in index.datasets.items() if summary["kept"]] if index else []
+    kept = [dataset for dataset, entry in index.datasets.items() if entry.summary.kept] if index else []
     rows = "".join(f"  - name: {dataset}\n    weight: 1.0\n" for dataset in kept)
     return f"name: {name}\nseed: 0\ndatasets:{chr(10) + rows if rows else ' []' + chr(10)}"

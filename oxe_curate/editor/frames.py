@@ -24,7 +24,7 @@ from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import Mixture, resolve
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.remote import open_shard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import EpisodeDraw, draw_episodes
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
@@ -153,7 +153,7 @@ class FrameViewer:
         return {
             "dimensions": dimensions,
             "steps": {dataset: len(values) for dataset, values in actions.items()},
-            "all": {dataset: self._index.datasets[dataset]["steps_kept"] for dataset in datasets},
+            "all": {dataset: self._index.datasets[dataset].summary.steps_kept for dataset in datasets},
         }
 
     def next_samples(self, mixture: Mixture, where: str, offset: int, count: int) -> dict[str, Any]:
@@ -207,13 +207,9 @@ class FrameViewer:
         frames, source = episode.frames.get(role), self._index.source
         if frames is None or len(frames) == 0:
             span = episode.spans[role]
-            if source.is_local:
-                buffer = source.map(episode.shard)
-            else:
-                remote = RemoteShard(source, episode.shard)
-                remote.ensure(*span)
-                buffer = remote.buffer
-            frames = locate(buffer, span, episode.source_steps, role)[episode.frame_index]
+            shard = open_shard(source, episode.shard)
+            shard.prefetch(*span)
+            frames = locate(shard.buffer, span, episode.source_steps, role)[episode.frame_index]
         offset, length = frames[step].tolist()
         return source.read_bytes(episode.shard, offset, length)
 

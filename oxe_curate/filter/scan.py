@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,16 @@ from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.screen import Candidate, Criteria, screen, third_person_camera
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.idle import drop_idle_frames
-from oxe_curate.index.store import FORMAT, IndexRow, Summary, write_shard
+from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
+from oxe_curate.index.store import IndexRow, write_shard
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.remote import open_shard
 from oxe_curate.storage import Folder
 
-FrameDetail = Literal["exact", "span"]
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 """Roles whose frames the index locates: the first camera of each."""
 EXACT_BELOW = 256 << 20
@@ -90,12 +90,8 @@ def write_scanned_shard(task: FilterTask) -> Summary:
 def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
     """Read, standardise and screen every wanted record of a shard."""
     scanner = _scanner(task.dataset, task.card, task.recipe)
-    source, remote = task.dataset.source, None
-    if source.is_local:
-        buffer, ensure = source.map(task.shard.path), None
-    else:
-        remote = RemoteShard(source, task.shard.path)
-        buffer, ensure = remote.buffer, remote.ensure
+    shard = open_shard(task.dataset.source, task.shard.path)
+    buffer, ensure = shard.buffer, shard.ensure
     rows: list[IndexRow] = []
     corrupt: list[str] = []
     number, read = -1, 0
@@ -126,9 +122,9 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
             corrupt.append(f"{task.shard.path}: {error}")
         else:
             raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
-    summary = Summary.of(rows)
+    summary = Summary.count((row.num_steps, row.reason) for row in rows)
     summary.corrupt = corrupt
-    summary.bytes_read = remote.bytes_fetched if remote else read
+    summary.bytes_read = shard.remote.bytes_fetched if shard.remote else read
     return rows, summary
 
 

@@ -1,50 +1,46 @@
-"""Which tasks (instructions) an index holds, and which of them the filter removed altogether."""
+"""Count the tasks (instructions) of an index, and find those of which the filter dropped every episode."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from oxe_curate.index import query
 from oxe_curate.index.store import Index
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tasks:
-    """Episodes by instruction; an episode with several texts counts under each of them."""
+    """Episodes by instruction; an episode with several instructions counts under each of them."""
 
-    seen: Counter[str] = field(default_factory=Counter)
-    kept: Counter[str] = field(default_factory=Counter)
-
-    def add(self, instructions: Iterable[Sequence[str]], kept: Iterable[bool]) -> None:
-        """Count some episodes."""
-        for texts, keep in zip(instructions, kept, strict=True):
-            self.seen.update(texts)
-            if keep:
-                self.kept.update(texts)
+    seen: Counter[str]
+    kept: Counter[str]
 
     @property
     def lost(self) -> list[str]:
-        """Instructions of which no episode is kept: the most frequent first, then by name."""
+        """Instructions without a kept episode: the most frequent first, then by name."""
         gone = [text for text in self.seen if text not in self.kept]
         return sorted(gone, key=lambda text: (-self.seen[text], text))
 
 
 def count_tasks(index: Index, dataset: str) -> Tasks:
-    """Count a data set's instructions."""
-    tasks = Tasks()
-    for _, table in index.tables(dataset, ["instructions", "kept"]):
-        tasks.add(table["instructions"].to_pylist(), table["kept"].to_pylist())
-    return tasks
+    """Count a data set's instructions. Raises DataError if an index file is damaged."""
+    import polars as pl
+
+    texts = query.scan(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
+    counts = texts.drop_nulls("text").group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
+    rows = query.collect(counts, index.folder).rows()
+    return Tasks(Counter({text: n for text, n, _ in rows}), Counter({text: n for text, _, n in rows if n}))
 
 
 def lost_tasks(index: Index) -> dict[str, list[str]]:
-    """Data set -> instructions of which every episode was dropped; data sets that lost none are left out.
+    """Map each data set to the instructions of which every episode was dropped.
 
-    Where nothing at all is kept every task is lost, and the table of counts says so; such data sets are left out too.
+    Data sets that lost none are left out, and so are those without any kept episode: they have lost every task, which
+    the table of counts already shows.
     """
     lost = {}
     for name, entry in index.datasets.items():
-        if 0 < entry["kept"] < entry["seen"] and (texts := count_tasks(index, name).lost):
+        if 0 < entry.summary.kept < entry.summary.seen and (texts := count_tasks(index, name).lost):
             lost[name] = texts
     return lost

@@ -6,12 +6,12 @@ Pure functions over arrays in order of precedence: of two copies, the one that s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.index.index_json import DatasetEntry
 
 LENGTH_TOLERANCE = 0.05
 """Near copies may differ in length by this share (and by 2 steps at least): loaders trim ends."""
@@ -108,11 +108,11 @@ def _pairs(keys: NDArray[np.uint8], num_steps: NDArray[np.int64]) -> Iterator[tu
         start = stop
 
 
-def check_leaks(datasets: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, tuple[str, ...]], allowed: bool) -> None:
+def check_leaks(datasets: Mapping[str, DatasetEntry], drawn: Mapping[str, tuple[str, ...]], allowed: bool) -> None:
     """Refuse to draw from a split that was meant to be held out and holds copies of training episodes.
 
     Args:
-        datasets: what index.json says of each data set.
+        datasets: the entries of index.json.
         drawn: data set -> splits that are drawn from.
         allowed: the criterion `allow_leak`.
 
@@ -121,7 +121,7 @@ def check_leaks(datasets: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, t
     """
     for name, splits in drawn.items():
         for split in splits:
-            copies = datasets[name].get("leaks", {}).get(split, 0)
+            copies = datasets[name].summary.leaks.get(split, 0)
             if copies and not allowed:
                 raise ConfigError(
                     f"{name}: {copies} episodes of its split {split!r} are copies of episodes of a train split, so "

@@ -1,10 +1,8 @@
-"""Episodes from the index files: their columns unpacked once, a row then is a few slices."""
+"""Episodes from the index files, whose columns are unpacked once: a row is then a few slices."""
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.index.store import Index
+from oxe_curate.lru import LruCache
 from oxe_curate.storage import Folder
 
 _PLAIN = ("episode_id", "shard", "num_steps", "source_steps", "instruction", "instructions", "camera_spans")
@@ -40,13 +39,18 @@ class Episode:
 
     @classmethod
     def read(cls, index: Folder, path: str, rows: Sequence[int]) -> list[Episode]:
-        """The episodes of some rows of an index file."""
-        file = _cache.get(index.uri, path)
+        """Read some rows of an index file."""
+
+        def read() -> tuple[_IndexFile, int]:
+            table = _open_index(index.uri).table(path, _COLUMNS)
+            return _IndexFile(table), table.nbytes
+
+        file = _files.get((index.uri, path), read)
         return [file.episode(row) for row in rows]
 
 
 class _List:
-    """A list column as numpy: the values of row i are `values[offsets[i]:offsets[i + 1]]`."""
+    """A list column as numpy arrays: the values of row i are `values[offsets[i]:offsets[i + 1]]`."""
 
     def __init__(self, column: Any, values: NDArray[Any] | None = None) -> None:
         self.valid = np.asarray(column.is_valid())
@@ -58,7 +62,7 @@ class _List:
 
 
 class _IndexFile:
-    """An index file, its columns unpacked once: a row is then a few slices."""
+    """An index file with unpacked columns."""
 
     def __init__(self, table: Any) -> None:
         columns = {name: table[name].combine_chunks() for name in table.column_names}
@@ -76,7 +80,6 @@ class _IndexFile:
         frames = cameras.items.values
         places = [np.asarray(frames.field(name)).astype(np.int64) for name in ("offset", "length")]
         self._frames = _List(cameras.items, np.stack(places, axis=1))
-        self.nbytes = table.nbytes
 
     def episode(self, row: int) -> Episode:
         plain = {name: values[row] for name, values in self._plain.items()}
@@ -104,28 +107,8 @@ class _IndexFile:
         return values.reshape(last - first, -1) if last > first else np.empty((0, 0), np.float32)
 
 
-class _FileCache:
-    """Index files that were read last, bounded by bytes: several output shards draw from each."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[tuple[str, str], _IndexFile] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()  # shards may be built in threads
-
-    def get(self, uri: str, path: str) -> _IndexFile:
-        key = (uri, path)
-        with self._lock:
-            if key in self._files:
-                self._files.move_to_end(key)
-                return self._files[key]
-            file = self._files[key] = _IndexFile(_open_index(uri).table(path, _COLUMNS))
-            self._bytes += file.nbytes
-            while self._bytes > _CACHE_BYTES and len(self._files) > 1:
-                self._bytes -= self._files.popitem(last=False)[1].nbytes
-            return file
-
-
-_cache = _FileCache()
+_files: LruCache[_IndexFile] = LruCache(_CACHE_BYTES)
+"""The index files read last: several output shards draw from each."""
 
 
 @functools.lru_cache(maxsize=4)

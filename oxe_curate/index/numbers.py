@@ -23,7 +23,7 @@ class Numbers:
     def __init__(self, index: Index, dataset: str, over: str) -> None:
         self._index, self._dataset, self._over = index, dataset, over
         self.episodes = 0
-        steps = index.datasets[dataset]["steps_seen"]
+        steps = index.datasets[dataset].summary.steps_seen
         self._kept: dict[str, list[NDArray[np.float32]]] | None = {} if steps * 15 * 4 < _HELD else None
 
     def column(self, name: str) -> Iterable[NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from oxe_curate.inspection.vision import Clip
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.remote import open_shard
 
 PICTURED = 8
 """Episodes whose frames are decoded."""
@@ -133,11 +133,8 @@ def draw_sample(shards: list[Shard], episodes: int, seed: int) -> list[tuple[Sha
 
 def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: RecordReader) -> Any:
     """Yield (record number, episode, buffer, ensure); errors name shard and record."""
-    if dataset.source.is_local:
-        buffer, ensure = dataset.source.map(shard.path), None
-    else:
-        remote = RemoteShard(dataset.source, shard.path)
-        buffer, ensure = remote.buffer, remote.ensure
+    opened = open_shard(dataset.source, shard.path)
+    buffer, ensure = opened.buffer, opened.ensure
     wanted, where = set(records), f"{dataset.source}/{shard.path}"
     number = -1
     try:

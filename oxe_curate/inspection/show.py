@@ -4,40 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from oxe_curate.inspection.check import Checked
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.report import Inspection, NumberFeature
+from oxe_curate.ui.tables import Column, ResultTable, counted
 
 _VERDICTS = {"agrees": "green", "contradicts": "red", "undecided": "dim"}
 
 
 def inspected(report: Inspection) -> Group:
-    """Everything of a report: cameras, numbers, texts, flags, findings."""
+    """All of a report: cameras, numbers, instructions, flags, findings."""
     lengths = sorted(report.lengths)
-    splits = ", ".join(f"{name}: {n['episodes']:,} in {n['shards']} shards" for name, n in report.splits.items())
+    splits = ", ".join(
+        f"{name}: {counted(n['episodes'], 'episode')} in {counted(n['shards'], 'shard')}"
+        for name, n in report.splits.items()
+    )
     parts: list[RenderableType] = [
         Text(f"{report.name} {report.version}", "bold"),
-        Text(f"episodes   {splits}; {report.num_bytes / 1e6:,.1f} MB"),
-        Text(f"read       {len(lengths)} of them, {lengths[0]} to {lengths[-1]} steps (median {_median(lengths)})"),
+        Text(f"splits   {splits}; {report.num_bytes / 1e6:,.1f} MB"),
+        Text(
+            f"read     {counted(len(lengths), 'episode')} of {lengths[0]} to {lengths[-1]} steps "
+            f"(median {_median(lengths)})"
+        ),
         _cameras(report),
         _numbers("Actions", report.actions),
         _numbers("State", report.states),
     ]
     if report.others:
         parts.append(_numbers("Other numbers", report.others))
-    parts += [_texts(report), *_beside(report), findings(report.findings)]
+    parts += [_instructions(report), *_notes(report), findings_table(report.findings)]
     return Group(*parts)
 
 
-def findings(found: Iterable[Finding]) -> Table:
-    """Questions and answers, with how sure each is and why."""
-    table = _table("What the data tell", "question", "answer", "sure")
-    table.add_column("why", overflow="fold", ratio=1)
+_WHY = Column("why", left=True, wrap=True)
+
+
+def _text(title: str) -> Column:
+    return Column(title, left=True, wrap=True)
+
+
+def findings_table(found: Iterable[Finding]) -> ResultTable:
+    """Questions and answers, with the confidence in each and the reason."""
+    table = ResultTable("Findings", Column("question", wrap=True), _text("answer"), "confidence", _WHY)
     for finding in found:
         table.add_row(
             finding.question,
@@ -49,10 +60,9 @@ def findings(found: Iterable[Finding]) -> Table:
 
 
 def checked(result: Checked) -> Group:
-    """A card against the data: contradictions first, then what agrees, then what cannot be told."""
-    title = f"Card {result.card} against {result.dataset} ({result.episodes} episodes)"
-    table = _table(title, "question", "card says", "data say", "sure")
-    table.add_column("why", overflow="fold", ratio=1)
+    """A card compared with the data: contradictions first, then agreements, then undecided questions."""
+    title = f"Card {result.card} compared with {result.dataset} ({counted(result.episodes, 'episode')})"
+    table = ResultTable(title, Column("question", wrap=True), _text("card"), _text("data"), "confidence", _WHY)
     for verdict in ("contradicts", "agrees", "undecided"):
         for c in (c for c in result.comparisons if c.verdict == verdict):
             style = _VERDICTS[verdict]
@@ -60,27 +70,16 @@ def checked(result: Checked) -> Group:
         table.add_section()
     count = len(result.contradictions)
     agree = sum(c.verdict == "agrees" for c in result.comparisons)
-    told = f"{count} contradiction{'' if count == 1 else 's'}, {agree} agree"
-    told += f", {len(result.comparisons) - count - agree} cannot be told"
-    return Group(table, Text(told, "bold red" if count else "bold green"))
+    undecided = len(result.comparisons) - count - agree
+    verdict = f"{counted(count, 'contradiction')}, {counted(agree, 'agreement')}, {undecided} undecided"
+    return Group(table, Text(verdict, "bold red" if count else "bold green"))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _numeric(title: str, names: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
-    table = _table(title, *names)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _cameras(report: Inspection) -> Table:
-    table = _numeric("Cameras", ("key", "size", "stored as"), ("looked at", "black", "missing", "unreadable"))
+def _cameras(report: Inspection) -> ResultTable:
+    table = ResultTable(
+        "Cameras", "key", Column("size", left=True), Column("encoding", left=True), "frames read", "black", "missing",
+        "unreadable",
+    )  # fmt: skip
     for c in sorted(report.cameras, key=lambda c: c.key):
         size = "x".join("?" if d is None else str(d) for d in c.shape)
         stored = c.encoding if c.dtype == "uint8" else f"{c.encoding} {c.dtype}"
@@ -88,8 +87,10 @@ def _cameras(report: Inspection) -> Table:
     return table
 
 
-def _numbers(title: str, features: tuple[NumberFeature, ...]) -> Table:
-    table = _numeric(title, ("key", "type"), ("min", "q01", "mean", "q99", "max", ""))
+def _numbers(title: str, features: tuple[NumberFeature, ...]) -> ResultTable:
+    table = ResultTable(
+        title, "key", Column("type", left=True, optional=1), "min", "q01", "mean", "q99", "max", Column("", left=True)
+    )
     for feature in features:
         for i, r in enumerate(feature.ranges):
             name = f"{feature.key}[{i}]" if len(feature.ranges) > 1 or feature.shape else feature.key
@@ -101,20 +102,21 @@ def _numbers(title: str, features: tuple[NumberFeature, ...]) -> Table:
     return table
 
 
-def _texts(report: Inspection) -> Table:
-    table = _numeric("Texts", ("key", "kind"), ("distinct", "episodes without"))
-    table.add_column("such as", overflow="fold", ratio=1)
+def _instructions(report: Inspection) -> ResultTable:
+    table = ResultTable(
+        "Instructions", "key", Column("kind", left=True), "distinct", "episodes without", _text("examples")
+    )
     for t in report.texts:
         shown = " | ".join(repr(s) for s in t.samples[:3])
         table.add_row(t.key, t.kind, f"{t.distinct:,}", _share(t.empty), Text(shown))
     return table
 
 
-def _beside(report: Inspection) -> list[Text]:
+def _notes(report: Inspection) -> list[Text]:
     lines = []
     if report.flags:
         flags = ", ".join(f"{key} {_share(share)}" for key, share in report.flags.items())
-        lines.append(Text(f"flags that are true: {flags}"))
+        lines.append(Text(f"flags, share true: {flags}"))
     others = [key for key in report.metadata if key not in report.flags]
     if others:
         lines.append(Text(f"other metadata, not read: {', '.join(others)}", "dim"))

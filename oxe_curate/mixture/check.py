@@ -237,14 +237,14 @@ class _Checker:
     def _on_disk(self, member: Member) -> Iterator[Problem]:
         if member.dataset is None or self.index is None:
             return
-        name, summary = member.entry.name, self.index.datasets[member.dataset]
-        have = {split.split("[")[0] for split in summary["splits"]}
+        name, entry = member.entry.name, self.index.datasets[member.dataset]
+        have = entry.split_names
         if missing := [split for split in member.entry.splits if split not in have]:
             message = f"{name}: split {missing[0]!r} is not in the index, only {', '.join(sorted(have))}"
             yield self._entry("error", "no_split", name, message, "Set the entry's key 'splits', or filter that split.")
         elif not member.episodes:
-            reasons = ", ".join(f"{reason}: {count}" for reason, (count, _) in summary["dropped"].items())
-            message = f"{name} has no kept episode in the index ({reasons or 'it is empty'})"
+            reasons = entry.drop_reasons or "it is empty"
+            message = f"{name} has no kept episode in the index ({reasons})"
             yield self._entry("error", "empty", name, message, "Remove it, or run filter with other criteria.")
 
         try:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from oxe_curate import registry
-from oxe_curate.index.store import Index, read_index_meta
+from oxe_curate.index.index_json import DatasetEntry
+from oxe_curate.index.query import count_kept
+from oxe_curate.index.store import Index
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.registry.card import DatasetCard
 
@@ -55,8 +57,9 @@ class MemberLookup:
         self._held: dict[str, DatasetCard] = {}
         if index is None:
             return
-        for dataset, summary in index.datasets.items():
-            card = self._held[dataset] = registry.load(summary["card"] or dataset, cards)
+        self._cards = index.find_cards(cards)
+        for dataset, held in index.datasets.items():
+            card = self._held[dataset] = registry.load(held.card or dataset, self._cards)
             for name in (card.name, *card.aliases):
                 self._by_name.setdefault(name, dataset)
         self._by_name.update({dataset: dataset for dataset in index.datasets})
@@ -69,9 +72,9 @@ class MemberLookup:
             origin: Origin = "unknown" if card.num_transitions is None else "published"
             return Member(entry, card, None, None, card.num_transitions, _published_episodes(card), origin)
         assert self._index is not None
-        summary = self._index.datasets[dataset]
-        episodes, steps = _kept(self._index, dataset, summary, entry.splits)
-        return Member(entry, self._held[dataset], dataset, summary["version"], steps, episodes, "index")
+        held = self._index.datasets[dataset]
+        episodes, steps = _kept(self._index, dataset, held, entry.splits)
+        return Member(entry, self._held[dataset], dataset, held.version, steps, episodes, "index")
 
 
 def members(mixture: Mixture, index: Index | None = None, cards: Path | None = None) -> tuple[Member, ...]:
@@ -86,14 +89,8 @@ def _published_episodes(card: DatasetCard) -> int | None:
     return sum(c for c in counts if c is not None) if counts and None not in counts else None
 
 
-def _kept(index: Index, dataset: str, summary: dict[str, Any], splits: tuple[str, ...]) -> tuple[int, int]:
-    """Kept episodes and steps of some splits; reads the files' footers only if the index has other splits too."""
-    if {split.split("[")[0] for split in summary["splits"]} <= set(splits):
-        return summary["kept"], summary["steps_kept"]
-    episodes = steps = 0
-    for path in index.files(dataset):
-        if path.rsplit("/", 1)[-1].split("-")[0] in splits:
-            counted = read_index_meta(index.folder, path)["summary"]
-            episodes += counted["kept"]
-            steps += counted["steps_kept"]
-    return episodes, steps
+def _kept(index: Index, dataset: str, entry: DatasetEntry, splits: tuple[str, ...]) -> tuple[int, int]:
+    """Kept episodes and steps of some splits; the index files are scanned only if the index has other splits too."""
+    if set(entry.split_names) <= set(splits):
+        return entry.summary.kept, entry.summary.steps_kept
+    return count_kept(index, dataset, splits)

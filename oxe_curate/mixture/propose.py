@@ -124,18 +124,17 @@ def _wrapped(text: str) -> str:
 
 def _everything(index: Index) -> Mixture:
     entries = [
-        MixtureEntry(name=name, weight=1.0, splits=_splits(summary["splits"]))
-        for name, summary in index.datasets.items()
-        if summary["kept"]
+        MixtureEntry(name=name, weight=1.0, splits=_splits(held.split_names))
+        for name, held in index.datasets.items()
+        if held.summary.kept
     ]
     if not entries:
         raise ConfigError(f"{index.folder}: the index keeps no episode; see `oxe-curate report` for the reasons")
     return Mixture(name="proposed", datasets=tuple(entries))
 
 
-def _splits(have: Sequence[str]) -> tuple[str, ...]:
-    names = [split.split("[")[0] for split in have]
-    return ("train",) if "train" in names else tuple(dict.fromkeys(names))
+def _splits(names: tuple[str, ...]) -> tuple[str, ...]:
+    return ("train",) if "train" in names else names
 
 
 def _by_diversity(

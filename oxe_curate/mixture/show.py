@@ -1,12 +1,10 @@
-"""A mixture, its findings and its differences as tables."""
+"""A mixture, its problems and its differences as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from oxe_curate.mixture.check import Problem
@@ -15,49 +13,43 @@ from oxe_curate.mixture.propose import Proposal
 from oxe_curate.mixture.published import Published
 from oxe_curate.mixture.shares import Breakdown, Row
 from oxe_curate.mixture.text_sizes import TextSize
-
-_SUFFIX = "_converted_externally_to_rlds"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
+from oxe_curate.ui.tables import Column, ResultTable, counted
 
 
-def mixture(result: Breakdown, texts: Sequence[TextSize] = ()) -> RenderableType:
-    """Weight, share and size per data set, image-text sources, and what a reader must know of the numbers."""
-    columns = ["data set", "weight", "share", "steps", "episodes", "hours"]
-    table = _table(f"Mixture {result.name}", *columns, *(["epochs"] if result.samples else []))
+def mixture_table(result: Breakdown, texts: Sequence[TextSize] = ()) -> RenderableType:
+    """Weight, share and size per data set, image-text sources, and notes on the numbers."""
+    epochs = ["epochs"] if result.samples else []
+    table = ResultTable(
+        f"Mixture {result.name}", "data set", "weight", "share", "steps", Column("episodes", optional=2),
+        Column("hours", optional=1), *epochs,
+    )  # fmt: skip
     bound = "≤ " if result.unknown else ""
     for row in result.rows:
-        cells: list[RenderableType] = [
-            f"{row.weight:.6g}", _percent(row.share, bound), _size(row, row.steps), _size(row, row.episodes),
-            _size(row, row.hours),
-        ]  # fmt: skip
-        table.add_row(_name(row.name), *cells, *([_short(row.epochs, bound)] if result.samples else []))
+        table.add_row(
+            row.name, f"{row.weight:.6g}", _percent(row.share, bound), _size(row, row.steps), _size(row, row.episodes),
+            _size(row, row.hours), *([_short(row.epochs, bound)] if result.samples else []),
+        )  # fmt: skip
     table.add_section()
-    table.add_row("one pass", "", "", f"{result.one_pass:,.0f}", "", _short(result.hours))
+    table.add_row("one pass", "", "", f"{result.one_pass:,.0f}", "", _short(result.hours), *("" for _ in epochs))
     notes = []
     if any(row.origin != "index" for row in result.rows):
         notes.append("* published count of the whole data set, not of what is on disk")
     if result.unknown:
-        count = f"{len(result.unknown)} of {len(result.rows)}"
-        notes.append(f"?  not known ({count}): shares are of the others alone, so upper bounds")
+        unknown = f"{len(result.unknown)} of {len(result.rows)}"
+        notes.append(f"? unknown size ({unknown} data sets): shares are upper bounds, relative to the other data sets")
     if result.stride > 1:
-        notes.append(f"a sample is a window, drawn at every {result.stride} steps")
+        notes.append(f"a sample is a window; one is drawn every {result.stride} steps")
     if result.samples:
         notes.append(f"epochs in {result.samples:,} samples")
-    return Group(table, *([_texts(texts)] if texts else []), *(Text(note, "dim") for note in notes))
+    return Group(table, *([_texts_table(texts)] if texts else []), *(Text(note, "dim") for note in notes))
 
 
-def _texts(sizes: Sequence[TextSize]) -> RenderableType:
-    table = _table("Image-text rows", "source", "weight", "rows", "one pass")
+def _texts_table(sizes: Sequence[TextSize]) -> RenderableType:
+    table = ResultTable("Image-text rows", "source", "weight", "rows", "one pass")
     for size in sizes:
         rows, drawn = ("?" if n is None else f"{n:,.0f}" for n in (size.rows, size.drawn))
         table.add_row(size.name, f"{size.weight:.6g}", rows, drawn)
-    problems = [Text(f"?  {size.problem}", "yellow") for size in sizes if size.problem]
+    problems = [Text(f"? {size.problem}", "yellow") for size in sizes if size.problem]
     return Group(table, *problems)
 
 
@@ -66,10 +58,6 @@ def _size(row: Row, value: float | None) -> Text:
         return Text("?", "yellow")
     text = f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"
     return Text.assemble(text, ("*", "dim")) if row.origin != "index" else Text(text)
-
-
-def _name(name: str) -> str:
-    return name.removesuffix(_SUFFIX) + "…" if name.endswith(_SUFFIX) else name
 
 
 def _percent(value: float | None, bound: str = "") -> str:
@@ -84,29 +72,35 @@ def _short(value: float | None, bound: str = "") -> str:
     return f"{bound}{value:,.0f}" if value >= 1000 else f"{bound}{value:.3g}"
 
 
-def findings(found: Sequence[Problem], where: str) -> RenderableType:
-    """Errors, then warnings; those that say the same of several data sets stand together."""
-    errors = sum(f.level == "error" for f in found)
+def problems_text(found: Sequence[Problem], where: str) -> RenderableType:
+    """Errors, then warnings; the same problem of several data sets is listed together."""
+    errors = sum(problem.level == "error" for problem in found)
     parts: list[Text] = []
-    for code in dict.fromkeys((f.level, f.code, f.advice) for f in found):
-        group = [f for f in found if (f.level, f.code, f.advice) == code]
-        for finding in group:
-            colour = "red" if finding.level == "error" else "yellow"
-            place = f"{where}:{finding.line}" if finding.line else where
-            parts.append(Text.assemble((f"{finding.level}: ", f"bold {colour}"), f"{place}: {finding.message}."))
+    for kind in dict.fromkeys((p.level, p.code, p.advice) for p in found):
+        group = [p for p in found if (p.level, p.code, p.advice) == kind]
+        for problem in group:
+            colour = "red" if problem.level == "error" else "yellow"
+            place = f"{where}:{problem.line}" if problem.line else where
+            end = "" if problem.message.endswith((".", "?")) else "."
+            message = f"{place}: {problem.message}{end}"
+            parts.append(Text.assemble((f"{problem.level}: ", f"bold {colour}"), message))
         parts.append(Text(f"  {group[0].advice}", "dim"))
-    verdict = f"{errors} error{'s' * (errors != 1)}, {len(found) - errors} warning{'s' * (len(found) - errors != 1)}"
+    verdict = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"
     return Group(*parts, Text(verdict, "red" if errors else "green"))
 
 
-def difference(result: Difference, unchanged: bool = False) -> RenderableType:
-    """What came, went and changed; the rest on request."""
-    table = _table(f"{result.before} -> {result.after}", "data set", "", "weight", "->", "factor", "share", "-> share")
+def difference_table(result: Difference, unchanged: bool = False) -> RenderableType:
+    """Data sets that were added, removed or changed; the others where `unchanged` is set."""
+    change = Column("change", left=True)
+    table = ResultTable(
+        f"{result.before} -> {result.after}", "data set", change, "weight", "-> weight", Column("factor", optional=2),
+        Column("share", optional=1), Column("-> share", optional=1),
+    )  # fmt: skip
     colours = {"added": "green", "removed": "red", "changed": "yellow", "same": "dim"}
-    for change in result.changes:
-        if change.status != "same" or unchanged:
-            table.add_row(_name(change.name), Text(change.status, colours[change.status]), *_cells(change))
-    same = "" if unchanged else f"{result.counted('same')} data sets have the same weight"
+    for entry in result.changes:
+        if entry.status != "same" or unchanged:
+            table.add_row(entry.name, Text(entry.status, colours[entry.status]), *_cells(entry))
+    same = "" if unchanged else f"{counted(result.counted('same'), 'data set')} with the same weight"
     settings = [f"{key}: {before} -> {after}" for key, before, after in result.settings]
     return Group(table, *(Text(line) for line in [*settings, same] if line))
 
@@ -122,22 +116,24 @@ def _cells(change: MixtureChange) -> list[str]:
     ]
 
 
-def proposal(result: Proposal) -> RenderableType:
-    """The change, and the reason for each weight."""
+def proposal_table(result: Proposal) -> RenderableType:
+    """The proposed change, and the reason for each weight."""
     reasons = [Text(f"- {row.reason}") for row in result.rows]
-    absent = f"not in the index, weights kept: {', '.join(result.absent)}" if result.absent else ""
-    return Group(difference(result.change, unchanged=True), *reasons, *([Text(absent, "dim")] if absent else []))
+    absent = f"not in the index, weights unchanged: {', '.join(result.absent)}" if result.absent else ""
+    return Group(difference_table(result.change, unchanged=True), *reasons, *([Text(absent, "dim")] if absent else []))
 
 
-def quantities(values: dict[str, float]) -> str:
-    """A "name: number" file."""
+def quantities_text(values: dict[str, float]) -> str:
+    """Lines of `name: number`."""
     return "".join(f"{name}: {value!r}\n" for name, value in values.items())
 
 
-def published(known: Sequence[Published]) -> RenderableType:
+def published_table(known: Sequence[Published]) -> ResultTable:
     """The published mixtures and their sources."""
-    table = _table(f"{len(known)} published mixtures", "name", "project")
-    table.add_column("source", overflow="fold")
+    table = ResultTable(
+        counted(len(known), "published mixture"), "name", Column("project", left=True),
+        Column("source", left=True, wrap=True),
+    )  # fmt: skip
     for entry in known:
         table.add_row(entry.name, entry.project, entry.source)
     return table

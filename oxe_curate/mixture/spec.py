@@ -183,9 +183,9 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
             episode, a split, a camera or the recipe.
     """
     names: dict[str, str] = {}  # every accepted name -> data set in the index
-    held = {}
-    for dataset, summary in index.datasets.items():
-        held[dataset] = registry.load(summary["card"], cards)
+    held, cards = {}, index.find_cards(cards)
+    for dataset, known in index.datasets.items():
+        held[dataset] = registry.load(known.card or dataset, cards)
         for name in (held[dataset].name, *held[dataset].aliases):
             names.setdefault(name, dataset)
     names.update({dataset: dataset for dataset in index.datasets})
@@ -199,19 +199,19 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
         if dataset in taken:
             raise ConfigError(f"{here} and {taken[dataset]!r} are the same data set, {dataset}; merge their entries")
         taken[dataset] = entry.name
-        summary = index.datasets[dataset]
-        if summary["kept"] == 0:
-            reasons = ", ".join(f"{reason}: {n}" for reason, (n, _) in summary["dropped"].items()) or "it is empty"
+        known = index.datasets[dataset]
+        if known.summary.kept == 0:
+            reasons = known.drop_reasons or "it is empty"
             raise ConfigError(
                 f"{here} has no kept episode in the index ({reasons}). "
                 "Remove it, or run filter again with other criteria."
             )
-        if entry.recipe not in (None, summary["recipe"]):
+        if entry.recipe not in (None, known.recipe):
             raise ConfigError(
                 f"{here}: expected the recipe {entry.recipe!r}, but the index was filtered with "
-                f"{summary['recipe']!r}. Run filter again with --recipe {entry.name}={entry.recipe}."
+                f"{known.recipe!r}. Run filter again with --recipe {entry.name}={entry.recipe}."
             )
-        have = {split.split("[")[0] for split in summary["splits"]}
+        have = known.split_names
         for split in entry.splits:
             if split not in have:
                 raise ConfigError(

@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.index import images
+from oxe_curate.index import images, query
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import variety
 from oxe_curate.mixture.sampling import episode_hashes
 from oxe_curate.mixture.spec import ImageSpec
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SAMPLE = 256
 """Episodes whose first frame and actions are read."""
@@ -108,27 +112,29 @@ def sample_episodes(
     Raises:
         ConfigError: no episode is kept.
     """
-    lengths: list[NDArray[np.int64]] = []
-    texts: Counter[str] = Counter()
-    rows: list[tuple[np.uint64, str, int]] = []  # hash, index file, row
-    for path in index.files(dataset):
-        if path.rsplit("/", 1)[-1].split("-")[0] not in splits:
-            continue
-        table = index.table(path, ["episode_id", "kept", "num_steps", "instruction"])
-        kept = np.flatnonzero(np.asarray(table["kept"]))
-        table = table.take(kept)
-        lengths.append(np.asarray(table["num_steps"], np.int64))
-        texts.update(variety.task(text) for text in table["instruction"].to_pylist())
-        hashes = episode_hashes(None, table["episode_id"].to_pylist())
-        rows += zip(hashes, [path] * len(kept), kept.tolist(), strict=True)
-        rows = sorted(rows)[:sample]
-    if not rows:
+    import polars as pl
+
+    kept = query.scan(index, dataset, splits).filter("kept")
+    lengths = query.collect(kept.select(pl.col("num_steps").cast(pl.Int64)), index.folder)["num_steps"].to_numpy()
+    if not len(lengths):
         raise ConfigError(f"{index.folder}: {dataset} has no kept episode in {', '.join(splits)}")
-    by_file: dict[str, list[int]] = {}
-    for _, path, row in sorted(rows, key=lambda item: item[1:]):
-        by_file.setdefault(path, []).append(row)
-    episodes = [e for path, numbers in by_file.items() for e in Episode.read(index.folder, path, numbers)]
-    return np.concatenate(lengths), texts, episodes
+    texts: Counter[str] = Counter()
+    # in order of appearance, so that sums over the tasks are reproducible
+    counted = kept.group_by("instruction", maintain_order=True).agg(pl.len())
+    for text, count in query.collect(counted, index.folder).rows():
+        texts[variety.task(text)] += count
+    hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt64, is_elementwise=True)
+    chosen = kept.select("file", "row", hashed.alias("hash")).bottom_k(sample, by=["hash", "file", "row"])
+    episodes = []
+    for (path,), rows in query.collect(chosen, index.folder).sort("file", "row").group_by("file", maintain_order=True):
+        episodes += Episode.read(index.folder, str(path), rows["row"].to_list())
+    return lengths, texts, episodes
+
+
+def _hashes(ids: pl.Series) -> pl.Series:
+    import polars as pl
+
+    return pl.Series(episode_hashes(None, ids.to_list()))
 
 
 def normalised(episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:

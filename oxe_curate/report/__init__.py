@@ -13,37 +13,38 @@ from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
 from oxe_curate.report.gather import gather_dataset
-from oxe_curate.report.thumbnails import pictures
+from oxe_curate.report.thumbnails import read_thumbnails
 from oxe_curate.storage import TEMPORARY, explain, stderr_is_terminal
 
-FEW = 8
-"""Up to so many data sets, three frames an episode and more episodes are shown; the page stays at a few MB."""
+_FEW = 8
+"""Up to this many data sets, more episodes and three frames of each are shown; the page stays at a few MB."""
 
 __all__ = ["write_report"]
 
 
 def write_report(index: str | Path, out: str | Path, progress: bool = True, cards: Path | None = None) -> Path:
-    """Write the report of an index as one HTML file without a single request to the network.
+    """Write the report of an index as one HTML file that makes no network requests.
 
-    It is written as it is gathered, one data set at a time, and appears under its name when it is complete.
+    It is written one data set at a time, and appears under its name when it is complete.
 
     Args:
         index: folder that filter wrote.
         out: the file to write.
         progress: whether to show a bar, if standard error is a terminal.
-        cards: a folder of the user's own cards, as given to filter; they say which cameras are BGR.
+        cards: a folder of the user's own cards, which say which cameras are BGR (default: the one given to filter).
 
     Returns:
         `out`.
 
     Raises:
-        ConfigError: `index` holds no index.
+        ConfigError: `index` is not an index, or its folder of cards no longer exists.
         DataError: an index file is damaged.
         StorageError: `out` cannot be written.
     """
     opened = Index.open(index)
+    cards = opened.find_cards(cards)
     out = Path(out)
-    few = len(opened.datasets) <= FEW
+    few = len(opened.datasets) <= _FEW
     frames, kept, dropped = (3, 9, 6) if few else (1, 4, 2)
     title = f"Filter report: {opened.folder.uri.rstrip('/').rsplit('/', 1)[-1]}"
     total = sum(len(opened.files(name)) for name in opened.datasets)
@@ -57,9 +58,9 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
             file.write(page.overview(title, opened.source.uri, opened.datasets))
             for name, entry in opened.datasets.items():
                 found = gather_dataset(opened, name, kept, dropped, bar.update)
-                bgr = _bgr(entry["card"], cards)
+                bgr = _bgr(entry.card or name, cards)
                 shown = {
-                    reason: [(e.row, pictures(opened.source, e.row, frames, bgr)) for e in examples]
+                    reason: [(e.row, read_thumbnails(opened.source, e.row, frames, bgr)) for e in examples]
                     for reason, examples in found.examples.items()
                 }
                 file.write(page.dataset(name, entry, found, shown))
@@ -73,7 +74,7 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
 
 
 def _bgr(card: str, cards: Path | None) -> frozenset[str]:
-    """Roles whose frames are stored as BGR; none where the card is not at hand."""
+    """Roles whose frames are stored as BGR; none if the card is not found."""
     try:
         found = registry.load(card, cards)
     except ConfigError:

@@ -1,29 +1,32 @@
-"""One data set's numbers for the report, gathered from its index files one after the other.
+"""Gather one data set's numbers for the report from its index files.
 
-Memory stays near a few numbers an episode: actions are read as a stream, once for each pass of the exact quantiles
-and once for the histograms.
+Memory stays near a few numbers per episode. Actions are streamed as numpy blocks, once for each pass of the exact
+quantiles and once for the histograms: polars would hold all of them to compute the same quantiles.
 """
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.actions.summary import ActionSummary, summarize
-from oxe_curate.filter.tasks import Tasks
+from oxe_curate.filter.tasks import Tasks, count_tasks
+from oxe_curate.index import query
 from oxe_curate.index.store import Index
 
-BINS = 60
-MARGIN = 0.25
-"""Of the 1 % .. 99 % range: what lies further out is counted in the outermost bars."""
+if TYPE_CHECKING:
+    import polars as pl
+
+_BINS = 60
+_MARGIN = 0.25
+"""Of the 1 % .. 99 % range: values further out are counted in the outermost bars."""
 AXES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-_BLOCK = 1 << 18  # steps: index files are handed on in blocks of about this many, since each costs a histogram
+_BLOCK = 1 << 18  # steps per block, about: each block costs a histogram
 _EXAMPLE = ["episode_id", "shard", "source_steps", "num_steps", "frame_index", "instruction", "cameras", "camera_spans"]
 
 Tick = Callable[[], object]
@@ -40,7 +43,7 @@ class Histogram:
 
 @dataclass(frozen=True, eq=False)
 class Actions:
-    """Statistics of all finite actions and of the kept ones, and a histogram a dimension."""
+    """Statistics of all finite actions and of the kept ones, and a histogram per dimension."""
 
     seen: ActionSummary
     kept: ActionSummary | None
@@ -49,14 +52,14 @@ class Actions:
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """An episode that is shown; `row` holds the index columns that lead to its frames."""
+    """An episode to show; `row` holds the index columns that locate its frames."""
 
     row: dict[str, Any]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Gathered:
-    """What the report says of one data set.
+    """The report's numbers of one data set.
 
     Attributes:
         examples: reason (None: kept) -> episodes to show.
@@ -73,51 +76,31 @@ class Gathered:
     actions: Actions | None
 
 
-@dataclass
-class _Columns:
-    """Per-episode numbers as they grow."""
-
-    kept: list[NDArray[np.bool_]] = field(default_factory=list)
-    values: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
-
-
 def gather_dataset(
     index: Index, dataset: str, kept_examples: int, dropped_examples: int, tick: Tick = lambda: None
 ) -> Gathered:
-    """Read a data set's index files.
+    """Gather a data set's numbers from its index files.
 
     Args:
         index: an opened index.
         dataset: one of its data sets.
         kept_examples: how many kept episodes to show.
         dropped_examples: how many to show for each reason.
-        tick: called after each file that was read.
+        tick: called after each index file whose actions were read.
     """
-    tasks, columns = Tasks(), _Columns()
-    chosen: dict[str | None, list[tuple[int, str, int]]] = {}
-    for path, table in index.tables(dataset, ["episode_id", "kept", "reason", "num_steps", "instructions", "metrics"]):
-        kept = np.asarray(table["kept"])
-        tasks.add(table["instructions"].to_pylist(), kept.tolist())
-        columns.kept.append(kept)
-        metrics = table["metrics"].combine_chunks()
-        found = {name: metrics.field(name).to_numpy(zero_copy_only=False) for name in ("idle_share", "path_length")}
-        for name, values in {"steps": np.asarray(table["num_steps"]), **found}.items():
-            columns.values.setdefault(name, []).append(values.astype(np.float64))
-        ids, reasons = table["episode_id"].to_pylist(), table["reason"].to_pylist()
-        for row, (name, reason) in enumerate(zip(ids, reasons, strict=True)):
-            _choose(
-                chosen.setdefault(reason, []), kept_examples if reason is None else dropped_examples, name, path, row
-            )
-        tick()
-    kept = np.concatenate(columns.kept) if columns.kept else np.zeros(0, bool)
-    by_name = {name: np.concatenate(parts) for name, parts in columns.values.items()}
-    steps, idle, path_length = (by_name.get(n, np.zeros(0)) for n in ("steps", "idle_share", "path_length"))
+    import polars as pl
+
+    metrics = [pl.col("metrics").struct.field(name) for name in ("idle_share", "path_length")]
+    columns = query.scan(index, dataset).select("kept", pl.col("num_steps").alias("steps"), *metrics)
+    numbers = query.collect(columns, index.folder)
+    kept = numbers["kept"].to_numpy()
+    by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in ("steps", "idle_share", "path_length")}
     return Gathered(
-        tasks=tasks,
-        examples={reason: _examples(index, picks) for reason, picks in sorted(chosen.items(), key=_by_reason)},
-        lengths=_histogram(steps, kept, whole=True),
-        idle=_histogram(idle, kept, limits=(0.0, 1.0)),
-        path=_histogram(path_length, kept),
+        tasks=count_tasks(index, dataset),
+        examples=_examples(index, dataset, kept_examples, dropped_examples),
+        lengths=_histogram(by_name["steps"], kept, whole=True),
+        idle=_histogram(by_name["idle_share"], kept, limits=(0.0, 1.0)),
+        path=_histogram(by_name["path_length"], kept),
         medians={
             name: float(np.median(some))
             for name, values in by_name.items()
@@ -127,24 +110,27 @@ def gather_dataset(
     )
 
 
-def _by_reason(item: tuple[str | None, Any]) -> tuple[bool, str]:
-    return item[0] is not None, item[0] or ""
+def _examples(index: Index, dataset: str, kept: int, dropped: int) -> dict[str | None, list[Example]]:
+    """Of each reason, the episodes whose ids have the lowest hashes: an even draw that every run repeats."""
+    import polars as pl
 
-
-def _choose(heap: list[tuple[int, str, int]], most: int, name: str, path: str, row: int) -> None:
-    """Keep the `most` episodes of the lowest hash: an even draw that every run repeats."""
-    item = (-zlib.crc32(name.encode()), path, row)
-    if len(heap) < most:
-        heapq.heappush(heap, item)
-    elif most:
-        heapq.heappushpop(heap, item)
-
-
-def _examples(index: Index, picks: list[tuple[int, str, int]]) -> list[Example]:
-    found = []
-    for _, path, row in sorted(picks, key=lambda pick: pick[1:]):
-        found.append(Example(index.table(path, _EXAMPLE).slice(row, 1).to_pylist()[0]))
+    hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True)
+    rows = query.collect(
+        query.scan(index, dataset).select("reason", "file", "row", hashed.alias("hash")), index.folder
+    ).sort("hash", "file", "row", descending=[False, True, True])
+    found = {}
+    for (reason,), group in sorted(
+        rows.group_by("reason"), key=lambda item: (item[0][0] is not None, item[0][0] or "")
+    ):
+        picks = group.head(kept if reason is None else dropped).select("file", "row").sort("file", "row").rows()
+        found[reason] = [Example(index.table(path, _EXAMPLE).slice(row, 1).to_pylist()[0]) for path, row in picks]
     return found
+
+
+def _hashes(ids: pl.Series) -> pl.Series:
+    import polars as pl
+
+    return pl.Series([zlib.crc32(name.encode()) for name in ids], dtype=pl.UInt32)
 
 
 def _histogram(
@@ -153,7 +139,7 @@ def _histogram(
     limits: tuple[float, float] | None = None,
     whole: bool = False,
 ) -> Histogram | None:
-    """Over episodes; the upper limit is the 99 % quantile and a half, unless given; `whole` numbers fill their bins."""
+    """Over episodes. The upper limit is 1.5 times the 99 % quantile unless given; `whole` aligns bins with integers."""
     finite = np.isfinite(values)
     if not finite.any():
         return None
@@ -164,20 +150,20 @@ def _histogram(
     if whole:
         width = max(1, -int(-(limits[1] + 1) // bins))
         bins = -int(-(limits[1] + 1) // width)
-        limits = (-0.5, bins * width - 0.5)  # a bar stands over its number
+        limits = (-0.5, bins * width - 0.5)  # a bar is centred on its number
     edges = np.linspace(*limits, bins + 1)
     return Histogram(edges, _count(some, edges), _count(values[finite & kept], edges))
 
 
 def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Counts per bin of even width; what lies outside counts in the outermost ones."""
+    """Counts per bin of even width; values outside are counted in the outermost bins."""
     bins = len(edges) - 1
     place = (values - edges[0]) * (bins / (edges[-1] - edges[0]))
     return np.bincount(np.clip(place, 0, bins - 1).astype(np.int64), minlength=bins)
 
 
 class _Stream:
-    """A data set's finite actions, block by block; may be iterated again."""
+    """A data set's finite actions, block by block; can be iterated repeatedly."""
 
     def __init__(self, index: Index, dataset: str, kept_only: bool, tick: Tick) -> None:
         self._index, self._dataset, self._kept_only, self._tick = index, dataset, kept_only, tick
@@ -210,16 +196,16 @@ def _joined(
 
 
 def _actions(index: Index, dataset: str, tick: Tick) -> Actions | None:
-    entry = index.datasets[dataset]
+    summary = index.datasets[dataset].summary
     stream = _Stream(index, dataset, kept_only=False, tick=tick)
     if not any(len(action) for action in stream):
         return None
     seen, _ = summarize(stream)
     kept = None
-    if entry["kept"]:
-        kept = seen if entry["kept"] == entry["seen"] else summarize(_Stream(index, dataset, True, tick))[0]
+    if summary.kept:
+        kept = seen if summary.kept == summary.seen else summarize(_Stream(index, dataset, True, tick))[0]
     edges = [_edges(seen, dimension) for dimension in range(7)]
-    counts = np.zeros((2, 7, BINS), np.int64)
+    counts = np.zeros((2, 7, _BINS), np.int64)
     for action, keep in stream.pairs():
         for dimension in range(7):
             counts[0, dimension] += _count(action[:, dimension], edges[dimension])
@@ -228,11 +214,11 @@ def _actions(index: Index, dataset: str, tick: Tick) -> Actions | None:
 
 
 def _edges(summary: ActionSummary, dimension: int) -> NDArray[np.float64]:
-    """Bins over the 1 % .. 99 % range and a margin, but not beyond the values that occur."""
+    """Bins over the 1 % .. 99 % range plus a margin, limited to the values that occur."""
     least, greatest = summary.min[dimension], summary.max[dimension]
     low, high = summary.q01[dimension], summary.q99[dimension]
-    margin = MARGIN * (high - low)
+    margin = _MARGIN * (high - low)
     low, high = max(least, low - margin), min(greatest, high + margin)
     if not high > low:
         low, high = low - 0.5, low + 0.5
-    return np.linspace(low, high, BINS + 1)
+    return np.linspace(low, high, _BINS + 1)

@@ -15,54 +15,57 @@ from oxe_curate.errors import CurateError
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index import images
 from oxe_curate.index.frame_pool import locate
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.remote import ShardBytes, open_shard
 from oxe_curate.storage import Folder
 
-WIDTH = 160
-QUALITY = 80
+_WIDTH = 160
+_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One frame, or what kept it from being shown.
+class Thumbnail:
+    """One frame, or the reason it cannot be shown.
 
     Attributes:
-        uri: data URI of a JPEG; empty where `problem` says why there is none.
+        uri: data URI of a JPEG; empty if there is a `problem`.
         step: of the source, from 0.
     """
 
     uri: str
     role: str
     step: int
-    width: int = WIDTH
-    height: int = WIDTH
+    width: int = _WIDTH
+    height: int = _WIDTH
     problem: str = ""
 
 
-def pictures(source: Folder, row: dict[str, Any], count: int, bgr: frozenset[str] = frozenset()) -> list[Picture]:
-    """First, last and evenly spaced frames of an episode, of its first camera that looks from outside, or any other.
+def read_thumbnails(
+    source: Folder, row: dict[str, Any], count: int, bgr: frozenset[str] = frozenset()
+) -> list[Thumbnail]:
+    """Read the first, the last and evenly spaced frames of an episode, preferably of a third-person camera.
 
-    Nothing is raised for a shard that is gone or a frame that does not decode: a report must show what there is.
+    A missing shard or a damaged frame raises nothing: it gives a thumbnail with a `problem`.
 
     Args:
         source: root of the shards.
         row: columns of the index: shard, source_steps, frame_index, cameras, camera_spans.
-        count: how many frames; of one, it is the middle one.
-        bgr: roles whose frames are stored with red and blue exchanged.
+        count: number of frames; 1 gives the middle one.
+        bgr: roles whose frames are stored as BGR.
     """
     spans = {role: (span["offset"], span["length"]) for role, span in row["camera_spans"]}
     role = next((r for r in ROLES if spans.get(r, (0, 0))[1]), None)
     if role is None:
-        return [Picture("", "", 0, problem="no frames")]
+        return [Thumbnail("", "", 0, problem="no frames")]
     try:
         if not source.exists(row["shard"]):
-            return [Picture("", role, 0, problem="the source shard is not there")]
-        shard = _Shard(source, row["shard"])
-        frames = locate(shard.ensured(*spans[role]), spans[role], row["source_steps"], role)
+            return [Thumbnail("", role, 0, problem="source shard not found")]
+        shard = open_shard(source, row["shard"])
+        shard.prefetch(*spans[role])
+        frames = locate(shard.buffer, spans[role], row["source_steps"], role)
     except CurateError as error:
-        return [Picture("", role, 0, problem=str(error).split(". ")[0])]
+        return [Thumbnail("", role, 0, problem=str(error).split(". ")[0])]
     steps = row["frame_index"] or list(range(row["source_steps"]))
-    return [_picture(shard, frames, step, role, role in bgr) for step in _spread(steps, count)]
+    return [_thumbnail(shard, frames, step, role, role in bgr) for step in _spread(steps, count)]
 
 
 def _spread(steps: Sequence[int], count: int) -> list[int]:
@@ -72,29 +75,16 @@ def _spread(steps: Sequence[int], count: int) -> list[int]:
     return [steps[i] for i in sorted(set(at))]
 
 
-def _picture(shard: _Shard, frames: NDArray[np.int64], step: int, role: str, swap: bool) -> Picture:
+def _thumbnail(shard: ShardBytes, frames: NDArray[np.int64], step: int, role: str, swap: bool) -> Thumbnail:
     offset, length = frames[step].tolist()
     if not length:
-        return Picture("", role, step, problem="empty frame")
+        return Thumbnail("", role, step, problem="empty frame")
     try:
-        pixels = images.decode(shard.ensured(offset, length)[offset : offset + length])
+        pixels = images.decode(shard.read(offset, length))
     except ValueError:
-        return Picture("", role, step, problem="does not decode")
+        return Thumbnail("", role, step, problem="cannot be decoded")
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1] if swap else pixels))
-    size = (WIDTH, max(1, round(WIDTH * image.height / image.width)))
+    size = (_WIDTH, max(1, round(_WIDTH * image.height / image.width)))
     small = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
-    uri = "data:image/jpeg;base64," + base64.b64encode(images.encode(small, QUALITY)).decode()
-    return Picture(uri, role, step, *size)
-
-
-class _Shard:
-    """A source shard, mapped or fetched."""
-
-    def __init__(self, source: Folder, path: str) -> None:
-        self._remote = None if source.is_local else RemoteShard(source, path)
-        self._buffer = self._remote.buffer if self._remote else source.map(path)
-
-    def ensured(self, offset: int, length: int) -> memoryview:
-        if self._remote:
-            self._remote.ensure(offset, length)
-        return self._buffer
+    uri = "data:image/jpeg;base64," + base64.b64encode(images.encode(small, _QUALITY)).decode()
+    return Thumbnail(uri, role, step, *size)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.errors import CorruptError
 from oxe_curate.rlds.tfrecord import Ensure
+from oxe_curate.rlds.varint import read_varint
 
 BYTES, FLOAT, INT64 = 1, 2, 3
 _HEAD = 256  # bytes of an entry looked at before its payload: tags, lengths and the key
@@ -34,29 +35,13 @@ class Span:
     length: int
 
 
-def _varint(buffer: memoryview, position: int) -> tuple[int, int]:
-    """Return (value, position after it). Raises CorruptError on an overlong one."""
-    byte = buffer[position]
-    if byte < 0x80:
-        return byte, position + 1
-    value, shift = byte & 0x7F, 7
-    while shift < 70:
-        position += 1
-        byte = buffer[position]
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position + 1
-        shift += 7
-    raise CorruptError(f"byte {position}: a number of more than 10 bytes")
-
-
 def _skip(buffer: memoryview, position: int, tag: int) -> int:
     """Position after an unknown field's value. Groups (wire types 3, 4) are not legal here."""
     wire = tag & 7
     if wire == 0:
-        return _varint(buffer, position)[1]
+        return read_varint(buffer, position)[1]
     if wire == 2:
-        length, position = _varint(buffer, position)
+        length, position = read_varint(buffer, position)
         return position + length
     if wire in (1, 5):
         return position + (8 if wire == 1 else 4)
@@ -92,20 +77,20 @@ def scan(
         while position < end:
             if ensure:
                 ensure(position, min(16, end - position))
-            tag, position = _varint(buffer, position)
+            tag, position = read_varint(buffer, position)
             if tag != 0x0A:
                 position = _skip(buffer, position, tag)
                 continue
-            size, position = _varint(buffer, position)
+            size, position = read_varint(buffer, position)
             features_end = _checked(position, size, end)
             while position < features_end:
                 if ensure:
                     ensure(position, min(_HEAD, features_end - position))
-                tag, position = _varint(buffer, position)
+                tag, position = read_varint(buffer, position)
                 if tag != 0x0A:
                     position = _skip(buffer, position, tag)
                     continue
-                size, position = _varint(buffer, position)
+                size, position = read_varint(buffer, position)
                 entry_end = _checked(position, size, features_end)
                 _entry(buffer, position, entry_end, wanted, found, ensure)
                 position = entry_end
@@ -135,14 +120,14 @@ def _entry(
     key = b""
     value = None
     while position < end:
-        tag, position = _varint(buffer, position)
+        tag, position = read_varint(buffer, position)
         if tag == 0x0A:
-            size, position = _varint(buffer, position)
+            size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
             key = bytes(buffer[position:stop])
             position = stop
         elif tag == 0x12:
-            size, position = _varint(buffer, position)
+            size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
             value = (position, stop)
             if value and ensure:
@@ -164,10 +149,10 @@ def _entry(
 def _feature(buffer: memoryview, position: int, end: int) -> Span | None:
     span = None
     while position < end:
-        tag, position = _varint(buffer, position)
+        tag, position = read_varint(buffer, position)
         kind = tag >> 3
         if tag & 7 == 2 and kind in (BYTES, FLOAT, INT64):
-            size, position = _varint(buffer, position)
+            size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
             if span and span.kind == kind:
                 # protobuf would merge the two lists; no writer does this, and views cannot
@@ -188,7 +173,7 @@ def floats(buffer: memoryview, span: Span) -> NDArray[np.float32]:
     while position < end:
         tag = buffer[position]
         if tag == 0x0A:
-            size, position = _varint(buffer, position + 1)
+            size, position = read_varint(buffer, position + 1)
             stop = _checked(position, size, end)
             if size % 4:
                 raise CorruptError(f"byte {position}: a float list of {size} bytes")
@@ -218,7 +203,7 @@ def _run(buffer: memoryview, position: int, end: int, stride: int, tag: int) -> 
 
 def _skip_in_list(buffer: memoryview, position: int, end: int) -> int:
     try:
-        tag, position = _varint(buffer, position)
+        tag, position = read_varint(buffer, position)
         position = _skip(buffer, position, tag)
     except IndexError:
         raise CorruptError(f"byte {position}: a list ends inside a value") from None
@@ -234,12 +219,12 @@ def ints(buffer: memoryview, span: Span) -> NDArray[np.int64]:
     while position < end:
         tag = buffer[position]
         if tag == 0x0A:
-            size, position = _varint(buffer, position + 1)
+            size, position = read_varint(buffer, position + 1)
             stop = _checked(position, size, end)
             blocks.append(varints(np.frombuffer(buffer, np.uint8, size, position)))
             position = stop
         elif tag == 0x08:
-            value, position = _varint(buffer, position + 1)
+            value, position = read_varint(buffer, position + 1)
             if position > end:
                 raise CorruptError(f"byte {position}: a list ends inside a value")
             blocks.append(np.array([value & 0xFFFFFFFFFFFFFFFF], np.uint64).view(np.int64))
@@ -292,7 +277,7 @@ def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
                     size += (byte << 14) - 0x4000
                     position += 1
                     if byte >= 0x80:
-                        size, position = _varint(buffer, position - 3)
+                        size, position = read_varint(buffer, position - 3)
             append(position)
             append(size)
             position += size
@@ -308,7 +293,7 @@ def byte_values(buffer: memoryview, span: Span) -> list[bytes]:
     raw = bytes(buffer[span.offset : span.offset + span.length])
     # an instruction is mostly the same bytes at every step: then one value repeated needs no loop
     if raw[:1] == b"\x0a" and len(raw) > 2:
-        size, start = _varint(memoryview(raw), 1)
+        size, start = read_varint(memoryview(raw), 1)
         item = raw[: start + size]
         count = len(raw) // len(item)
         if raw == item * count:

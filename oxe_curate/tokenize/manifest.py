@@ -8,20 +8,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from oxe_curate import __version__
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.index.numbers import Numbers
+from oxe_curate.index.query import count_kept
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, mixture_yaml
 from oxe_curate.mixture.texts import TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT, split_of
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask
 
@@ -98,7 +97,7 @@ def _hash(out: Folder, name: str) -> dict[str, Any]:
 
 def _shares(sources: Sequence[IndexedDataset], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
     """Per data set: the requested share (weight times kept steps of the drawn splits) and the share drawn."""
-    asked = {s.entry.name: s.entry.weight * _steps(index, s) for s in sources}
+    asked = {s.entry.name: s.entry.weight * count_kept(index, s.dataset, s.entry.splits)[1] for s in sources}
     total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
     return {
         name: {"weight": s.entry.weight, "asked": asked[name] / total, "drawn": rows.get(name, 0) / drawn}
@@ -115,12 +114,6 @@ def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -
         for s in texts
         for drawn in [rows["text"].get(s.entry.name, 0)]
     }
-
-
-def _steps(index: Index, source: IndexedDataset) -> int:
-    files = [path for path in index.files(source.dataset) if split_of(path) in source.entry.splits]
-    tables = (index.table(path, ["kept", "num_steps"]) for path in files)
-    return sum(int(np.asarray(t["num_steps"])[np.asarray(t["kept"])].sum()) for t in tables)
 
 
 def _round_trip(spec: Mixture, numbers: dict[str, Numbers], bounds: dict[str, Bounds]) -> dict[str, dict[str, Any]]:

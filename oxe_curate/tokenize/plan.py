@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +14,15 @@ from numpy.typing import NDArray
 from oxe_curate import __version__
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError
+from oxe_curate.index import query
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import TokenizeTask
+
+if TYPE_CHECKING:
+    import polars as pl
 
 TOKENIZE_FORMAT = 1
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -38,22 +42,19 @@ def plan_shards(
 
     `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
+    import polars as pl
+
     found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
     for number, source in enumerate(sources):
-        for path in index.files(source.dataset):
-            if split_of(path) not in source.entry.splits:
-                continue
-            table = index.table(
-                path, ["episode_id", "duplicate_of", "kept", "num_steps", "source_steps", "camera_spans"]
-            )
-            rows = np.flatnonzero(np.asarray(table["kept"]))
-            if len(rows) == 0:
-                continue
-            ids = table["episode_id"].take(rows).to_pylist()
-            cost = _expected_bytes(table, spec, source.entry.weight)[rows]
+        kept = query.scan(index, source.dataset, source.entry.splits).filter("kept")
+        original = pl.coalesce("duplicate_of", "episode_id").alias("original")
+        columns = ["file", "row", "episode_id", original, "num_steps", "source_steps", _image_bytes(spec)]
+        frame = query.collect(kept.select(columns), index.folder)
+        for (path,), part in frame.group_by("file", maintain_order=True):
             # a duplicate is assigned like its original: never one to train and the other to validation
-            originals = [c or n for n, c in zip(ids, table["duplicate_of"].take(rows).to_pylist(), strict=True)]
-            found.append((number, path, rows, samples.held_out(originals, spec.validation), cost, ids))
+            held = samples.held_out(part["original"].to_list(), spec.validation)
+            rows, ids = part["row"].to_numpy().astype(np.int64), part["episode_id"].to_list()
+            found.append((number, str(path), rows, held, _expected_bytes(part, spec, source.entry.weight), ids))
     if not found:
         raise ConfigError(f"{index.folder}: no kept episode in the splits of the mixture")
     decided = _fingerprint(spec, sources, bounds, hashes)
@@ -83,17 +84,27 @@ def plan_shards(
     return tasks
 
 
-def _expected_bytes(table: Any, spec: Mixture, weight: float) -> NDArray[np.float64]:
+def _image_bytes(spec: Mixture) -> pl.Expr:
+    """Bytes of the source's images of the mixture's cameras, per episode."""
+    import polars as pl
+
+    # polars 1 reads a map as such a list, polars 2 as a map, which has no operations over its entries
+    span = pl.Struct({"offset": pl.Int64, "length": pl.Int64})
+    spans = pl.col("camera_spans").cast(pl.List(pl.Struct({"key": pl.String, "value": span})))
+    entry = pl.element().struct
+    of_camera = entry.field("key").is_in(spec.image.cameras)
+    lengths = pl.when(of_camera).then(entry.field("value").struct.field("length")).otherwise(0)
+    return spans.list.eval(lengths).list.sum().alias("image_bytes")
+
+
+def _expected_bytes(episodes: pl.DataFrame, spec: Mixture, weight: float) -> NDArray[np.float64]:
     """Expected bytes of images of each episode, float64 (episodes,)."""
-    steps = np.asarray(table["num_steps"])
-    stored = samples.stored_frames(steps, spec.window, spec.stride) * weight
+    stored = samples.stored_frames(episodes["num_steps"].to_numpy(), spec.window, spec.stride) * weight
     if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most about a byte per pixel
         frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(stored * frame)
-    lengths = np.zeros(len(table))
-    for row, spans in enumerate(table["camera_spans"].to_pylist()):
-        lengths[row] = sum(span["length"] for role, span in spans if role in spec.image.cameras)
-    return np.asarray(lengths / np.maximum(np.asarray(table["source_steps"]), 1) * stored)
+    source_steps = np.maximum(episodes["source_steps"].to_numpy(), 1)
+    return np.asarray(episodes["image_bytes"].to_numpy().astype(np.float64) / source_steps * stored)
 
 
 def _fingerprint(
@@ -122,8 +133,3 @@ def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, s
             digest.update(hashlib.sha256(index.folder.read_bytes(path)).digest())
         found[source.dataset] = digest.hexdigest()
     return found
-
-
-def split_of(path: str) -> str:
-    """The split of an index file."""
-    return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]

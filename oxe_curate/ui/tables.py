@@ -1,180 +1,148 @@
-"""What the commands print: results as tables, on standard output."""
+"""Tables on standard output: names and numbers are never cut off; text wraps, and less important columns go first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from oxe_curate.index.store import Summary
+_PIPE_WIDTH = 1000
+"""Columns of a pipe or file, where nobody's terminal limits a table; narrower where COLUMNS is set."""
+_GAP = 2  # between columns
+_LEAST = 16  # columns of a wrapped text
 
-AXES = ("x mm", "y mm", "z mm", "roll °", "pitch °", "yaw °", "gripper")
+Cell = str | Text
 
 
 def console() -> Console:
-    """Standard output; 100 columns where it is not a terminal, so that logs and pipes read alike."""
+    """Standard output. A pipe or file is as wide as its tables need, unless COLUMNS is set."""
     out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=100)
+    if out.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+        return out
+    return Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def show_command(screen: Console, command: str) -> None:
-    """Show a command that a reader can type as it stands."""
-    screen.print(f"\n$ {command}", style="bold cyan", markup=False)
+    """Show a command that a reader can copy."""
+    screen.print(f"\n$ {command}", style="bold cyan", markup=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    return table
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "shard"), counted(2000, "shard")
+    ('1 shard', '2,000 shards')
+    """
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
-def _share(part: float, whole: float) -> str:
+def share(part: float, whole: float) -> str:
+    """A percentage; a dash where there is nothing to divide by."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def filtered(summaries: Mapping[str, Summary]) -> Table:
-    """Kept and dropped by reason, per data set."""
-    table = _table("Episodes kept and dropped", "data set", "episodes", "share", "steps", "share")
-    for name, summary in summaries.items():
-        table.add_row(Text(name, "bold"), f"{summary.seen:,}", "", f"{summary.steps_seen:,}", "")
-        table.add_row(
-            Text("  kept", "green" if summary.kept else "red"),
-            *_counts(summary.kept, summary.steps_kept, summary),
-        )
-        for reason, (episodes, steps) in sorted(summary.dropped.items(), key=lambda item: -item[1][0]):
-            table.add_row(Text(f"  {reason}", "yellow"), *_counts(episodes, steps, summary))
-        if summary.corrupt:
-            table.add_row(Text("  unreadable", "red"), f"{len(summary.corrupt):,}", "", "", "")
-    if len(summaries) > 1:
-        total = Summary()
-        for summary in summaries.values():
-            total.add(summary)
-        table.add_section()
-        table.add_row(Text("all", "bold"), f"{total.seen:,}", "", f"{total.steps_seen:,}", "")
-        table.add_row(Text("  kept", "green"), *_counts(total.kept, total.steps_kept, total))
-    return table
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: its head.
+        left: aligned left; numbers are aligned right.
+        wrap: whether its text may be broken over several lines.
+        optional: where the table is too wide, columns with the highest number are dropped first; 0: never dropped.
+    """
+
+    title: str
+    left: bool = False
+    wrap: bool = False
+    optional: int = 0
 
 
-def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
-    return [f"{episodes:,}", _share(episodes, summary.seen), f"{steps:,}", _share(steps, summary.steps_seen)]
+class ResultTable:
+    """A titled table that fits the console it is printed on.
 
+    Args:
+        title: printed above it.
+        columns: a string is a column of numbers that is always shown; the first one is a column of names.
+    """
 
-def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
-    """What the table does not show: data sets that vanish, copies, leaking splits, tasks that disappear."""
-    from oxe_curate.filter.tasks import lost_tasks
-    from oxe_curate.index.store import Index
+    def __init__(self, title: str, *columns: str | Column) -> None:
+        first, *rest = (Column(c) if isinstance(c, str) else c for c in columns)
+        self._title = title
+        self._columns = [Column(first.title, True, first.wrap, first.optional), *rest]
+        self._rows: list[list[Text] | None] = []
 
-    lines = [f"{name}: nothing is kept." for name, summary in summaries.items() if summary.kept == 0]
-    for name, summary in summaries.items():
-        if summary.copies:
-            lines.append(f"{name}: {summary.copies:,} kept episodes are copies of others (--criterion duplicate=true).")
-        lines += [
-            f"{name}: {count:,} episodes of {split} are copies of train episodes: it is not held out."
-            for split, count in summary.leaks.items()
-        ]
-    for name, texts in lost_tasks(Index.open(index)).items():
-        if summaries[name].kept:
-            shown = ", ".join(map(repr, texts[:5])) + (" …" if texts[5:] else "")
-            lines.append(f"{name}: {len(texts)} tasks disappear: {shown}")
-    return lines
+    def add_row(self, *cells: Cell) -> None:
+        """Add a row, one cell for each column."""
+        if len(cells) != len(self._columns):
+            raise ValueError(f"{len(cells)} cells for {len(self._columns)} columns")
+        self._rows.append([cell if isinstance(cell, Text) else Text(cell) for cell in cells])
 
+    def add_section(self) -> None:
+        """Draw a line below the last row."""
+        self._rows.append(None)
 
-def tokenized(manifest: Mapping[str, Any]) -> Group:
-    """Rows and shares per data set, and what binning loses."""
-    rows = manifest["rows"]
-    drawn = _table(f"Mixture {manifest['mixture']}", "data set", "weight", "train", "validation", "asked", "drawn")
-    for name, share in manifest["share"].items():
-        drawn.add_row(
-            name, f"{share['weight']:g}", f"{rows['train'].get(name, 0):,}", f"{rows['validation'].get(name, 0):,}",
-            f"{100 * share['asked']:.2f} %", f"{100 * share['drawn']:.2f} %",
+    def __rich_console__(self, screen: Console, options: ConsoleOptions) -> RenderResult:
+        """Print what fits the width, and name the columns that do not."""
+        shown, widths = self._fitted(options.max_width)
+        table = Table(
+            title=self._title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
+            pad_edge=False, padding=(0, 1, 0, 0),
         )  # fmt: skip
-    lost = _table("Mean error of bins and back, and share of values outside the bounds", "data set", *AXES)
-    for name, report in manifest["round_trip"].items():
-        axes = report["dimensions"]
-        lost.add_row(name, *(_error(axis) for axis in axes))
-        lost.add_row(Text("  outside", "dim"), *(Text(f"{100 * axis['share_clipped']:.1f} %", "dim") for axis in axes))
-    return Group(drawn, *_texts(manifest), *_frames(manifest), lost)
+        for i in shown:
+            column = self._columns[i]
+            # where even the names do not fit they are broken, never cut off
+            table.add_column(column.title, justify="left" if column.left else "right", width=widths[i], overflow="fold")
+        for row in self._rows:
+            if row is None:
+                table.add_section()
+            else:
+                table.add_row(*(row[i] for i in shown))
+        yield table
+        hidden = [c.title for i, c in enumerate(self._columns) if i not in shown]
+        if hidden:
+            yield Text(f"Not shown at this width: {', '.join(hidden)}.", "dim")
+        yield Text()
+
+    def _fitted(self, width: int) -> tuple[list[int], dict[int, int]]:
+        """The columns that are shown, and the width of each."""
+        natural = {
+            i: max([cell_len(column.title), *map(_longest_line, self._cells(i))])
+            for i, column in enumerate(self._columns)
+        }
+        shown = list(natural)
+        while self._excess(shown, natural, width) > 0:
+            dropped = max(shown, key=lambda i: self._columns[i].optional)
+            if not self._columns[dropped].optional:
+                break
+            shown.remove(dropped)
+        excess = sum(natural[i] for i in shown) + _GAP * (len(shown) - 1) - width
+        for i in sorted((i for i in shown if self._columns[i].wrap), key=lambda i: -natural[i]):
+            given = min(max(excess, 0), max(natural[i] - self._least(i), 0))
+            natural[i] -= given
+            excess -= given
+        if excess > 0 and shown:  # a very narrow terminal: the names are broken too
+            natural[shown[0]] = max(natural[shown[0]] - excess, 8)
+        return shown, natural
+
+    def _excess(self, shown: list[int], natural: dict[int, int], width: int) -> int:
+        """By how much the columns are too wide when text is wrapped as far as it may be."""
+        least = (min(natural[i], self._least(i)) if self._columns[i].wrap else natural[i] for i in shown)
+        return sum(least) + _GAP * (len(shown) - 1) - width
+
+    def _least(self, i: int) -> int:
+        words = (cell_len(word) for cell in self._cells(i) for word in cell.plain.split())
+        return max(_LEAST, cell_len(self._columns[i].title), min(max(words, default=0), 2 * _LEAST))
+
+    def _cells(self, i: int) -> Iterator[Text]:
+        return (row[i] for row in self._rows if row is not None)
 
 
-def _texts(manifest: Mapping[str, Any]) -> list[Table]:
-    """Image-text sources, where the mixture has any."""
-    if "texts" not in manifest:
-        return []
-    table = _table("Image-text rows", "source", "weight", "rows", "drawn", "of all training rows")
-    for name, text in manifest["texts"].items():
-        table.add_row(
-            name, f"{text['weight']:g}", f"{text['rows']:,}", f"{text['drawn']:,}", f"{100 * text['share']:.2f} %"
-        )
-    return [table]
-
-
-def _frames(manifest: Mapping[str, Any]) -> list[Text]:
-    """How often a frame is stored, where samples are windows."""
-    counts = [split for split in manifest.get("frames", {}).values() if split["distinct"]]
-    if not counts:
-        return []
-    stored, distinct, size, once = (
-        sum(c[k] for c in counts) for k in ("stored", "distinct", "bytes", "distinct_bytes")
-    )
-    line = f"{stored:,} frames stored of {distinct:,} different ones: {stored / distinct:.2f} copies each"
-    return [Text(f"{line}, {size / 1e6:,.1f} MB of images instead of {once / 1e6:,.1f} MB.\n")]
-
-
-def _error(axis: Mapping[str, Any]) -> str:
-    if axis["constant"]:
-        return "constant"
-    return f"{axis['mean_error'] * (1000 if axis['unit'] == 'm' else 1):.2g}"
-
-
-def datasets_table(rows: list[dict[str, Any]], width: int = 100) -> Table:
-    """The cards, one line each; robot and cameras where `width` characters leave room for them."""
-    wide = width >= 150
-    columns = ["data set", "verdict", *(["robot", "cameras"] if wide else []), "Hz", "episodes", "why"]
-    table = _table(f"{len(rows)} data sets", *columns)
-    for i, column in enumerate(table.columns):
-        column.justify = "right" if columns[i] in ("Hz", "episodes") else "left"
-        column.overflow = "ellipsis"
-        column.max_width = {"data set": 34, "robot": 22, "cameras": 30}.get(columns[i])
-    # the longest column gives way: rich would take from all alike
-    table.columns[-1].max_width = width - 34 - 11 - 4 - 9 - 10 - (56 if wide else 0)
-    colours = {"pass": "green", "fail": "red", "conditional": "yellow", "unknown": "dim"}
-    for row in rows:
-        cameras = (role if len(keys) == 1 else f"{role} x{len(keys)}" for role, keys in row["cameras"].items())
-        middle = [row["robot"], ", ".join(cameras)] if wide else []
-        table.add_row(
-            row["name"], Text(row["verdict"], colours[row["verdict"]]), *middle,
-            f"{row['control_hz']:g}" if row["control_hz"] else "", f"{row['episodes']:,}" if row["episodes"] else "",
-            row["reason"],
-        )  # fmt: skip
-    return table
-
-
-def datasets_markdown(rows: list[dict[str, Any]]) -> str:
-    """The cards as a Markdown table."""
-    lines = ["| data set | verdict | robot | cameras | Hz | episodes | why |", "|---|---|---|---|---|---|---|"]
-    for row in rows:
-        hz = f"{row['control_hz']:g}" if row["control_hz"] else ""
-        cells = [
-            row["name"],
-            row["verdict"],
-            row["robot"],
-            ", ".join(row["cameras"]),
-            hz,
-            row["episodes"] or "",
-            row["reason"],
-        ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def chosen_tokens(report: list[dict[str, Any]]) -> Table:
-    """The tokens that a rule chose, the first and last of them."""
-    table = _table(f"{len(report)} action tokens", "bin", "token", "piece", "count", "why")
-    for row in report[:12] + report[-4:]:
-        table.add_row(str(row["bin"]), str(row["token_id"]), repr(row["piece"]), str(row["count"]), row["why"])
-    return table
+def _longest_line(text: Text) -> int:
+    return max((cell_len(line) for line in text.plain.splitlines()), default=0)

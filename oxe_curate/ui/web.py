@@ -1,4 +1,4 @@
-"""What the mixture editor and the policy server share: uvicorn, and lines for the user. Needs `[edit]` or `[train]`."""
+"""The HTTP server of the mixture editor and of the policy server. Needs uvicorn (extra `edit` or `serve`)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import uvicorn
 
 
 class Server(uvicorn.Server):
-    """Calls `ready` when it can be reached."""
+    """Calls `ready` once it accepts connections."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's."""
+        """Start, then call `ready`."""
         await super().startup(sockets)
         if not self.should_exit:
             self._ready()
 
 
 def announce(line: str) -> None:
-    """Print a line at once: who reads a pipe waits for the address."""
+    """Print a line without buffering, so that a reader of a pipe gets the address at once."""
     print(line, flush=True)

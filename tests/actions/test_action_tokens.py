@@ -179,3 +179,17 @@ def test_the_report_is_in_order_of_choice():
         "count": 0,
         "why": "0 of 14900 tokens, single character, survives text",
     }
+
+
+def test_a_foreign_id_takes_the_nearest_ids_bin_in_every_release():
+    """Of two that are as near the higher one: with rule `last` that is the lower bin."""
+    bins = ActionBins("uniform", 4)
+    columns = {"piece": (None,) * 4, "count": None, "rank": np.arange(4, dtype=np.int32), "action_bins": bins}
+    gaps = ActionTokens(token_id=np.array([40, 10, 30, 16]), vocabulary_size=100, rule="counts", **columns)
+    ids = np.array([0, 10, 12, 13, 14, 16, 22, 23, 24, 34, 35, 36, 40, 41, 2**40])
+    expected = [1, 1, 1, 3, 3, 3, 3, 2, 2, 2, 0, 0, 0, 0, 0]
+    assert gaps.bins(ids, clip=True).tolist() == expected
+    assert gaps.decode(ids, clip=True).tolist() == [(-0.75, -0.25, 0.25, 0.75)[b] for b in expected]
+    assert LLAMA_2.bins([31742, 31743, 31744, 31745, 31998, 31999, 32000, 32001], clip=True).tolist() == [
+        255, 255, 255, 254, 1, 0, 0, 0,
+    ]  # fmt: skip

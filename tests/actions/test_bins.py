@@ -122,3 +122,12 @@ def test_invalid_arguments():
         ActionBins("uniform", 16).decode(np.array([16]))
     with pytest.raises(DataError, match="expected integer bins"):
         OPENVLA.decode(np.array([0.5]))
+
+
+def test_bins_are_the_same_in_every_release():
+    x = np.array([-1, -0.5, -0.1, 0, 1e-3, 0.1, 0.5, 0.9961, 1], np.float32)
+    assert OPENVLA.encode(x).tolist() == [0, 63, 114, 127, 127, 140, 191, 254, 255]
+    assert UNIFORM.encode(x).tolist() == [0, 64, 115, 128, 128, 140, 192, 255, 255]
+    b = np.array([0, 64, 254, 255])
+    assert OPENVLA.decode(b).tolist() == [-0.9960784316062927, -0.4941176474094391, *[0.9960784316062927] * 2]
+    assert UNIFORM.decode(b).tolist() == [-0.99609375, -0.49609375, 0.98828125, 0.99609375]

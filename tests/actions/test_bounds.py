@@ -123,6 +123,19 @@ def test_arithmetic_equals_tensorflow():
     np.testing.assert_array_equal(bounds.normalize([*x, 0])[:6], np.array(expected, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "x", "expected"),
+    [
+        (0.1, 0.1000003, 0.1000001, -0.3751125931739807),
+        (-0.03, 0.05, 0.01, -1.7881393432617188e-07),
+        (1000.1, 1000.2, 1000.15, 0.0009764432907104492),
+    ],
+)
+def test_the_span_is_rounded_once_in_every_release(low, high, x, expected):
+    """A difference of rounded bounds is another number, and an action beside an edge then has another bin."""
+    assert literal(low, high).normalize([x] * 7)[:6].tolist() == [expected] * 6
+
+
 @given(actions7)
 def test_round_trip_within_the_bounds(rows):
     bounds = Bounds.fit(rows, low=0, high=1)

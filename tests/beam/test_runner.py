@@ -175,13 +175,13 @@ SLOW = """
     from oxe_curate.tokenize import build, pipeline
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
 
-    for module in (scan, build):
-        def slow(task, real=module.run):
+    for module, name in ((scan, "write_scanned_shard"), (build, "build_shard")):
+        def slow(task, real=getattr(module, name)):
             result = real(task)
             print("done", task.output, flush=True)
             time.sleep(0.3)
             return result
-        module.run = slow
+        setattr(module, name, slow)
     step, root = sys.argv[1:]
     if step == "filter":
         run_filter(f"{root}/in", f"{root}/out/index", FilterOptions(workers=1, progress=False))

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def test_importing_the_commands_is_light() -> None:
 def test_show() -> None:
     result = run("show", "oxe_magic_soup_plus", "--samples", "1000000")
     assert result.exit_code == 0
-    assert "13.33 %    3,786,400*" in result.stdout
+    assert re.search(r"13\.33 % +3,786,400\*", result.stdout)
     assert "* published count" in result.stdout
     data = json.loads(run("show", "octo_oxe_flex_act_soup", "--json").stdout)
     assert "rh20t" in data["unknown"]
@@ -44,7 +45,7 @@ def test_check_ends_with_2_on_an_error() -> None:
 
 def test_diff() -> None:
     result = run("diff", "oxe_magic_soup_plus", "oxe_magic_soup_plus_minus")
-    assert "24 data sets have the same weight" in result.stdout
+    assert "24 data sets with the same weight" in result.stdout
     assert "x 1.85" in result.stdout
     assert "kuka" in run("diff", "oxe_magic_soup_plus", "oxe_magic_soup_plus_minus", "--all").stdout
     data = json.loads(run("diff", "oxe_magic_soup_plus", "oxe_magic_soup_plus_minus", "--json").stdout)
@@ -77,7 +78,7 @@ def test_windows_and_texts_are_shown(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"image": [b"x"] * 10, "caption": ["a"] * 10}), tmp_path / "vqa.parquet")
     shown = run("show", str(path)).stdout
-    assert "drawn at every 6 steps" in shown
+    assert "one is drawn every 6 steps" in shown
     assert ["vqa", "0.5", "10", "5"] in [line.split() for line in shown.splitlines()]
     assert "no such file" in " ".join(shown.split())  # a long path wraps
     data = json.loads(run("show", str(path), "--json").stdout)

@@ -96,7 +96,7 @@ def test_epochs_depend_on_the_training_samples(catalogue):
     ("text", "line", "message"),
     [
         ("name: [\n", 2, "expected"),
-        ("# 🤖\nname: m\nname: n\n", 3, "twice"),
+        ("# 🤖\nname: m\nname: n\n", 3, "duplicate key"),
         ("- a\n", 1, "keys and values"),
         ("", 1, "keys and values"),
         ("name: m\ndatasets: 3\n", 2, "list"),
@@ -252,7 +252,7 @@ def test_histograms_have_bounds_and_the_clipped_share(frames, index):
             assert series["low"] <= series["high"]
     assert found["dimensions"][0]["series"][0]["clipped"] == pytest.approx(0.1, abs=0.02)
     assert found["dimensions"][6]["series"][0]["clipped"] is None
-    assert found["steps"]["jaco_play"] == index.datasets["jaco_play"]["steps_kept"]
+    assert found["steps"]["jaco_play"] == index.datasets["jaco_play"].summary.steps_kept
 
 
 def test_details(frames):

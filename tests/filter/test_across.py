@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from oxe_curate.filter import across
-from oxe_curate.filter.pipeline import UNFINISHED, FilterOptions, FilterResult, run_filter
+from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.filter.screen import Criteria
-from oxe_curate.index.store import INDEX_JSON, Index
+from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, IndexJson
+from oxe_curate.index.store import Index
+from oxe_curate.storage import Folder
 from tests import bridge
 
 
@@ -70,7 +72,17 @@ def test_copies_are_dropped_on_request_without_scanning_again(source, tmp_path):
     assert reasons(tmp_path / "index") == {"train/00001/00001": "duplicate", "val/00001/00000": "duplicate"}
     summary = result.summaries["bridge_dataset"]
     assert (summary.kept, summary.dropped, summary.copies, summary.leaks) == (4, {"duplicate": [2, 12]}, 0, {})
-    assert Index.open(tmp_path / "index").datasets["bridge_dataset"]["steps_kept"] == 24
+    assert Index.open(tmp_path / "index").datasets["bridge_dataset"].summary.steps_kept == 24
+
+
+def test_only_files_whose_rows_change_are_rewritten(source, tmp_path):
+    run(source, tmp_path / "index")
+    version, folder = {"bridge_dataset": "1.0.0"}, Folder.of(tmp_path / "index")
+    assert across.decide(folder, version, Criteria()) == []
+    changes = across.decide(folder, version, Criteria(duplicate=True))
+    assert [change.path.rsplit("/", 1)[-1] for change in changes] == [
+        "train-00001-of-00002.parquet", "val-00001-of-00002.parquet",
+    ]  # fmt: skip
 
 
 def test_changing_ones_mind_leaves_no_trace(source, tmp_path):
@@ -116,8 +128,8 @@ def test_data_sets_are_compared_in_whatever_order_they_come(twins, tmp_path):
             run(source, out, keep, cards=cards, datasets=(name,))
         assert files(out) == files(tmp_path / "both")
         one, other = Index.open(out).datasets, Index.open(tmp_path / "both").datasets
-        assert {n: (e["kept"], e["dropped"]) for n, e in one.items()} == {
-            n: (e["kept"], e["dropped"]) for n, e in other.items()
+        assert {n: (e.summary.kept, e.summary.dropped) for n, e in one.items()} == {
+            n: (e.summary.kept, e.summary.dropped) for n, e in other.items()
         }
         assert not (out / UNFINISHED).exists()
 
@@ -127,7 +139,7 @@ def test_a_run_killed_while_it_rewrites_others_loses_nothing(twins, tmp_path, mo
     out, keep = tmp_path / "index", Criteria(duplicate=True)
     run(source, out, keep, cards=cards, datasets=("bridge_dataset",))
     with monkeypatch.context() as patch:
-        patch.setattr(across, "apply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(across, "apply_changes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, out, keep, cards=cards, datasets=("twin",))
     assert not (out / INDEX_JSON).exists()  # it would vouch for files that are about to change
@@ -135,6 +147,21 @@ def test_a_run_killed_while_it_rewrites_others_loses_nothing(twins, tmp_path, mo
     data = json.loads((out / INDEX_JSON).read_text())["datasets"]
     assert data["bridge_dataset"]["dropped"] == {"duplicate": [3, 18]}
     assert data["twin"]["kept"] == 2
+
+
+def test_a_run_killed_after_it_rewrote_others_counts_them_again(twins, tmp_path, monkeypatch):
+    source, cards = twins
+    out, keep = tmp_path / "index", Criteria(duplicate=True)
+    run(source, out, keep, cards=cards, datasets=("bridge_dataset",))
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexJson, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(source, out, keep, cards=cards, datasets=("twin",))
+    assert [path.name for path in out.glob("*.json")] == [UNFINISHED]
+    run(source, out, keep, datasets=("twin",))
+    data = json.loads((out / INDEX_JSON).read_text())["datasets"]
+    assert data["bridge_dataset"]["dropped"] == {"duplicate": [3, 18]}
+    assert not (out / UNFINISHED).exists()
 
 
 def smooth(seed: int, quality: int) -> list[bytes]:

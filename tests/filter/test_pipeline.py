@@ -8,12 +8,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from oxe_curate import registry
+from oxe_curate import config, registry
 from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
+from oxe_curate.mixture.members import members
+from oxe_curate.mixture.spec import Mixture, resolve
 from tests import bridge
+
+MIXTURE = {"name": "m", "datasets": [{"name": "our_robot", "weight": 1.0}]}
 
 
 def run(source: Path, out: Path, **options: Any) -> FilterResult:
@@ -133,10 +137,10 @@ def test_data_sets_may_come_one_by_one(tmp_path: Path) -> None:
     assert list(result.summaries) == ["bridge_data_msr", "bridge_dataset"]
     index = Index.open(tmp_path / "out")
     assert list(index.datasets) == ["bridge_data_msr", "bridge_dataset"]
-    with pytest.raises(ConfigError, match="screened by other criteria"):
+    with pytest.raises(ConfigError, match="filtered with other criteria"):
         run(tmp_path / "in", tmp_path / "out", datasets=("bridge_dataset",), criteria=Criteria(too_short=9))
     bridge.write(tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match="holds another index: it was made from"):
+    with pytest.raises(ConfigError, match="has a different index: it was made from"):
         run(tmp_path / "elsewhere", tmp_path / "out")
 
 
@@ -166,6 +170,18 @@ def test_a_damaged_shard_is_named_and_the_others_are_kept(
     assert shard.name in skipped.corrupt[0]
     shard.write_bytes(whole)
     assert run(tmp_path / "in", tmp_path / "out").summaries["bridge_dataset"].corrupt == []
+
+
+def test_a_failed_run_leaves_the_other_data_sets_in_the_index(tmp_path: Path) -> None:
+    bridge.write(tmp_path / "in")
+    folder = bridge.write(tmp_path / "in", name="bridge_data_msr")
+    run(tmp_path / "in", tmp_path / "out", datasets=("bridge_dataset",))
+    before = Index.open(tmp_path / "out").datasets
+    next(folder.glob("*train*00000*")).write_bytes(b"damaged")
+    with pytest.raises(CorruptError):
+        run(tmp_path / "in", tmp_path / "out", datasets=("bridge_data_msr",))
+    assert Index.open(tmp_path / "out").datasets == before
+    assert not (tmp_path / "out/unfinished.json").exists()
 
 
 def test_a_flipped_bit_in_the_data_is_found_with_verify(tmp_path: Path) -> None:
@@ -201,10 +217,22 @@ def test_a_users_card_is_taken(tmp_path: Path) -> None:
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards/our_robot.yaml").write_text(card.replace("name: bridge_orig", "name: our_robot"))
     assert run(tmp_path / "in", tmp_path / "out", cards=tmp_path / "cards").summaries["our_robot"].kept == 10
+    # every later command finds the cards again
+    assert run(tmp_path / "in", tmp_path / "out").shards_done == 0
+    index = Index.open(tmp_path / "out")
+    assert index.cards == tmp_path / "cards"
+    (member,) = members(config.build(Mixture, MIXTURE, "m"), index)
+    assert (member.card.name, member.dataset) == ("our_robot", "our_robot")
+    (source,) = resolve(config.build(Mixture, MIXTURE, "m"), index, "m")
+    assert source.dataset == "our_robot"
+    (tmp_path / "cards").rename(tmp_path / "moved")
+    for use in (members, lambda m, i: resolve(m, i, "m"), lambda m, i: run(tmp_path / "in", tmp_path / "out")):
+        with pytest.raises(ConfigError, match="no longer exists; give its new place with --cards"):
+            use(config.build(Mixture, MIXTURE, "m"), index)
 
 
 def test_a_source_or_an_output_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="nowhere: no such folder"):
+    with pytest.raises(StorageError, match="nowhere: folder not found"):
         run(tmp_path / "nowhere", tmp_path / "out")
     bridge.write(tmp_path / "in")
     (tmp_path / "file").write_text("")
@@ -217,17 +245,17 @@ def test_a_dataset_that_no_criterion_lets_through_is_indexed_all_the_same(tmp_pa
     out = tmp_path / "out"
     summary = run(tmp_path / "in", out, criteria=Criteria(too_short=99)).summaries["bridge_dataset"]
     assert (summary.kept, summary.dropped["too_short"][0]) == (0, 10)
-    assert Index.open(out).datasets["bridge_dataset"]["kept"] == 0
+    assert Index.open(out).datasets["bridge_dataset"].summary.kept == 0
 
 
 def test_an_index_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no index\.json there. Run `oxe-curate filter"):
+    with pytest.raises(ConfigError, match=r"index\.json not found in .*; run `oxe-curate filter"):
         Index.open(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ConfigError, match="index format 99"):
+    with pytest.raises(ConfigError, match="index format 99 is not supported"):
         Index.open(tmp_path)
     (tmp_path / "index.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="not a valid index file"):
         Index.open(tmp_path)
 
 

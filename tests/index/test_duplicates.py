@@ -5,6 +5,7 @@ import pytest
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.index import duplicates
+from oxe_curate.index.index_json import DatasetEntry, Summary
 
 ALL = np.ones(6, bool)
 
@@ -78,7 +79,9 @@ def test_pieces_do_not_change_the_pairs(monkeypatch):
 
 
 def test_a_split_that_leaks_is_refused_unless_allowed():
-    entry = {"bridge": {"leaks": {"val": 25}}, "kuka": {"leaks": {}}}
+    facts = {"version": "1", "card": None, "recipe": None, "verdict": None, "frames": None, "seconds": 0.0}
+    counts = {"bridge": Summary(leaks={"val": 25}), "kuka": Summary()}
+    entry = {name: DatasetEntry(**facts, splits=("train", "val"), summary=summary) for name, summary in counts.items()}
     duplicates.check_leaks(entry, {"bridge": ("train",), "kuka": ("train", "val")}, allowed=False)
     duplicates.check_leaks(entry, {"bridge": ("val",)}, allowed=True)
     with pytest.raises(ConfigError, match=r"bridge: 25 episodes of its split 'val' are copies"):

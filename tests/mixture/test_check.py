@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,9 @@ def test_gripper_polarity_and_broken_versions_of_cards() -> None:
         ("name: m\ndatasets:\n  - name: viola\n    wieght: 1\n    weight: 1\n", 4, "Did you mean 'weight'"),
         ("name: m\ndatasets:\n  - name: viola\n", 3, "datasets.0.weight"),
         ("name: m\ndatasets: []\n", 2, "datasets is empty"),
-        ("name: m\nname: n\ndatasets: []\n", 2, "stands twice"),
+        ("name: m\nname: n\ndatasets: []\n", 2, "duplicate key"),
         (entries("viola") + "bounds: {low: 2}\n", 5, "bounds.low"),
-        ("", None, "expected keys and values"),
+        ("", None, "expected a mapping"),
     ],
 )
 def test_a_schema_error_is_a_finding_with_a_line(text: str, line: int | None, words: str) -> None:
@@ -174,11 +175,11 @@ def test_two_names_of_one_data_set_in_the_index(index: Index) -> None:
 
 def test_broken_versions(tmp_path: Path, index: Index) -> None:
     assert found(entries("bc_z"))["version_open"][0].level == "warning"
-    held = Index(index.folder, index.source, {"bc_z": {**index.datasets["bridge_dataset"], "card": "bc_z"}}, {})
+    held = Index(index.folder, index.source, {"bc_z": replace(index.datasets["bridge_dataset"], card="bc_z")}, {})
     (finding,) = found(entries("bc_z"), index=held)["broken_version"]
     assert finding.level == "error"
     assert "has version 1.0.0" in finding.message
-    held.datasets["bc_z"]["version"] = "0.1.0"
+    held.datasets["bc_z"] = replace(held.datasets["bc_z"], version="0.1.0")
     assert not {"broken_version", "version_open"} & set(found(entries("bc_z"), index=held))
 
 

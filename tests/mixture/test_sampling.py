@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from oxe_curate.mixture import sampling as samples
 
+ONE, OTHER = "bridge_dataset/1.0.0/train/00000/00001", "kuka/0.1.0/test/00123/00456"
+EPISODES = [f"bridge_dataset/1.0.0/train/00000/{n:05d}" for n in range(24)]
 ids = st.integers(0, 10**6).map(lambda n: f"bridge/1.0.0/train/00000/{n:05d}")
 
 
@@ -106,6 +108,90 @@ def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
     assert sorted(order.tolist()) == list(range(1000))
     assert not np.array_equal(order, np.arange(1000))
     shuffled = np.random.default_rng(0).permutation(1000)
-    assert np.array_equal(
-        keys[order], keys[shuffled][samples.order(keys[shuffled])]
-    )  # independent of the order of rows
+    assert np.array_equal(keys[order], keys[shuffled][samples.order(keys[shuffled])])  # in any order
+
+
+@pytest.mark.parametrize(
+    ("seed", "episode", "expected"),
+    [
+        (0, ONE, 0x715D71BB558BF698),
+        (1, ONE, 0xDABF9191D908DA50),
+        (None, ONE, 0x1B7F8A24441A6BCE),
+        (0, OTHER, 0xA0E1E0BD017B1520),
+        (0, "", 0xF797E1D880B72D40),
+    ],
+)
+def test_an_episodes_hash_is_the_same_in_every_release(seed: int | None, episode: str, expected: int) -> None:
+    assert int(samples.episode_hash(seed, episode)) == expected
+    assert samples.episode_hashes(seed, [OTHER, episode])[1] == expected
+
+
+def test_a_steps_hashes_are_the_same_in_every_release() -> None:
+    episode = samples.episode_hash(0, ONE)
+    assert {
+        int(p): [hex(h) for h in samples._step_hashes(episode, 3, p)] for p in (samples._COPIES, samples._ORDER)
+    } == {
+        1: ["0x546a3c1a307eea6c", "0xf2a1b5d3afc96681", "0x90d92f8d2f13e296"],
+        2: ["0xe8fe326e9bf5e87c", "0x8735ac281b406491", "0x256d25e19a8ae0a6"],
+    }
+    found = samples._hash01(samples._step_hashes(episode, 3, samples._COPIES))
+    assert found.tolist() == [0.0796433457529151, 0.3815800913386501, 0.1873948490027597]
+
+
+@pytest.mark.parametrize(
+    ("weight", "seed", "expected"),
+    [
+        (0.25, 0, [1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0]),
+        (0.25, 7, [0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0]),
+        (0.18430682432404022, 0, [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]),  # the fifth step's own number: not below it
+        (1.0, 0, [1] * 12),
+        (2.5, 0, [3, 3, 3, 3, 3, 2, 3, 3, 3, 2, 2, 3]),
+        (2.5, 7, [2, 3, 2, 3, 3, 3, 2, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_copies_are_the_same_in_every_release(weight: float, seed: int, expected: list[int]) -> None:
+    assert samples.copies(weight, seed, ONE, 12).tolist() == expected
+    once = samples.copies(weight, seed, ONE, 12, validation=True).tolist()
+    assert once == (expected if weight < 1 else [1] * 12)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.025466537223868158, []),  # the number of episode 4
+        (0.05, [4]),
+        (0.2, [4, 14, 16, 23]),
+        (0.5, [4, 5, 6, 9, 14, 15, 16, 17, 20, 23]),
+    ],
+)
+def test_what_is_held_out_is_the_same_in_every_release(share: float, expected: list[int]) -> None:
+    assert np.flatnonzero(samples.held_out(EPISODES, share)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("shards", "seed", "expected"),
+    [
+        (1, 0, [0] * 12),
+        (3, 0, [2, 2, 0, 0, 0, 2, 1, 0, 0, 0, 2, 1]),
+        (3, 5, [2, 0, 2, 1, 0, 1, 1, 1, 2, 0, 0, 1]),
+        (8, 0, [3, 2, 6, 0, 0, 4, 3, 7, 2, 1, 5, 6]),
+        (8, 5, [5, 4, 2, 5, 2, 4, 6, 2, 4, 6, 2, 2]),
+    ],
+)
+def test_an_episodes_shard_is_the_same_in_every_release(shards: int, seed: int, expected: list[int]) -> None:
+    assert samples.output_shards(seed, EPISODES[:12], shards).tolist() == expected
+
+
+def test_the_order_is_the_same_in_every_release() -> None:
+    keys = np.array([0, 1, 2, 3, 2, 5, 2**63, 2**64 - 1], np.uint64)
+    assert samples.order(keys).tolist() == [3, 6, 5, 1, 2, 4, 0, 7]
+    equal = samples.order(np.arange(400, dtype=np.uint64) % np.uint64(4))
+    assert equal.tolist() == [n for first in (3, 1, 2, 0) for n in range(first, 400, 4)]  # equal hashes as they came
+
+
+def test_a_draw_is_the_same_in_every_release() -> None:
+    assert samples.draw(0.5, 3, ONE, 16, stride=2)[0].tolist() == [3, 7, 9, 13, 15]
+    steps, copy = samples.draw(1.5, 0, ONE, 9, stride=4)
+    assert (steps.tolist(), copy.tolist()) == ([0, 0, 4, 4, 8, 8], [0, 1, 0, 1, 0, 1])
+    steps, copy = samples.draw(1.5, 0, ONE, 9, stride=4, validation=True)
+    assert (steps.tolist(), copy.tolist()) == ([0, 4, 8], [0, 0, 0])

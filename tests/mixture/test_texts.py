@@ -17,8 +17,9 @@ from oxe_curate.index.images import decode
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import TextEntry, read_mixture
 from oxe_curate.mixture.texts import open_text
+from oxe_curate.tokenize import show
 from oxe_curate.tokenize.pipeline import TokenizeOptions, TokenizeResult, run_tokenize
-from oxe_curate.ui import tables
+from oxe_curate.ui.tables import console
 from tests import bridge
 
 MIXTURE = "name: m\ndatasets: [{name: bridge_dataset, weight: 1}]\n"
@@ -316,11 +317,33 @@ def test_the_output_shows_texts_and_stored_copies(index: Path, tmp_path: Path) -
     write(tmp_path / "vqa.parquet")
     text = "texts: [{name: vqa, path: vqa.parquet, weight: 1}]\nwindow: 3\nvalidation: 0"
     manifest = tokenize(index, tmp_path, text).manifest
-    screen = tables.console()
+    screen = console()
     with screen.capture() as capture:
-        screen.print(tables.tokenized(manifest))
+        screen.print(show.tokenized(manifest))
     shown = capture.get()
     assert "Image-text rows" in shown
     stored = manifest["frames"]["train"]["stored"]
     assert stored == int(samples.stored_frames(np.array([6] * 4), 3, 1).sum())
-    assert f"{stored} frames stored of 24 different ones: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
+    assert f"{stored} frames stored for 24 distinct frames: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
+
+
+def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
+    write(tmp_path / "vqa/a.parquet", 12)
+    write(tmp_path / "vqa/b.parquet", 5, first=12)
+    write(tmp_path / "cap.parquet", 6, question=None, answer=None, caption=[f"c{i}" for i in range(6)])
+    text = (
+        "texts: [{name: vqa, path: vqa, weight: 1.5}, {name: cap, path: cap.parquet, weight: 0.5}]\nseed: 3\n"
+        "image: {size: 16}"
+    )
+    tokenize(index, tmp_path, text, shard_bytes=2600)
+    found = {}
+    for path in sorted((tmp_path / "out").glob("text-*")):
+        ids = pq.read_table(path)["sample_id"].to_pylist()
+        found[path.stem] = [name.replace("vqa/", "").replace(".parquet/000000", " ") for name in ids]
+    assert found == {
+        "text-00000-of-00003": ["a 10", "cap/cap 04", "a 02", "a 09", "a 02#1", "a 11", "b 04", "a 03"],
+        "text-00001-of-00003": ["b 01", "a 08", "b 01#1", "b 02#1", "b 02", "cap/cap 03", "b 03", "b 03#1"],
+        "text-00002-of-00003": [
+            "b 00", "a 01", "a 01#1", "a 00#1", "a 06", "a 00", "a 05", "a 05#1", "a 04", "b 00#1", "a 07", "a 04#1",
+        ],
+    }  # fmt: skip

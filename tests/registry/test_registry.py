@@ -67,7 +67,7 @@ def test_an_alias_in_two_of_the_users_cards_is_an_error(folder):
 
 def test_a_wrong_card_of_the_user_names_its_file(folder):
     cards = folder("wrong", text=OWN.replace("role: primary", "role: prime"))
-    with pytest.raises(ConfigError, match=r"wrong.yaml: .*role: 'prime' is not known. Did you mean 'primary'"):
+    with pytest.raises(ConfigError, match=r"wrong.yaml: .*role: unknown value 'prime'. Did you mean 'primary'"):
         registry.load("wrong", cards)
     with pytest.raises(ConfigError, match="no such folder of cards"):
         registry.load("kuka", cards / "absent")

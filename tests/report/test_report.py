@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
 from oxe_curate.index.store import Index
+from oxe_curate.report import page as pieces
 from oxe_curate.report import write_report
-from oxe_curate.report.gather import gather_dataset
+from oxe_curate.report.gather import _choose, gather_dataset
 from oxe_curate.report.page import share
+from oxe_curate.report.thumbnails import Thumbnail
 from tests import bridge
 
 
@@ -86,10 +89,33 @@ def test_the_page_says_what_was_kept_and_why_the_rest_was_not(index: Index, tmp_
     for reason in ("no_language", "too_short", "not_finite"):
         assert f"{reason} 1 11.1 % " in words
         assert f"Dropped: {reason}" in words
-    assert "A task disappears: not one episode is kept that says pour <b>milk</b> (1)" in words
+    assert "1 task is lost: no episode with this instruction is kept pour <b>milk</b> (1)" in words
     assert "put & place 3 3 " in words
     assert "<b>milk" not in text
     assert "too_short 4 1 " in words  # a criterion that differs from its default
+
+
+NAUGHTY = "<script>alert(1)</script>\"&'"
+
+
+def test_texts_are_escaped(tmp_path: Path):
+    index = filtered(tmp_path, [bridge.episode(1, text=NAUGHTY), bridge.episode(2, text="")])
+    ((name, entry),) = index.datasets.items()
+    renamed = replace(entry, version=NAUGHTY, summary=replace(entry.summary, corrupt=[NAUGHTY], leaks={NAUGHTY: 1}))
+    found = gather_dataset(index, name, 2, 2)
+    shown = {NAUGHTY: [(found.examples[None][0].row, [Thumbnail("", "", 0, problem=NAUGHTY)])]}
+    parts = [
+        pieces.head(NAUGHTY),
+        pieces.overview(NAUGHTY, NAUGHTY, {NAUGHTY: renamed}),
+        pieces.dataset(NAUGHTY, renamed, found, shown),
+        pieces.foot({"idle": NAUGHTY}, {"idle": None}, NAUGHTY),
+    ]
+    for part in parts:
+        assert "<script" not in part
+        assert "alert(1)</" not in part.replace("&lt;/", "")
+    text = "".join(parts)
+    assert Page(text).open == []
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&amp;&#39;") >= 12
 
 
 def test_the_page_asks_for_nothing(index: Index, tmp_path: Path):
@@ -151,7 +177,7 @@ def test_two_reports_are_equal(index: Index, tmp_path: Path):
 def test_a_source_that_is_gone_leaves_the_numbers(index: Index, tmp_path: Path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    assert "the source shard is not there" in page.words
+    assert "source shard not found" in page.words
     assert not [tag for tag, _ in page.tags if tag == "img"]
 
 
@@ -160,24 +186,24 @@ def test_frames_that_do_not_decode_are_said_to(tmp_path: Path):
     made["steps"]["observation"]["image_0"] = [b"\xff\xd8 damaged"] * 8
     index = filtered(tmp_path, [made, bridge.episode(2)])
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    assert page.words.count("does not decode") == 3
+    assert page.words.count("cannot be decoded") == 3
 
 
 def test_an_index_that_keeps_nothing_and_one_that_keeps_everything(tmp_path: Path):
     nothing = filtered(tmp_path / "a", [bridge.episode(i, text="") for i in range(2)])
     _, page = read(write_report(nothing.folder.uri, tmp_path / "a.html", progress=False))
-    assert "Nothing is kept." in page.words
+    assert "No episode is kept." in page.words
     assert "No episode has an instruction." in page.words
     everything = filtered(tmp_path / "b", [bridge.episode(i) for i in range(2)])
     _, page = read(write_report(everything.folder.uri, tmp_path / "b.html", progress=False))
     assert "all episodes are kept" in page.words
-    assert "disappear" not in page.words
+    assert "lost" not in page.words
 
 
 def test_what_cannot_be_written_or_read_is_said(index: Index, tmp_path: Path):
-    with pytest.raises(StorageError, match="no such file or folder"):
+    with pytest.raises(StorageError, match="file or folder not found"):
         write_report(index.folder.uri, tmp_path / "missing" / "report.html", progress=False)
-    with pytest.raises(ConfigError, match=r"no index\.json"):
+    with pytest.raises(ConfigError, match=r"index\.json not found"):
         write_report(tmp_path / "missing", tmp_path / "report.html", progress=False)
     assert list(tmp_path.glob("*.html")) == []
 
@@ -191,7 +217,7 @@ def test_lost_tasks_are_named_by_data_set(index: Index):
 
 def test_shares_are_whole_only_when_they_are():
     assert [share(1, 3), share(0, 3), share(3, 3), share(0, 0)] == ["33.3 %", "0.0 %", "100.0 %", "–"]
-    assert [share(1, 100_000), share(99_999, 100_000)] == ["&lt;0.1 %", "99.9 %"]
+    assert [share(1, 100_000), share(99_999, 100_000)] == ["<0.1 %", "99.9 %"]
 
 
 def test_the_real_shard(shared: Path, tmp_path: Path):
@@ -201,3 +227,10 @@ def test_the_real_shard(shared: Path, tmp_path: Path):
     _, page = read(out)
     assert out.stat().st_size < 1 << 20
     assert "duplicate 25 50.0 %" in re.sub(r"\s+", " ", page.words)
+
+
+def test_example_episodes_are_the_same_in_every_release():
+    heap = []
+    for row in range(40):
+        _choose(heap, 4, f"bridge_dataset/1.0.0/train/00000/{row:05d}", "a", row)
+    assert sorted(row for _, _, row in heap) == [23, 27, 33, 37]

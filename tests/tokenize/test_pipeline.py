@@ -317,7 +317,7 @@ def test_two_versions_of_a_data_set_are_not_mixed(tmp_path: Path) -> None:
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
     write_dataset(version.parents[1], "bridge_dataset", "2.0.0", BRIDGE, {"train": [bridge.episode(0)]})
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
-    with pytest.raises(ConfigError, match=r"holds bridge_dataset in the versions 1\.0\.0 and 2\.0\.0"):
+    with pytest.raises(ConfigError, match=r"bridge_dataset is indexed in versions 1\.0\.0 and 2\.0\.0"):
         tokenize(tmp_path / "index", tmp_path / "out")
     shutil.rmtree(tmp_path / "index/bridge_dataset/1.0.0")
     tokenize(tmp_path / "index", tmp_path / "out")
@@ -462,3 +462,30 @@ def test_a_published_mixture_is_given_by_name(index: Path, tmp_path: Path) -> No
         ConfigError, match=r"openvla_rtx.yaml: datasets: 'fractal\w+' is not in the index .* Run filter"
     ):
         run_tokenize("openvla_rtx", index, tmp_path / "out", options)
+
+
+def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
+    text = (
+        "name: m\ndatasets: [{name: bridge_orig, weight: 1.5}, {name: bridge_data_msr, weight: 0.25}]\nseed: 3\n"
+        "validation: 0.2\nwindow: 4\nstride: 4\nimage: {size: 16}"
+    )
+    tokenize(index, tmp_path / "out", text, shard_bytes=20_000)
+    found = {}
+    for path in sorted((tmp_path / "out").glob("*-*-of-*.parquet")):
+        ids = (name.split("/") for name in pq.read_table(path)["sample_id"].to_pylist())
+        found[path.stem] = [f"{name[7:]} {shard[4:]}/{record[3:]} {step[3:]}" for name, *_, shard, record, step in ids]
+    assert found == {
+        "train-00000-of-00002": [
+            "dataset 1/04 07#1", "dataset 0/02 03", "dataset 1/04 03", "dataset 1/05 00", "data_msr 0/01 01",
+            "dataset 1/02 03#1", "dataset 1/05 04", "dataset 1/04 03#1", "dataset 0/00 03", "dataset 0/02 07",
+            "dataset 0/02 03#1", "dataset 1/04 07", "dataset 0/00 03#1", "dataset 1/02 03",
+        ],
+        "train-00001-of-00002": [
+            "dataset 0/01 01", "dataset 0/01 05", "dataset 1/01 02", "dataset 1/00 04", "dataset 1/00 00",
+            "dataset 0/03 04", "dataset 0/03 00", "dataset 1/01 06#1", "dataset 0/05 03", "dataset 1/01 06",
+            "dataset 1/00 00#1",
+        ],
+        "validation-00000-of-00001": [
+            "dataset 0/04 06", "dataset 0/04 02", "dataset 1/03 01", "data_msr 0/00 05", "dataset 1/03 05",
+        ],
+    }  # fmt: skip

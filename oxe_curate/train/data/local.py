@@ -10,12 +10,11 @@ import os
 import threading
 import weakref
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from oxe_curate.errors import DataError, StorageError
+from oxe_curate.lru import LruCache
 from oxe_curate.storage import explain
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import pages
@@ -33,32 +33,6 @@ MEMORY = 4 << 30
 _OPEN_FILES, _FOOTERS = 256, 64
 MEND = "Remove that shard and run tokenize again: it makes the ones that are missing"
 _ADVISE = hasattr(os, "posix_fadvise")
-
-Value = TypeVar("Value")
-
-
-class Cache(Generic[Value]):
-    """The values used last, up to a total size. Safe among threads; two may make the same value at once."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._total = limit, 0
-        self._entries: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], tuple[Value, int]]) -> Value:
-        """The value of `key`; made, with its size, if it is not there."""
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key][0]
-        value, size = make()
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = value, size
-                self._total += size
-                while self._total > self._limit and len(self._entries) > 1:
-                    self._total -= self._entries.popitem(last=False)[1][1]
-        return value
 
 
 @dataclass(frozen=True)
@@ -92,9 +66,9 @@ class LocalRows:
             _check_size(f"{self._folder}/{shard.name}", self._folder.path(shard.name), shard.size)
         self._starts = [0, *accumulate(shard.rows for shard in self._shards)]
         self._groups: dict[int, list[int]] = {}
-        self._files: Cache[_File] = Cache(_OPEN_FILES)
-        self._footers: Cache[_Footer] = Cache(_FOOTERS)
-        self._blocks: Cache[LocalBlock] = Cache(memory)
+        self._files: LruCache[_File] = LruCache(_OPEN_FILES)
+        self._footers: LruCache[_Footer] = LruCache(_FOOTERS)
+        self._blocks: LruCache[LocalBlock] = LruCache(memory)
         self._texts: dict[str, str] = {}
 
     def __len__(self) -> int:

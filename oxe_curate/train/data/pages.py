@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.errors import DataError
+from oxe_curate.errors import CorruptError, DataError
+from oxe_curate.rlds.varint import read_varint
 
 Read = Callable[[int, int], bytes]
 """(offset, length) -> that part of a file."""
@@ -82,19 +83,9 @@ def _page(header: bytes) -> tuple[int, int, int | None]:
             return size, body, None
         if kind == _DATA_PAGE_V2 and fields[8][4] == _PLAIN:
             return size, body, fields[8][5] + fields[8][6]
-    except (IndexError, KeyError, TypeError, ValueError):
+    except (CorruptError, IndexError, KeyError, TypeError, ValueError):
         raise DataError("a page header is damaged") from None
     raise DataError("its images are not stored PLAIN")
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[place]
-        value |= (byte & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if byte < 0x80:
-            return value, place
 
 
 def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
@@ -110,15 +101,15 @@ def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
         if delta:
             number += delta
         else:
-            value, place = _varint(data, place)
+            value, place = read_varint(data, place)
             number = (value >> 1) ^ -(value & 1)
         if kind in (1, 2):  # true, false
             fields[number] = kind == 1
         elif kind in (4, 5, 6):  # i16, i32, i64, as zigzag varints
-            value, place = _varint(data, place)
+            value, place = read_varint(data, place)
             fields[number] = (value >> 1) ^ -(value & 1)
         elif kind == 8:
-            length, place = _varint(data, place)
+            length, place = read_varint(data, place)
             place += length
         elif kind == 12:
             fields[number], place = _struct(data, place)

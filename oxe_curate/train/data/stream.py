@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from oxe_curate.errors import DataError, StorageError
+from oxe_curate.lru import LruCache
 from oxe_curate.mixture.sampling import splitmix64
 from oxe_curate.storage import explain
 from oxe_curate.tokenize.folder import MixtureFolder
-from oxe_curate.train.data.local import MEND, Cache, ShardName, Texts, checked_columns, group_starts, image_leaf
+from oxe_curate.train.data.local import MEND, ShardName, Texts, checked_columns, group_starts, image_leaf
 from oxe_curate.train.data.order import shuffled
 from oxe_curate.train.data.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
 
@@ -145,8 +146,8 @@ class RemoteRows:
         self.form, self.ahead = form, ahead
         self._folder = mixture.folder
         self._shards = [shard for shard in shards if shard.rows]
-        self._files: Cache[Any] = Cache(_OPEN_FILES)
-        self._blocks: Cache[RemoteBlock] = Cache(_CACHE)
+        self._files: LruCache[Any] = LruCache(_OPEN_FILES)
+        self._blocks: LruCache[RemoteBlock] = LruCache(_CACHE)
         with ThreadPoolExecutor(4 * _READERS, thread_name_prefix="oxe-footers") as pool:
             starts = list(pool.map(self._group_starts, range(len(self._shards))))
         rows = np.cumsum([0, *(shard.rows for shard in self._shards)])

@@ -187,3 +187,25 @@ def test_the_real_bridge(shared, tmp_path):
     assert rows.images.std() > 30
     assert rows.proprio.shape == (16, 7 if mixture.statistics["bridge_orig"].proprio.width == 7 else 8)
     assert len(set(ids(loader))) == sum(mixture.manifest["rows"]["train"].values())
+
+
+def test_the_order_is_the_same_in_every_release(mixture):
+    train = [row["sample_id"] for row in mixtures.shard_rows(mixture, "train")]
+    assert len(train) == 69
+    assert [train.index(name) for name in ids(load(mixture, steps=3))] == [
+        38, 19, 54, 47, 17, 58, 46, 11, 6, 63, 29, 48,
+    ]  # fmt: skip
+
+
+def test_the_samples_that_validation_takes_are_the_same_in_every_release(mixture):
+    """Losses of two runs are compared on them, and curves go on where a run is resumed."""
+    held = [row["sample_id"] for row in mixtures.shard_rows(mixture, "validation")]
+    assert len(held) == 13
+
+    def places(**options):
+        batches = ValidationLoader(mixture, collate, image_size=16, batch_size=3, workers=1, **options)
+        return [held.index(name) for name in ids(batches)]
+
+    assert places() == [0, 5, 6, 10, 1, 11, 12, 2, 7, 4, 9, 8, 3]
+    assert places(count=5) == [0, 5, 6, 10, 1]
+    assert [places(count=7, rank=rank, world=3) for rank in range(3)] == [[0, 10], [5, 1], [6, 11]]

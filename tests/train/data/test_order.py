@@ -76,3 +76,40 @@ def test_a_resumed_run_goes_on_at_the_next_sample():
     order = Shuffle(9, 100)
     whole = [order.rows(order.positions(0, step, 0, 1, 16, 1)) for step in range(12)]
     assert np.array_equal(order.rows(order.positions(16 * 5, 3, 0, 1, 16, 1)), whole[8])
+
+
+@pytest.mark.parametrize(
+    ("seed", "epoch", "n", "expected"),
+    [
+        (0, 0, 10, [0, 5, 6, 9, 1, 8, 3, 2]),
+        (0, 1, 10, [5, 1, 0, 4, 2, 6, 7, 8]),
+        (1, 0, 10, [3, 0, 8, 7, 4, 6, 1, 9]),
+        (1, 0, 128, [97, 76, 84, 63, 56, 43, 31, 69]),
+        (7, 3, 100, [99, 35, 97, 29, 18, 70, 8, 98]),
+        (0, 0, 1000, [341, 909, 123, 234, 438, 602, 199, 85]),
+        (7, 3, 30_000_000_000, [2898531801, 28729289677, 16281741630]),
+    ],
+)
+def test_the_permutation_is_the_same_in_every_release(seed, epoch, n, expected):
+    """A resumed run, and the subset that validation takes, depend on it."""
+    assert shuffled(seed, epoch, n, np.arange(len(expected))).tolist() == expected
+
+
+def test_the_endless_sequence_is_the_same_in_every_release():
+    assert rows_at(5, 7, np.arange(16)).tolist() == [6, 1, 5, 2, 3, 0, 4, 1, 2, 5, 6, 0, 4, 3, 0, 1]
+    positions = np.array([0, 1, 2046, 2047, 2048, 2049])
+    assert Shuffle(5, 7).rows(positions).tolist() == rows_at(5, 7, positions).tolist() == [6, 1, 0, 4, 6, 5]
+    assert Shuffle(5, 7).positions(100, 5, 1, 2, 3, 2).tolist() == [133, 134, 135]
+
+
+@pytest.mark.parametrize(
+    ("seed", "positions", "expected"),
+    [
+        (0, [0, 1], [[10451385, 11719064, 7539004], [10539824, 8973052, 11543925]]),
+        (7, [123456789, 2**40], [[1684657, 5184251, 10769360], [9800651, 9393975, 2961919]]),
+    ],
+)
+def test_the_numbers_of_augmentation_are_the_same_in_every_release(seed, positions, expected):
+    found = random_numbers(seed, positions)
+    assert found.shape == (2, 8)
+    assert (found[:, :3] * 2**24).tolist() == expected

@@ -18,7 +18,7 @@ from oxe_curate.index.images import decode
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import pages
 from oxe_curate.train.data.assemble import assemble, decode_into
-from oxe_curate.train.data.local import Cache, LocalRows, split_shards
+from oxe_curate.train.data.local import LocalRows, split_shards
 from oxe_curate.train.data.rows import Form, normalize_proprio
 from tests.train import mixtures
 
@@ -182,18 +182,6 @@ def test_rows_that_no_longer_fit_in_memory_are_read_again(plain):
     for order in (everything, everything[::-1]):
         rows = assemble(order, source.claim(order)(), form, 16, 0)
         assert np.array_equal(rows.actions, read_all(plain, form).actions[order])
-
-
-def test_the_cache_forgets_what_was_used_longest_ago():
-    made = []
-    cache: Cache[str] = Cache(2)
-
-    def get(key):
-        return cache.get(key, lambda: (made.append(key) or key, 1))
-
-    for key in "abacab":
-        assert get(key) == key
-    assert made == ["a", "b", "c", "b"]
 
 
 def copy(mixture: MixtureFolder, out: Path) -> MixtureFolder:

@@ -1,6 +1,7 @@
 """Shards in an object store: an order that is a pure function, and reads of what a process needs."""
 
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +193,9 @@ def test_validation_and_episodes_from_the_store(both):
     for mixture in both:
         batches = ValidationLoader(mixture, lambda rows: {"rows": rows}, image_size=16, batch_size=4, workers=1)
         assert ids(batches) == sorted(r["sample_id"] for r in mixtures.shard_rows(local, "validation"))
+    some = ValidationLoader(remote, lambda rows: {"rows": rows}, image_size=16, batch_size=4, count=6, workers=1)
+    first = [r["sample_id"] for r in mixtures.shard_rows(local, "validation")][:6]
+    assert [name for batch in some for name in batch["rows"].sample_id] == first  # in the shards' order, in any release
     here, there = EpisodeReader(local, image_size=16), EpisodeReader(remote, image_size=16)
     assert here.ids == there.ids
     for name, rows in here:
@@ -221,3 +225,47 @@ def test_a_damaged_shard_is_named(both, store):
             load(remote)
     finally:
         store.publish_bytes(name, good)
+
+
+SMALL = np.array([3, 5, 2, 4, 6, 1, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("seed", "count", "pool", "expected"),
+    [
+        (
+            0, 2, 6, "24 17 25 16 26 6 23 15 27 7 0 14 21 18 22 10 20 9 2 8 5 11 4 19 1 12 3 13 "
+            "0 6 2 7 1 21 13 22 25 23 24 20",
+        ),
+        (3, 2, 6, "24 11 26 5 25 6 0 10 20 4 21 7 1 14 2 17"),
+        (3, 3, 4, "24 23 12 25 8 11 27 22 10 0 4 13 1 9 16 26 5 14 20 3 17 21 6 15 2 7 18 19"),
+    ],
+)  # fmt: skip
+def test_the_order_is_the_same_in_every_release(seed, count, pool, expected):
+    """A run that resumes under a later release goes on with the rows that it has not seen."""
+    rows = [int(row) for row in expected.split()]
+    assert StreamOrder(seed, SMALL, count, pool).rows(np.arange(len(rows))).tolist() == rows
+
+
+def test_the_division_of_a_step_is_the_same_in_every_release():
+    order = StreamOrder(0, SMALL, 2, 6)
+    assert [order.positions(4, step, rank, 2, 2, 2).tolist() for step in (0, 1, 2) for rank in (0, 1)] == [
+        [4, 6], [5, 7], [8, 10], [9, 11], [12, 14], [13, 15],
+    ]  # fmt: skip
+    odd = StreamOrder(0, SMALL, 3, 6)  # 28 rows: one is left over, and the step crosses into the next epoch
+    assert [odd.positions(26, 0, rank, 2, 3, 1).tolist() for rank in (0, 1)] == [[27, 28, 31], [29, 26, 30]]
+
+
+@pytest.mark.parametrize(
+    ("window", "cameras", "batch", "world", "groups", "expected"),
+    [(1, 1, 96, 1, 500, (48, 171, 8192)), (12, 2, 96, 4, 500, (48, 8, 86)), (3, 1, 16, 1, 9, (2, 1365, 2730))],
+)
+def test_lanes_and_pools_are_the_same_in_every_release(window, cameras, batch, world, groups, expected):
+    pytest.importorskip("torch")
+    from oxe_curate.train.data.row_source import order_of
+
+    form = SimpleNamespace(window=window, cameras=("primary", "wrist")[:cameras])
+    source = SimpleNamespace(form=form, sizes=np.full(groups, 7))
+    order = order_of(source, 3, batch, world)
+    assert (order.seed, order.n) == (3, groups * 7)
+    assert (order.lanes, order.pool, source.ahead) == expected

@@ -338,3 +338,16 @@ def test_a_diverged_model_is_told(mixtures, tmp_path, toys):
     with pytest.raises(DataError, match="not finite"):
         evaluate_run(run, progress=False)
     assert not (run / "evaluation" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (1, ["bridge 3"]),
+        (3, ["bridge 3", "bridge 2", "kuka 1"]),
+        (5, ["bridge 3", "bridge 2", "bridge 5", "kuka 1", "kuka 3"]),
+    ],
+)
+def test_episodes_are_chosen_alike_in_every_release(count, expected):
+    ids = {name: [f"{name}/1.0.0/train/00000/{i:05d}" for i in range(n)] for name, n in (("bridge", 6), ("kuka", 4))}
+    assert [f"{name} {int(one[-5:])}" for name, one in choose_episodes(ids, count)] == expected

@@ -146,3 +146,11 @@ def test_the_published_golden_case_opens(shared, tmp_path):
     (folder / "config.json").write_bytes((shared / "parity/openvla/a_config.json").read_bytes())
     found = open_saved(folder)
     assert np.sort(found.spec.tokens).tolist() == list(range(256, 512))
+
+
+def test_a_files_hash_is_the_same_in_every_release(tmp_path):
+    """A run that an earlier release wrote is opened and resumed by it."""
+    assert saved.file_sha256(tmp_path / "config.json") is None
+    (tmp_path / "config.json").write_bytes(b"{}\r\n")
+    found = saved.file_sha256(tmp_path / "config.json")
+    assert found == "e3566b3a06430868d71e9287dfd6c6c520a3da027aabea01951d407ee131dc2f"

@@ -278,3 +278,23 @@ def test_bitsandbytes_is_imported_silently() -> None:
     code = "import oxe_curate.train.loop.run, bitsandbytes"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_merging_into_a_bf16_base_is_the_same_in_every_release() -> None:
+    """Updates near half a step of bf16 are lost or doubled where they are rounded before the sum, or cut off after."""
+    import peft
+
+    net = nn.Sequential(nn.Linear(4, 2, bias=False, dtype=torch.bfloat16))
+    net[0].weight.data = torch.tensor([[1, 1.0078125, 1, -1], [2, 1, 0.5, 1]], dtype=torch.bfloat16)
+    model = peft.get_peft_model(net, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    layer.lora_A["default"].weight.data = torch.tensor([[1025.0, 1024, 1536, -1025], [0, 0, 0, 0]]) / 1024
+    layer.lora_B["default"].weight.data = torch.tensor([[1.0, 3], [1, 3]]) / 512
+    merged = adapter_files.merged_state(model)["0.weight"]
+    assert merged.dtype == torch.bfloat16
+    assert merged.tolist() == [[1.0078125, 1.015625, 1.0078125, -1.0078125], [2, 1, 0.5078125, 0.99609375]]
+    exact = adapter_files.merged_state(model, None)["0.weight"]
+    assert exact.tolist() == [
+        [1.0039100646972656, 1.01171875, 1.005859375, -1.0039100646972656],
+        [2.0039100646972656, 1.00390625, 0.505859375, 0.9960899353027344],
+    ]

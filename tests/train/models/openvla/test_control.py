@@ -310,3 +310,16 @@ def test_merging_spares_quantised_layers():
     total = sum(hasattr(module, "lora_A") for module in model.modules())
     assert merge_lora(net) == total - 1
     assert not block.q_proj.merged
+
+
+def test_what_is_merged_for_control_is_what_an_export_holds():
+    """In any release: see the exports' tests for the numbers."""
+    peft = pytest.importorskip("peft")
+    net = torch.nn.Sequential(torch.nn.Linear(4, 1, bias=False, dtype=torch.bfloat16))
+    net[0].weight.data = torch.tensor([[1, 1, 1, 1.0078125]], dtype=torch.bfloat16)
+    model = peft.get_peft_model(net, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0"]))
+    layer = model.base_model.model[0]
+    layer.lora_A["default"].weight.data = torch.tensor([[1025.0, 1024, 1536, 1024], [9.0] * 4]) / 1024
+    layer.lora_B["default"].weight.data = torch.tensor([[1.0, 0]]) / 512
+    assert merge_lora(model) == 1
+    assert layer.base_layer.weight.tolist() == [[1.0078125, 1, 1.0078125, 1.015625]]

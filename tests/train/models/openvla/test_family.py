@@ -20,6 +20,7 @@ from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.family import OpenVLAFamily
 from oxe_curate.train.models.openvla.model import load_model
+from oxe_curate.train.models.weights import Checkpoint
 
 CPU = torch.device("cpu")
 SIZE = 28
@@ -288,3 +289,18 @@ def test_action_tokens_of_another_tokenizer_are_refused(base, shared):
     other = replace(mixture(base), tokens=replace(ActionTokens.default(), vocabulary_size=832))
     with pytest.raises(ConfigError, match="896 tokens, the action tokens reach 31999"):
         OpenVLAFamily.build(train_config(base), other, CPU)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_merge_into_a_bf16_base_is_the_same_in_every_release(base, tmp_path, dtype):
+    """Rounded once, after the sum: updates near half a step of bf16 would be lost or doubled otherwise."""
+    family = build(base, adapter="lora", dtype=dtype, lora=LoraConfig(rank=4, alpha=16))
+    layer = family.net.get_submodule("base_model.model.projector.fc1")
+    with torch.no_grad():
+        layer.base_layer.weight[0, :4] = torch.tensor([1, 1, 1, 1.0078125])
+        layer.lora_A["default"].weight[:, :4] = torch.tensor([[1025.0, 1024, 1536, 1024], *[[9.0] * 4] * 3]) / 1024
+        layer.lora_B["default"].weight[0] = torch.tensor([1, 0, 0, 0]) / 1024
+    family.export(tmp_path, merge=True)
+    merged = Checkpoint.open(tmp_path).tensor("projector.fc1.weight")
+    assert merged.dtype == torch.bfloat16
+    assert merged[0, :4].tolist() == [1.0078125, 1, 1.0078125, 1.015625]

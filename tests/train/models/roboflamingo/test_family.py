@@ -508,3 +508,20 @@ def test_a_plain_language_model_is_given_flamingos_tokens(base: Path, tmp_path: 
     net = build_flamingo(tmp_path / "base", FlamingoSpec.read(tmp_path / "base"), HeadSpec(), torch.float32)
     assert net.lang_encoder.get_input_embeddings().num_embeddings == 67
     assert net.media_token == 65
+
+
+def test_a_merge_in_bf16_is_the_same_in_every_release(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
+    """Rounded once, after the sum: updates near half a step of bf16 would be lost or doubled otherwise."""
+    from safetensors.torch import load_file
+
+    model = made(base, mixture, adapter="lora", dtype="bf16", lora=LoraConfig(rank=2, alpha=4))
+    name = "lang_encoder.transformer.blocks.0.decoder_layer.attn.Wqkv"
+    layer = model.net.get_submodule(f"base_model.model.{name}")
+    with torch.no_grad():
+        layer.base_layer.weight[0, :4] = torch.tensor([1, 1, 1, 1.0078125])
+        layer.lora_A["default"].weight[:, :4] = torch.tensor([[1025.0, 1024, 1536, 1024], [9.0] * 4]) / 1024
+        layer.lora_B["default"].weight[0] = torch.tensor([1, 0]) / 512
+    model.export(tmp_path, merge=True)
+    merged = load_file(tmp_path / "flamingo.safetensors")[f"{name}.weight"]
+    assert merged.dtype == torch.bfloat16
+    assert merged[0, :4].tolist() == [1.0078125, 1, 1.0078125, 1.015625]

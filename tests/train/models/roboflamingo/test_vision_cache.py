@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -111,3 +112,19 @@ def test_training_from_the_cache_is_exact(tmp_path: Path) -> None:
     for other in results[1:]:
         assert torch.equal(other[0], results[0][0])
         torch.testing.assert_close(other[1], results[0][1])
+
+
+def test_a_cache_is_known_again_in_every_release(tmp_path: Path) -> None:
+    """Another key or description would make a cache on disk useless, or refuse it."""
+    assert key_of(np.arange(12, dtype=np.uint8).reshape(2, 2, 3)).hex() == "8afe4b29c4b81126697602f01ab96cd9"
+    even = tower()
+    for value in even.state_dict().values():
+        value.fill_(0.5)
+    VisionCache.open(tmp_path, even, 1 << 20)
+    assert json.loads((tmp_path / "cache.json").read_text()) == {
+        "tower": "593d4d0372c5eb54017b81208ef21056d8bdf7b7a467eb3e894cf717c509a217",
+        "preprocessing": "uint8 RGB / 255, CLIP mean and std, no augmentation",
+        "image_size": 28,
+        "shape": [4, 8],
+        "dtype": "float32",
+    }
