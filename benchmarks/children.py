@@ -1,10 +1,11 @@
-"""A process per kind of model, so that none inherits another's memory: rows come back as lines of JSON."""
+"""Run each kind of model in its own process, so that memory is not shared; rows return as lines of JSON."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 _MARK = "ROW "
 
 
-def tell(rows: Iterable[dict[str, Any]]) -> None:
-    """In a child: hand each row to the parent as it comes."""
+def send_rows(rows: Iterable[dict[str, Any]]) -> None:
+    """In a child process: send each row to the parent as soon as it is measured."""
     for row in rows:
         print(_MARK + json.dumps(row), flush=True)
 
@@ -27,20 +28,35 @@ def run_all(
     out: Path | None,
     name: str,
 ) -> None:
-    """Run `python -m module --one KIND options...` for each kind, print the report, and write it below `out`.
+    """Run `python -m module --one KIND options...` for each kind, print the report, and write it to `out`.
 
-    What a child says on stderr is shown; the rows it gave before it failed count. The files are written after each
-    kind, so that a run that ends early leaves what it measured.
+    A child's stderr is shown; rows that it sent before it failed count. The files are rewritten after each row, so that
+    an interrupted run leaves its results.
     """
     rows: list[Any] = []
     for kind in kinds:
         command = [sys.executable, "-m", module, "--one", kind, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        rows += [json.loads(line[len(_MARK) :]) for line in done.stdout.splitlines() if line.startswith(_MARK)]
-        if done.returncode or done.stderr:
-            print(f"{kind}: exit code {done.returncode}\n{done.stderr[-3000:]}", file=sys.stderr)
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / f"{name}.md").write_text(report(rows, environment))
-            (out / f"{name}.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+        with tempfile.TemporaryFile("w+") as errors:
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+                for line in child.stdout or ():
+                    if line.startswith(_MARK):
+                        rows.append(json.loads(line[len(_MARK) :]))
+                        _write(out, name, rows, environment, report)
+            errors.seek(0)
+            stderr = errors.read()
+        if child.returncode or stderr:
+            print(f"{kind}: exit code {child.returncode}\n{stderr[-3000:]}", file=sys.stderr)
     print(report(rows, environment))
+
+
+def _write(
+    out: Path | None,
+    name: str,
+    rows: list[Any],
+    environment: dict[str, Any],
+    report: Callable[[list[Any], dict[str, Any]], str],
+) -> None:
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.md").write_text(report(rows, environment))
+        (out / f"{name}.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")

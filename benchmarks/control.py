@@ -1,9 +1,19 @@
-"""Control frequency of OpenVLA-7B at batch 1: token by token and in parallel, against Hugging Face's generate.
+"""Control frequency of OpenVLA-7B at batch 1: this project against transformers' generate and its compiled StaticCache.
 
     python -m benchmarks.control --out benchmarks/results
 
-Needs a GPU of 24 GB or more; weights are random (a step does the same work whatever they are). A step goes from uint8
-pictures and an instruction to numbers on the host. Every kind is a process of its own; `--tiny` runs all on a CPU.
+Needs a GPU with 24 GB or more. Weights are random: they do not change the work of a step, which starts with a uint8
+image and an instruction and ends with numbers on the host. Each kind runs in its own process; `--tiny` runs a tiny
+model on the CPU. Kinds:
+
+    generate        transformers' generate in bf16: eager, dynamic cache
+    static-compile  transformers' StaticCache under torch.compile(mode="reduce-overhead"), see static_cache.py
+    static-graphs   transformers' layers and StaticCache in our CUDA graphs
+    bf16            ours: FusedDecoder, Triton kernels, CUDA graphs; and parallel decoding
+    bf16-torch      ours without the Triton kernels
+    bf16-plain      ours with PlainDecoder: transformers' layers, our cache
+    nf4             ours and generate with NF4 weights (needs bitsandbytes)
+    exact           ids of every decoder in float32 against generate, 2 layers
 """
 
 from __future__ import annotations
@@ -11,9 +21,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -21,7 +33,10 @@ from benchmarks import children
 
 PROMPT = 27  # ids of "In: What action should the robot take to {eight words}?\nOut:"
 CHUNK = 8
-KINDS = ("generate", "bf16", "nf4", "bf16-torch", "exact")
+TOKENS = 7  # of one action
+KINDS = ("generate", "static-compile", "bf16", "bf16-torch", "bf16-plain", "static-graphs", "nf4", "exact")
+OURS = "token by token"
+STATIC = "transformers StaticCache, torch.compile"
 AIMS = {"autoregressive": 25.0, "parallel": 400.0}  # Hz, actions/s, in bf16
 Row = dict[str, Any]
 
@@ -35,7 +50,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        children.tell(measure(args.one, args.tiny, args.repeats))
+        children.send_rows(measure(args.one, args.tiny, args.repeats))
         return
     options = ["--repeats", str(args.repeats), *(["--tiny"] if args.tiny else [])]
     children.run_all("benchmarks.control", args.kinds, options, environment(args.tiny), report, args.out, "control")
@@ -57,26 +72,55 @@ def measure(kind: str, tiny: bool, repeats: int) -> Iterator[Row]:
         tiny, repeats, torch.float32 if kind == "exact" else torch.bfloat16, layers=2 if kind == "exact" else None
     )
     if kind == "exact":
-        yield bench.exact()
+        yield bench.exact("ours", bench.controller().decode)
+        yield bench.exact("without Triton", bench.controller(kernels=False).decode)
+        with decoder("PlainDecoder"):
+            yield bench.exact("PlainDecoder", bench.controller().decode)
+        with decoder("StaticCacheDecoder"):
+            yield bench.exact("StaticCache in our graphs", bench.controller().decode)
+        yield bench.exact(STATIC, bench.compiled().decode)
     elif kind == "generate":
-        yield bench.generate("Hugging Face generate", "bf16")
+        yield bench.generate("transformers generate", "bf16")
+    elif kind == "static-compile":
+        yield from bench.static(STATIC, "bf16")
+    elif kind == "static-graphs":
+        with decoder("StaticCacheDecoder"):
+            yield bench.ours("StaticCache in our graphs", "bf16")
+            yield bench.agreement("StaticCache in our graphs", bench.controller().decode)
     elif kind == "nf4":
         bench.quantize()
-        yield bench.generate("Hugging Face generate", "NF4")
-        yield bench.ours("token by token", "NF4")
+        yield bench.generate("transformers generate", "NF4")
+        yield bench.ours(OURS, "NF4")
         yield bench.ours("parallel, tokens", "NF4", chunk=CHUNK, parallel=True)
     elif kind == "bf16":
-        yield bench.ours("token by token", "bf16")
-        yield bench.agreement()
+        yield bench.ours(OURS, "bf16")
+        yield bench.agreement("ours", bench.controller().decode)
         yield bench.ours("parallel, tokens", "bf16", chunk=CHUNK, parallel=True)
         yield bench.ours("parallel, L1 head", "bf16", chunk=CHUNK, parallel=True, head=True)
         yield bench.ours("parallel, L1 head, one action", "bf16", parallel=True, head=True)
+    elif kind == "bf16-torch":
+        yield bench.ours(f"{OURS}, without Triton", "bf16", kernels=False)
     else:
-        yield bench.ours("token by token, without Triton", "bf16", kernels=False)
+        with decoder("PlainDecoder"):
+            yield bench.ours(f"{OURS}, PlainDecoder", "bf16")
+            yield bench.ours("parallel, tokens, PlainDecoder", "bf16", chunk=CHUNK, parallel=True)
+
+
+@contextmanager
+def decoder(name: str) -> Iterator[None]:
+    """Make controllers use this decoder instead of the fastest one."""
+    from benchmarks import static_cache
+    from oxe_curate.train.models.openvla import kv_cache
+
+    kind = getattr(static_cache, name, None) or getattr(kv_cache, name)
+    with patch(
+        "oxe_curate.train.models.openvla.control.build_decoder", lambda model, capacity, _: kind(model, capacity)
+    ):
+        yield
 
 
 class Bench:
-    """A model of random weights, and pictures for it."""
+    """A model with random weights, and images for it."""
 
     def __init__(self, tiny: bool, repeats: int, dtype: Any, layers: int | None = None) -> None:
         import torch
@@ -92,14 +136,14 @@ class Bench:
         config = synthetic.openvla_config("tiny" if tiny else "7b", layers=layers)
         self.size = config["image_sizes"][0]
         self.vocabulary = config["text_config"]["vocab_size"] - config["pad_to_multiple_of"]
-        self.net = synthetic.random_model(Architecture.of(config), self.device, dtype).requires_grad_(False)
+        self.net = synthetic.random_openvla(Architecture.of(config), self.device, dtype).requires_grad_(False)
         self.normalize = PixelNormalizer()
         random = np.random.default_rng(0)
         self.ids = [1, *random.integers(3, self.vocabulary - 256, PROMPT - 1).tolist()]
-        self.pictures = random.integers(0, 256, (16, 1, self.size, self.size, 3), np.uint8)
+        self.images = random.integers(0, 256, (16, 1, self.size, self.size, 3), np.uint8)
 
     def quantize(self) -> None:
-        """NF4 for the language model's linear layers but the output head, as --adapter qlora holds it."""
+        """Quantize the language model's linear layers except the output head to NF4, as --adapter qlora does."""
         from oxe_curate.train.models.weights import quantized, replace_linear
 
         torch = self.torch
@@ -112,11 +156,11 @@ class Bench:
 
     def controller(self, chunk: int = 1, head: bool = False, **changes: Any) -> Any:
         from oxe_curate.train.models.openvla.action_head import L1Head
-        from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+        from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 
         weight = self.net.language_model.get_input_embeddings().weight
         made = L1Head(weight.shape[1]).to(self.device, weight.dtype).requires_grad_(False) if head else None
-        control = Control(
+        control = ControlSettings(
             prompt=lambda _: self.ids,
             pixels=self.normalize,
             values=lambda ids: (self.vocabulary - ids).astype(np.float32) / 128,
@@ -129,17 +173,22 @@ class Bench:
         )
         return OpenVLAController(self.net, control)
 
-    def embeddings(self, picture: Any) -> Any:
+    def embeddings(self, image: Any) -> Any:
         torch = self.torch
-        pixels = self.normalize(torch.from_numpy(picture).to(self.device))
+        pixels = self.normalize(torch.from_numpy(image).to(self.device))
         return self.net.embed(torch.tensor([self.ids], device=self.device), None, pixels)[0]
 
-    def greedy(self, picture: Any, count: int = 7) -> list[int]:
-        """Upstream's predict_action: eager, a growing cache, ids to the host."""
+    def compiled(self) -> Any:
+        from benchmarks.static_cache import CompiledStaticCache
+
+        return CompiledStaticCache(self.net, self.normalize, self.ids, TOKENS)
+
+    def greedy(self, image: Any, count: int = TOKENS) -> list[int]:
+        """Decode as OpenVLA's predict_action does: eager, with a growing cache."""
         torch, model = self.torch, self.net.language_model
         model.generation_config.eos_token_id = None  # as many tokens, whatever they are
         with torch.no_grad():
-            x = self.embeddings(picture)
+            x = self.embeddings(image)
             ones = torch.ones(x.shape[:2], dtype=torch.long, device=self.device)
             ids = model.generate(
                 inputs_embeds=x, attention_mask=ones, max_new_tokens=count, do_sample=False, pad_token_id=0
@@ -152,52 +201,61 @@ class Bench:
 
     def ours(self, name: str, weights: str, chunk: int = 1, **changes: Any) -> Row:
         controller = self.controller(chunk, **changes)
-        row = self._row(name, weights, chunk, lambda picture: controller.act(picture, "x"))
+        row = self._row(name, weights, chunk, lambda image: controller.act(image, "x"))
         with self.torch.no_grad():
-            look, read, step = controller._programs(controller._say("x"))
-            row["look_ms"] = self._median(look)
-            row["read_ms"] = self._median(read)
+            vision, prefill, decode = controller._programs(controller._set_prompt("x"))
+            row["look_ms"] = self._median(vision)
+            row["read_ms"] = self._median(prefill)
             if not changes.get("parallel"):
-                row["step_ms"] = self._median(step, before=read)
+                row["step_ms"] = self._median(decode, before=prefill)
         return row
 
-    def agreement(self) -> Row:
-        """Ours against transformers in bf16, where random logits are close to ties: how far each choice is off."""
-        torch = self.torch
-        ours, same, short, spread = self.controller(), 0, 0.0, 0.0
-        for picture in self.pictures[:4]:
-            ids = ours.decode(picture, "x").tolist()
-            same += ids == self.greedy(picture)
+    def static(self, name: str, weights: str) -> Iterator[Row]:
+        compiled = self.compiled()
+        row = self._row(name, weights, 1, compiled.decode)
+        with self.torch.no_grad():
+            row["look_ms"], row["read_ms"] = self._median(compiled.vision), self._median(compiled.read)
+            row["step_ms"] = self._median(compiled.step, before=compiled.read)
+        yield row
+        yield self.agreement(name, compiled.decode)
+
+    def agreement(self, name: str, decode: Callable[..., Any]) -> Row:
+        """Compare with generate in bf16, where random weights give near ties: how far is each choice from the best?"""
+        torch, same, short, spread = self.torch, 0, 0.0, 0.0
+        for image in self.images[:4]:
+            ids = list(map(int, decode(image, "x")))
+            same += ids == self.greedy(image)
             with torch.no_grad():
-                x = self.embeddings(picture)
-                told = self.net.language_model.get_input_embeddings()(torch.tensor([ids[:-1]], device=self.device))
-                states = self.net.last_hidden(torch.cat([x, told], 1), None)[0, x.shape[1] - 1 :]
+                x = self.embeddings(image)
+                given = self.net.language_model.get_input_embeddings()(torch.tensor([ids[:-1]], device=self.device))
+                states = self.net.last_hidden(torch.cat([x, given], 1), None)[0, x.shape[1] - 1 :]
                 logits = self.net.head(states).float()
             chosen = logits.gather(1, torch.tensor(ids, device=self.device)[:, None])[:, 0]
             short = max(short, (logits.max(1).values - chosen).max().item())
             spread = max(spread, logits.std(1).mean().item())
-        return {"check": "bf16 agreement", "sequences_equal": same, "of": 4, "shortfall": short, "logit_std": spread}
+        row: Row = {"check": f"bf16 agreement, {name}", "sequences_equal": same, "of": 4}
+        return row | {"shortfall": short, "logit_std": spread}
 
-    def exact(self) -> Row:
-        """Ours against transformers in float32, 2 layers of full width: every id equal, graphs and all."""
-        ours, count = self.controller(), min(8, len(self.pictures))
-        equal = sum(ours.decode(p, "x").tolist() == self.greedy(p) for p in self.pictures[:count])
-        return {"check": "float32 ids equal", "sequences_equal": equal, "of": count}
+    def exact(self, name: str, decode: Callable[..., Any]) -> Row:
+        """Compare with generate in float32: 2 layers of full width, every id equal, CUDA graphs included."""
+        count = min(8, len(self.images))
+        equal = sum(list(map(int, decode(image, "x"))) == self.greedy(image) for image in self.images[:count])
+        return {"check": f"float32 ids equal, {name}", "sequences_equal": equal, "of": count}
 
     def _row(self, name: str, weights: str, chunk: int, step: Callable[[Any], Any], repeats: int | None = None) -> Row:
         cuda = self.device.type == "cuda"
         if cuda:
             self.torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        step(self.pictures[0])
+        step(self.images[0])  # compiles and records
         first = time.perf_counter() - start
-        for picture in self.pictures[:3]:
-            step(picture)
+        for image in self.images[:3]:
+            step(image)
         times = []
         for number in range(repeats or self.repeats):
-            picture = self.pictures[number % len(self.pictures)]
+            image = self.images[number % len(self.images)]
             start = time.perf_counter()
-            step(picture)  # ends with numbers on the host, so the device is done
+            step(image)  # ends with numbers on the host, so the device is done
             times.append(1e3 * (time.perf_counter() - start))
         middle = median(times)
         return {
@@ -213,7 +271,7 @@ class Bench:
         }
 
     def _median(self, work: Callable[[], None], before: Callable[[], None] | None = None) -> float:
-        """Milliseconds of one program; `before` puts its state back."""
+        """Milliseconds of one program; `before` resets its state."""
         cuda = self.device.type == "cuda"
         times = []
         for _ in range(min(20, self.repeats)):
@@ -236,12 +294,13 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
     lines = [
         "# Control frequency, OpenVLA-7B, batch 1",
         "",
-        f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}; random weights, one picture of "
-        f"224 px, a prompt of {PROMPT} tokens. A step goes from a uint8 picture to numbers on the host. look: vision; "
-        "read: prompt, or all slots; token: each further one; first: the first step, which records the CUDA graphs.",
+        f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}; random weights, one image of "
+        f"224 px, a prompt of {PROMPT} tokens. A step starts with a uint8 image and ends with numbers on the host. "
+        "vision: towers and projector; prompt: the first token, or all slots in parallel decoding; token: each further "
+        "token; first: the first step, which compiles or records CUDA graphs.",
         "",
-        "| decoding | weights | actions a step | ms | p90 | steps/s | actions/s | against generate | look | read "
-        "| token | first s | GiB |",
+        "| decoding | weights | actions a step | ms | p90 | steps/s | actions/s | against generate | vision "
+        "| prompt | token | first s | GiB |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in timed:
@@ -253,7 +312,7 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
             f"| {_number(row['gib'], 1)} |"
         )
     plain = [row for row in timed if row["weights"] == "bf16"]
-    by_token = [row["hz"] for row in plain if row["name"].startswith("token by token")]
+    by_token = [row["hz"] for row in plain if row["name"] == OURS]
     together = [row["actions_s"] for row in plain if row["name"].startswith("parallel") and row["chunk"] == CHUNK]
     lines.append("")
     for found, unit, aim in (
@@ -263,13 +322,23 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
         if found and info["device"] != "cpu":
             met = "met" if max(found) >= AIMS[aim] else "missed"
             lines.append(f"- aim of {AIMS[aim]:.0f} {unit}: {met} ({max(found):.1f})")
+    ours = next((row for row in plain if row["name"] == OURS), None)
+    for row in plain:
+        if ours and row is not ours and row["chunk"] == 1 and "step_ms" in row:
+            parts = ", ".join(
+                f"{label} {row[key] / ours[key]:.2f} x"
+                for label, key in (
+                    ("step", "ms"), ("vision", "look_ms"), ("prompt", "read_ms"), ("token", "step_ms")
+                )
+            )  # fmt: skip
+            lines.append(f"- time of {row['name']} relative to ours: {parts}")
     for row in rows:
         if "check" in row:
-            text = f"- {row['check']}: {row['sequences_equal']} of {row['of']} sequences as transformers generates them"
+            text = f"- {row['check']}: {row['sequences_equal']} of {row['of']} sequences equal those of generate"
             if "shortfall" in row:
                 text += (
-                    f"; at each of our ids transformers' own logit is at most {row['shortfall']:.3f} below its largest "
-                    f"(standard deviation of the logits {row['logit_std']:.3f}): rounding between near ties"
+                    f"; the logit of a chosen id is at most {row['shortfall']:.3f} below the largest "
+                    f"(standard deviation of the logits {row['logit_std']:.3f})"
                 )
             lines.append(text)
     return "\n".join(lines) + "\n"

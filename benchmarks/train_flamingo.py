@@ -1,12 +1,12 @@
-"""Samples a second and memory of RoboFlamingo's training step, against a step as the released trainer does it.
+"""Samples per second and memory of a RoboFlamingo training step, compared with a step of the released trainer.
 
     python -m benchmarks.train_flamingo --out benchmarks/results
 
 CLIP ViT-L/14 with an MPT-1B ("3b", cross-attention at every layer) or an MPT-7B ("9b", at every fourth), random
-weights, windows of 12 steps of two cameras, instructions of 16 ids, batch 6: the released script's. The reference is
-float32 without TF32, attention written out in resampler and cross-attention, every frame's text read in full, AdamW
-unfused, the loss read at every step. Ours is the product's family on uint8 frames. Needs a GPU of 80 GB or more; each
-kind is a process of its own; `--tiny` runs all of it on a CPU.
+weights, windows of 12 steps of two cameras, instructions of 16 ids, batch 6, as in the released script. The reference
+is float32 without TF32, with eager attention in resampler and cross-attention, the text run for every frame, unfused
+AdamW, and the loss read at every step. Ours is the product's family on uint8 frames. Needs a GPU with 80 GB or more;
+each kind runs in its own process; `--tiny` runs tiny models on the CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        children.tell(measure(args.one, args.heads, args.tiny))
+        children.send_rows(measure(args.one, args.heads, args.tiny))
         return
     options = ["--heads", *args.heads, *(["--tiny"] if args.tiny else [])]
     children.run_all(
@@ -64,24 +64,24 @@ def environment(tiny: bool) -> dict[str, Any]:
 
 
 def measure(kind: str, heads: list[str], tiny: bool) -> Any:
-    """Yield a row per head and variant of one kind; the big parts are made once."""
+    """Yield a row per head and variant of one kind; the large parts are built once."""
     import torch
 
     from oxe_curate.train.models.roboflamingo.config import HeadSpec
-    from oxe_curate.train.models.roboflamingo.synthetic import random_model
+    from oxe_curate.train.models.roboflamingo.synthetic import random_flamingo
 
     torch.manual_seed(0)
     device = torch.device("cpu" if tiny else "cuda")
     reference = kind.endswith("reference")
     dtype = torch.float32 if reference else torch.bfloat16
-    net = random_model("tiny" if tiny else kind[:2], device, dtype)  # type: ignore[arg-type]
+    net = random_flamingo("tiny" if tiny else kind[:2], device, dtype)  # type: ignore[arg-type]
     if reference:
-        write_attention_out()
+        use_eager_attention()
     variants = (("float32", False, False),) if reference else VARIANTS
     for name in heads:
         history = name == "mlp-history"
         if reference and history:
-            continue  # the released code's is the plain one at the price of the others
+            continue  # the released code has no separate implementation
         sizes = {"hidden": 32, "layers": 1, "heads": 4} if tiny else {}
         spec = HeadSpec(name.removesuffix("-history"), WINDOW, history=history, **sizes)
         net.lm_head = spec.build(net.lang_encoder.config.hidden_size).to(device)
@@ -106,12 +106,12 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
     from oxe_curate.train.models.base import PolicySpec
     from oxe_curate.train.models.compiling import compile_blocks
     from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
-    from oxe_curate.train.models.roboflamingo.net import freeze
 
     if kind.endswith("nf4") and not any(type(m).__name__ == "Linear4bit" for m in net.modules()):
         names = [n for n in adapters.needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in n]
         adapters.quantize(net, names, "qlora", device)
-    freeze(net, embeddings=True)
+    net.requires_grad_(False)
+    net.train_parts(embeddings=True)
     for parameter in net.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -125,19 +125,19 @@ def assemble(kind: str, net: Any, head: str, checkpointing: bool, device: Any, t
         data="-", base="-", run="-", model="roboflamingo", adapter="none", augment=False,
         dtype="fp32" if reference else "bf16", flamingo=settings,
     )  # fmt: skip
-    size = net.vision_encoder.visual.shape.image_size
+    size = net.vision_encoder.shape.image_size
     spec = PolicySpec(("primary", "wrist"), WINDOW, 1, size, 0, {}, None, "openvla", {})
     return FlamingoFamily(net, config, spec, False, None).train()
 
 
 def random_batch(model: Any, cached: bool, device: Any, tiny: bool) -> dict[str, Any]:
-    """A batch as the loader gives it, in page-locked memory: every frame another, no padding."""
+    """A batch as from the loader, in page-locked memory: distinct frames, no padding."""
     import torch
 
-    shape = model.flamingo.vision_encoder.visual.shape
+    shape = model.flamingo.vision_encoder.shape
     n = 2 if tiny else BATCH
     frames = n * WINDOW
-    pictures = frames * CAMERAS
+    images = frames * CAMERAS
     vocabulary = model.flamingo.media_token
     ids = torch.randint(3, vocabulary, (n, TEXT))
     ids[:, 0] = vocabulary
@@ -148,11 +148,11 @@ def random_batch(model: Any, cached: bool, device: Any, tiny: bool) -> dict[str,
         "frames": torch.arange(frames).view(n, WINDOW), "random": torch.rand(n, 8), "actions": actions,
         "action_mask": torch.ones(n, WINDOW, 1, dtype=torch.bool), "input_ids": ids, "attention_mask": mask,
         "observation_mask": torch.ones(n, WINDOW, dtype=torch.bool),
-        "image_sample": torch.arange(pictures) // (WINDOW * CAMERAS), "image_place": torch.arange(pictures),
-        "images": torch.randint(0, 256, (pictures, shape.image_size, shape.image_size, 3), dtype=torch.uint8),
+        "image_sample": torch.arange(images) // (WINDOW * CAMERAS), "image_place": torch.arange(images),
+        "images": torch.randint(0, 256, (images, shape.image_size, shape.image_size, 3), dtype=torch.uint8),
     }  # fmt: skip
     if cached:
-        batch["cached"] = torch.randn(pictures, shape.tokens, shape.width).to(torch.bfloat16)
+        batch["cached"] = torch.randn(images, shape.tokens, shape.width).to(torch.bfloat16)
         batch["cached_place"] = batch["image_place"]
         for name in ("images", "image_place", "image_sample"):
             batch[name] = batch[name][:0]
@@ -160,7 +160,7 @@ def random_batch(model: Any, cached: bool, device: Any, tiny: bool) -> dict[str,
 
 
 def run(model: Any, batch: dict[str, Any], kind: str, device: Any, tiny: bool) -> dict[str, Any]:
-    """Some optimizer steps, copies to the device included."""
+    """Time optimizer steps, including copies to the device."""
     import torch
 
     reference = kind.endswith("reference")
@@ -204,8 +204,8 @@ def run(model: Any, batch: dict[str, Any], kind: str, device: Any, tiny: bool) -
     }  # fmt: skip
 
 
-def write_attention_out() -> None:
-    """Resampler and cross-attention as matrix products with the scores kept, each text of a window read in full."""
+def use_eager_attention() -> None:
+    """Use eager attention in resampler and cross-attention, and run the text for every frame of a window."""
     import torch
 
     from oxe_curate.train.models.roboflamingo import net as flamingo_net
@@ -219,7 +219,7 @@ def write_attention_out() -> None:
         return torch.einsum("...ij,...jd->...id", scores.softmax(-1), v).transpose(1, 2).flatten(2)
 
     resampler._attend = attend
-    flamingo_net.FlamingoLayer.blind = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
+    flamingo_net.FlamingoLayer.before_cross_attention = property(lambda self: False, lambda self, value: None)  # type: ignore[assignment]
 
 
 def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:

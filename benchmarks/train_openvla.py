@@ -1,9 +1,9 @@
-"""Samples a second and memory of OpenVLA-7B's fine-tuning step, against a step as OpenVLA's finetune.py does it.
+"""Samples per second and memory of an OpenVLA-7B fine-tuning step, compared with a step of OpenVLA's finetune.py.
 
     python -m benchmarks.train_openvla --out benchmarks/results
 
-Needs a GPU of 80 GB or more; weights are random (a step does the same work whatever they are), data is uint8 pictures
-and ids as the loader gives them. Every kind of model is a process of its own; `--tiny` runs all of it on a CPU.
+Needs a GPU with 80 GB or more. Weights are random: they do not change the work of a step. Data is uint8 images and ids
+as from the loader. Each kind of model runs in its own process; `--tiny` runs a tiny model on the CPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: tests this script")
     args = parser.parse_args()
     if args.one:
-        children.tell(measure(args.one, args.tiny))
+        children.send_rows(measure(args.one, args.tiny))
         return
     options = ["--tiny"] if args.tiny else []
     children.run_all(
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def environment(tiny: bool) -> dict[str, Any]:
-    """The machine, and the rate of a large bf16 product on random data [TFLOP/s]."""
+    """The machine, and the throughput of a large bf16 product of random data in TFLOP/s."""
     import torch
     import transformers
 
@@ -64,7 +64,7 @@ def environment(tiny: bool) -> dict[str, Any]:
 
 
 def timed(work: Any, device: Any, warmup: int, repeats: int) -> float:
-    """Median seconds of one call, from device events where there are any."""
+    """Median seconds of one call, from CUDA events if available."""
     import torch
 
     for _ in range(warmup):
@@ -142,11 +142,11 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     from oxe_curate.train.models.compiling import compile_blocks
     from oxe_curate.train.models.norms import fuse_rms_norms
     from oxe_curate.train.models.openvla.config import Architecture
-    from oxe_curate.train.models.openvla.synthetic import openvla_config, random_model
+    from oxe_curate.train.models.openvla.synthetic import openvla_config, random_openvla
 
     # the reference writes its attention out, as the class that finetune.py loads does by default
     architecture = Architecture.of(openvla_config("tiny" if tiny else "7b"))
-    net = random_model(architecture, device, torch.bfloat16)
+    net = random_openvla(architecture, device, torch.bfloat16)
     tokens = TEXT + net.vision_backbone.num_patches
     linear = [m for m in net.modules() if isinstance(m, torch.nn.Linear)]
     text = {id(m) for m in net.language_model.modules()}

@@ -258,7 +258,7 @@ def compose(
     """Put a language model (Llama 3, Qwen) behind OpenVLA's vision towers, as a base to train from."""
     check_packages()
     from oxe_curate.errors import ConfigError
-    from oxe_curate.train.models.openvla.compose import compose as put_together
+    from oxe_curate.train.models.openvla.compose import compose_checkpoint as put_together
 
     if len(vision) > 2:
         raise ConfigError(f"compose: {len(vision)} vision folders; give one OpenVLA checkpoint, or DINOv2 and SigLIP")

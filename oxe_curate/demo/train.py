@@ -34,13 +34,13 @@ def run_training_demo(out: Path) -> None:
     from oxe_curate.train.config import read_train_config
     from oxe_curate.train.evaluation.evaluate import evaluate_run
     from oxe_curate.train.loop.run import run_training
-    from oxe_curate.train.models.openvla.synthetic import openvla_config, write_checkpoint
+    from oxe_curate.train.models.openvla.synthetic import openvla_config, write_random_checkpoint
     from oxe_curate.train.serving.policy import Policy
 
     screen = tables.console()
     base, mixture, shards, run = out / "base", out / "train.yaml", out / "train-mixture", out / "run"
     if not (base / "config.json").exists():
-        write_checkpoint(base, openvla_config("tiny", image_size=_IMAGE_SIZE), deviation=0.1)
+        write_random_checkpoint(base, openvla_config("tiny", image_size=_IMAGE_SIZE), deviation=0.1)
     screen.print(f"\n{base}: an OpenVLA in the published format with 400,000 random weights", markup=False)
     content = yaml.safe_load(mixture_text())
     content["image"]["size"] = _IMAGE_SIZE

@@ -8,14 +8,18 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 
-def test_tiny_run_writes_its_tables(tmp_path):
+def test_tiny_run_writes_tables_of_all_contenders(tmp_path):
     command = [sys.executable, "-m", "benchmarks.control", "--tiny", "--repeats", "2", "--out", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--kinds", "generate", "bf16", "exact"], capture_output=True, text=True, check=True
-    )
+    kinds = ["generate", "static-compile", "bf16", "bf16-torch", "bf16-plain", "static-graphs", "exact"]
+    done = subprocess.run([*command, "--kinds", *kinds], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     rows = json.loads((tmp_path / "control.json").read_text())["rows"]
-    assert [row["chunk"] for row in rows if "ms" in row] == [1, 1, 8, 8, 1]
-    exact = next(row for row in rows if row.get("check") == "float32 ids equal")
-    assert exact["sequences_equal"] == exact["of"] == 8
-    assert "| parallel, L1 head | bf16 | 8 |" in (tmp_path / "control.md").read_text()
+    assert [row["chunk"] for row in rows if "ms" in row] == [1, 1, 1, 8, 8, 1, 1, 1, 8, 1]
+    exact = [row for row in rows if row.get("check", "").startswith("float32 ids equal")]
+    assert [row["sequences_equal"] for row in exact] == [row["of"] for row in exact] == [8] * 5
+    close = [row for row in rows if row.get("check", "").startswith("bf16 agreement")]
+    assert len(close) == 3
+    assert all(row["shortfall"] < row["logit_std"] / 10 for row in close)
+    table = (tmp_path / "control.md").read_text()
+    assert "| parallel, L1 head | bf16 | 8 |" in table
+    assert "- time of transformers StaticCache, torch.compile relative to ours: step " in table

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 Batch = dict[str, Any]
 """Name -> torch tensor, batch first. What the names are is between a family's collator and its forward."""
 
+IGNORE = -100
+"""Label of a token without a loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
@@ -68,3 +71,12 @@ class Collator(Protocol):
 
     def __call__(self, rows: Rows) -> Batch:
         """Tokenise the texts, and pack everything the family's forward needs."""
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> NDArray[np.int64]:
+    """Stack rows of ids into int64 (n, width), padded on the right to the longest row, rounded up to a multiple."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    out = np.full((len(rows), width), value, np.int64)
+    for target, row in zip(out, rows, strict=True):
+        target[: len(row)] = row
+    return out

@@ -33,7 +33,8 @@ from oxe_curate.train.evaluation.page import Drawn
 from oxe_curate.train.evaluation.predict_episode import Predicted, batched, through
 from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
 from oxe_curate.train.loop.saved import CHECKPOINT, Saved, open_saved
-from oxe_curate.train.serving.policy import Quantization, load_model
+from oxe_curate.train.models.weights import Quantization
+from oxe_curate.train.serving.policy import load_model
 
 EPISODES = 20
 DRAWN = 12

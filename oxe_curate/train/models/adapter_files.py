@@ -1,7 +1,7 @@
-"""Trained weights on disk: the adapter in PEFT's layout, whatever else is trained beside it; and merging.
+"""Save, load and merge trained weights.
 
-adapter_config.json, adapter_model.safetensors     PEFT's, readable by old PEFT too
-extra.safetensors                                  weights trained in full, by the network's published names
+adapter_config.json, adapter_model.safetensors     adapter in PEFT's layout, readable by old versions of PEFT
+extra.safetensors                                  weights trained in full, under the network's published names
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import nn
 
 from oxe_curate.errors import DataError
 
-CONFIG, ADAPTER, EXTRA = "adapter_config.json", "adapter_model.safetensors", "extra.safetensors"
+_CONFIG, _ADAPTER, _EXTRA = "adapter_config.json", "adapter_model.safetensors", "extra.safetensors"
 
 _PREFIX = "base_model.model."
-# What PEFT 0.11, which OpenVLA pins, knows of LoRA; it refuses a file with any other key.
+# LoRA keys known to PEFT 0.11, which OpenVLA pins and which rejects other keys.
 _KNOWN = (
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
     "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
@@ -29,12 +29,12 @@ _KNOWN = (
 
 
 def save_trained(net: nn.Module, folder: Path, base: str | None = None) -> None:
-    """Write what of a network is trained: its adapter, if it is a PEFT model, and every other trained weight.
+    """Write the trained weights of a network: its adapter, if it is a PEFT model, and weights trained in full.
 
     Args:
-        net: what `attach` returned.
-        folder: made if it is missing.
-        base: the checkpoint that the adapter belongs to, noted in adapter_config.json.
+        net: returned by `attach`.
+        folder: created if missing.
+        base: checkpoint of the adapter, recorded in adapter_config.json.
     """
     from safetensors.torch import save_file
 
@@ -42,14 +42,14 @@ def save_trained(net: nn.Module, folder: Path, base: str | None = None) -> None:
     adapter, extra = trained_state(net)
     if adapter:
         text = json.dumps(_adapter_config(net, base), indent=2, sort_keys=True)
-        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-        save_file(adapter, folder / ADAPTER, metadata={"format": "pt"})
+        (folder / _CONFIG).write_text(text + "\n", encoding="utf-8")
+        save_file(adapter, folder / _ADAPTER, metadata={"format": "pt"})
     if extra:
-        save_file(extra, folder / EXTRA, metadata={"format": "pt"})
+        save_file(extra, folder / _EXTRA, metadata={"format": "pt"})
 
 
 def trained_state(net: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The adapter's weights by PEFT's names on disk, and the other trained ones by published names; all on the CPU."""
+    """Adapter weights under PEFT's names on disk, and other trained weights under published names; on the CPU."""
     adapter: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, parameter in net.named_parameters():
@@ -64,14 +64,14 @@ def trained_state(net: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_trained(net: nn.Module, folder: Path) -> None:
-    """Read back what `save_trained` wrote, exactly.
+    """Load weights that `save_trained` wrote.
 
     Raises:
-        DataError: a file is missing or damaged, or holds other weights than the network trains.
+        DataError: a file is missing or damaged, or its weights are not those that the network trains.
     """
-    wanted = trained_state(net)
+    expected_state = trained_state(net)
     parameters = {_on_disk(name): p for name, p in net.named_parameters() if p.requires_grad}
-    for file, expected in ((folder / ADAPTER, wanted[0]), (folder / EXTRA, wanted[1])):
+    for file, expected in ((folder / _ADAPTER, expected_state[0]), (folder / _EXTRA, expected_state[1])):
         if not expected:
             continue
         found = read_tensors(file)
@@ -80,7 +80,7 @@ def load_trained(net: nn.Module, folder: Path) -> None:
             target = parameters[name]
             if tuple(value.shape) != tuple(target.shape):
                 raise DataError(
-                    f"{file}: {name} has shape {tuple(value.shape)}, the model's is {tuple(target.shape)}. "
+                    f"{file}: {name}: expected shape {tuple(target.shape)}, got {tuple(value.shape)}. "
                     "Was it trained with another rank or base?"
                 )
             with torch.no_grad():
@@ -88,30 +88,30 @@ def load_trained(net: nn.Module, folder: Path) -> None:
 
 
 def read_tensors(file: Path) -> dict[str, Any]:
-    """A safetensors file as CPU tensors. Raises DataError where it is missing or damaged."""
+    """Read a safetensors file to CPU tensors. Raises DataError if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         found: dict[str, Any] = load_file(file)
     except FileNotFoundError:
-        raise DataError(f"{file}: is missing") from None
+        raise DataError(f"{file}: file not found") from None
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{file}: is damaged: {error}") from None
+        raise DataError(f"{file}: damaged file: {error}") from None
     return found
 
 
 def merged_tensors(net: nn.Module, dtype: torch.dtype | None = torch.bfloat16) -> Iterator[tuple[str, Any]]:
-    """Yield every weight of a network by its published name, adapter merged, quantised layers made whole.
+    """Yield every weight of a network under its published name, with adapters merged and quantized layers dequantized.
 
-    A merged weight is W + (alpha / rank) B A, computed in float32 from what the forward pass used as W (for a
-    quantised layer its dequantised weight, in the compute type) and rounded once. Merging into the original weights
-    instead, or quantising again, gives another model.
+    A merged weight is W + (alpha / rank) B A, computed in float32 and rounded once. W is the weight used by the forward
+    pass (the dequantized weight in the compute type); merging into the original weights or quantizing again would give
+    a different model.
 
     Args:
-        net: a PEFT model or a plain network, loaded freshly: bitsandbytes repacks 4-bit weights on some CPUs when they
-            are first used.
-        dtype: of floating-point results; None keeps each weight's own.
+        net: a PEFT model or a plain network, freshly loaded: on some CPUs bitsandbytes repacks 4-bit weights at their
+            first use.
+        dtype: of floating-point results; None keeps the type of each weight.
 
     Raises:
         ValueError: a layer was repacked.
@@ -141,7 +141,7 @@ def _dequantized(layer: nn.Module, parameter: Any, leaf: str) -> Any:
     from peft.utils.integrations import dequantize_bnb_weight
 
     if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
-        raise ValueError("bitsandbytes repacked a layer for this CPU when it was used: merge from a fresh load")
+        raise ValueError("bitsandbytes has repacked a layer for this CPU: reload the network before merging")
     whole = dequantize_bnb_weight(parameter, state=getattr(layer, "state", None))
     compute = getattr(layer, "compute_dtype", None)
     return whole.to(compute) if compute is not None else whole
@@ -162,6 +162,6 @@ def _on_disk(name: str) -> str:
 def _same_names(file: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     missing, unknown = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     if missing or unknown:
-        told = [f"lacks {len(missing)}, first {missing[0]}"] if missing else []
-        told += [f"holds {len(unknown)} that the model does not train, first {unknown[0]}"] if unknown else []
-        raise DataError(f"{file}: {' and '.join(told)}. Was it trained with another adapter, targets or base?")
+        problems = [f"{len(missing)} weights are missing, first {missing[0]}"] if missing else []
+        problems += [f"{len(unknown)} weights are not trained by the model, first {unknown[0]}"] if unknown else []
+        raise DataError(f"{file}: {'; '.join(problems)}. Was it trained with another adapter, targets or base?")

@@ -1,7 +1,7 @@
-"""Which of a network's weights are trained: a LoRA adapter, over a quantised language model or not, or the weights.
+"""Select trained weights: a LoRA adapter (optionally over a quantized language model) or the network itself.
 
-`attach` serves every family: it takes a network with its published names and freezes, adapts and casts it as the
-configuration says. The frozen weights keep their type; what is trained is float32 and computes under autocast.
+`attach` freezes, adapts and casts a network of any family as configured. Frozen weights keep their type; trained
+weights are float32 and compute under autocast.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.config import AdapterKind, LoraConfig, TrainConfig, Tuning
 from oxe_curate.train.models.weights import Quantization, bitsandbytes, quantized, replace_linear
 
-ALL_LINEAR = "all-linear"
-OPENVLA = "openvla"
+_ALL_LINEAR = "all-linear"
+_OPENVLA = "openvla"
 
 _QUANTIZED = ("Linear4bit", "Linear8bitLt")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Names of a network's submodules, as `network.get_submodule` takes them.
+    """Names of a network's submodules, as in `network.get_submodule`.
 
     Attributes:
-        language_model: a Hugging Face causal language model.
-        vision: frozen by tuning frozen-vision.
-        whole: trained whatever the adapter, in full and without LoRA: modules that the checkpoint does not hold.
-        adapted: where LoRA goes; () for everywhere.
-        frozen: never trained nor adapted, whatever the tuning: a layer that no output depends on, for one.
+        language_model: a transformers causal language model.
+        vision: frozen by --tune frozen-vision.
+        whole: always trained in full, without LoRA: modules that the checkpoint does not contain.
+        adapted: modules that get LoRA; () for all.
+        frozen: never trained or adapted, for example a layer that no output depends on.
     """
 
     language_model: str
@@ -44,18 +44,18 @@ class Parts:
 
 
 def attach(net: nn.Module, config: TrainConfig, parts: Parts) -> nn.Module:
-    """Freeze, adapt and cast a network as `config.adapter`, `config.tune` and `config.lora` say.
+    """Freeze, adapt and cast a network according to `config.adapter`, `config.tune` and `config.lora`.
 
     Args:
-        net: the network, quantised already where the adapter is qlora or int8 (`needs_quantized` names the layers).
-        config: of the run; its seed draws the adapter's first weights.
+        net: the network, already quantized if the adapter is qlora or int8 (see `needs_quantized`).
+        config: of the run; its seed initializes the adapter.
         parts: of the network.
 
     Returns:
         the network itself (adapter none), or a PEFT model around it.
 
     Raises:
-        ConfigError: targets that match nothing; a quantised adapter on layers that are not quantised.
+        ConfigError: LoRA targets match no layer; the adapter needs a quantized network and this one is not.
     """
     net.requires_grad_(False)
     if config.adapter == "none":
@@ -68,39 +68,39 @@ def attach(net: nn.Module, config: TrainConfig, parts: Parts) -> nn.Module:
         base.get_submodule(name).requires_grad_(True)
     for parameter in net.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()  # a bf16 weight would swallow most of a step's small updates
+            parameter.data = parameter.data.float()  # bf16 would round most small updates away
     return net
 
 
 def needs_quantized(net: nn.Module, language_model: str) -> list[str]:
-    """Names of the layers that qlora and int8 quantise: the language model's linear layers but its output head."""
+    """Names of the layers that qlora and int8 quantize: linear layers of the language model except its output head."""
     head = _output_head(net, language_model)
     inside = f"{language_model}." if language_model else ""
     return [n for n, m in net.named_modules() if isinstance(m, nn.Linear) and n.startswith(inside) and n != head]
 
 
 def check_quantization(adapter: AdapterKind, device: torch.device) -> None:
-    """Raise ConfigError, before anything is loaded, where qlora or int8 cannot work."""
+    """Raise ConfigError if qlora or int8 cannot work on this device; call before loading weights."""
     if adapter not in ("qlora", "int8"):
         return
     bnb = bitsandbytes()
     if device.type not in ("cuda", "cpu", "xpu"):
-        raise ConfigError(f"--adapter {adapter}: bitsandbytes cannot quantise on {device.type}. Take --adapter lora.")
+        raise ConfigError(f"--adapter {adapter}: bitsandbytes does not support {device.type}; use --adapter lora")
     probe = nn.Sequential(nn.Linear(64, 64, bias=False, dtype=torch.bfloat16))
     try:
         quantize(probe, ["0"], adapter, device)
         with torch.no_grad():
             probe(torch.zeros(1, 64, device=device, dtype=torch.bfloat16))
-    except Exception as error:  # bitsandbytes raises many kinds where its native library does not fit
+    except Exception as error:  # bitsandbytes raises many kinds if its native library does not fit
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"--adapter {adapter}: bitsandbytes {bnb.__version__} does not work on {device} here: {first}. "
-            "Update it (pip install -U bitsandbytes), or take --adapter lora."
+            f"--adapter {adapter}: bitsandbytes {bnb.__version__} does not work on {device}: {first}. "
+            "Update it (pip install -U bitsandbytes) or use --adapter lora."
         ) from None
 
 
 def quantize(net: nn.Module, names: Sequence[str], adapter: AdapterKind, device: torch.device) -> None:
-    """Quantise layers of a network that is in memory, one at a time, on `device`; `load_into` does so while reading."""
+    """Quantize layers of a network in memory, one at a time, on `device`; `load_into` quantizes while loading."""
     for name in names:
         _quantize_layer(net, name, "nf4" if adapter == "qlora" else "int8", device)
 
@@ -115,13 +115,13 @@ def _quantize_layer(net: nn.Module, name: str, how: Quantization, device: torch.
 def lora_targets(net: nn.Module, lora: LoraConfig, parts: Parts) -> list[str]:
     """Names of the layers that get an adapter.
 
-    "all-linear" is every linear layer but the output head. PEFT's own word for it spares the head only where the
-    network is a transformers model with the head at its top, so that the set is made here. "openvla" is what
-    OpenVLA's fine-tuning script adapts under the PEFT it pins (0.11): the output head and the ViTs' patch embedding
-    too (110,828,288 parameters at rank 32 in the 7B, of which 1.3 million lie in blocks that no output depends on).
+    "all-linear" is every linear layer except the output head; PEFT's own "all-linear" excludes the head only of a
+    transformers model. "openvla" is the set of OpenVLA's fine-tuning script under PEFT 0.11, which it pins: it includes
+    the output head and the ViTs' patch embedding (110,828,288 parameters at rank 32 in the 7B, of which 1.3 million
+    are in blocks that no output depends on).
 
     Raises:
-        ConfigError: nothing matches.
+        ConfigError: no layer matches.
     """
     head = _output_head(net, parts.language_model)
     layers: dict[str, nn.Module] = {}
@@ -134,13 +134,13 @@ def lora_targets(net: nn.Module, lora: LoraConfig, parts: Parts) -> list[str]:
         ):
             layers[name] = module
     linear = [name for name, module in layers.items() if not isinstance(module, nn.Conv2d)]
-    if lora.targets == ALL_LINEAR:
+    if lora.targets == _ALL_LINEAR:
         return [name for name in linear if name != head]
-    if lora.targets == OPENVLA:
+    if lora.targets == _OPENVLA:
         return [n for n, m in layers.items() if not isinstance(m, nn.Conv2d) or n.endswith("patch_embed.proj")]
-    wanted = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
+    patterns = (lora.targets,) if isinstance(lora.targets, str) else lora.targets
     found: list[str] = []
-    for pattern in wanted:
+    for pattern in patterns:
         matching = [name for name in layers if _matches(name, pattern)]
         if not matching:
             endings = {name.rpartition(".")[2] for name in layers}
@@ -158,8 +158,8 @@ def _with_lora(net: nn.Module, config: TrainConfig, parts: Parts) -> nn.Module:
     if config.adapter in ("qlora", "int8"):
         kind = _QUANTIZED[0] if config.adapter == "qlora" else _QUANTIZED[1]
         if not any(type(module).__name__ == kind for module in net.modules()):
-            raise ConfigError(f"adapter: {config.adapter}: the language model was not quantised")
-        # PEFT asks the network itself which of bitsandbytes' layers to expect
+            raise ConfigError(f"adapter: {config.adapter}: the language model is not quantized")
+        # PEFT reads from these attributes which bitsandbytes layers to expect
         net.is_loaded_in_4bit, net.is_loaded_in_8bit = config.adapter == "qlora", config.adapter == "int8"
     settings = peft.LoraConfig(
         r=config.lora.rank,
@@ -176,11 +176,11 @@ def _with_lora(net: nn.Module, config: TrainConfig, parts: Parts) -> nn.Module:
 
 
 def _tuned(net: nn.Module, tuning: Tuning, parts: Parts) -> Iterator[nn.Parameter]:
-    """The weights that OpenVLA's table of fine-tuning (arXiv 2406.09246, table 1) trains.
+    """The weights trained by each kind of fine-tuning in OpenVLA (arXiv 2406.09246, table 1).
 
-    Its "last layer" is the language model's last block with the token embedding and the output head: only so do the
-    table's 465.1 million parameters come out. "Sandwich" adds the vision encoder and the projector (914.2 million
-    with one encoder), "frozen vision" is everything but the encoder.
+    "Last layer" is the last block of the language model with the token embedding and the output head, which matches
+    the table's 465.1 million parameters. "Sandwich" adds the vision encoder and the projector (914.2 million with one
+    encoder); "frozen vision" is everything except the encoder.
     """
     language_model = net.get_submodule(parts.language_model)
     last: set[int] = set()
@@ -197,10 +197,12 @@ def _tuned(net: nn.Module, tuning: Tuning, parts: Parts) -> Iterator[nn.Paramete
 
 
 def _blocks(language_model: nn.Module) -> nn.ModuleList:
-    """The decoder's blocks: the longest list of modules in it."""
+    """The decoder's blocks: its longest module list."""
     lists = [module for module in language_model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise ConfigError(f"{type(language_model).__name__}: holds no list of blocks; --tune cannot find the last one")
+        raise ConfigError(
+            f"{type(language_model).__name__}: no list of blocks found; --tune cannot select the last one"
+        )
     return max(lists, key=len)
 
 
@@ -214,7 +216,7 @@ def _below(name: str, prefixes: Sequence[str]) -> bool:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As PEFT matches: the end of a name at a dot, or a regular expression over the whole of it."""
+    """PEFT's rule: the end of a name after a dot, or a regular expression that matches the full name."""
     if name == pattern or name.endswith(f".{pattern}"):
         return True
     try:

@@ -1,6 +1,6 @@
-"""The small interface that every model family answers to; see docs/decisions/families.md for adding one.
+"""Interface of model families; docs/decisions/families.md explains how to add one.
 
-The trainer, evaluation, export and serving know nothing of a model but this.
+Training, evaluation, export and serving use models only through this interface.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a model was trained to see and to do; saved with it, so that inference needs no mixture.
+    """Inputs and outputs of a trained model; saved with it, so that inference needs no mixture.
 
     Attributes:
-        cameras: roles in the order in which the model takes their images.
-        window: observations the model looks at. chunk: actions it predicts at once.
-        image_size: side in pixels of the square images.
-        proprio: width of the robot's state, 0 without it.
+        cameras: roles, in the order of the model's images.
+        window: number of observations in the input. chunk: number of actions predicted at once.
+        image_size: side of the square images in pixels.
+        proprio: width of the proprio state, 0 for none.
         statistics: data set -> OpenVLA's dictionary of statistics (`dataset_statistics.json`).
         tokens: bin -> token id, None for a family without action tokens. bins: "openvla" or "uniform".
         hashes: SHA-256 of the statistics, the token table and the mixture.
@@ -53,7 +53,7 @@ class PolicySpec:
 
 
 class Controller(abc.ABC):
-    """A loaded model at control time, batch 1, with whatever state it keeps between steps."""
+    """A loaded model for control at batch 1, with its state between steps."""
 
     @abc.abstractmethod
     def act(
@@ -62,12 +62,12 @@ class Controller(abc.ABC):
         """One control step.
 
         Args:
-            images: uint8 (C, S, S, 3), RGB, in the spec's order of cameras and size.
-            instruction: as the user wrote it.
-            proprio: float32 (P,), normalised to [-1, 1], None where the spec has none.
+            images: uint8 (C, S, S, 3), RGB, with the cameras and size of the spec.
+            instruction: as written by the user.
+            proprio: float32 (P,), normalized to [-1, 1], None if the spec has none.
 
         Returns:
-            float32 (K, 7), normalised: this step's action first.
+            float32 (K, 7), normalized: this step's action first.
         """
 
     def reset(self) -> None:  # noqa: B027 (most models keep no state)
@@ -75,12 +75,12 @@ class Controller(abc.ABC):
 
 
 class Family(nn.Module, abc.ABC):
-    """A model in training: the network, what of it is trained, its loss.
+    """A model in training: network, trained parameters and loss.
 
     Attributes:
-        name: as on the command line.
-        net: the network with its published parameter names; a PEFT model around it where an adapter is trained.
-        spec: what it sees and does.
+        name: on the command line.
+        net: the network with its published parameter names, wrapped in a PEFT model if an adapter is trained.
+        spec: inputs and outputs.
     """
 
     name: ClassVar[str]
@@ -90,38 +90,38 @@ class Family(nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def build(cls, config: TrainConfig, mixture: MixtureFolder, device: torch.device) -> Family:
-        """Load `config.base` on `device`, quantised, adapted and frozen as the configuration asks.
+        """Load `config.base` on `device`, quantized, adapted and frozen as configured.
 
         Raises:
-            ConfigError: a base that is no such model, a mixture that does not fit it; says what to do.
+            ConfigError: the base is not such a model, or the mixture does not fit it.
         """
 
     @classmethod
     @abc.abstractmethod
     def restore(cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device) -> Family:
-        """Load `config.base` and the trained weights in `folder` (what `save` wrote) for evaluation or inference.
+        """Load `config.base` and the trained weights that `save` wrote to `folder`, for evaluation or inference.
 
-        With `folder` None, `config.base` is an exported or published checkpoint, whole as it stands: nothing is
-        wrapped around it, and `config.adapter` says only whether it is quantised ("qlora", "int8").
+        If `folder` is None, `config.base` is a merged or published checkpoint: no adapter is attached, and
+        `config.adapter` only selects its quantization ("qlora", "int8").
         """
 
     @property
     @abc.abstractmethod
     def collator(self) -> Collator:
-        """Makes batches of rows. Picklable; holds no parameters."""
+        """Collates rows into batches. Picklable; holds no parameters."""
 
     @abc.abstractmethod
     def forward(self, **batch: Any) -> dict[str, torch.Tensor]:
         """The loss of a batch, in training or validation.
 
         Returns:
-            "loss": scalar, the mean over the batch's samples of each sample's loss, so that equal-sized parts of a
-            batch average to the loss of the whole; further scalars by name for the log, detached.
+            "loss": scalar, mean of the per-sample losses, so that the losses of equal parts of a batch average to the
+            loss of the batch; other detached scalars to log, by name.
         """
 
     @abc.abstractmethod
     def predict(self, batch: Batch) -> torch.Tensor:
-        """float32 (n, K, 7), normalised: the actions the model would do at each sample's current step, greedily."""
+        """float32 (n, K, 7), normalized: greedy prediction of the actions at each sample's current step."""
 
     @abc.abstractmethod
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ class Family(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the trained weights alone: adapter in PEFT's layout, others as `extra.safetensors`."""
+        """Write the trained weights: adapter in PEFT's layout, others in `extra.safetensors`."""
 
     @abc.abstractmethod
     def load(self, folder: Path) -> None:
@@ -137,17 +137,17 @@ class Family(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def controller(self) -> Controller:
-        """The model for control, sharing its weights with this one."""
+        """A controller that shares the weights of this model."""
 
     @abc.abstractmethod
     def export(self, folder: Path, merge: bool) -> None:
-        """Write weights, configuration and processor files as the family's own inference code reads them."""
+        """Write weights, configuration and processor files for the original inference code of the family."""
 
 
 def family(name: str) -> type[Family]:
     """The family's class. Raises ConfigError for an unknown name."""
     if name not in _FAMILIES:
-        raise ConfigError(f"model: {name!r} is not known. {did_you_mean(name, _FAMILIES)}")
+        raise ConfigError(f"model: unknown family {name!r}. {did_you_mean(name, _FAMILIES)}")
     module, _, attribute = _FAMILIES[name].partition(":")
     found: type[Family] = getattr(importlib.import_module(module), attribute)
     return found

@@ -1,4 +1,4 @@
-"""torch.compile by block: one compilation serves all the like blocks of a network, and parameters keep their names."""
+"""torch.compile for each block: equal blocks share a compilation, and parameters keep their names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def compile_blocks(net: nn.Module) -> int:
-    """Compile each block of the network's towers in place.
+    """Compile each block of a network in place.
 
-    Blocks are the entries of its `nn.ModuleList`s that hold no list themselves: a decoder's layers, a ViT's blocks.
-    Whole-network compilation takes minutes at 7B and starts again wherever Python decides something between blocks.
+    Blocks are entries of `nn.ModuleList`s that contain no such list themselves: a decoder's layers, a ViT's blocks.
+    Compiling a whole 7B network takes minutes, and again at each graph break.
 
     Returns:
-        how many blocks.
+        number of blocks.
     """
     blocks = [
         block

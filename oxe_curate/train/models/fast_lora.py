@@ -1,9 +1,8 @@
-"""LoRA as two skinny products added inside the big one's output, with PEFT's own modules and names.
+"""Fused LoRA for PEFT's layers: the update is accumulated into the output of the frozen layer.
 
-PEFT casts the whole input to the adapter's float32, keeps that copy for the backward pass, and adds the update in
-passes of its own over the output. Here the update is accumulated by the matrix product itself (`addmm` with beta 1),
-so that a layer touches each activation once, and keeps only what the frozen layer's input already is. The result
-differs from PEFT's by rounding alone.
+PEFT casts the input to the adapter's float32, keeps the copy for the backward pass, and adds the update in separate
+passes over the output. Here `addmm` accumulates the update, so a layer reads each activation once and keeps only its
+input. Results differ from PEFT's by rounding only.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ def _apply(x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> tupl
 
 
 def _gradients(dy: Any, x: Any, weight: Any, low: Any, a: Any, b: Any, scale: float) -> tuple[Any, Any, Any]:
-    """Gradients for x, A and B; the frozen weight and bias have none."""
+    """Gradients of x, A and B; the weight and bias are frozen."""
     dlow = torch.mm(dy, b).mul_(scale)
     dx = torch.mm(dy, weight).addmm_(dlow, a)
     return dx, torch.mm(dlow.t(), x), torch.mm(dy.t(), low).mul_(scale)
 
 
-# Operations of their own, so that torch.compile keeps the sums in place: written out, it copies each output first
-# (and Dynamo of torch 2.11 loses all gradients of an autograd.Function that changes its output in place).
+# Custom operators, so that torch.compile keeps the sums in place: otherwise it copies each output first (and Dynamo of
+# torch 2.11 loses all gradients of an autograd.Function that changes its output in place).
 _library = torch.library.Library("oxe_curate", "DEF")
 _library.define(
     "lora_linear(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale) -> (Tensor, Tensor)"
@@ -67,7 +66,7 @@ torch.library.register_autograd("oxe_curate::lora_linear", _differentiate, setup
 
 
 class _LoraLinear(torch.autograd.Function):
-    """The same where nothing is compiled: it costs the processor less to call."""
+    """The same for eager mode, with less call overhead."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
@@ -84,7 +83,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 class _QuantizedLoraLinear(torch.autograd.Function):
-    """The same over a quantised W, which is made whole for the product and let go, in each of the two passes."""
+    """The same with a quantized W, which is dequantized temporarily in each pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, packed: Any, bias: Any, a: Any, b: Any, scale: float) -> Any:
@@ -113,13 +112,14 @@ def _plus(total: Any, left: Any, right: Any, scale: float) -> Any:
 
 
 def fuse(net: nn.Module) -> int:
-    """Let the LoRA layers of a PEFT model compute as above, where that is the same function.
+    """Use the fused computation in the LoRA layers of a PEFT model that it supports.
 
-    Left to PEFT: dropout, several active adapters, variants such as DoRA, a trained bias or base, merged or disabled
-    adapters (looked up at each call), int8 layers, which quantise their input too, and layers that are not linear.
+    PEFT still handles dropout, several active adapters, variants such as DoRA, a trained bias or base, merged or
+    disabled adapters (checked at each call), int8 layers, which quantize their input too, and layers that are not
+    linear.
 
     Returns:
-        how many layers it took over.
+        number of fused layers.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -128,8 +128,8 @@ def fuse(net: nn.Module) -> int:
         if isinstance(module, LoraLayer) and _plain(module):
             (name,) = module.active_adapters
             parts = (module.get_base_layer(), module.lora_A[name], module.lora_B[name], float(module.scaling[name]))
-            # instance attributes, so that the class, its state and its names stay PEFT's; looked up once, since PEFT's
-            # properties cost more than launching the products does
+            # instance attributes keep class, state and names unchanged; looked up once because PEFT's properties cost
+            # more than launching the products
             module.__dict__["fused_parts"] = parts
             module.__dict__["forward"] = types.MethodType(_forward, module)
             count += 1
@@ -156,7 +156,7 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return type(module).forward(module, x, *args, **kwargs)
     base, down, up, scale = module.fused_parts
     weight, bias = base.weight, base.bias
-    dtype = _dtype(weight, x)  # autocast's type where it is on, so that no product below is cast again
+    dtype = _dtype(weight, x)  # autocast's type if enabled, so that no product below is cast again
     a, b = down.weight.to(dtype), up.weight.to(dtype)
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
@@ -171,14 +171,14 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _dtype(weight: Any, x: Any) -> Any:
-    """What the layer computes in: autocast's type, or the frozen weight's."""
+    """Compute type of the layer: autocast's, or that of the frozen weight."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return weight.dtype if weight.dtype.is_floating_point else x.dtype
 
 
 def _whole(packed: Any, dtype: Any) -> Any:
-    """The dequantised weight (out, in) of a bitsandbytes 4-bit parameter."""
+    """The dequantized weight (out, in) of a bitsandbytes 4-bit parameter."""
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(packed.data, packed.quant_state).to(dtype)

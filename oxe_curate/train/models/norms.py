@@ -1,7 +1,7 @@
-"""Normalisation layers that neither widen nor copy their input while training.
+"""Normalization layers that do not keep float32 copies of their input while training.
 
-Under autocast torch runs layer norms in float32, and Hugging Face's RMS norms always spell float32 out: each then keeps
-a copy of its input in twice the size. torch's own kernels compute in float32 inside, and round once.
+Under autocast torch runs layer norms in float32, and transformers' RMS norms always cast to float32: each keeps a copy
+of its input at twice the size. torch's fused kernels compute in float32 internally and round once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in its input's own type, under autocast too."""
+    """Layer norm in the type of its input, also under autocast."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., width) -> the same."""
@@ -25,17 +25,17 @@ class LayerNorm(nn.LayerNorm):
 
 
 def fuse_rms_norms(module: nn.Module) -> int:
-    """Let the RMS norms of a Hugging Face model use torch's kernel in training; inference stays as it is, bit for bit.
+    """Use torch's kernel for the RMS norms of a transformers model in training; inference stays bit-identical.
 
-    Only plain ones: a weight, `variance_epsilon`, and `weight * normalised` as in Llama, Mistral and Qwen.
+    Supports norms that compute `weight * normalized` with `variance_epsilon`, as in Llama, Mistral and Qwen.
 
     Returns:
-        how many it took over.
+        number of replaced norms.
     """
     count = 0
     for layer in module.modules():
         if type(layer).__name__ in _PLAIN and hasattr(layer, "variance_epsilon"):
-            # an instance attribute, so that class, state and names stay what they are
+            # an instance attribute keeps class, state and names unchanged
             layer.forward = types.MethodType(_forward, layer)
             count += 1
     return count

@@ -1,7 +1,7 @@
-"""OpenVLA's picture preprocessing after the resize: scale, and normalise once for each vision transformer.
+"""OpenVLA's image preprocessing after the resize: scale, and normalize once for each vision transformer.
 
-`assemble.resize` and `PixelNormalizer` together give what the released `PrismaticImageProcessor` gives, bit for bit;
-the second half takes whole batches and runs on the GPU.
+`train.data` resizes; with `PixelNormalizer` the result is bit-identical to the released
+`PrismaticImageProcessor`. Normalization takes whole batches and runs on the GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from oxe_curate.errors import ConfigError
 
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
-"""ImageNet's statistics as the released checkpoints have them: rounded to bfloat16."""
+"""ImageNet's statistics as in the released checkpoints: rounded to bfloat16."""
 HALF = (0.5, 0.5, 0.5)
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -24,7 +24,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class PixelNormalizer:
-    """The normalisations that a checkpoint was trained with.
+    """Normalization of a checkpoint.
 
     Attributes:
         means, stds: of RGB in [0, 1], for each vision transformer in order.
@@ -36,30 +36,30 @@ class PixelNormalizer:
 
     @classmethod
     def read(cls, folder: str | Path, towers: int = 2) -> PixelNormalizer:
-        """Read a checkpoint's preprocessor_config.json; without one, the released checkpoints' values.
+        """Read a checkpoint's preprocessor_config.json; the default is the normalization of the released checkpoints.
 
         Raises:
-            ConfigError: not such a file, or pictures that are padded or cropped instead of resized.
+            ConfigError: invalid file, or images are padded or cropped instead of resized.
         """
         path = Path(folder) / PREPROCESSOR
         if not path.is_file():
             return cls() if towers == 2 else cls((HALF,), (HALF,))
         try:
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            means, stds = (tuple(tuple(map(float, row)) for row in told[key]) for key in ("means", "stds"))
+            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            means, stds = (tuple(tuple(map(float, row)) for row in config[key]) for key in ("means", "stds"))
             made = cls(means, stds)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: is no configuration of OpenVLA's pictures: {error!r}") from None
+            raise ConfigError(f"{path}: not an image preprocessor of OpenVLA: {error!r}") from None
         if len(made.means) != towers or len(made.stds) != towers:
-            raise ConfigError(f"{path}: means and stds must hold one row for each of the {towers} towers")
-        if told.get("image_resize_strategy", "resize-naive") != "resize-naive":
+            raise ConfigError(f"{path}: means and stds: expected one row for each of the {towers} towers")
+        if config.get("image_resize_strategy", "resize-naive") != "resize-naive":
             raise ConfigError(
-                f"{path}: image_resize_strategy is {told['image_resize_strategy']!r}; only 'resize-naive' is supported"
+                f"{path}: image_resize_strategy: expected 'resize-naive', got {config['image_resize_strategy']!r}"
             )
         return made
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise a batch, once for each vision transformer.
+        """Normalize a batch, once for each vision transformer.
 
         Args:
             images: uint8 (..., S, S, 3), RGB, or float (..., 3, S, S) in [0, 1]; on any device.
@@ -68,16 +68,16 @@ class PixelNormalizer:
             float32 (..., 3 * towers, S, S).
         """
         if images.dtype == torch.uint8:
-            # by a tensor: CUDA turns the division by a number into a product with its reciprocal, off by a bit
+            # divide by a tensor: CUDA multiplies by the reciprocal of a number, which differs in the last bit
             images = images.movedim(-1, -3).float() / torch.full((1,), 255.0, device=images.device)
-        if images.device not in self._constants:  # once: a copy to the GPU waits for it, and no graph may record one
+        if images.device not in self._constants:  # only once: copies to the GPU synchronize, which CUDA graphs forbid
             columns = torch.tensor([self.means, self.stds], device=images.device)[..., None, None]
             self._constants[images.device] = columns
         means, stds = self._constants[images.device]
         return torch.cat([(images - mean) / std for mean, std in zip(means, stds, strict=True)], dim=-3)
 
     def to_json(self, size: int) -> dict[str, Any]:
-        """Return preprocessor_config.json as the released checkpoints have it, for pictures of `size` pixels."""
+        """Content of preprocessor_config.json in the released checkpoints' layout, for images of `size` pixels."""
         means, stds = ([list(row) for row in rows] for rows in (self.means, self.stds))
         towers, square = len(means), [size, size]
         bicubic = {"antialias": True, "interpolation": 3, "max_size": None, "size": square}

@@ -17,9 +17,9 @@ from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.memory import MemoryFullError
 from oxe_curate.train.loop.saved import Saved, choose_key, open_saved
 from oxe_curate.train.models.base import Family, PolicySpec, family
+from oxe_curate.train.models.weights import Quantization
 from oxe_curate.train.serving.observe import as_images, as_proprio
 
-Quantization = Literal["int8", "nf4"]
 _ADAPTERS: dict[Quantization, Literal["int8", "qlora"]] = {"int8": "int8", "nf4": "qlora"}
 
 

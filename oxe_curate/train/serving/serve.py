@@ -32,8 +32,9 @@ from starlette.routing import Route
 
 from oxe_curate import __version__
 from oxe_curate.errors import ConfigError, CurateError, StorageError, did_you_mean
+from oxe_curate.train.models.weights import Quantization
 from oxe_curate.train.serving import wire
-from oxe_curate.train.serving.policy import Policy, Quantization
+from oxe_curate.train.serving.policy import Policy
 from oxe_curate.ui import web
 
 PORT = 8000

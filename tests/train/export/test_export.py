@@ -179,10 +179,10 @@ def test_the_card_offers_openvlas_own_code_only_where_it_works(run):
 @pytest.fixture(scope="module")
 def bridge(shared, tmp_path_factory):
     """A tiny OpenVLA and a mixture of the real Bridge shard, with pictures of its size."""
-    from oxe_curate.train.models.openvla.synthetic import write_checkpoint
+    from oxe_curate.train.models.openvla.synthetic import write_random_checkpoint
 
     root = tmp_path_factory.mktemp("bridge")
-    write_checkpoint(root / "base")
+    write_random_checkpoint(root / "base")
     options = FilterOptions(datasets=("bridge_dataset",), workers=1, progress=False)
     run_filter(str(shared / "data" / "rlds"), str(root / "index"), options)
     mixture = "name: bridge\ndatasets: [{name: bridge_dataset, weight: 1.0}]\nvalidation: 0.2\n"
@@ -239,7 +239,7 @@ def layers(policy, kind):
 def test_a_policy_with_a_memory_from_shards_to_http(bridge, tmp_path):
     from oxe_curate.train.config import FlamingoConfig
     from oxe_curate.train.loop.run import run_training
-    from oxe_curate.train.models.roboflamingo.synthetic import write_base
+    from tests.train.models.roboflamingo.bases import write_base
 
     text = (bridge / "mixture.yaml").read_text() + "window: 4\nstride: 2\n"
     (tmp_path / "windows.yaml").write_text(text)

@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Path:
     """The real Bridge mixture in data/, a base in base/."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("run")
-    synthetic.write_checkpoint(root / "base")
+    synthetic.write_random_checkpoint(root / "base")
     (root / "mixture.yaml").write_text(MIXTURE)
     options = TokenizeOptions(progress=False, workers=1, tokenizer=root / "base")
     run_tokenize(root / "mixture.yaml", mixtures.real_index(root, shared), root / "data", options)
@@ -267,7 +267,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world
     config, match = told[broken]
     if broken == "tokenizer":
         other = synthetic.openvla_config("tiny", vocabulary=1000)
-        synthetic.write_checkpoint(tmp_path / "other", other)
+        synthetic.write_random_checkpoint(tmp_path / "other", other)
         config = replace(config, base=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=match):
         train(config)

@@ -35,7 +35,7 @@ class Vision(nn.Module):
 
 
 class Net(nn.Module):
-    """The shape of a vision-language-action model: vision, projector, a Llama, and one fresh layer."""
+    """A small vision-language-action model: vision, projector, Llama, and one new layer."""
 
     def __init__(self, seed: int = 1) -> None:
         super().__init__()
@@ -88,32 +88,32 @@ def learn(net: nn.Module, steps: int = 3) -> list[float]:
     return losses
 
 
-def test_all_linear_spares_the_output_head_and_fresh_modules() -> None:
+def test_all_linear_excludes_the_output_head_and_new_modules() -> None:
     targets = adapters.lora_targets(Net(), LoraConfig(), PARTS)
-    assert len(targets) == 2 * 7 + 2  # seven a block, the ViT's and the projector
+    assert len(targets) == 2 * 7 + 2  # seven per block, the ViT and the projector
     assert "projector" in targets
     assert not {"language_model.lm_head", "fresh", "vision_backbone.patch_embed.proj"} & set(targets)
 
 
-def test_openvla_targets_are_its_scripts() -> None:
+def test_openvla_targets_equal_those_of_its_script() -> None:
     plain = set(adapters.lora_targets(Net(), LoraConfig(), PARTS))
     theirs = set(adapters.lora_targets(Net(), LoraConfig(targets="openvla"), PARTS))
     assert theirs - plain == {"language_model.lm_head", "vision_backbone.patch_embed.proj"}
 
 
-def test_targets_by_ending_and_by_expression() -> None:
+def test_targets_by_suffix_and_by_regular_expression() -> None:
     lora = LoraConfig(targets=("q_proj", r".*layers\.1\.mlp\..*"))
     assert len(adapters.lora_targets(Net(), lora, PARTS)) == 2 + 3
     with pytest.raises(ConfigError, match=r"'q_prj' matches no layer. Did you mean 'q_proj'"):
         adapters.lora_targets(Net(), LoraConfig(targets=("q_prj",)), PARTS)
 
 
-def test_adapted_keeps_lora_to_one_part() -> None:
+def test_adapted_limits_lora_to_one_part() -> None:
     parts = dataclasses.replace(PARTS, adapted=("language_model",))
     assert all(name.startswith("language_model.") for name in adapters.lora_targets(Net(), LoraConfig(), parts))
 
 
-def test_lora_trains_the_adapter_and_fresh_modules_alone_in_float32() -> None:
+def test_lora_trains_only_the_adapter_and_new_modules_in_float32() -> None:
     torch.manual_seed(0)
     net = adapters.attach(Net().to(torch.bfloat16), settings(), PARTS)
     assert all(".lora_" in name or ".fresh." in name for name in trained(net))
@@ -121,7 +121,7 @@ def test_lora_trains_the_adapter_and_fresh_modules_alone_in_float32() -> None:
     assert net.base_model.model.projector.base_layer.weight.dtype == torch.bfloat16
 
 
-def test_first_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
+def test_initial_weights_depend_on_the_seed_and_keep_the_generator_state() -> None:
     before = torch.random.get_rng_state()
     one, same, other = (
         adapter_files.trained_state(adapters.attach(Net(), settings(seed=seed), PARTS))[0] for seed in (3, 3, 4)
@@ -160,7 +160,7 @@ def test_every_trained_weight_gets_a_gradient_and_the_loss_falls(adapter: str) -
     assert losses[-1] < losses[0]
 
 
-def test_quantisation_leaves_vision_projector_and_head_alone() -> None:
+def test_vision_projector_and_head_are_not_quantized() -> None:
     net = built("qlora")
     kinds = {n: type(m).__name__ for n, m in net.named_modules() if n.endswith((".base_layer", "lm_head"))}
     assert {k for n, k in kinds.items() if "layers." in n} == {"Linear4bit"}
@@ -168,7 +168,7 @@ def test_quantisation_leaves_vision_projector_and_head_alone() -> None:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_saved_weights_come_back_exactly(adapter: str, tmp_path: Path) -> None:
+def test_saved_weights_round_trip(adapter: str, tmp_path: Path) -> None:
     net = built(adapter)
     learn(net)
     adapter_files.save_trained(net, tmp_path)
@@ -177,7 +177,7 @@ def test_saved_weights_come_back_exactly(adapter: str, tmp_path: Path) -> None:
     assert torch.equal(again(*batch()), net(*batch()))
 
 
-def test_the_adapter_is_pefts_and_old_peft_knows_every_key(tmp_path: Path) -> None:
+def test_adapter_loads_in_peft_and_has_no_keys_unknown_to_old_peft(tmp_path: Path) -> None:
     import peft
 
     net = built("lora", lora=LoraConfig(rank=4, alpha=8))
@@ -196,11 +196,11 @@ def test_the_adapter_is_pefts_and_old_peft_knows_every_key(tmp_path: Path) -> No
     torch.testing.assert_close(theirs(*batch()), net(*batch()))
 
 
-def test_weights_of_another_rank_or_targets_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_rank_or_targets_are_rejected(tmp_path: Path) -> None:
     adapter_files.save_trained(built("lora", lora=LoraConfig(rank=4)), tmp_path)
     with pytest.raises(DataError, match="another rank"):
         adapter_files.load_trained(built("lora", lora=LoraConfig(rank=8)), tmp_path)
-    with pytest.raises(DataError, match=r"holds \d+ that the model does not train"):
+    with pytest.raises(DataError, match=r"\d+ weights are not trained by the model"):
         adapter_files.load_trained(built("lora", lora=LoraConfig(rank=4, targets=("q_proj",))), tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(DataError, match="damaged"):
@@ -211,7 +211,7 @@ def test_weights_of_another_rank_or_targets_are_refused(tmp_path: Path) -> None:
     ("adapter", "targets"),
     [("none", None), *((a, t) for a in ("lora", "qlora", "int8") for t in ("all-linear", "openvla"))],
 )
-def test_merged_weights_compute_what_base_and_adapter_do(adapter: str, targets: str | None, tmp_path: Path) -> None:
+def test_merged_weights_equal_base_and_adapter(adapter: str, targets: str | None, tmp_path: Path) -> None:
     values = {} if targets is None else {"lora": LoraConfig(rank=4, targets=targets)}
     net = built(adapter, **values)
     learn(net)
@@ -223,7 +223,7 @@ def test_merged_weights_compute_what_base_and_adapter_do(adapter: str, targets: 
         plain = Net(seed=2)
         plain.load_state_dict(adapter_files.merged_state(fresh, dtype=None))
         untrained = Net()(*batch())
-    # int8 layers quantise their input too: the merged model is exact, the quantised one is not
+    # int8 layers quantize their input too: the merged model is exact, the quantized one is not
     torch.testing.assert_close(plain(*batch()), expected, **({"rtol": 0, "atol": 0.02} if adapter == "int8" else {}))
     assert (expected - untrained).abs().max() > 0.05
 
@@ -235,7 +235,7 @@ def test_merged_bf16_is_rounded_once(tmp_path: Path) -> None:
     assert all(torch.equal(rounded[name], exact[name].to(torch.bfloat16)) for name in exact)
 
 
-def test_quantising_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
@@ -244,27 +244,27 @@ def test_quantising_needs_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
         adapters.check_quantization("qlora", torch.device("cpu"))
 
 
-def test_quantising_needs_a_device_that_can() -> None:
+def test_quantizing_needs_a_supported_device() -> None:
     pytest.importorskip("bitsandbytes")
     adapters.check_quantization("qlora", torch.device("cpu"))
-    with pytest.raises(ConfigError, match="cannot quantise on mps"):
+    with pytest.raises(ConfigError, match="does not support mps"):
         adapters.check_quantization("int8", torch.device("mps"))
 
 
-def test_a_network_that_was_not_quantised_is_refused() -> None:
-    with pytest.raises(ConfigError, match="was not quantised"):
+def test_unquantized_network_is_rejected() -> None:
+    with pytest.raises(ConfigError, match="is not quantized"):
         adapters.attach(Net(), settings("qlora"), PARTS)
 
 
-def test_what_no_output_depends_on_gets_no_adapter() -> None:
-    """Its weights would have no gradient, for which data-parallel training waits."""
+def test_unused_layers_get_no_adapter() -> None:
+    """Its weights would have no gradient, which data-parallel training does not allow."""
     unread = dataclasses.replace(PARTS, frozen=("language_model.lm_head",))
     lora = LoraConfig(targets="openvla")
     assert "language_model.lm_head" in adapters.lora_targets(Net(), lora, PARTS)
     assert "language_model.lm_head" not in adapters.lora_targets(Net(), lora, unread)
 
 
-def test_bitsandbytes_advice_is_not_told_and_all_else_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_irrelevant_bitsandbytes_warnings_are_silenced(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure", "no kernels")
     logger.warning("Failed to load the native library")

@@ -38,7 +38,7 @@ def step(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch
 
 
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_output_and_gradients_are_pefts(quantize: str | None) -> None:
+def test_output_and_gradients_equal_peft(quantize: str | None) -> None:
     slow = adapted(quantize)
     fast = copy.deepcopy(slow)
     assert fuse(fast) == 2
@@ -53,7 +53,7 @@ def test_output_and_gradients_are_pefts(quantize: str | None) -> None:
         torch.testing.assert_close(grads[name], expected_grads[name], rtol=1e-4, atol=1e-6)
 
 
-def test_autocast_computes_in_its_type_and_keeps_float32_gradients() -> None:
+def test_autocast_type_and_float32_gradients() -> None:
     net = adapted()
     fuse(net)
     with torch.autocast("cpu", torch.bfloat16):
@@ -85,7 +85,7 @@ def test_names_of_the_state_are_unchanged() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")  # Dynamo's own
 @pytest.mark.parametrize("quantize", [None, "nf4"])
-def test_compiles_without_a_break(quantize: str | None) -> None:
+def test_compiles_without_graph_breaks(quantize: str | None) -> None:
     net = adapted(quantize)
     fuse(net)
     x = torch.randn(4, 64)

@@ -26,7 +26,7 @@ def rms_norm(x):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
-def test_fused_rms_norm_equals_hugging_faces_in_value_and_gradient(x, dtype, tolerance):
+def test_fused_rms_norm_equals_transformers_in_value_and_gradient(x, dtype, tolerance):
     expected, expected_grad = gradient(rms_norm(x), x, dtype)
     layer = rms_norm(x)
     assert fuse_rms_norms(torch.nn.ModuleList([layer])) == 1
@@ -34,7 +34,7 @@ def test_fused_rms_norm_equals_hugging_faces_in_value_and_gradient(x, dtype, tol
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(found_grad, expected_grad, rtol=tolerance, atol=20 * tolerance)
-    # in inference it is Hugging Face's own, to the bit
+    # inference is bit-identical to transformers
     assert torch.equal(gradient(layer.eval(), x, dtype)[0], expected)
 
 

@@ -12,13 +12,13 @@ from oxe_curate.train.models.pixels import DINO_MEAN, DINO_STD, HALF, PixelNorma
 
 
 @pytest.fixture
-def picture():
+def image():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
 
 
-def test_equals_to_tensor_and_normalize(picture):
-    """What torchvision's ToTensor and Normalize do, spelled in numpy's float32: division, difference, division."""
-    pixels = np.asarray(Image.fromarray(picture).resize((28, 28), Image.Resampling.BICUBIC))
+def test_equals_to_tensor_and_normalize(image):
+    """torchvision's ToTensor and Normalize in numpy's float32: division, difference, division."""
+    pixels = np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC))
     scaled = pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     expected = np.concatenate(
         [
@@ -26,20 +26,20 @@ def test_equals_to_tensor_and_normalize(picture):
             for mean, std in ((DINO_MEAN, DINO_STD), (HALF, HALF))
         ]
     )
-    found = PixelNormalizer()(torch.from_numpy(resize(Image.fromarray(picture), 28).copy()))
+    found = PixelNormalizer()(torch.from_numpy(resize(Image.fromarray(image), 28).copy()))
     assert np.array_equal(found.numpy(), expected)
 
 
-def test_batches_equal_single_pictures(picture):
+def test_batches_equal_single_images(image):
     normalize = PixelNormalizer()
-    batch = torch.from_numpy(np.stack([picture[:28, :28], picture[:28, 28:56]]))[:, None]
+    batch = torch.from_numpy(np.stack([image[:28, :28], image[:28, 28:56]]))[:, None]
     assert normalize(batch).shape == (2, 1, 6, 28, 28)
     assert torch.equal(normalize(batch)[1, 0], normalize(batch[1, 0]))
 
 
-def test_floats_are_taken_as_scaled(picture):
+def test_floats_are_not_scaled(image):
     normalize = PixelNormalizer()
-    pixels = torch.from_numpy(picture)
+    pixels = torch.from_numpy(image)
     assert torch.equal(normalize(pixels.permute(2, 0, 1).float() / 255), normalize(pixels))
 
 

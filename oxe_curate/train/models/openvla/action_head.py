@@ -1,4 +1,4 @@
-"""Continuous actions from the hidden states of the action slots, as in OpenVLA-OFT."""
+"""Head for continuous actions on the hidden states of the action slots, as in OpenVLA-OFT."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class _MLPResNet(nn.Module):
 
 
 class L1Head(nn.Module):
-    """An MLP with residual blocks from the 7 slots of a step to its action (OpenVLA-OFT, Kim et al. 2025, app. A).
+    """A residual MLP from the 7 slots of a step to its action (OpenVLA-OFT, Kim et al. 2025, app. A).
 
-    Parameters are named as OpenVLA-OFT's `L1RegressionActionHead` names them.
+    Parameters have the names of OpenVLA-OFT's `L1RegressionActionHead`.
 
     Args:
-        hidden: width of the language model. width: of the MLP, the same by default. blocks: residual ones.
+        hidden: width of the language model. width: of the MLP (default: `hidden`). blocks: residual blocks.
     """
 
     def __init__(self, hidden: int, width: int | None = None, blocks: int = 2) -> None:
@@ -50,13 +50,13 @@ class L1Head(nn.Module):
         self.model = _MLPResNet(hidden * ACTION_WIDTH, width or hidden, ACTION_WIDTH, blocks)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Predict.
+        """Predict actions.
 
         Args:
             states: (n, K * 7, hidden), at the slots.
 
         Returns:
-            (n, K, 7), normalised actions, unbounded.
+            (n, K, 7), normalized actions, unbounded.
         """
         n, slots, hidden = states.shape
         steps: torch.Tensor = states.reshape(n, slots // ACTION_WIDTH, ACTION_WIDTH * hidden)
@@ -67,11 +67,11 @@ def l1_loss(predicted: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor) 
     """Mean absolute error of each sample.
 
     Args:
-        predicted: (n, K, 7), normalised.
-        actions: the same, as recorded.
-        mask: bool (n, K), False where an action is padding.
+        predicted: (n, K, 7), normalized.
+        actions: same shape, the targets.
+        mask: bool (n, K), False for padding.
 
     Returns:
-        float32 (n,): mean over the real actions; 0 where a sample has none.
+        float32 (n,): mean over the real actions; 0 if a sample has none.
     """
     return masked_mean((predicted.float() - actions.float()).abs(), mask)

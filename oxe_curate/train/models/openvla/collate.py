@@ -1,4 +1,4 @@
-"""Rows to OpenVLA's batches: prompts, action ids, and where in the sequence the loss is taken."""
+"""Collate rows into OpenVLA's batches: prompts, action ids and the positions of the loss."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from numpy.typing import NDArray
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
-from oxe_curate.train.data.batch import Batch, Rows, TextRows
+from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
 from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.openvla.parallel import blank_ids
-from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, Prompter, pad_right
+from oxe_curate.train.models.openvla.prompt import Ids, Prompter
 
 _TILE = 8
-"""Sequences are padded to a multiple: matrix products and attention like it, and compiled code meets few lengths."""
+"""Pad sequences to a multiple: faster matrix products and attention, and fewer lengths to compile."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpenVLACollator:
-    """Makes batches of rows; looks at the current observation alone.
+    """Collates rows; uses only the current observation.
 
-    A batch holds, for n robot samples, C cameras, K actions: images uint8 (n, C, S, S, 3); random (n, k); actions and
-    action_ids (n, K, 7); action_mask (n, K); proprio (n, P) where the model takes it; input_ids (n, L), right-padded;
-    and either, for autoregressive decoding, prompt_length (n,) with places and targets (n, T): positions of the hidden
-    states, patches included, and the ids they should predict (-100: none); or, for parallel decoding, length (n,):
-    end of the last slot, patches included.
+    A batch contains, for n robot samples, C cameras, K actions: images uint8 (n, C, S, S, 3); random (n, k); actions
+    and action_ids (n, K, 7); action_mask (n, K); proprio (n, P) if the model has proprio; input_ids (n, L), padded on
+    the right; and either, for autoregressive decoding, prompt_length (n,) with places and targets (n, T): positions of
+    hidden states, patches included, and the ids to predict from them (-100: none); or, for parallel decoding, length
+    (n,): end of the last slot, patches included.
 
     For m image-text samples: text_images (m, S, S, 3), text_ids, text_places, text_targets, text_factor (m,).
 
     Attributes:
         prompter: of the model.
-        tokens: int64 (bins,): bin -> token id; None for continuous actions, which then have no action_ids.
-        patches: of an image. prefix: positions between BOS and a robot sample's prompt.
+        tokens: int64 (bins,): bin -> token id; None for continuous actions, without action_ids.
+        patches: per image. prefix: number of positions between BOS and the prompt of a robot sample.
         chunk: K. proprio: P.
-        parallel: all slots in one pass.
+        parallel: decode all slots in one pass.
     """
 
     prompter: Prompter
@@ -77,12 +77,12 @@ class OpenVLACollator:
         flat = ids.reshape(n, count)
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
         sequences = [[*prompt, *row.tolist()] for prompt, row in zip(prompts, np.hstack([flat, stop]), strict=True)]
-        wanted = np.where(np.repeat(mask, 7, axis=1), flat, IGNORE)
+        targets = np.where(np.repeat(mask, 7, axis=1), flat, IGNORE)
         return {
             "input_ids": self._padded(sequences, self.prefix),
             "prompt_length": torch.from_numpy(lengths),
             "places": torch.from_numpy(lengths[:, None] + self.prefix - 1 + np.arange(count + 1)),
-            "targets": torch.from_numpy(np.hstack([wanted, stop])),
+            "targets": torch.from_numpy(np.hstack([targets, stop])),
         }
 
     def _slots(self, prompts: Sequence[Ids]) -> Batch:
@@ -115,7 +115,7 @@ class OpenVLACollator:
 
 
 def bin_tokens(spec: PolicySpec) -> ActionTokens | None:
-    """The table of action tokens that a spec tells of, None where it tells of none."""
+    """The action tokens of a spec, or None."""
     if spec.tokens is None:
         return None
     ids = np.asarray(spec.tokens, np.int64)

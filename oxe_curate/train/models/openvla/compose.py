@@ -1,7 +1,7 @@
-"""A new OpenVLA from parts: any Hugging Face causal language model, and the vision towers of a checkpoint or of timm.
+"""Compose a new OpenVLA base from a causal language model and the vision towers of a checkpoint or of timm.
 
-The projector between them starts from random weights, so such a model is a base to be trained, not to be used. The
-action-token table must be made for the language model's own tokenizer (`tokenize --tokenizer FOLDER`).
+The projector is random, so the model must be trained before use. The action tokens must be made for the language
+model's tokenizer (`tokenize --tokenizer FOLDER`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch.nn.functional as F  # noqa: N812
 from oxe_curate.actions.tokenizers import candidates, read_vocabulary
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
-from oxe_curate.train.models.openvla.model import SHARD_BYTES, OpenVLA, Projector
+from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA, Projector
 from oxe_curate.train.models.openvla.synthetic import tensor_shapes
 from oxe_curate.train.models.pixels import PREPROCESSOR, PixelNormalizer
-from oxe_curate.train.models.weights import Checkpoint, Stored, plan_files, skeleton, write_weights
+from oxe_curate.train.models.weights import Checkpoint, StoredTensor, plan_files, skeleton, write_weights
 
-LazyTensor = Callable[[], torch.Tensor]
+_LazyTensor = Callable[[], torch.Tensor]
 
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "vocab.json")
 _DINO, _SIGLIP = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."
-_PATCHES = 256  # of 14 pixels in an image of 224
-_NEVER = ("head.", "mask_token", "fc_norm.")  # of timm's files, used by nothing here
+_PATCHES = 256  # of 14 px in a 224 px image
+_NEVER = ("head.", "mask_token", "fc_norm.")  # unused tensors in timm's files
 
 
-def compose(
+def compose_checkpoint(
     language_model: str | Path,
     vision: str | Path | tuple[str | Path, str | Path],
     folder: str | Path,
@@ -39,21 +39,21 @@ def compose(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Path:
-    """Write a checkpoint in OpenVLA's layout, to be given to train as its base.
+    """Write a checkpoint in OpenVLA's layout, as a base for training.
 
     Args:
         language_model: folder of a causal language model (Llama 3, Qwen 2.5 ...): config.json, safetensors, tokenizer.
-        vision: an OpenVLA checkpoint, whose towers are taken; or two folders of timm's safetensors, DINOv2
+        vision: an OpenVLA checkpoint, for its towers; or two folders of timm's safetensors, DINOv2
             (vit_large_patch14_reg4_dinov2.lvd142m) and SigLIP (vit_so400m_patch14_siglip_224).
-        folder: written; made if need be.
-        dtype: of the weights written.
+        folder: output, created if missing.
+        dtype: of the written weights.
         seed: of the projector.
 
     Returns:
         the folder.
 
     Raises:
-        ConfigError: a folder that is not what it should be, or weights that do not fit.
+        ConfigError: an invalid folder, or weights that do not match.
     """
     language_model, folder = Path(language_model), Path(folder)
     text = _text_config(language_model)
@@ -61,10 +61,10 @@ def compose(
     padding = rows - read_vocabulary(language_model).size
     if padding < 0:
         raise ConfigError(
-            f"{language_model}: its embedding has {rows} rows, its tokenizer more tokens ({rows - padding})"
+            f"{language_model}: the tokenizer has {rows - padding} tokens, but the embedding only {rows} rows"
         )
     described: dict[str, Any] = {}
-    sources: dict[str, LazyTensor] = {}
+    sources: dict[str, _LazyTensor] = {}
     normalizer = PixelNormalizer()
     if isinstance(vision, tuple):
         for path, prefix in zip(vision, (_DINO, _SIGLIP), strict=True):
@@ -77,17 +77,17 @@ def compose(
     sources |= _language_model(language_model, needed) | _projector(architecture, seed)
     missing = sorted(needed - set(sources))
     if missing:
-        raise ConfigError(f"{len(missing)} tensors are in none of the parts: {', '.join(missing[:3])}")
-    told = {name: Stored("", shape, dtype) for name, shape in shapes.items() if name in sources}
+        raise ConfigError(f"{len(missing)} tensors are missing: {', '.join(missing[:3])}")
+    shards = {name: StoredTensor("", shape, dtype) for name, shape in shapes.items() if name in sources}
 
     def get(name: str) -> torch.Tensor:
         tensor = sources[name]()
-        if tuple(tensor.shape) != told[name].shape:
-            raise ConfigError(f"{name} is {list(tensor.shape)} where {list(told[name].shape)} is needed")
+        if tuple(tensor.shape) != shards[name].shape:
+            raise ConfigError(f"{name}: expected shape {list(shards[name].shape)}, got {list(tensor.shape)}")
         return tensor.to(dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder, plan_files(told, SHARD_BYTES), get)
+    write_weights(folder, plan_files(shards, MAX_FILE_BYTES), get)
     architecture.write(folder)
     (folder / PREPROCESSOR).write_text(json.dumps(normalizer.to_json(architecture.image_size), indent=2) + "\n")
     for name in {*_TOKENIZER, *(path.name for path in candidates(language_model))}:
@@ -101,14 +101,14 @@ def _text_config(folder: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is no configuration of a language model: {error}") from None
+        raise ConfigError(f"{path}: not the configuration of a language model: {error}") from None
     if "model_type" not in config or "vocab_size" not in config:
-        raise ConfigError(f"{path}: model_type and vocab_size are missing: is this a causal language model?")
+        raise ConfigError(f"{path}: model_type or vocab_size is missing; expected a causal language model")
     return config
 
 
-def _language_model(folder: Path, needed: set[str]) -> dict[str, LazyTensor]:
-    """The files' tensors; where they go by names that transformers has changed since, the loaded model's."""
+def _language_model(folder: Path, needed: set[str]) -> dict[str, _LazyTensor]:
+    """Tensors of the files, or of the loaded model if transformers has renamed them since."""
     opened = Checkpoint.open(folder)
     names = {f"language_model.{name}": name for name in opened.tensors}
     if all(name in names for name in needed if name.startswith("language_model.")):
@@ -119,17 +119,17 @@ def _language_model(folder: Path, needed: set[str]) -> dict[str, LazyTensor]:
     return {f"language_model.{n}": lambda p=p: p.detach() for n, p in model.named_parameters()}  # type: ignore[misc]
 
 
-def _towers(folder: Path) -> tuple[dict[str, Any], PixelNormalizer, dict[str, LazyTensor]]:
-    """What config.json says of a checkpoint's towers, their normalisation and tensors."""
+def _towers(folder: Path) -> tuple[dict[str, Any], PixelNormalizer, dict[str, _LazyTensor]]:
+    """Configuration, normalization and tensors of a checkpoint's towers."""
     architecture, opened = Architecture.read(folder), Checkpoint.open(folder)
     keys = ("image_sizes", "timm_model_ids", "vision_backbone_id", "use_fused_vision_backbone", "vision_transformers")
     described = {key: architecture.config[key] for key in keys if key in architecture.config}
     names = [name for name in opened.tensors if name.startswith("vision_backbone.")]
-    sources: dict[str, LazyTensor] = {name: lambda name=name: opened.tensor(name) for name in names}  # type: ignore[misc]
+    sources: dict[str, _LazyTensor] = {name: lambda name=name: opened.tensor(name) for name in names}  # type: ignore[misc]
     return described, PixelNormalizer.read(folder, len(architecture.vits)), sources
 
 
-def _projector(architecture: Architecture, seed: int) -> dict[str, LazyTensor]:
+def _projector(architecture: Architecture, seed: int) -> dict[str, _LazyTensor]:
     vision = sum(vit.embed_dim for vit in architecture.vits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -137,9 +137,9 @@ def _projector(architecture: Architecture, seed: int) -> dict[str, LazyTensor]:
     return {f"projector.{n}": lambda p=p: p.detach() for n, p in projector.named_parameters()}  # type: ignore[misc]
 
 
-def _timm(folder: Path, prefix: str) -> dict[str, LazyTensor]:
+def _timm(folder: Path, prefix: str) -> dict[str, _LazyTensor]:
     opened = Checkpoint.open(folder)
-    found: dict[str, LazyTensor] = {}
+    found: dict[str, _LazyTensor] = {}
     for stored in opened.tensors:
         name = stored.removeprefix("visual.trunk.").replace(".gamma", ".scale_factor")
         if name.startswith(_NEVER) or (stored == name and stored.startswith(("text.", "logit_"))):
@@ -154,13 +154,13 @@ def _timm(folder: Path, prefix: str) -> dict[str, LazyTensor]:
 
 
 def resample_positions(positions: torch.Tensor, patches: int) -> torch.Tensor:
-    """Positions (1, n, width) of a square of patches for another number: bicubic with antialiasing, as timm does."""
+    """Resample positions (1, n, width) of a square grid to `patches`: bicubic with antialiasing, as in timm."""
     count, width = positions.shape[1:]
     if count == patches:
         return positions
     old, new = int(count**0.5), int(patches**0.5)
     if old * old != count or new * new != patches:
-        raise ConfigError(f"positions of {count} patches are no square; towers with positions on a class token?")
+        raise ConfigError(f"cannot resample positions: {count} to {patches} patches are not both squares")
     grid = positions.float().view(1, old, old, width).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=True)
     return grid.permute(0, 2, 3, 1).reshape(1, patches, width).to(positions.dtype)

@@ -1,4 +1,4 @@
-"""What a published OpenVLA `config.json` says of the network."""
+"""Architecture in a published OpenVLA `config.json`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Architecture:
     """Shapes of the network.
 
     Attributes:
-        config: config.json as it stands in the file; `write` gives it back. Beside OpenVLA's own keys it may hold
-            `vision_transformers` (timm's arguments of each tower, for sizes that are not the published ones),
-            `proprio_dim` (width of the robot's state, where one token is made of it) and `action_head` ("l1").
+        config: content of config.json, which `write` writes. In addition to OpenVLA's keys it may contain
+            `vision_transformers` (timm's arguments of each tower, for other than the published sizes), `proprio_dim`
+            (width of the proprio state) and `action_head` ("l1").
         vits, image_sizes: of each tower.
     """
 
@@ -32,22 +32,24 @@ class Architecture:
 
     @classmethod
     def of(cls, config: dict[str, Any], where: str = CONFIG) -> Architecture:
-        """Read a parsed config.json. Raises ConfigError for one that is not OpenVLA's."""
+        """Interpret a parsed config.json. Raises ConfigError if it is not OpenVLA's."""
         if not isinstance(config, dict) or "timm_model_ids" not in config or "text_config" not in config:
             kind = config.get("model_type") if isinstance(config, dict) else None
             raise ConfigError(
-                f"{where}: is not the configuration of an OpenVLA checkpoint (no timm_model_ids and text_config"
+                f"{where}: not the configuration of an OpenVLA checkpoint (timm_model_ids or text_config is missing"
                 + (f"; model_type is {kind!r}" if kind else "")
-                + "). Give the folder of openvla-7b or of a model made from it"
+                + "); expected the folder of openvla-7b or of a model derived from it"
             )
         if any(config.get("timm_override_act_layers") or []):
-            raise ConfigError(f"{where}: timm_override_act_layers: towers with another activation are not supported")
+            raise ConfigError(f"{where}: timm_override_act_layers is not supported")
         if not isinstance(config["text_config"], dict) or "model_type" not in config["text_config"]:
-            raise ConfigError(f"{where}: text_config: the key 'model_type' is missing")
+            raise ConfigError(f"{where}: text_config: model_type is missing")
         identifiers = list(config["timm_model_ids"])
         sizes = tuple(int(size) for size in config.get("image_sizes", ()))
         if not 1 <= len(identifiers) == len(sizes) <= 2 or len(set(sizes)) > 1:
-            raise ConfigError(f"{where}: timm_model_ids and image_sizes must hold one or two towers of one image size")
+            raise ConfigError(
+                f"{where}: timm_model_ids and image_sizes: expected one or two towers with the same image size"
+            )
         given = config.get("vision_transformers")
         if given is None:
             vits = [_published(identifier, where) for identifier in identifiers]
@@ -55,17 +57,19 @@ class Architecture:
             listed = given.values() if isinstance(given, dict) else given
             vits = [VitConfig.of(dict(settings)) for settings in listed]
         if len(vits) != len(identifiers):
-            raise ConfigError(f"{where}: vision_transformers: {len(vits)} towers where timm_model_ids has {len(sizes)}")
+            raise ConfigError(
+                f"{where}: vision_transformers: expected {len(sizes)} towers as in timm_model_ids, got {len(vits)}"
+            )
         return cls(config, tuple(vits), sizes)
 
     @classmethod
     def read(cls, folder: str | Path) -> Architecture:
         """Read a folder's config.json (or its only `*config.json`).
 
-        A `*_vit.json` beside it (tower -> timm's arguments, in the towers' order) describes towers of other sizes.
+        A `*_vit.json` in the same folder (tower -> timm's arguments, in order) describes towers of other sizes.
 
         Raises:
-            ConfigError: no such file, not JSON, or not an OpenVLA checkpoint's.
+            ConfigError: missing file, invalid JSON, or not an OpenVLA checkpoint.
         """
         folder = Path(folder)
         path = folder / CONFIG
@@ -73,37 +77,37 @@ class Architecture:
             found = [p for p in sorted(folder.glob("*config.json")) if "preprocessor" not in p.name]
             found = [p for p in found if not p.name.startswith(("tokenizer", "generation", "adapter"))]
             if len(found) != 1:
-                hint = "no such folder" if not folder.is_dir() else f"holds no {CONFIG}"
-                raise ConfigError(f"{folder}: {hint}. Give a checkpoint folder with {CONFIG} and safetensors files.")
+                hint = f"{CONFIG} not found" if folder.is_dir() else "folder not found"
+                raise ConfigError(f"{folder}: {hint}; expected a checkpoint with {CONFIG} and safetensors files")
             path = found[0]
         config = _json(path)
         towers = sorted(folder.glob("*vit.json"))
         if isinstance(config, dict) and "vision_transformers" not in config and len(towers) == 1:
-            told = _json(towers[0])
-            config["vision_transformers"] = [v for v in told.values() if isinstance(v, dict)]
+            described = _json(towers[0])
+            config["vision_transformers"] = [v for v in described.values() if isinstance(v, dict)]
         return cls.of(config, str(path))
 
     def with_parts(self, proprio: int | None = None, action_head: bool | None = None) -> Architecture:
-        """The same with or without the parts that published checkpoints lack; None leaves one as it is."""
+        """A copy with or without the parts that published checkpoints do not have; None keeps a part as it is."""
         config = dict(self.config)
-        for key, wanted, value in (("proprio_dim", proprio, proprio), ("action_head", action_head, "l1")):
-            if wanted is not None:
+        for key, given, value in (("proprio_dim", proprio, proprio), ("action_head", action_head, "l1")):
+            if given is not None:
                 config.pop(key, None)
-                config |= {key: value} if wanted else {}
+                config |= {key: value} if given else {}
         return replace(self, config=config)
 
     def write(self, folder: Path, **changed: Any) -> None:
-        """Write config.json, some keys changed."""
+        """Write config.json with some keys changed."""
         (folder / CONFIG).write_text(json.dumps({**self.config, **changed}, indent=2) + "\n")
 
     @property
     def proprio(self) -> int:
-        """Width of the robot's state that the checkpoint takes, 0 without."""
+        """Width of the proprio state, 0 for none."""
         return int(self.config.get("proprio_dim", 0))
 
     @property
     def action_head(self) -> bool:
-        """Whether the checkpoint holds a head of continuous actions."""
+        """Whether the checkpoint has a head for continuous actions."""
         return self.config.get("action_head") == "l1"
 
     @property
@@ -113,7 +117,7 @@ class Architecture:
 
     @property
     def text(self) -> Any:
-        """The language model's configuration, transformers' class."""
+        """Configuration of the language model as transformers' class."""
         from transformers import AutoConfig
 
         settings = dict(self.config["text_config"])
@@ -125,11 +129,11 @@ class Architecture:
 
     @property
     def width(self) -> int:
-        """Of the language model."""
+        """Hidden size of the language model."""
         return int(self.text.hidden_size)
 
     def build_language_model(self) -> nn.Module:
-        """The language model with its head and fresh weights, attending by `scaled_dot_product_attention`."""
+        """The language model with its head and random weights, with SDPA attention."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -140,13 +144,13 @@ class Architecture:
 def published_config(
     text: dict[str, Any], image_size: int, padding: int, llm: str = "meta-llama/Llama-2-7b-hf"
 ) -> dict[str, Any]:
-    """Return a config.json as the released 7B has it, without statistics.
+    """Content of the released 7B's config.json, without statistics.
 
     Args:
-        text: configuration of the language model, model_type and vocab_size among it.
+        text: configuration of the language model, with model_type and vocab_size.
         image_size: in pixels.
-        padding: rows of the embedding that are no tokens of the tokenizer: OpenVLA counts action tokens from there.
-        llm: where the language model comes from.
+        padding: embedding rows beyond the tokenizer's tokens; OpenVLA counts action tokens from there.
+        llm: name of the language model.
     """
     return {
         "architectures": ["OpenVLAForActionPrediction"],
@@ -179,8 +183,8 @@ def published_config(
 def _published(identifier: str, where: str) -> VitConfig:
     if identifier not in PUBLISHED:
         raise ConfigError(
-            f"{where}: timm_model_ids: {identifier!r} is not known. {did_you_mean(identifier, PUBLISHED)} "
-            "For another size, describe the towers under the key vision_transformers."
+            f"{where}: timm_model_ids: unknown model {identifier!r}. {did_you_mean(identifier, PUBLISHED)} "
+            "Describe towers of other sizes under the key vision_transformers."
         )
     return PUBLISHED[identifier]
 
@@ -189,4 +193,4 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from None
+        raise ConfigError(f"{path}: invalid JSON: {error}") from None

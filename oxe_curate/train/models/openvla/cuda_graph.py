@@ -1,4 +1,4 @@
-"""Replaying a function's kernels without Python."""
+"""CUDA graphs: replay the kernels of a function without Python."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-class Recorder:
-    """Makes CUDA graphs of functions that are called one after another, never at once, so that they share memory.
+class GraphRecorder:
+    """Records CUDA graphs that share memory, so they must never run concurrently.
 
     Args:
-        device: elsewhere than on CUDA functions are called as they are: the same arithmetic, without the speed.
+        device: on devices other than CUDA, functions are called directly.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,11 +27,11 @@ class Recorder:
         """Record a function.
 
         Args:
-            function: works on fixed tensors in place, never waits for the device, decides nothing by their values.
-                It is called three times here.
+            function: works in place on fixed tensors; must not synchronize or depend on values on the host. It is
+                called three times.
 
         Returns:
-            what does the same to the same tensors; `function` itself where its kernels cannot be recorded.
+            a replay of the function, or `function` itself if it cannot be recorded.
         """
         if self.device.type != "cuda":
             return function
@@ -41,7 +41,7 @@ class Recorder:
     def _recorded(self, function: Callable[[], None]) -> Callable[[], None]:
         current, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):  # libraries set themselves up at the first calls
+        with torch.cuda.stream(stream):  # libraries initialize at their first calls
             function()
             function()
         current.wait_stream(stream)
@@ -53,16 +53,16 @@ class Recorder:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:
-            log.warning("control runs without a CUDA graph, many times slower: %s", str(error).splitlines()[0])
-            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+            _log.warning("cannot record a CUDA graph; control will be much slower: %s", str(error).splitlines()[0])
+            torch.cuda.set_stream(current)  # a failed capture leaves its stream current
             torch.cuda.synchronize(self.device)
             self._pool = None
             return function
         replay: Callable[[], None] = graph.replay
         return replay
 
-    def at_once(self, calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
-        """Call one or two functions, on CUDA at the same time: small kernels leave half of the device idle."""
+    def run_concurrently(self, calls: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+        """Call functions; two on CUDA run on parallel streams, because small kernels leave half of the device idle."""
         if self.device.type != "cuda" or len(calls) != 2:
             return [call() for call in calls]
         if self._side is None:
@@ -72,13 +72,13 @@ class Recorder:
         with torch.cuda.stream(self._side):
             second = calls[1]()
         first = calls[0]()
-        # all that the side stream allocates is used again only by itself, after it has waited for the main one
+        # memory of the side stream is reused only by that stream, after it has waited for the main one
         main.wait_stream(self._side)
         return [first, second]
 
 
-class Inlet:
-    """A tensor on the device that is filled from numpy through page-locked memory."""
+class PinnedInput:
+    """A device tensor that is filled from numpy through page-locked memory."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         pinned = device.type == "cuda"
@@ -87,7 +87,7 @@ class Inlet:
         self._array = self._host.numpy()
 
     def put(self, values: Any) -> None:
-        """Fill it; the device must have read what was put before."""
+        """Copy values to the device; the previous copy must have finished."""
         self._array[...] = values
         if self.tensor is not self._host:
             self.tensor.copy_(self._host, non_blocking=True)

@@ -1,4 +1,4 @@
-"""A trained OpenVLA as one checkpoint in the published layout, which OpenVLA's own inference code reads."""
+"""Export a trained OpenVLA to the published layout, which OpenVLA's own inference code loads."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from oxe_curate.train.models.adapter_files import merged_tensors
-from oxe_curate.train.models.openvla.model import SHARD_BYTES, OpenVLA
-from oxe_curate.train.models.weights import Stored, plan_files, write_weights
+from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA
+from oxe_curate.train.models.weights import StoredTensor, plan_files, write_weights
 
 _PREFIX = "base_model.model."
 _OWN_FILES = ("config.json", "dataset_statistics.json", "oxe_curate.json")
@@ -20,34 +20,34 @@ _PROCESSOR_SUFFIXES = (".json", ".model", ".py", ".txt", ".jinja")
 
 
 def export_merged(net: nn.Module, source: Path, folder: Path, statistics: dict[str, Any]) -> None:
-    """Write weights with the adapter merged in the base's dtypes, config.json and the processor's files.
+    """Write merged weights with the base's dtypes, config.json and processor files.
 
-    One shard at a time is in memory beside the network.
+    Memory: the network and one shard.
 
     Args:
-        net: an OpenVLA or a PEFT model around it, just loaded: bitsandbytes repacks weights on some CPUs in use.
-        source: the base's folder, for tokenizer, preprocessor and the checkpoint's own code.
-        folder: made if need be.
+        net: a freshly loaded OpenVLA or PEFT model: bitsandbytes repacks weights at their first use on some CPUs.
+        source: folder of the base, for tokenizer, preprocessor and code.
+        folder: created if missing.
         statistics: `norm_stats`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base: OpenVLA = net.get_base_model() if hasattr(net, "get_base_model") else net
     stored = base.checkpoint.tensors if base.checkpoint else {}
     tensors = merged_tensors(net, None)
-    told = {  # in the network's own order, which `merged_tensors` follows too
-        name: stored.get(name, Stored("", tuple(parameter.shape), torch.bfloat16))
+    layout = {  # in the order of the network, as in `merged_tensors`
+        name: stored.get(name, StoredTensor("", tuple(parameter.shape), torch.bfloat16))
         for name, parameter in _published(net)
     }
-    told |= {name: stored[name] for name in base.unused}
+    layout |= {name: stored[name] for name in base.unused}
 
     def get(name: str) -> torch.Tensor:
         if name in base.unused:
             return base.unused[name]
         found, value = next(tensors)
         assert found == name, (found, name)
-        return value.to(told[name].dtype)
+        return value.to(layout[name].dtype)
 
-    write_weights(folder, plan_files(told, SHARD_BYTES), get)
+    write_weights(folder, plan_files(layout, MAX_FILE_BYTES), get)
     base.architecture.write(folder, norm_stats=statistics)
     for path in sorted(source.iterdir()):
         taken = path.suffix in _PROCESSOR_SUFFIXES and ".safetensors" not in path.name
@@ -56,7 +56,7 @@ def export_merged(net: nn.Module, source: Path, folder: Path, statistics: dict[s
 
 
 def _published(net: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The network's parameters by their published names, without the adapter's."""
+    """The network's parameters under published names, without those of the adapter."""
     for name, parameter in net.named_parameters():
         if ".lora_" not in name:
             yield name.removeprefix(_PREFIX).replace(".base_layer.", "."), parameter

@@ -1,4 +1,4 @@
-"""OpenVLA in training: action tokens one after another or in parallel, or continuous actions, from the shards' rows."""
+"""OpenVLA as a family: action tokens decoded sequentially or in parallel, or continuous actions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
-from oxe_curate.train.data.batch import Batch, Collator
+from oxe_curate.train.data.batch import IGNORE, Batch, Collator
 from oxe_curate.train.data.rows import Form
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.adapters import Parts, attach, check_quantization
@@ -28,35 +28,35 @@ from oxe_curate.train.models.openvla.greedy import greedy_ids
 from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 from oxe_curate.train.models.openvla.parallel import (
     additive,
+    best_action_ids,
     gather_slots,
-    likeliest_action_ids,
     parallel_mask,
     slot_embeddings,
     slot_loss,
 )
-from oxe_curate.train.models.openvla.prompt import IGNORE, Prompter
+from oxe_curate.train.models.openvla.prompt import Prompter
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import Quantization
 
-WEIGHT_DECAY = 0.01
-"""torch's default for AdamW, which OpenVLA's fine-tuning leaves as it is."""
+_WEIGHT_DECAY = 0.01
+"""torch's default for AdamW, which OpenVLA's fine-tuning uses."""
 
 
 @dataclass(frozen=True)
 class _Sequences:
-    """Embedded rows before the language model: (b, N, width), and where each row ends, without padding."""
+    """Input of the language model: embeddings (b, N, width), of which the first `robots` rows are robot samples."""
 
     embeds: torch.Tensor
     robots: int
 
 
 class OpenVLAFamily(Family):
-    """See `Family`. In training pictures are augmented if the run says so; else they are taken as they are given.
+    """See `Family`. Images are augmented in training if configured.
 
     Attributes:
         config: of the run.
-        vocabulary: the tokens of the bins, as a table; None for continuous actions.
-        texts: whether the mixture holds image-text rows, and every training step therefore tells their loss.
+        vocabulary: action tokens of the bins; None for continuous actions.
+        texts: whether the mixture has image-text rows, so that every training step reports their loss.
     """
 
     name = "openvla"
@@ -70,7 +70,7 @@ class OpenVLAFamily(Family):
         self.vocabulary = bin_tokens(spec)
         self.texts = False
         if self.vocabulary is None and not self.continuous:
-            raise ConfigError("this model's spec has no action tokens: its actions cannot be decoded")
+            raise ConfigError("the spec of this model has no action tokens, so its actions cannot be decoded")
         if self.vocabulary is not None:
             values = self.vocabulary.decode(np.arange(base.architecture.text.vocab_size), clip=True)
             device = base.language_model.get_input_embeddings().weight.device
@@ -79,13 +79,13 @@ class OpenVLAFamily(Family):
 
     @property
     def base(self) -> OpenVLA:
-        """The network itself, adapted layers in place."""
+        """The network without the PEFT wrapper."""
         found: OpenVLA = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
         return found
 
     @property
     def parallel(self) -> bool:
-        """Whether all action slots are read in one pass."""
+        """Whether all action slots are decoded in one pass."""
         return self.continuous or self.config.openvla.decoding == "parallel"
 
     @property
@@ -95,7 +95,7 @@ class OpenVLAFamily(Family):
 
     @classmethod
     def build(cls, config: TrainConfig, mixture: MixtureFolder, device: torch.device) -> OpenVLAFamily:
-        """See `Family`. The mixture's action tokens must have been made for the base's tokenizer."""
+        """See `Family`. The mixture's action tokens must match the base's tokenizer."""
         architecture = Architecture.read(config.base)
         form = Form.of(mixture, config.cameras, 1, config.chunk, config.proprio)
         mixture.tokens.check_tokenizer(config.base)
@@ -127,7 +127,7 @@ class OpenVLAFamily(Family):
             return whole
         family = cls(attach(net, config, _parts(config)), config, spec)
         family.load(folder)
-        if config.adapter == "none":  # trained in float32, but run as it is exported
+        if config.adapter == "none":  # trained in float32, but used in the type of the export
             for parameter in net.parameters():
                 parameter.data = parameter.data.to(_dtype(config))
         family.eval()
@@ -135,7 +135,7 @@ class OpenVLAFamily(Family):
 
     @property
     def collator(self) -> Collator:
-        """See `Family`; `OpenVLACollator` says what a batch holds."""
+        """See `Family`; `OpenVLACollator` documents the batch."""
         return OpenVLACollator(
             prompter=self.prompter,
             tokens=None if self.vocabulary is None else self.vocabulary.token_id,
@@ -150,8 +150,8 @@ class OpenVLAFamily(Family):
         """See `Family`.
 
         Returns:
-            "loss"; "token_accuracy" and "l1" (mean error of the normalised actions) over the real actions;
-            "text_loss" of image-text rows. NaN where a batch has none of what is measured.
+            "loss"; "token_accuracy" and "l1" (mean error of the normalized actions) over the real actions;
+            "text_loss" of image-text rows. NaN if a batch has no such rows.
         """
         sequences = self._embed(batch)
         n = sequences.robots
@@ -182,13 +182,13 @@ class OpenVLAFamily(Family):
             states = gather_slots(hidden, robots["length"], self._slots)
             if self.continuous:
                 return self.base.action_head(self._head_input(states)).float()
-            ids = likeliest_action_ids(self.base.head(states), self._ids)
+            ids = best_action_ids(self.base.head(states), self._ids)
             return self._values[ids].view(-1, self.spec.chunk, ACTION_WIDTH)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
         """See `Family`: one group."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [{"params": trained, "weight_decay": WEIGHT_DECAY if weight_decay is None else weight_decay}]
+        return [{"params": trained, "weight_decay": _WEIGHT_DECAY if weight_decay is None else weight_decay}]
 
     def save(self, folder: Path) -> None:
         """See `Family`."""
@@ -200,10 +200,10 @@ class OpenVLAFamily(Family):
 
     def controller(self) -> Controller:
         """See `Family`."""
-        from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+        from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 
         base, table = self.base, self.vocabulary
-        control = Control(
+        control = ControlSettings(
             prompt=self.prompter.prompt,
             pixels=self.normalize,
             values=lambda ids: table.decode(ids, clip=True) if table is not None else np.zeros(ids.shape, np.float32),
@@ -218,9 +218,9 @@ class OpenVLAFamily(Family):
         return OpenVLAController(base, control)
 
     def export(self, folder: Path, merge: bool) -> None:
-        """See `Family`: the adapter as `save` writes it, or a checkpoint in the published layout, in the base's dtypes.
+        """See `Family`: the adapter, or a merged checkpoint in the published layout with the base's dtypes.
 
-        Merging needs a model that was just restored: bitsandbytes repacks weights once they were used on some CPUs.
+        Merging requires a freshly restored model: bitsandbytes repacks weights at their first use on some CPUs.
         """
         if not merge:
             self.save(folder)
@@ -232,7 +232,7 @@ class OpenVLAFamily(Family):
         return self.spec.chunk * ACTION_WIDTH
 
     def _embed(self, batch: Batch) -> _Sequences:
-        """All rows of a batch through the vision towers at once, robots first; padded on the right."""
+        """Embed all rows of a batch, robot samples first, padded on the right; the vision towers run once."""
         base, images = self.base, batch["images"]
         n, cameras = images.shape[:2]
         flat = images.flatten(0, 1)
@@ -243,15 +243,15 @@ class OpenVLAFamily(Family):
             pixels = torch.cat([pixels, self.normalize(batch["text_images"])])
         projected = base.features(pixels)[0]
         robots = projected[: n * cameras].reshape(n, cameras * projected.shape[1], projected.shape[2])
-        embeds, _ = base.join(batch["input_ids"], None, base.seen(robots, batch.get("proprio")))
+        embeds, _ = base.insert_prefix(batch["input_ids"], None, base.prefix(robots, batch.get("proprio")))
         if "text_ids" in batch:
-            texts, _ = base.join(batch["text_ids"], None, projected[n * cameras :])
+            texts, _ = base.insert_prefix(batch["text_ids"], None, projected[n * cameras :])
             width = max(embeds.shape[1], texts.shape[1])
             embeds = torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in (embeds, texts)])
         return _Sequences(embeds, n)
 
     def _read(self, sequences: _Sequences, length: torch.Tensor) -> torch.Tensor:
-        """Hidden states with the robots' slots blank and seeing one another; image-text rows are causal."""
+        """Hidden states with blank slots that attend to each other in robot rows; image-text rows are causal."""
         n, embeds = sequences.robots, sequences.embeds
         width = embeds.shape[1]
         blank = torch.cat([slot_embeddings(embeds[:n], length, self._slots), embeds[n:]])
@@ -264,7 +264,7 @@ class OpenVLAFamily(Family):
 
     def _token_losses(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits = self.base.head(_gather(hidden, batch["places"]))
-        chosen = logits[:, :-1].detach().argmax(-1)  # without the stop
+        chosen = logits[:, :-1].detach().argmax(-1)  # without the stop token
         return _mean_loss(logits, batch["targets"]), self._scores(chosen, batch)
 
     def _slot_losses(self, states: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -275,10 +275,10 @@ class OpenVLAFamily(Family):
             return losses, {"l1": _mean((predicted.detach() - actions).abs(), mask[..., None])}
         logits = self.base.head(states)
         losses = slot_loss(logits, batch["action_ids"], mask)
-        return losses, self._scores(likeliest_action_ids(logits.detach(), self._ids), batch)
+        return losses, self._scores(best_action_ids(logits.detach(), self._ids), batch)
 
     def _scores(self, chosen: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """Share of right tokens and error of the decoded actions, both against the binned truth, as OpenVLA logs."""
+        """Token accuracy and L1 error of decoded actions against the binned targets, as logged by OpenVLA."""
         truth = batch["action_ids"]
         chosen = chosen.view(truth.shape)
         mask = batch["action_mask"][..., None]
@@ -292,7 +292,7 @@ class OpenVLAFamily(Family):
 
 
 def _load(config: TrainConfig, spec: PolicySpec, device: torch.device) -> OpenVLA:
-    """The base, quantised where the adapter asks for it, with fresh parts that depend on the seed alone."""
+    """The base, quantized as the adapter requires; new parts are initialized from the seed."""
     check_quantization(config.adapter, device)
     kinds: dict[str, Quantization] = {"qlora": "nf4", "int8": "int8"}
     kind = kinds.get(config.adapter)
@@ -313,8 +313,8 @@ def _load(config: TrainConfig, spec: PolicySpec, device: torch.device) -> OpenVL
     highest, rows = max(spec.tokens or (0,)), net.architecture.text.vocab_size
     if highest >= rows:
         raise ConfigError(
-            f"{config.base}: its vocabulary has {rows} tokens, the action tokens reach {highest}. "
-            "Run tokenize again with --tokenizer pointing to this model's tokenizer; the shards stay."
+            f"{config.base}: action token {highest} is outside its vocabulary of {rows} tokens. "
+            "Run tokenize again with this model's --tokenizer; the shards are kept."
         )
     return net
 
@@ -326,16 +326,16 @@ def _dtype(config: TrainConfig) -> torch.dtype:
 def _parts(config: TrainConfig) -> Parts:
     continuous = config.openvla.head == "l1"
     whole = (*(["proprio_projector"] if config.proprio else []), *(["action_head"] if continuous else []))
-    # continuous actions never pass the output head: it would have no gradient
+    # continuous actions do not use the output head, which would get no gradient
     frozen = ("language_model.lm_head",) if continuous else ()
     return Parts("language_model", vision=("vision_backbone",), whole=whole, frozen=frozen)
 
 
 def _per_camera(random: torch.Tensor, cameras: int) -> torch.Tensor:
-    """(n, k) -> (n * cameras, k): each camera its own crop and colours; numbers turned by a constant stay uniform."""
-    turn = torch.arange(cameras, device=random.device) * 0.6180339887
-    turned: torch.Tensor = (random[:, None] + turn[:, None]) % 1
-    return turned.flatten(0, 1)
+    """(n, k) -> (n * cameras, k): a crop and colors of its own for each camera; shifted numbers stay uniform."""
+    shift = torch.arange(cameras, device=random.device) * 0.6180339887
+    shifted: torch.Tensor = (random[:, None] + shift[:, None]) % 1
+    return shifted.flatten(0, 1)
 
 
 def _gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -343,12 +343,12 @@ def _gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(n,): each row's mean cross-entropy over the targets (n, T) that are not -100."""
+    """Mean cross-entropy of each row (n,) over the targets (n, T) that are not -100."""
     loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE)
-    wanted = targets != IGNORE
-    return loss.view(targets.shape).sum(1) / wanted.sum(1).clamp(min=1)
+    learned = targets != IGNORE
+    return loss.view(targets.shape).sum(1) / learned.sum(1).clamp(min=1)
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     weight = mask.expand_as(values).to(values.dtype)
-    return (values * weight).sum() / weight.sum()  # NaN for none
+    return (values * weight).sum() / weight.sum()  # NaN if empty

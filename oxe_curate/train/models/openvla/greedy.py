@@ -1,4 +1,4 @@
-"""Greedy decoding of a batch, token by token over a key-value cache, right-padded prompts of any lengths."""
+"""Greedy decoding of a batch with right-padded prompts, token by token over a key-value cache."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from oxe_curate.train.models.openvla.model import OpenVLA
 
 
 def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: int) -> torch.Tensor:
-    """The likeliest next tokens of the whole vocabulary, as `generate` gives them, without an end at a stop token.
+    """The most likely next tokens, as transformers' greedy `generate` without stopping at a stop token.
 
     Args:
         net: in evaluation mode.
         embeds: (n, N, width): BOS, patches, prompt, padding.
-        length: int64 (n,): of each row without its padding.
-        count: tokens to make.
+        length: int64 (n,): length of each row without padding.
+        count: number of tokens to generate.
 
     Returns:
         int64 (n, count).
     """
     n, width, _ = embeds.shape
     places = torch.arange(width, device=embeds.device)
-    # padding stays where it is, between prompt and answer: nobody looks at it, and positions are told apart from it
+    # padding stays between prompt and answer: it is masked, and positions do not count it
     mask = places[None] < length[:, None]
     cache: dict[str, Any] = {cache_keyword(net.decoder): DynamicCache(config=net.language_model.config)}
     out = net.decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=True, **cache)

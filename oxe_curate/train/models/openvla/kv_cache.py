@@ -1,7 +1,7 @@
-"""A language model over keys and values at fixed addresses, batch 1, in a form that CUDA graphs can record.
+"""Language models with a static key-value cache at batch 1, which CUDA graphs can record.
 
-`FusedDecoder` runs Llama's kind of model (Llama, Mistral, Qwen 2 and 3) with the few launches that single-token steps
-need; `PlainDecoder` runs any other Hugging Face model through its own code. Both are called alike.
+`FusedDecoder` runs Llama, Mistral, Qwen 2 and Qwen 3 with few kernel launches for each token; `PlainDecoder` runs any
+other transformers model through its own code.
 """
 
 from __future__ import annotations
@@ -22,54 +22,54 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from oxe_curate.train.models.openvla.parallel import additive
 from oxe_curate.train.models.openvla.projections import Projection
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Decoder(abc.ABC):
-    """A language model without its output head, for one sequence. States are those after the final norm.
+    """A language model without its output head, for one sequence. Hidden states are taken after the final norm.
 
     Attributes:
-        capacity: tokens that the cache holds.
+        capacity: number of tokens that the cache holds.
     """
 
     capacity: int
 
     @abc.abstractmethod
-    def read(self, x: torch.Tensor) -> torch.Tensor:
-        """Begin a sequence: (T, D) embeddings -> (T, D) states, causal; the cache keeps places 0 .. T - 1."""
+    def prefill(self, x: torch.Tensor) -> torch.Tensor:
+        """Start a sequence: (T, D) embeddings -> (T, D) states with causal attention; fills the cache."""
 
     @abc.abstractmethod
-    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
-        """Go on by a token, which sees all places up to its own.
+    def decode_token(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+        """Append a token, which attends to all positions up to its own.
 
         Args:
             x: (1, D), its embedding.
-            position: int64 (1,): its place; what the cache held there is overwritten.
-            visible: a bound of the places seen.
+            position: int64 (1,); the cache entry at this position is overwritten.
+            visible: upper bound of the positions that are attended to.
 
         Returns:
             (1, D).
         """
 
     @abc.abstractmethod
-    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(T, D) embeddings -> (T, D) states without the cache; mask (T, T) is added to the scores."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """(T, D) embeddings -> (T, D) states without a cache; `mask` (T, T) is added to the attention scores."""
 
 
 def build_decoder(language_model: Any, capacity: int, kernels: bool = True) -> Decoder:
-    """The fastest decoder for a Hugging Face causal language model; arguments as of the two classes."""
+    """The fastest decoder for a transformers causal language model; arguments as for the two classes."""
     if fusable(language_model.config):
         return FusedDecoder(language_model, capacity, kernels)
     return PlainDecoder(language_model, capacity)
 
 
 def cache_keyword(decoder: nn.Module) -> str:
-    """Name of the argument that gives a Hugging Face decoder its cache: `cache` from transformers 5.24 on."""
+    """Name of a transformers decoder's cache argument: `cache` since transformers 5.24."""
     return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def fusable(config: Any) -> bool:
-    """Whether `FusedDecoder` computes this model: no sliding windows, rotary positions that depend on place alone."""
+    """Whether `FusedDecoder` supports this model: no sliding windows, rotary angles that depend on position only."""
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in ("llama", "mistral", "qwen2", "qwen3")
@@ -88,7 +88,7 @@ def _no_window(config: Any) -> bool:
 
 
 def _sdpa() -> AbstractContextManager[None]:
-    # without cuDNN's attention, whose plans are made anew for each shape and cost more than the attention
+    # without cuDNN, which plans attention for each new shape at a higher cost than the attention itself
     kernels: AbstractContextManager[None] = sdpa_kernel(
         [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     )
@@ -96,12 +96,12 @@ def _sdpa() -> AbstractContextManager[None]:
 
 
 class FusedDecoder(Decoder):
-    """Llama's kind of model: about 16 launches a layer, against 45 through transformers; 5 where `kernels` serve.
+    """Llama and its relatives: about 16 launches per layer, or 5 with Triton kernels (transformers: 45).
 
     Args:
-        language_model: `fusable`; plain, quantised or with LoRA. Its weights are shared, see `Projection`.
-        capacity: tokens to make room for.
-        kernels: use token_kernels.py for single tokens where it fits: on CUDA, with Triton, for plain weights.
+        language_model: `fusable`; plain, quantized or with LoRA. Its weights are shared, see `Projection`.
+        capacity: number of tokens that the cache holds.
+        kernels: use token_kernels.py for single tokens if possible: on CUDA, with Triton, for plain weights.
     """
 
     def __init__(self, language_model: Any, capacity: int, kernels: bool = True) -> None:
@@ -118,34 +118,36 @@ class FusedDecoder(Decoder):
         self._cache: torch.Tensor | None = None
         self._kernels: Any = _token_kernels(self._layers) if kernels and embedding.is_cuda else None
 
-    def read(self, x: torch.Tensor) -> torch.Tensor:
+    def prefill(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         return self._run(x, torch.arange(len(x), device=x.device), None, cache=True)
 
-    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+    def decode_token(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
         """See `Decoder`."""
         if self._kernels is not None:
             try:
                 return self._step_with_kernels(x, position)
-            except Exception as error:  # Triton compiles at the first call, and needs a C compiler and a known device
-                log.warning("single tokens run without Triton: %s", (str(error).splitlines() or [repr(error)])[0])
+            except (
+                Exception
+            ) as error:  # Triton compiles at the first call, which needs a C compiler and a supported device
+                _log.warning("Triton kernels are disabled: %s", (str(error).splitlines() or [repr(error)])[0])
                 self._kernels = None
-        return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
+        return self._run(x, position, _causal_row(position, visible, x.dtype), cache=True)
 
     def _step_with_kernels(self, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         for layer, stored in zip(self._layers, self._stored(x), strict=True):
-            x = self._kernels.block(layer, x, position, self._cos, self._sin, stored)
+            x = self._kernels.decoder_block(layer, x, position, self._cos, self._sin, stored)
         return self._norm(x)
 
-    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         return self._run(x, torch.arange(len(x), device=x.device), mask, cache=False)
 
     def _run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, *, cache: bool) -> torch.Tensor:
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        places: Sequence[torch.Tensor | None] = self._stored(x) if cache else [None] * len(self._layers)
+        caches: Sequence[torch.Tensor | None] = self._stored(x) if cache else [None] * len(self._layers)
         with _sdpa():
-            for layer, stored in zip(self._layers, places, strict=True):
+            for layer, stored in zip(self._layers, caches, strict=True):
                 x = _block(layer, x, positions, cos, sin, mask, stored)
         return self._norm(x)
 
@@ -157,21 +159,21 @@ class FusedDecoder(Decoder):
 
 
 def _token_kernels(layers: Sequence[_Layer]) -> Any:
-    """The module of kernels, if it can compute these layers here."""
+    """The module of Triton kernels, or None if it does not support these layers."""
     if importlib.util.find_spec("triton") is None:
         return None
     from oxe_curate.train.models.openvla import token_kernels
 
-    return token_kernels if all(token_kernels.fits(layer) for layer in layers) else None
+    return token_kernels if all(token_kernels.supports(layer) for layer in layers) else None
 
 
-def _up_to(position: torch.Tensor, visible: int, dtype: torch.dtype) -> torch.Tensor:
-    """(1, visible), added to the scores of a token at `position`."""
+def _causal_row(position: torch.Tensor, visible: int, dtype: torch.dtype) -> torch.Tensor:
+    """(1, visible), added to the attention scores of a token at `position`."""
     return additive((torch.arange(visible, device=position.device) <= position)[None], dtype)
 
 
 class _Layer:
-    """What one block needs, its parallel products fused."""
+    """Weights of a block; projections with the same input are fused."""
 
     def __init__(self, block: Any, config: Any, dtype: torch.dtype) -> None:
         attention, mlp = block.self_attn, block.mlp
@@ -183,14 +185,14 @@ class _Layer:
         self.out = Projection([attention.o_proj], dtype)
         self.gate_up = Projection([mlp.gate_proj, mlp.up_proj], dtype)
         self.down = Projection([mlp.down_proj], dtype)
-        # Qwen 3 normalises each head's queries and keys
+        # Qwen 3 normalizes the queries and keys of each head
         self.head_norms: tuple[_Norm, _Norm] | None = None
         if hasattr(attention, "q_norm"):
             self.head_norms = _Norm(attention.q_norm, dtype), _Norm(attention.k_norm, dtype)
 
 
 class _Norm:
-    """Root mean square norm in one launch; computed in float32 as transformers does, rounded once instead of twice."""
+    """RMS norm in one launch; computed in float32 as in transformers, but rounded once instead of twice."""
 
     def __init__(self, norm: Any, dtype: torch.dtype) -> None:
         self.parts: tuple[torch.Tensor, float] = (norm.weight.detach().to(dtype), norm.variance_epsilon)
@@ -210,12 +212,12 @@ def _block(
 ) -> torch.Tensor:
     """One block on (T, D); cos and signed sin (T, 1, width); `stored` (2, groups, capacity, width)."""
     qkv = layer.qkv(layer.norm1(x)).view(len(x), -1, layer.width)
-    turning, value = qkv.split([layer.heads + layer.groups, layer.groups], 1)
+    rotary, value = qkv.split([layer.heads + layer.groups, layer.groups], 1)
     if layer.head_norms is not None:
-        query, key = turning.split([layer.heads, layer.groups], 1)
-        turning = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], 1)
-    turned = torch.addcmul(turning * cos, turning.roll(layer.width // 2, -1), sin)
-    query, key = turned.split([layer.heads, layer.groups], 1)
+        query, key = rotary.split([layer.heads, layer.groups], 1)
+        rotary = torch.cat([layer.head_norms[0](query), layer.head_norms[1](key)], 1)
+    rotated = torch.addcmul(rotary * cos, rotary.roll(layer.width // 2, -1), sin)
+    query, key = rotated.split([layer.heads, layer.groups], 1)
     query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
     if stored is not None:
         stored[0].index_copy_(1, positions, key)
@@ -243,8 +245,8 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: t
     return out[0].transpose(0, 1).flatten(1)
 
 
-class _Store:
-    """Keys and values as a Hugging Face decoder writes and reads them."""
+class _KeyValueCache:
+    """A static cache with the interface of transformers' caches."""
 
     is_compileable = False
 
@@ -270,39 +272,39 @@ class _Store:
 
 
 class PlainDecoder(Decoder):
-    """Any Hugging Face causal language model that takes embeddings, positions and a four-dimensional mask.
+    """Any transformers causal language model that accepts embeddings, positions and a four-dimensional mask.
 
     Args:
-        language_model: the model. capacity: tokens to make room for.
+        language_model: the model. capacity: number of tokens that the cache holds.
     """
 
     def __init__(self, language_model: Any, capacity: int) -> None:
         self.capacity = capacity
         self._model: nn.Module = language_model.base_model
         self._keyword = cache_keyword(self._model)
-        self._store = _Store(capacity)
+        self._cache = _KeyValueCache(capacity)
 
-    def read(self, x: torch.Tensor) -> torch.Tensor:
+    def prefill(self, x: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
-        places = torch.arange(len(x), device=x.device)
-        return self._run(x, places, additive(places[None] <= places[:, None], x.dtype), cache=True)
+        positions = torch.arange(len(x), device=x.device)
+        return self._run(x, positions, additive(positions[None] <= positions[:, None], x.dtype), cache=True)
 
-    def step(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
+    def decode_token(self, x: torch.Tensor, position: torch.Tensor, visible: int) -> torch.Tensor:
         """See `Decoder`."""
-        return self._run(x, position, _up_to(position, visible, x.dtype), cache=True)
+        return self._run(x, position, _causal_row(position, visible, x.dtype), cache=True)
 
-    def whole(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """See `Decoder`."""
         return self._run(x, torch.arange(len(x), device=x.device), mask, cache=False)
 
     def _run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, *, cache: bool) -> torch.Tensor:
-        self._store.positions, self._store.visible = positions, mask.shape[-1]
+        self._cache.positions, self._cache.visible = positions, mask.shape[-1]
         with _sdpa():
             out: torch.Tensor = self._model(
                 inputs_embeds=x[None],
                 attention_mask=mask[None, None],
                 position_ids=positions[None],
                 use_cache=cache,
-                **{self._keyword: self._store if cache else None},
+                **{self._keyword: self._cache if cache else None},
             ).last_hidden_state
         return out[0]

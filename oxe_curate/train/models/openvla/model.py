@@ -1,6 +1,6 @@
-"""OpenVLA's network: two vision transformers, a projector, a causal language model, named as in the published weights.
+"""OpenVLA's network: two vision transformers, a projector and a causal language model, with published parameter names.
 
-`load_model(folder)` reads a checkpoint folder; `fresh.compose` makes one from any language model's folder.
+`load_model(folder)` loads a checkpoint; `compose.compose_checkpoint` makes one from a language model and vision towers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from oxe_curate.train.data.batch import IGNORE
 from oxe_curate.train.models.norms import fuse_rms_norms
 from oxe_curate.train.models.openvla.action_head import L1Head
 from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.vit import VisionTransformer
 from oxe_curate.train.models.weights import (
     Checkpoint,
-    Quantize,
-    Stored,
+    QuantizationRule,
+    StoredTensor,
     load_into,
     persistent_buffers,
     plan_files,
@@ -29,13 +30,12 @@ from oxe_curate.train.models.weights import (
     write_weights,
 )
 
-IGNORE = -100
-"""Label of a position without a loss."""
-SHARD_BYTES = 5_000_000_000
+MAX_FILE_BYTES = 5_000_000_000
+"""Size limit of a safetensors file."""
 
 
 class VisionBackbone(nn.Module):
-    """One or two vision transformers looking at the same image, each with its own normalisation."""
+    """One or two vision transformers for the same image, each with its own normalization."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class VisionBackbone(nn.Module):
 
     @property
     def towers(self) -> list[VisionTransformer]:
-        """DINOv2 and SigLIP (one alone: SigLIP)."""
+        """DINOv2 and SigLIP, or SigLIP only."""
         return list(self.children())
 
     @property
     def num_patches(self) -> int:
-        """Of one image."""
+        """Number of patches per image."""
         return int(self.featurizer.num_patches)
 
     def patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -85,7 +85,7 @@ class Projector(nn.Module):
 
 
 class ProprioProjector(nn.Module):
-    """The robot's state to one token."""
+    """Maps the proprio state to one token."""
 
     def __init__(self, proprio: int, text: int) -> None:
         super().__init__()
@@ -99,13 +99,13 @@ class ProprioProjector(nn.Module):
 
 @dataclass
 class Output:
-    """What a forward pass found.
+    """Result of a forward pass.
 
     Attributes:
         loss: mean cross-entropy over all labelled tokens, None without labels.
-        last_hidden: (B, L + prefix, width) after the final norm, image patches and proprio token after BOS.
-        projector_features: (B, images * patches, width). patches: of each tower, (B * images, patches, its width).
-        head: makes logits of hidden states.
+        last_hidden: (B, L + prefix, width) after the final norm; image patches and proprio token follow BOS.
+        projector_features: (B, images * patches, width). patches: (B * images, patches, width) of each tower.
+        head: hidden states -> logits.
     """
 
     loss: torch.Tensor | None
@@ -116,12 +116,12 @@ class Output:
 
     @property
     def logits(self) -> torch.Tensor:
-        """(B, L + prefix, vocabulary), computed on each access: the loss needs labelled positions only."""
+        """(B, L + prefix, vocabulary), computed at each access, since the loss needs labelled positions only."""
         return self.head(self.last_hidden)
 
     @property
     def hidden_states(self) -> tuple[torch.Tensor]:
-        """`last_hidden` where Hugging Face's outputs have it: last."""
+        """`last_hidden` in the form of transformers' outputs."""
         return (self.last_hidden,)
 
     @property
@@ -139,12 +139,11 @@ class OpenVLA(nn.Module):
     """The network.
 
     Attributes:
-        architecture: what config.json says.
-        proprio: width of the robot's state that it takes as one more token, 0 for none. Where it does, and where it
-            has a head of continuous actions, `proprio_projector` and `action_head` hold parameters that published
-            checkpoints lack.
-        checkpoint: the folder it was loaded from, None for a model of random weights.
-        unused: the checkpoint's tensors that no forward pass reads, kept for `save`.
+        architecture: content of config.json.
+        proprio: width of the proprio state, which becomes one token; 0 for none. `proprio_projector` (if any) and
+            `action_head` (for continuous actions) have parameters that published checkpoints do not contain.
+        checkpoint: the checkpoint it was loaded from; None for random weights.
+        unused: tensors of the checkpoint that no forward pass uses, kept for `save`.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -165,7 +164,7 @@ class OpenVLA(nn.Module):
 
     @property
     def decoder(self) -> nn.Module:
-        """The language model without its head: takes inputs_embeds, attention_mask, a cache, ..."""
+        """The language model without its head; accepts inputs_embeds, attention_mask, a cache, ..."""
         decoder: nn.Module = self.language_model.base_model
         return decoder
 
@@ -174,7 +173,7 @@ class OpenVLA(nn.Module):
         return self.language_model.get_output_embeddings()(hidden)
 
     def prefix_tokens(self, images: int = 1) -> int:
-        """Positions that `embed` inserts after BOS for this many images."""
+        """Number of positions that `embed` inserts after BOS."""
         return images * self.vision_backbone.num_patches + (1 if self.proprio else 0)
 
     def features(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -198,42 +197,42 @@ class OpenVLA(nn.Module):
         pixel_values: torch.Tensor,
         proprio: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings of text with the images' patches, then the proprio token, inserted after BOS.
+        """Embed text and insert image patches and proprio token after BOS.
 
         Args:
             input_ids: (B, L), BOS first.
-            attention_mask: (B, L), 0 or False at padding; None where there is none, or none that matters.
+            attention_mask: (B, L), 0 or False for padding; None if there is no padding or it does not matter.
             pixel_values: see `features`.
-            proprio: (B, proprio), normalised, where the model takes it.
+            proprio: (B, proprio), normalized; given exactly if the model has proprio.
 
         Returns:
             (B, L + prefix, width) and the mask of the same length, or None.
         """
-        return self.join(input_ids, attention_mask, self.seen(self.features(pixel_values)[0], proprio))
+        return self.insert_prefix(input_ids, attention_mask, self.prefix(self.features(pixel_values)[0], proprio))
 
-    def seen(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
-        """What stands between BOS and the text: projected patches (B, N, width), and a proprio token behind them."""
+    def prefix(self, projected: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings between BOS and text: projected patches (B, N, width), followed by the proprio token."""
         if (proprio is not None) != bool(self.proprio):
-            raise ValueError("proprio is given exactly where the model was built for it")
+            raise ValueError("give proprio exactly if the model was built with it")
         if proprio is None:
             return projected
         return torch.cat([projected, self.proprio_projector(proprio).to(projected.dtype)], dim=1)
 
-    def join(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, seen: torch.Tensor
+    def insert_prefix(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, prefix: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embed text (B, L) and insert `seen` after its first token; see `embed`."""
+        """Embed text (B, L) and insert `prefix` after its first token; see `embed`."""
         text = self.language_model.get_input_embeddings()(input_ids)
-        embeds = torch.cat([text[:, :1], seen.to(text.dtype), text[:, 1:]], dim=1)
+        embeds = torch.cat([text[:, :1], prefix.to(text.dtype), text[:, 1:]], dim=1)
         if attention_mask is None:
             return embeds, None
-        ones = attention_mask.new_ones(seen.shape[:2])
+        ones = attention_mask.new_ones(prefix.shape[:2])
         return embeds, torch.cat([attention_mask[:, :1], ones, attention_mask[:, 1:]], dim=1)
 
     def last_hidden(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
     ) -> torch.Tensor:
-        """(B, N, width) after the final norm; the mask is (B, N), or (B, 1, N, N) for other than causal attention."""
+        """(B, N, width) after the final norm; the mask is (B, N), or (B, 1, N, N) if attention is not causal."""
         kwargs.setdefault("use_cache", False)
         out = self.decoder(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         hidden: torch.Tensor = out.last_hidden_state
@@ -247,40 +246,40 @@ class OpenVLA(nn.Module):
         labels: torch.Tensor | None = None,
         proprio: torch.Tensor | None = None,
     ) -> Output:
-        """One pass.
+        """Forward pass.
 
         Args:
             pixel_values: see `features`.
             input_ids: (B, L), BOS first.
             attention_mask: see `embed`.
-            labels: (B, L), -100 where there is no loss; position i is predicted from all before it.
+            labels: (B, L), -100 for no loss; position i is predicted from all earlier positions.
             proprio: see `embed`.
         """
         features, patches = self.features(pixel_values)
-        embeds, mask = self.join(input_ids, attention_mask, self.seen(features, proprio))
+        embeds, mask = self.insert_prefix(input_ids, attention_mask, self.prefix(features, proprio))
         hidden = self.last_hidden(embeds, mask)
         loss = None
         if labels is not None:
-            wanted = labels[:, 1:] != IGNORE
+            labelled = labels[:, 1:] != IGNORE
             before = hidden[:, embeds.shape[1] - labels.shape[1] : -1]
-            loss = F.cross_entropy(self.head(before[wanted]).float(), labels[:, 1:][wanted])
+            loss = F.cross_entropy(self.head(before[labelled]).float(), labels[:, 1:][labelled])
         return Output(loss, hidden, features, patches, self.head)
 
     def checkpoint_activations(self, on: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
+        """Recompute the activations of each block in the backward pass."""
         for tower in self.vision_backbone.towers:
             tower.checkpointing = on
-        # transformers 5.23 renamed the method and warns of the old name; 5.17 knows the old name alone
+        # transformers 5.23 renamed the method and warns about the old name, which 5.17 needs
         verb = "enable" if on else "disable"
         new = getattr(self.language_model, f"activation_checkpointing_{verb}", None)
         switch = new or getattr(self.language_model, f"gradient_checkpointing_{verb}")
         switch(*([{"use_reentrant": False}] if on and new is None else []))
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a checkpoint folder: config.json and weights, the tensors that are never used among them.
+        """Write a checkpoint folder: config.json and all weights, unused ones included.
 
-        A model that was loaded is written in the files, names, shapes and dtypes it was loaded from (`dtype`
-        overrides). Weights must not be quantised.
+        A loaded model keeps the files, names, shapes and dtypes of its checkpoint; `dtype` overrides the latter.
+        Weights must not be quantized.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +297,9 @@ class OpenVLA(nn.Module):
         if self.checkpoint and set(stored) == set(tensors):
             layout, index = self.checkpoint.layout, self.checkpoint.index
         else:
-            layout = plan_files({n: Stored("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, SHARD_BYTES)
+            layout = plan_files(
+                {n: StoredTensor("", tuple(t.shape), kinds[n]) for n, t in tensors.items()}, MAX_FILE_BYTES
+            )
             index = None
         write_weights(folder, layout, lambda name: tensors[name].to(kinds[name]), index)
 
@@ -307,26 +308,25 @@ def load_model(
     folder: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    quantize: Quantize | None = None,
+    quantize: QuantizationRule | None = None,
     proprio: int | None = None,
     action_head: bool | None = None,
 ) -> OpenVLA:
-    """Load a checkpoint in the published layout: config.json, safetensors.
+    """Load a checkpoint in the published layout (config.json, safetensors) in evaluation mode.
 
-    Every tensor of the folder has a place in the model or is one of those known never to be used, and every parameter
-    has its tensor. The model is returned in evaluation mode.
+    Loading is strict: tensors and parameters must match, except for tensors that are known to be unused.
 
     Args:
-        folder: the checkpoint. A folder with one `*config.json` and one `*.safetensors` of other names is read too.
-        device: where the weights go.
-        dtype: of weights that are not quantised.
+        folder: the checkpoint, or a folder with one `*config.json` and one `*.safetensors` file.
+        device: of the weights.
+        dtype: of weights that are not quantized.
         quantize: see `weights.load_into`.
-        proprio: width of the robot's state, 0 for none; None: as the checkpoint says.
-        action_head: whether to have a head of continuous actions; None: as the checkpoint says. This and the proprio
-            projector get random weights (of torch's generator) where the checkpoint has none.
+        proprio: width of the proprio state, 0 for none; None: as in the checkpoint.
+        action_head: whether to add a head for continuous actions; None: as in the checkpoint. The head and the proprio
+            projector get random weights from torch's generator if the checkpoint does not contain them.
 
     Raises:
-        ConfigError: not such a folder, or weights that do not fit it; lists some.
+        ConfigError: not a checkpoint, or its weights do not match its configuration.
     """
     architecture = Architecture.read(folder).with_parts(proprio, action_head)
     checkpoint = Checkpoint.open(folder)

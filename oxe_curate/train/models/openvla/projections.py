@@ -1,4 +1,4 @@
-"""Linear layers that read the same input, as one product: at batch 1 the number of launches is what costs."""
+"""Fuse linear layers with the same input into one product: at batch 1 kernel launches dominate the cost."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from torch import nn
 
 
 class Projection:
-    """Several linear layers with one input, their outputs side by side.
+    """Several linear layers with the same input; their outputs are concatenated.
 
-    Plain layers become one product. Their parameters keep their names, shapes and values, but afterwards lie in one
-    block of memory, so that nothing is held twice. Quantised layers are called one by one. LoRA updates, where they
-    are not merged, are two more products for all the layers together, in the input's dtype; these are copies: later
-    training of the adapter does not show.
+    Plain layers become one product. Their parameters keep names, shapes and values, but become slices of one block of
+    memory, so nothing is stored twice. Quantized layers are called one by one. Unmerged LoRA updates are two more
+    products for all layers together, in the type of the input; they are copies, so later training has no effect.
 
     Args:
         layers: nn.Linear, bitsandbytes' linear layers, or PEFT's LoRA layers around them.
-        dtype: of the input; plain weights of another one are copied.
+        dtype: of the input; plain weights of another type are copied.
 
     Attributes:
-        plain: whether all of it is `weight` (sum of out, in) and `bias` (sum of out,), which may be None.
+        plain: whether `weight` (sum of out, in) and `bias` ((sum of out,) or None) describe the whole projection.
     """
 
     weight: torch.Tensor
@@ -59,21 +58,21 @@ _LowRank = tuple[torch.Tensor, torch.Tensor]
 
 
 def _int8(base: Any, x: torch.Tensor) -> torch.Tensor:
-    """A bitsandbytes int8 layer with its input left as it is.
+    """A bitsandbytes int8 layer without quantizing its input.
 
-    bitsandbytes quantises the input too, apart from columns that it has to look for in each call: no CUDA graph can
-    hold that, and at a few tokens it is reading the weights that costs.
+    bitsandbytes searches the input for outlier columns in each call, which a CUDA graph cannot record; for few tokens
+    the cost is reading the weights.
     """
-    # the layer's first own forward pass moves the scales from the weight to the state
+    # the first forward pass of the layer moves the scales from the weight to the state
     scale = base.state.SCB if base.weight.SCB is None else base.weight.SCB
     y = F.linear(x, base.weight.data.to(x.dtype)) * (scale / 127).to(x.dtype)
     return y if base.bias is None else y + base.bias.to(x.dtype)
 
 
 def _split(layer: Any) -> tuple[Any, _LowRank | None]:
-    """The frozen layer, and (A, scale * B) of an adapter that is not merged into it.
+    """The frozen layer, and (A, scale * B) of an unmerged adapter.
 
-    An adapter of another kind (DoRA, several at once, a bias) stays within the layer, which is then called as it is.
+    For other adapters (DoRA, several active ones, a bias) the layer itself is returned and called.
     """
     if not hasattr(layer, "lora_A"):
         return layer, None
@@ -90,14 +89,14 @@ def _split(layer: Any) -> tuple[Any, _LowRank | None]:
 
 
 def _side_by_side(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Stack (out_i, in) weights and let each parameter be a slice of the stack."""
+    """Stack (out_i, in) weights and make each parameter a slice of the stack."""
     first = weights[0]
     if any(weight.dtype != dtype for weight in weights):
         return torch.cat([weight.detach().to(dtype) for weight in weights])
     if len(weights) == 1:
         return first.detach()
     rows = sum(len(weight) for weight in weights)
-    if _adjacent(weights):  # an earlier call did it
+    if _adjacent(weights):  # stacked by an earlier call
         return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))
     stack = torch.cat([weight.detach() for weight in weights])
     start = 0
@@ -106,12 +105,12 @@ def _side_by_side(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.
         weight.data = stack[start:end]
         start = end
     if stack.is_cuda:
-        torch.cuda.empty_cache()  # the pieces' memory is too fine to serve the next stack
+        torch.cuda.empty_cache()  # the freed pieces are too small for the next stack
     return stack
 
 
 def _adjacent(weights: Sequence[torch.Tensor]) -> bool:
-    """Whether the weights lie one behind the other in the same memory."""
+    """Whether the weights are consecutive slices of the same memory."""
     address = weights[0].data_ptr()
     for weight in weights:
         same = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()
@@ -129,7 +128,7 @@ def _bias(bases: Sequence[Any], dtype: torch.dtype) -> torch.Tensor | None:
 
 
 def _low_rank(parts: Sequence[_LowRank | None], widths: Sequence[int], dtype: torch.dtype) -> _LowRank:
-    """Adapters side by side: A stacked, B block-diagonal, (sum of ranks, in) and (sum of out, sum of ranks)."""
+    """Combine adapters: stacked A (sum of ranks, in) and block-diagonal B (sum of out, sum of ranks)."""
     downs = [low[0] for low in parts if low is not None]
     up = downs[0].new_zeros(sum(widths), sum(len(down) for down in downs))
     row = column = 0
@@ -143,12 +142,12 @@ def _low_rank(parts: Sequence[_LowRank | None], widths: Sequence[int], dtype: to
 
 
 def merge_lora(net: nn.Module) -> int:
-    """Add the LoRA updates of plain layers to their weights, in place: nothing is left to compute beside them.
+    """Merge the LoRA updates of plain layers into their weights, in place.
 
-    Updates over quantised weights stay beside them; to quantise the sum again would lose them.
+    Updates of quantized layers stay separate: quantizing the sum again would lose them.
 
     Returns:
-        how many layers were merged.
+        number of merged layers.
     """
     count = 0
     for module in net.modules():

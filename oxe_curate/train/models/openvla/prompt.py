@@ -1,27 +1,22 @@
-r"""Token ids and labels, for training and inference, exactly as OpenVLA makes them; the one place for its prompt.
+r"""OpenVLA's prompt: token ids and labels for training and inference, identical to upstream.
 
     BOS  In: What action should the robot take to {instruction}?\nOut:  [29871]  7 * K action ids  EOS
 
-OpenVLA decodes the action ids to text and tokenizes prompt and text together. With Llama 2's tokenizer that gives the
-lone space 29871 and then the same ids again (checked for every pair of the 256); here no action goes through text.
-Tokenizers of another kind, which have no such piece, get no token between.
+OpenVLA decodes the action ids to text and tokenizes prompt and text together. With Llama 2's tokenizer the result is
+the space token 29871 followed by the same ids (checked for every pair of the 256), so the text is skipped here.
+Tokenizers without such a piece get no token in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from oxe_curate.actions.tokenizers import Vocabulary, read_vocabulary
 from oxe_curate.errors import ConfigError
-
-IGNORE = -100
+from oxe_curate.train.data.batch import IGNORE
 
 Ids = list[int]
 
@@ -33,11 +28,11 @@ def action_prompt(instruction: str) -> str:
 
 @dataclass(frozen=True)
 class Prompter:
-    """A tokenizer with OpenVLA's prompt around it. Picklable: the tokenizer is read where it is first used.
+    """OpenVLA's prompt for a tokenizer. Picklable: the tokenizer is read at its first use.
 
     Attributes:
         tokenizer: folder or file.
-        bos, eos, pad: special tokens; `pad` fills the right.
+        bos, eos, pad: ids of special tokens.
     """
 
     tokenizer: Path
@@ -48,49 +43,38 @@ class Prompter:
 
     @classmethod
     def of(cls, folder: str | Path, text_config: Any, pad: int | None = None) -> Prompter:
-        """Take the tokenizer of a checkpoint's folder and the special tokens of its language model's configuration.
+        """Combine the tokenizer of a checkpoint and the special tokens of its language model's configuration.
 
         Raises:
-            ConfigError: no tokenizer there, no token that begins or ends a text.
+            ConfigError: no tokenizer, or no eos token.
         """
         bos, eos = (_first(getattr(text_config, name, None)) for name in ("bos_token_id", "eos_token_id"))
         if eos is None:
             raise ConfigError(f"{folder}: text_config: eos_token_id is missing")
         pad = pad if pad is not None else _first(getattr(text_config, "pad_token_id", None))
         made = cls(Path(folder), eos if bos is None else bos, eos, eos if pad is None else pad)
-        made.vocabulary  # noqa: B018 (a missing tokenizer is told here)
+        made.vocabulary  # noqa: B018 (raises if the tokenizer is missing)
         return made
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer's tokens."""
+        """Tokens of the tokenizer."""
         return read_vocabulary(self.tokenizer)
 
     @cached_property
     def glue(self) -> tuple[int, ...]:
-        """The lone space between prompt and action, 29871 for Llama 2; () for a tokenizer without such a piece."""
+        """The space token between prompt and action, 29871 for Llama 2; () for a tokenizer without it."""
         ids = self.vocabulary.encode("Out: ")
         before = self.vocabulary.encode("Out:")
-        is_sentencepiece = any(piece == b"\n" for piece in self.vocabulary.pieces)  # bytes as tokens of their own
+        is_sentencepiece = any(piece == b"\n" for piece in self.vocabulary.pieces)  # has byte tokens
         return tuple(ids[len(before) :]) if is_sentencepiece and ids[: len(before)] == before else ()
 
     def prompt(self, instruction: str) -> Ids:
-        """Ids to generate an action after: int list, BOS first, the lone space last where there is one."""
+        """Ids of the prompt: BOS first, `glue` last."""
         return [self.bos, *self._encode(action_prompt(instruction)), *self.glue]
 
-    def action(self, instruction: str, ids: Sequence[int]) -> tuple[Ids, Ids]:
-        """Ids and labels of a robot sample.
-
-        Args:
-            instruction: as stored.
-            ids: 7 * K action ids.
-        """
-        prompt = self.prompt(instruction)
-        target = [*map(int, ids), self.eos]
-        return prompt + target, [IGNORE] * len(prompt) + target
-
     def text(self, question: str, answer: str) -> tuple[Ids, Ids]:
-        r"""Ids and labels of an image-text sample: "In: {question}\nOut: {answer}", or a caption alone."""
+        r"""Ids and labels of an image-text sample: "In: {question}\nOut: {answer}", or a caption only."""
         if not question:
             target = [*self._encode(answer.strip()), self.eos]
             return [self.bos, *target], [IGNORE, *target]
@@ -115,16 +99,7 @@ class Prompter:
         self.__dict__.update(state)
 
 
-def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> NDArray[np.int64]:
-    """Rows of ids as one array, filled on the right to the longest, rounded up to a multiple."""
-    width = -(-max(map(len, rows)) // multiple) * multiple
-    out = np.full((len(rows), width), value, np.int64)
-    for target, row in zip(out, rows, strict=True):
-        target[: len(row)] = row
-    return out
-
-
 def _first(value: Any) -> int | None:
-    """Llama 3's configuration lists several ids that end a text."""
+    """The first id: Llama 3's configuration lists several eos ids."""
     value = value[0] if isinstance(value, list | tuple) and value else value
     return value if isinstance(value, int) else None

@@ -1,4 +1,4 @@
-"""Checkpoint folders of random weights in the published layout, tiny or of full size, for tests and measurements."""
+"""Networks and checkpoints with random weights, tiny or full size, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
 from oxe_curate.train.models.openvla.model import OpenVLA
 from oxe_curate.train.models.pixels import PixelNormalizer
-from oxe_curate.train.models.weights import Stored, plan_files, skeleton, write_weights
+from oxe_curate.train.models.weights import StoredTensor, plan_files, skeleton, write_weights
 
 Size = Literal["tiny", "7b"]
 
@@ -26,12 +26,12 @@ _WORDS = "In What action should the robot take to Out put move pick up place dra
 def openvla_config(
     size: Size = "tiny", *, image_size: int | None = None, vocabulary: int | None = None, layers: int | None = None
 ) -> dict[str, Any]:
-    """Return the config.json of a model of random weights.
+    """Content of config.json for a model with random weights.
 
     Args:
-        size: "7b" is the released architecture; "tiny" has the same parts at widths of 32 to 64.
+        size: "7b" is the released architecture; "tiny" has the same parts with widths of 32 to 64.
         image_size: in pixels, a multiple of 14; 224 or 28.
-        vocabulary: of the tokenizer, without padding; 32000 or 832. The embedding has 64 rows more.
+        vocabulary: size of the tokenizer, 32000 or 832 by default. The embedding has 64 more rows.
         layers: of the language model, 32 or 2.
     """
     full = size == "7b"
@@ -51,7 +51,7 @@ def openvla_config(
     return config
 
 
-def write_checkpoint(
+def write_random_checkpoint(
     folder: str | Path,
     size: Size | dict[str, Any] = "tiny",
     *,
@@ -61,16 +61,16 @@ def write_checkpoint(
     shard_bytes: int | None = None,
     deviation: float = 0.02,
 ) -> Path:
-    """Write a checkpoint folder of random weights: configuration, sharded safetensors, tokenizer, preprocessor.
+    """Write a checkpoint with random weights: configuration, sharded safetensors, tokenizer, preprocessor.
 
     Args:
-        folder: made if need be.
-        size: "tiny", "7b" or a config.json of one's own (see `openvla_config`).
-        tokenizer: a tokenizer.json; None makes one of single letters with as many tokens as the model has.
-        seed: of the weights; each tensor is a function of its name and the seed.
-        dtype: stored.
-        shard_bytes: largest shard, by default 5 GB, or a third of a tiny model.
-        deviation: of the matrices; 0.02 is Llama's, with which a tiny model learns nothing for long.
+        folder: created if missing.
+        size: "tiny", "7b" or the content of a config.json (see `openvla_config`).
+        tokenizer: a tokenizer.json; None: write a letter tokenizer with the model's vocabulary size.
+        seed: of the weights; each tensor depends on its name and the seed only.
+        dtype: of the stored weights.
+        shard_bytes: size limit of a shard (default: 5 GB, or a third of a tiny model).
+        deviation: standard deviation of matrices; 0.02 is Llama's, with which a tiny model learns slowly.
 
     Returns:
         the folder.
@@ -79,7 +79,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     config = openvla_config(size) if isinstance(size, str) else size
     architecture = Architecture.of(config)
-    tensors = {name: Stored("", shape, dtype) for name, shape in tensor_shapes(architecture)}
+    tensors = {name: StoredTensor("", shape, dtype) for name, shape in tensor_shapes(architecture)}
     total = sum(stored.size for stored in tensors.values())
     write_weights(
         folder,
@@ -100,7 +100,7 @@ def write_checkpoint(
 
 
 def tensor_shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every tensor of a published checkpoint of this architecture, those that are never used among them."""
+    """Names and shapes of all tensors of a published checkpoint of this architecture, unused ones included."""
     model = skeleton(lambda: OpenVLA(architecture))
     model.language_model.tie_weights()
     yield from ((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
@@ -109,7 +109,7 @@ def tensor_shapes(architecture: Architecture) -> Iterator[tuple[str, tuple[int, 
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0, deviation: float = 0.02) -> torch.Tensor:
-    """A matrix is normal with the given deviation; of vectors, biases are zero and norms and scales one. float32."""
+    """float32: normal matrices with the given deviation, zero biases, other vectors one."""
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
@@ -119,16 +119,16 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int = 0, deviation: f
     return torch.empty(shape).normal_(0, deviation, generator=generator)
 
 
-def random_model(
+def random_openvla(
     architecture: Architecture,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     proprio: int = 0,
 ) -> OpenVLA:
-    """A model of random weights made on the device itself, without a file; in evaluation mode.
+    """A model with random weights, created on the device in evaluation mode.
 
-    Weights are distributed as `random_tensor`'s, in another order.
+    Weights have the distribution of `random_tensor`, but other values.
     """
     model = skeleton(lambda: OpenVLA(architecture.with_parts(proprio)))
     assert isinstance(model, OpenVLA)
@@ -153,13 +153,13 @@ def random_model(
 
 
 def letter_tokenizer(vocabulary: int) -> dict[str, Any]:
-    """Return a tokenizer.json built as Llama 2's: spaces are U+2581, unknown letters are bytes, the last are signs.
+    """Content of a tokenizer.json in the style of Llama 2: spaces are U+2581, unknown letters become bytes.
 
-    It knows the letters, the words of OpenVLA's prompt, and single Chinese signs up to `vocabulary`, so that its last
-    256 ids are good action tokens. `<PAD>` is added on top.
+    Tokens are letters, the words of OpenVLA's prompt and Chinese characters, at least 256 as the last tokens, which
+    serve as action tokens. `<PAD>` comes after `vocabulary` tokens.
 
     Raises:
-        ConfigError: too few tokens for 256 signs.
+        ConfigError: vocabulary too small.
     """
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
     pieces += [chr(code) for code in range(0x21, 0x7F)]
@@ -173,7 +173,7 @@ def letter_tokenizer(vocabulary: int) -> dict[str, Any]:
             piece += letter
     signs = vocabulary - len(pieces)
     if signs < 256:
-        raise ConfigError(f"a letter tokenizer needs {len(pieces) + 256} tokens or more, not {vocabulary}")
+        raise ConfigError(f"letter tokenizer: expected a vocabulary of at least {len(pieces) + 256}, got {vocabulary}")
     pieces += [chr(0x4E00 + i) for i in range(signs)]
     special = [(0, "<unk>"), (1, "<s>"), (2, "</s>"), (vocabulary, "<PAD>")]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

@@ -1,8 +1,8 @@
-# ruff: noqa: N803 (Triton's constants are written large)
-"""A decoder block for one token in five Triton launches, for the step that does nothing but read weights.
+# ruff: noqa: N803 (Triton's constants are upper case)
+"""A decoder block for one token in five Triton launches; such a step is bound by reading the weights.
 
-Norms, rotary positions, the gate and residual sums ride along in the products that need them. Sums are float32 and
-rounded once where torch rounds after each operation, so results differ from the plain path by rounding alone.
+Norms, rotary positions, the gate and residual sums are fused into the matrix products. Sums are float32 and rounded
+once, whereas torch rounds after each operation, so results differ from the plain path by rounding only.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, WIDTH, BLOCK):
         column = start + tl.arange(0, BLOCK)
-        there = column < WIDTH
-        x = tl.load(x_ptr + column, mask=there, other=0.0).to(tl.float32)
+        valid = column < WIDTH
+        x = tl.load(x_ptr + column, mask=valid, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x
-            x *= tl.load(gain_ptr + column, mask=there, other=0.0).to(tl.float32)
-        both = inside[:, None] & there[None, :]
+            x *= tl.load(gain_ptr + column, mask=valid, other=0.0).to(tl.float32)
+        both = inside[:, None] & valid[None, :]
         weight = tl.load(weight_ptr + place + column[None, :], mask=both, other=0.0)
         total += weight.to(tl.float32) * x[None, :]
         if GATED:
@@ -56,7 +56,7 @@ def _product_kernel(  # type: ignore[no-untyped-def]
     y = tl.sum(total, 1)
     scale = 1.0
     if NORM:
-        # the norm's factor is one number: it may as well be multiplied last
+        # the norm's factor is a scalar, so it can be applied last
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / WIDTH + epsilon)
         y *= scale
     if GATED:
@@ -83,28 +83,28 @@ def _attention_kernel(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One head: turn the query and key, keep key and value, attend to all places up to this one."""
+    """One head: rotate query and key, store key and value, attend to all positions up to this one."""
     head = tl.program_id(0)
     group = head // (HEADS // GROUPS)
     position = tl.load(position_ptr)
     width = tl.arange(0, WIDTH)
-    turned = (width + WIDTH // 2) % WIDTH
+    rotated = (width + WIDTH // 2) % WIDTH
     cos = tl.load(cos_ptr + position * WIDTH + width).to(tl.float32)
     sin = tl.load(sin_ptr + position * WIDTH + width).to(tl.float32)
     query_ptr = qkv_ptr + head * WIDTH
     key_ptr = qkv_ptr + (HEADS + group) * WIDTH
-    query = tl.load(query_ptr + width).to(tl.float32) * cos + tl.load(query_ptr + turned).to(tl.float32) * sin
-    key = tl.load(key_ptr + width).to(tl.float32) * cos + tl.load(key_ptr + turned).to(tl.float32) * sin
+    query = tl.load(query_ptr + width).to(tl.float32) * cos + tl.load(query_ptr + rotated).to(tl.float32) * sin
+    key = tl.load(key_ptr + width).to(tl.float32) * cos + tl.load(key_ptr + rotated).to(tl.float32) * sin
     value = tl.load(qkv_ptr + (HEADS + GROUPS + group) * WIDTH + width)
     keys = cache_ptr + group.to(tl.int64) * capacity * WIDTH
     values = keys + GROUPS * capacity * WIDTH
     if head % (HEADS // GROUPS) == 0:
         tl.store(keys + position * WIDTH + width, key.to(cache_ptr.dtype.element_ty))
         tl.store(values + position * WIDTH + width, value)
-    # rounded as the cache holds it, so that this step and later ones see one key
+    # rounded to the type of the cache, so that this step and later ones use the same key
     key = key.to(cache_ptr.dtype.element_ty).to(tl.float32)
     query = query.to(cache_ptr.dtype.element_ty).to(tl.float32) * scale
-    # this token comes from registers: other programs may not have written it yet
+    # this token's key comes from registers: other programs may not have written it yet
     largest = tl.sum(query * key, 0)
     total = tl.full((), 1.0, tl.float32)
     out = value.to(tl.float32)
@@ -180,13 +180,13 @@ def attention(
     stored: torch.Tensor,
     heads: int,
 ) -> torch.Tensor:
-    """Attention of one token over the cache, which takes the token's key and value.
+    """Attention of one token over the cache; stores its key and value there.
 
     Args:
         qkv: (1, (heads + 2 groups) * width): query, key and value before rotary positions.
-        cos: (capacity, 1, width), of every place.
-        sin: the same, its first half negated.
-        position: int64 (1,): the token's place; it looks at this and all before.
+        cos: (capacity, 1, width), for every position.
+        sin: the same; the first half is negated.
+        position: int64 (1,), of the token, which attends to this and all earlier positions.
         stored: (2, groups, capacity, width), contiguous: keys and values.
         heads: of the queries.
 
@@ -213,7 +213,7 @@ def attention(
     return out
 
 
-def block(layer: Any, x: torch.Tensor, position: torch.Tensor, cos: Any, sin: Any, stored: torch.Tensor) -> Any:
+def decoder_block(layer: Any, x: torch.Tensor, position: torch.Tensor, cos: Any, sin: Any, stored: torch.Tensor) -> Any:
     """One decoder block for one token, (1, D) -> (1, D); see `kv_cache.FusedDecoder` for `layer`."""
     qkv = product(x, layer.qkv.weight, layer.qkv.bias, norm=layer.norm1.parts)
     seen = attention(qkv, cos, sin, position, stored, layer.heads)
@@ -222,8 +222,8 @@ def block(layer: Any, x: torch.Tensor, position: torch.Tensor, cos: Any, sin: An
     return product(inner, layer.down.weight, layer.down.bias, residual=x)
 
 
-def fits(layer: Any) -> bool:
-    """Whether `block` computes this layer: plain weights, no norm of single heads, a head's width a power of two."""
+def supports(layer: Any) -> bool:
+    """Whether `decoder_block` supports a layer: plain weights, no norms per head, head width a power of two."""
     parts = (layer.qkv, layer.out, layer.gate_up, layer.down)
     return (
         all(part.plain and part.weight.is_contiguous() for part in parts)

@@ -1,7 +1,7 @@
-"""The two vision transformers of OpenVLA, DINOv2 and SigLIP, under the parameter names of the published checkpoints.
+"""OpenVLA's vision transformers, DINOv2 and SigLIP, with the parameter names of the published checkpoints.
 
-Only what OpenVLA looks at is built: the patches after the second-to-last block. The last block, the final norm and
-SigLIP's attention pool are in the checkpoints and never used, so they are no parameters here.
+OpenVLA uses the patches after the second-to-last block. The last block, the final norm and SigLIP's attention pool are
+in the checkpoints but unused, so they are not parameters here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from oxe_curate.train.models.norms import LayerNorm
 
 @dataclass(frozen=True)
 class VitConfig:
-    """Shape of a vision transformer, in timm's words.
+    """Shape of a vision transformer, with timm's names.
 
     Attributes:
-        embed_dim: width. depth: blocks in the checkpoint; the last is never run. num_heads: of attention.
+        embed_dim: width. depth: blocks in the checkpoint, of which the last is not run. num_heads: of attention.
         patch_size: side of a patch in pixels.
         mlp_ratio: hidden width of the MLP over `embed_dim`, rounded down.
-        init_values: not None: each branch is scaled (LayerScale).
-        class_token, reg_tokens: tokens before the patches; neither has a position.
-        no_embed_class: must be True where there are such tokens.
-        global_pool: "map": the checkpoint holds an attention pool (never used).
+        init_values: if not None, each branch is scaled (LayerScale).
+        class_token, reg_tokens: tokens before the patches, without positions.
+        no_embed_class: must be True if there is a class token.
+        global_pool: "map" if the checkpoint has an (unused) attention pool.
     """
 
     embed_dim: int
@@ -45,22 +45,22 @@ class VitConfig:
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads or self.depth < 2:
-            raise ConfigError(f"a vision transformer of width {self.embed_dim} cannot have {self.num_heads} heads")
+            raise ConfigError(f"vision transformer: width {self.embed_dim} is not divisible by {self.num_heads} heads")
         if self.class_token and not self.no_embed_class:
-            raise ConfigError("vision transformers with positions on the class token are not supported")
+            raise ConfigError("vision transformer: a position for the class token is not supported")
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> VitConfig:
-        """Read one from timm's keyword arguments. Raises ConfigError for an unknown one."""
+        """Read timm's keyword arguments. Raises ConfigError for an unknown one."""
         known = cls.__dataclass_fields__
         for key in settings:
             if key not in known:
-                raise ConfigError(f"vision transformer: {key!r} is not known. {did_you_mean(key, known)}")
+                raise ConfigError(f"vision transformer: unknown key {key!r}. {did_you_mean(key, known)}")
         return cls(**settings)
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before the patches."""
+        """Number of tokens before the patches."""
         return self.class_token + self.reg_tokens
 
 
@@ -73,18 +73,18 @@ PUBLISHED = {
     "vit_so400m_patch14_siglip_224": _SIGLIP,
     "vit_so400m_patch14_siglip_384": _SIGLIP,
 }
-"""timm's identifiers in published config.json files -> shape; the image size stands beside them."""
+"""timm's identifiers in published config.json files -> shape; the image size is a separate key."""
 
 
 class LayerScale(nn.Module):
-    """One factor a channel; `scale_factor` in the published weights, `gamma` in timm."""
+    """One factor per channel; `scale_factor` in the published weights, `gamma` in timm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale_factor = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., width) -> the same."""
+        """(..., width) -> same shape."""
         return x * self.scale_factor
 
 
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, N, width) -> the same."""
+        """(B, N, width) -> same shape."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with the exact GELU; the tanh form errs by 0.0024."""
+    """Two layers with the exact GELU; the tanh approximation is off by up to 0.0024."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., width) -> the same."""
+        """(..., width) -> same shape."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -133,13 +133,13 @@ class ViTBlock(nn.Module):
         self.ls2 = LayerScale(width) if scaled else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, N, width) -> the same."""
+        """(B, N, width) -> same shape."""
         x = x + self.ls1(self.attn(self.norm1(x)))
         return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
-    """Pixels to patches, row by row."""
+    """Pixels to patches in row-major order."""
 
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -154,13 +154,13 @@ class VisionTransformer(nn.Module):
     """A vision transformer up to its second-to-last block.
 
     Attributes:
-        checkpointing: recompute each block's activations in the backward pass.
+        checkpointing: recompute the activations of each block in the backward pass.
     """
 
     def __init__(self, config: VitConfig, image_size: int) -> None:
         super().__init__()
         if image_size % config.patch_size:
-            raise ConfigError(f"an image of {image_size} px is no whole number of patches of {config.patch_size} px")
+            raise ConfigError(f"image size {image_size} is not divisible by patch size {config.patch_size}")
         self.config, self.image_size, self.checkpointing = config, image_size, False
         width = config.embed_dim
         self.num_patches = (image_size // config.patch_size) ** 2
@@ -173,10 +173,10 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.depth - 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features of the patches, without a final norm.
+        """Patch features without a final norm.
 
         Args:
-            pixels: (B, 3, image_size, image_size), normalised.
+            pixels: (B, 3, image_size, image_size), normalized.
 
         Returns:
             (B, patches, embed_dim).
@@ -190,7 +190,7 @@ class VisionTransformer(nn.Module):
         return x[:, self.config.prefix_tokens :]
 
     def unused(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the checkpoint's tensors that are never used, in this module's namespace."""
+        """Names and shapes of unused tensors of the checkpoint, relative to this module."""
         width, hidden = self.config.embed_dim, int(self.config.embed_dim * self.config.mlp_ratio)
         last = {name: tuple(p.shape) for name, p in self.blocks[0].named_parameters()}
         shapes: dict[str, tuple[int, ...]] = {f"blocks.{self.config.depth - 1}.{n}": s for n, s in last.items()}

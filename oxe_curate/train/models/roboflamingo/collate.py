@@ -1,4 +1,4 @@
-"""Rows to RoboFlamingo's batches: each distinct frame once, the instruction once a window, texts for co-training."""
+"""Collate rows into RoboFlamingo's batches: distinct frames, one instruction per window, texts for co-training."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oxe_curate.train.data.batch import Batch, Rows, TextRows
-from oxe_curate.train.models.openvla.prompt import IGNORE, Ids, pad_right
+from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
+from oxe_curate.train.models.openvla.prompt import Ids
 from oxe_curate.train.models.roboflamingo.config import END, IMAGE
 from oxe_curate.train.models.roboflamingo.model import tokenizer
-from oxe_curate.train.models.roboflamingo.vision_cache import KEY, VisionCache, key_of
+from oxe_curate.train.models.roboflamingo.vision_cache import KEY_BYTES, VisionCache, key_of
 
-LONGEST = 32
-"""Tokens of a robot prompt; a longer one is cut, as in the released code."""
+_MAX_PROMPT = 32
+"""Longer robot prompts are truncated to this number of tokens, as in the released code."""
 _TILE = 8
-"""Sequences are padded to a multiple, so that compiled code meets few lengths; padding is masked everywhere."""
+"""Pad sequences to a multiple, so that few lengths are compiled; padding is always masked."""
 
 
 @dataclass(frozen=True, eq=False)
 class FlamingoPrompter:
-    """OpenFlamingo's prompts. Picklable: the tokenizer is read where it is first used.
+    """OpenFlamingo's prompts. Picklable: the tokenizer is read at its first use.
 
     Attributes:
-        base: the base folder, whose tokenizer it is.
+        base: base folder with the tokenizer.
     """
 
     base: Path
@@ -39,20 +39,20 @@ class FlamingoPrompter:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """With Flamingo's tokens."""
+        """Tokenizer with Flamingo's special tokens."""
         return tokenizer(self.base)
 
     @property
     def pad(self) -> int:
-        """Id that fills the right."""
+        """Id of padding on the right."""
         return int(self.tokenizer.pad_token_id)
 
     def robot(self, instruction: str) -> Ids:
         """Ids of "<image>{instruction}<|endofchunk|>{eos}"."""
-        return self._encode(f"{IMAGE}{instruction.strip()}{END}{self._end}")[:LONGEST]
+        return self._encode(f"{IMAGE}{instruction.strip()}{END}{self._end}")[:_MAX_PROMPT]
 
     def text(self, question: str, answer: str) -> tuple[Ids, Ids]:
-        """Ids and labels of an image-text sample; what follows the question, or the image, is learned."""
+        """Ids and labels of an image-text sample; labels cover the text after the question or the image."""
         asked = f"{IMAGE}Question:{question.strip()} Short answer:" if question else IMAGE
         before, whole = self._encode(asked), self._encode(f"{asked}{answer.strip()}{END}{self._end}")
         shared = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
@@ -63,7 +63,7 @@ class FlamingoPrompter:
         return self.tokenizer.eos_token or ""
 
     def _encode(self, text: str) -> Ids:
-        with self._lock:  # tokenizers set their state before they encode, and several threads collate
+        with self._lock:  # tokenizers are not thread-safe, and several threads collate
             ids = self._cache.get(text)
             if ids is None:
                 if len(self._cache) > 20_000:
@@ -80,20 +80,20 @@ class FlamingoPrompter:
 
 @dataclass(frozen=True, eq=False)
 class FlamingoCollator:
-    """Makes batches of rows.
+    """Collates rows.
 
-    Padding before an episode's start repeats its first frame; such copies are not computed again. A batch holds, for n
-    robot samples of W steps, C cameras and K actions with U distinct steps: frames (n, W), the number in U of each
-    step; images uint8 (M, S, S, 3) of those of the U * C pictures that the cache does not hold, image_place (M,) in
+    Padding before the start of an episode repeats its first frame, which is encoded once. A batch contains, for n
+    robot samples of W steps, C cameras and K actions with U distinct steps: frames (n, W), the index in U of each
+    step; images uint8 (M, S, S, 3), those of the U * C images that are not in the cache, image_place (M,) in
     U * C, image_sample (M,) in n, image_key uint8 (M, 16) with a cache; cached (U * C - M, v, width) and cached_place;
-    random (n, k); actions (n, W, K, 7); action_mask (n, W, K), False where action or observation is padding;
+    random (n, k); actions (n, W, K, 7); action_mask (n, W, K), False if action or observation is padding;
     observation_mask (n, W); input_ids and attention_mask (n, L).
 
     For m image-text samples: text_images (m, S, S, 3), text_ids, text_mask, text_labels (m, L'), text_factor (m,).
 
     Attributes:
         prompter: of the base.
-        cache: of the tower's tokens.
+        cache: of the vision tower's tokens.
     """
 
     prompter: FlamingoPrompter
@@ -104,10 +104,10 @@ class FlamingoCollator:
         n, window = rows.observation_mask.shape
         seen = rows.observation_mask
         first = seen.argmax(1)
-        # number the real steps; padding shows the first real one
+        # number the real steps; padding repeats the first one
         numbers = np.cumsum(seen.ravel()).reshape(n, window) - 1
         frames = np.where(seen, numbers, numbers[np.arange(n), first][:, None])
-        pictures = rows.images[seen]  # (U, C, S, S, 3)
+        images = rows.images[seen]  # (U, C, S, S, 3)
         sample = np.repeat(np.nonzero(seen)[0], rows.images.shape[2])
         batch: Batch = {
             "frames": torch.from_numpy(frames),
@@ -115,7 +115,7 @@ class FlamingoCollator:
             "actions": torch.from_numpy(np.ascontiguousarray(rows.actions)),
             "action_mask": torch.from_numpy(rows.action_mask & seen[..., None]),
             "observation_mask": torch.from_numpy(np.ascontiguousarray(seen)),
-            **self._pictures(pictures.reshape(len(sample), *pictures.shape[2:]), sample),
+            **self._images(images.reshape(len(sample), *images.shape[2:]), sample),
         }
         ids = [self.prompter.robot(instruction) for instruction in rows.instruction]
         batch["input_ids"], batch["attention_mask"] = self._padded(ids)
@@ -123,21 +123,21 @@ class FlamingoCollator:
             batch |= self._texts(rows.texts)
         return batch
 
-    def _pictures(self, pictures: NDArray[np.uint8], sample: NDArray[np.int64]) -> Batch:
-        place = np.arange(len(pictures))
+    def _images(self, images: NDArray[np.uint8], sample: NDArray[np.int64]) -> Batch:
+        place = np.arange(len(images))
         found: Batch = {}
         if self.cache is not None:
-            keys = [key_of(picture) for picture in pictures]
+            keys = [key_of(image) for image in images]
             held, tokens = self.cache.read(keys)
             place = np.delete(place, held)
             joined = b"".join(keys[i] for i in place)
             found = {
                 "cached": tokens,
                 "cached_place": torch.tensor(held, dtype=torch.long),
-                "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY).copy()),
+                "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES).copy()),
             }
         return {
-            "images": torch.from_numpy(np.ascontiguousarray(pictures[place])),
+            "images": torch.from_numpy(np.ascontiguousarray(images[place])),
             "image_place": torch.from_numpy(place),
             "image_sample": torch.from_numpy(sample[place]),
             **found,

@@ -1,4 +1,4 @@
-"""What a RoboFlamingo folder's configuration says: of the tower, the decoder, the cross-attention and the head."""
+"""Configuration of a RoboFlamingo folder: vision tower, decoder, cross-attention and head."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, shape_of_transformers
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead, MLPHead
+from oxe_curate.train.models.roboflamingo.vit import ClipShape
 
 CONFIG, WEIGHTS, VISION, LANGUAGE = "config.json", "flamingo.safetensors", "vision", "language"
 MODEL_TYPE = "roboflamingo"
@@ -23,11 +23,11 @@ _DECODERS = {"mpt": "mpt", "llama": "llama", "gpt_neox": "gpt_neox", "redpajama"
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """A policy head's kind and sizes; None where the released code's value stands.
+    """Kind and sizes of a policy head; None: default of the released code.
 
     Attributes:
-        kind: "mlp", "gpt" or "lstm". window, chunk: as of a `Head`.
-        history: of the MLP head.
+        kind: "mlp", "gpt" or "lstm". window, chunk: see `Head`.
+        history: see `MLPHead`.
         hidden, layers, heads: of the recurrent network or the transformer.
     """
 
@@ -40,7 +40,7 @@ class HeadSpec:
     heads: int | None = None
 
     def build(self, features: int) -> Head:
-        """The head for features of that width."""
+        """Make the head for features of the given width."""
         sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads}
         given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
         if self.kind == "mlp":
@@ -50,19 +50,20 @@ class HeadSpec:
             return LSTMHead(features, self.window, self.chunk, **given)
         if self.kind == "gpt":
             return GPTHead(features, self.window, self.chunk, **given)
-        raise ConfigError(f"head: {self.kind!r} is not known. {did_you_mean(self.kind, ('mlp', 'gpt', 'lstm'))}")
+        raise ConfigError(f"head: unknown kind {self.kind!r}. {did_you_mean(self.kind, ('mlp', 'gpt', 'lstm'))}")
 
 
 @dataclass(frozen=True)
 class FlamingoSpec:
-    """What a folder's configuration says of the network.
+    """Architecture in a folder's configuration.
 
     Attributes:
-        vision: shape of the tower. every: cross-attention before every that-many-th layer.
-        language: configuration of the decoder, Hugging Face's keys with "model_type"; None: that of language/.
-        media_token: id of the image token; None: asked of the tokenizer.
-        head: None where neither the configuration nor the weights tell.
-        early: the policy reads the last layer's input; see `flamingo_mosaic`.
+        vision: shape of the tower. every: interval of layers with cross-attention.
+        language: configuration of the decoder, transformers' keys with "model_type"; None: that of language/.
+        media_token: id of the image token; None: from the tokenizer.
+        head: None if not configured.
+        weights: file name; None: search the folder.
+        early: the policy uses the input of the last layer; see mosaic.py.
     """
 
     vision: ClipShape
@@ -83,15 +84,15 @@ class FlamingoSpec:
         for RoboFlamingo on MPT-1B, where it is the default).
 
         Raises:
-            ConfigError: no configuration, several, one that lacks something.
+            ConfigError: no configuration, several of them, or an invalid one.
         """
         where = _config_file(folder)
         try:
             data = json.loads(where.read_text(encoding="utf-8"))
             if data.get("model_type", MODEL_TYPE) != MODEL_TYPE:
-                raise ConfigError(f"{where}: model_type is {data['model_type']!r}, not {MODEL_TYPE!r}")
+                raise ConfigError(f"{where}: model_type: expected {MODEL_TYPE!r}, got {data['model_type']!r}")
             if data.get("fusion", "post") != "post":
-                raise ConfigError(f'{where}: fusion: {data["fusion"]!r}: only "post" (latents side by side) is known')
+                raise ConfigError(f'{where}: fusion: expected "post", got {data["fusion"]!r}')
             return cls(
                 vision=_vision_shape(data, folder),
                 every=int(data.get("cross_attn_every_n_layers", 1)),
@@ -102,12 +103,12 @@ class FlamingoSpec:
                 early=flamingo_mosaic.is_early(data, folder / LANGUAGE),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(f"{where}: is no configuration of RoboFlamingo: {error!r}") from None
+            raise ConfigError(f"{where}: not a RoboFlamingo configuration: {error!r}") from None
 
 
 def _config_file(folder: Path) -> Path:
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder. Give a folder with config.json and weights of RoboFlamingo.")
+        raise ConfigError(f"{folder}: folder not found; expected config.json and weights of RoboFlamingo")
     if (folder / CONFIG).is_file():
         return folder / CONFIG
     found = sorted(folder.glob("*config.json"))
@@ -117,28 +118,28 @@ def _config_file(folder: Path) -> Path:
 
 
 def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
-    told = data.get("vision", data.get("vis"))
-    if isinstance(told, Mapping):
-        width = int(told["width"])
+    given = data.get("vision", data.get("vis"))
+    if isinstance(given, Mapping):
+        width = int(given["width"])
         return ClipShape(
             width=width,
-            layers=int(told["layers"]),
-            heads=int(told.get("heads", width // 64)),
-            patch=int(told.get("patch", 14)),
-            image_size=int(told.get("image_size", data.get("image_size", 224))),
-            mlp_width=int(told.get("mlp_width", 4 * width)),
-            act=told.get("act", "quick_gelu"),
+            layers=int(given["layers"]),
+            heads=int(given.get("heads", width // 64)),
+            patch=int(given.get("patch", 14)),
+            image_size=int(given.get("image_size", data.get("image_size", 224))),
+            mlp_width=int(given.get("mlp_width", 4 * width)),
+            act=given.get("act", "quick_gelu"),
         )
     file = folder / VISION / CONFIG
     if not file.is_file():
-        raise ConfigError(f"{file}: is missing; put a Hugging Face CLIP model into {VISION}/")
-    return shape_of_transformers(json.loads(file.read_text(encoding="utf-8")))
+        raise ConfigError(f"{file}: file not found; put a CLIP model in transformers' layout into {VISION}/")
+    return ClipShape.from_transformers(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    told = data.get("language")
-    if isinstance(told, Mapping):
-        return told
+    given = data.get("language")
+    if isinstance(given, Mapping):
+        return given
     for key, kind in _DECODERS.items():
         if isinstance(data.get(key), Mapping):
             return {"model_type": kind, **data[key]}
@@ -147,8 +148,8 @@ def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _head_spec(data: Mapping[str, Any]) -> HeadSpec | None:
     window = int(data.get("window", 12))
-    told = data.get("head")
-    if isinstance(told, Mapping):
-        return HeadSpec(**{"window": window, **told})
-    heads = re.search(r"(\d+)\s*heads?\b", told) if isinstance(told, str) else None  # described in words
+    given = data.get("head")
+    if isinstance(given, Mapping):
+        return HeadSpec(**{"window": window, **given})
+    heads = re.search(r"(\d+)\s*heads?\b", given) if isinstance(given, str) else None  # free text
     return HeadSpec(window=window, heads=int(heads[1]) if heads else None)

@@ -1,4 +1,4 @@
-"""RoboFlamingo at control time: one observation after another, with the head's memory of the episode."""
+"""RoboFlamingo inference: one observation at a time, with the state of the policy head."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.train.models.base import Controller
-from oxe_curate.train.models.roboflamingo.clip_vit import normalise
 from oxe_curate.train.models.roboflamingo.collate import FlamingoPrompter
 from oxe_curate.train.models.roboflamingo.heads import POSE
 from oxe_curate.train.models.roboflamingo.net import Flamingo
+from oxe_curate.train.models.roboflamingo.vit import normalize_images
 
 
 def as_actions(pose: torch.Tensor, gripper: torch.Tensor, chunk: int) -> torch.Tensor:
-    """A head's output of one step, (n, 6 * K) and (n, K) -> actions float32 (n, K, 7), the gripper 0 or 1.
+    """Convert a head's output (n, 6 * K) and (n, K) to actions float32 (n, K, 7), with the gripper 0 or 1.
 
-    The released code decides the gripper by a probability above one half.
+    As in the released code, the gripper is open if its probability exceeds one half.
     """
     open_ = (gripper > 0.5).float().unsqueeze(-1)
     return torch.cat([pose.float().unflatten(-1, (chunk, POSE)), open_], -1)
 
 
 class FlamingoController(Controller):
-    """Keeps what the head remembers; several controllers of one network do not disturb each other."""
+    """Holds the state of an episode; controllers of the same network are independent."""
 
     def __init__(self, net: Flamingo, prompter: FlamingoPrompter, autocast: Any) -> None:
         """Share a network's weights.
@@ -37,11 +37,11 @@ class FlamingoController(Controller):
             autocast: () -> a context for the forward pass.
         """
         self._net, self._prompter, self._autocast = net, prompter, autocast
-        self._head = copy.copy(net.lm_head)  # the same weights, a memory of its own
+        self._head = copy.copy(net.lm_head)  # same weights, separate state
         self.reset()
 
     def reset(self) -> None:
-        """Begin an episode."""
+        """Start a new episode."""
         self._head.reset()
         self._frames: list[torch.Tensor] = []
 
@@ -49,13 +49,13 @@ class FlamingoController(Controller):
     def act(
         self, images: NDArray[np.uint8], instruction: str, proprio: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
-        """See `Controller.act`; `proprio` is not looked at."""
+        """See `Controller.act`; `proprio` is ignored."""
         net, device = self._net, self._net.perceiver.latents.device
         ids = torch.tensor([self._prompter.robot(instruction)], device=device)
-        pixels = normalise(torch.from_numpy(np.array(images)).to(device))
+        pixels = normalize_images(torch.from_numpy(np.array(images)).to(device))
         with self._autocast():
-            tokens = net.look(pixels).unsqueeze(0)
-            if net.history:  # the whole window at once; before the first frame there is the first frame
+            tokens = net.encode_images(pixels).unsqueeze(0)
+            if net.history:  # use the whole window; before the first frame, repeat it
                 self._frames = [*self._frames, tokens][-net.window :]
                 missing = net.window - len(self._frames)
                 tokens = torch.cat([self._frames[0]] * missing + self._frames)

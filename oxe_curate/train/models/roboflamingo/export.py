@@ -1,9 +1,9 @@
-"""RoboFlamingo's weights for others: the released code's checkpoint, and a whole folder that this software loads.
+"""Export RoboFlamingo: a checkpoint for the released code, and a complete base folder.
 
-roboflamingo.pt        {"model_state_dict": {"module.perceiver.latents": ...}}: the trained weights by the released
+roboflamingo.pt        {"model_state_dict": {"module.perceiver.latents": ...}}: trained weights under the released
                        code's names, for its evaluation (eval_calvin.py --evaluate_from_checkpoint)
-config.json, flamingo.safetensors, language/      merged: everything, a base folder in itself
-adapter_*, extra.safetensors                      not merged: the trained weights alone, on top of their base
+config.json, flamingo.safetensors, language/      merged: all weights, a complete base folder
+adapter_*, extra.safetensors                      not merged: trained weights, to use with their base
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.roboflamingo.config import CONFIG, LANGUAGE, MODEL_TYPE, WEIGHTS
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead
 from oxe_curate.train.models.roboflamingo.model import tokenizer
+from oxe_curate.train.models.roboflamingo.names import to_published
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 
-RELEASED = "roboflamingo.pt"
+_RELEASED = "roboflamingo.pt"
 
 
 def export_flamingo(
     net: Any, plain: Flamingo, config: TrainConfig, spec: PolicySpec, folder: Path, merge: bool
 ) -> None:
-    """Write a folder; see the module.
+    """Write an export folder; see the module.
 
     Args:
-        net: as trained, a PEFT model around `plain` or `plain` itself.
+        net: the trained model, `plain` or a PEFT model around it.
         plain: the network.
         config: of the run.
         spec: of the run.
-        folder: made if need be.
-        merge: write everything, adapter merged, instead of what was trained alone.
+        folder: created if missing.
+        merge: write all weights with the adapter merged, instead of the trained weights only.
     """
     from safetensors.torch import save_file
 
@@ -47,16 +48,18 @@ def export_flamingo(
     if not merge:
         save_trained(net, folder, config.base)
         if adapted:
-            return  # the released code knows no LoRA
+            return  # the released code does not support LoRA
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
-    weights = {  # what was trained keeps its float32
-        name: (value if name in trained else value.to(dtype)).contiguous()
-        for name, value in merged_state(net, None).items()
-    }
-    if adapted:  # LoRA has changed the decoder, so the released code needs that too
+    weights = to_published(
+        {  # trained weights stay float32
+            name: (value if name in trained else value.to(dtype)).contiguous()
+            for name, value in merged_state(net, None).items()
+        }
+    )
+    if adapted:  # the released code also needs the decoder, which LoRA has changed
         trained |= {name for name in weights if ".decoder_layer." in name}
     released = {f"module.{name}": weights[name].float() for name in sorted(trained & set(weights))}
-    torch.save({"model_state_dict": released}, folder / RELEASED)
+    torch.save({"model_state_dict": released}, folder / _RELEASED)
     if not merge:
         return
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -73,7 +76,7 @@ def _config(net: Flamingo, spec: PolicySpec) -> dict[str, Any]:
         "cross_attn_every_n_layers": net.every,
         "media_token_id": net.media_token,
         "window": net.window,
-        "vision": asdict(net.vision_encoder.visual.shape),
+        "vision": asdict(net.vision_encoder.shape),
         "language": language,
         "head": _head(net.lm_head, net.history),
         "features": "last-input" if net.early else "final",
@@ -83,10 +86,10 @@ def _config(net: Flamingo, spec: PolicySpec) -> dict[str, Any]:
 
 
 def _head(head: Head, history: bool) -> dict[str, Any]:
-    """HeadSpec's fields."""
+    """Fields of `HeadSpec`."""
     common = {"window": head.window, "chunk": head.chunk, "hidden": head.hidden}
     if isinstance(head, LSTMHead):
         return {"kind": "lstm", **common, "layers": head.rnn.num_layers}
     if isinstance(head, GPTHead):
-        return {"kind": "gpt", **common, "layers": len(head.gpt.h), "heads": head.gpt.h[0].attn.heads}
+        return {"kind": "gpt", **common, "layers": head.gpt.config.n_layer, "heads": head.gpt.config.n_head}
     return {"kind": "mlp", **common, "history": history}

@@ -1,8 +1,8 @@
-"""RoboFlamingo in training: windows of frames in, continuous actions out, texts beside them if the mixture has any.
+"""RoboFlamingo as a family: windows of frames to continuous actions, with image-text co-training.
 
-What is trained is the released code's choice: gated cross-attention, resampler, policy head and, unless frozen, the
-decoder's input embeddings, all in float32. The tower and the decoder are frozen, in `config.dtype`; the decoder may be
-NF4 (adapter qlora) or int8, with LoRA on its linear layers (none with `lora.targets: []`).
+As in the released code, the gated cross-attention, resampler, policy head and (unless frozen) the decoder's input
+embeddings are trained, in float32. The tower and the decoder are frozen, in `config.dtype`; the decoder may be NF4
+(adapter qlora) or int8, with LoRA on its linear layers (none with `lora.targets: []`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
-from oxe_curate.train.data.batch import Batch
+from oxe_curate.train.data.batch import IGNORE, Batch
 from oxe_curate.train.models import adapters
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.base import Family, PolicySpec
-from oxe_curate.train.models.openvla.prompt import IGNORE
 from oxe_curate.train.models.roboflamingo import export as flamingo_export
-from oxe_curate.train.models.roboflamingo.clip_vit import MEAN, STD, normalise
 from oxe_curate.train.models.roboflamingo.collate import FlamingoCollator, FlamingoPrompter
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
 from oxe_curate.train.models.roboflamingo.control import FlamingoController, as_actions
@@ -35,10 +33,11 @@ from oxe_curate.train.models.roboflamingo.model import EMBEDDINGS, build_flaming
 from oxe_curate.train.models.roboflamingo.net import Flamingo
 from oxe_curate.train.models.roboflamingo.policy_loss import policy_losses
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache
+from oxe_curate.train.models.roboflamingo.vit import MEAN, STD, normalize_images
 
-WEIGHT_DECAY = 0.1
-"""Of the cross-attention's matrices; everything else has none."""
-CACHE = "vision-cache"
+_WEIGHT_DECAY = 0.1
+"""Weight decay of the cross-attention's matrices; other parameters have none."""
+_CACHE = "vision-cache"
 
 
 class FlamingoFamily(Family):
@@ -47,7 +46,7 @@ class FlamingoFamily(Family):
     name = "roboflamingo"
 
     def __init__(self, net: Any, config: TrainConfig, spec: PolicySpec, texts: bool, cache: VisionCache | None) -> None:
-        """Take an assembled network; `build` and `restore` make one."""
+        """Wrap a network; use `build` or `restore` to make one."""
         super().__init__()
         self.net, self.spec, self._config, self._texts, self._cache = net, spec, config, texts, cache
         self._prompter = FlamingoPrompter(Path(config.base))
@@ -62,14 +61,14 @@ class FlamingoFamily(Family):
         if config.flamingo.cache_vision:
             world = int(os.environ.get("WORLD_SIZE", "1"))
             limit = int(config.flamingo.cache_gib * 2**30)
-            cache = VisionCache.open(Path(config.run) / CACHE, _plain(net).vision_encoder.visual, limit, world)
+            cache = VisionCache.open(Path(config.run) / _CACHE, _plain(net).vision_encoder, limit, world)
         return cls(net, config, spec, bool(mixture.shards("text")), cache)
 
     @classmethod
     def restore(
         cls, config: TrainConfig, spec: PolicySpec, folder: Path | None, device: torch.device
     ) -> FlamingoFamily:
-        """See `Family.restore`; without a folder the base holds the trained weights."""
+        """See `Family.restore`; without a folder the base contains the trained weights."""
         base = FlamingoSpec.read(Path(config.base))
         net = _assemble(config, spec, base, device, trained_head=folder is None)
         family = cls(net, config, spec, False, None)
@@ -79,7 +78,7 @@ class FlamingoFamily(Family):
 
     @property
     def flamingo(self) -> Flamingo:
-        """The network without an adapter's wrapping."""
+        """The network without the PEFT wrapper."""
         net: Flamingo = _plain(self.net)
         return net
 
@@ -89,9 +88,9 @@ class FlamingoFamily(Family):
         return FlamingoCollator(self._prompter, self._cache)
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        """See `Family.forward`; beside the loss its parts: pose, gripper, share of grippers right, text.
+        """See `Family.forward`; also returns pose loss, gripper loss, gripper accuracy and text loss.
 
-        NaN in training where a batch has none of what is measured: every process has the same names.
+        A scalar is NaN if a batch has no such rows, so that all processes have the same names.
         """
         robots, texts = len(batch["actions"]), len(batch.get("text_ids", ()))
         with self._autocast():
@@ -102,7 +101,7 @@ class FlamingoFamily(Family):
                 total = total + losses.sum()
             else:
                 scalars = dict.fromkeys(("pose_loss", "gripper_loss", "gripper_accuracy"), nothing)
-            if self._texts and self.training:  # the same names in every process; held-out texts there are none
+            if self._texts and self.training:  # same names in every process; there are no held-out texts
                 scalars["text_loss"] = nothing
             if texts:
                 text_losses = self._text_losses(batch)
@@ -119,8 +118,8 @@ class FlamingoFamily(Family):
         return as_actions(pose[:, -1], gripper[:, -1], self.spec.chunk)
 
     def parameter_groups(self, weight_decay: float | None) -> list[dict[str, Any]]:
-        """Cross-attention's matrices with decay, the rest without, as in the released code."""
-        decay = WEIGHT_DECAY if weight_decay is None else weight_decay
+        """Weight decay on the cross-attention's matrices only, as in the released code."""
+        decay = _WEIGHT_DECAY if weight_decay is None else weight_decay
         groups: dict[bool, list[Any]] = {True: [], False: []}
         for name, parameter in self.net.named_parameters():
             if parameter.requires_grad:
@@ -144,13 +143,13 @@ class FlamingoFamily(Family):
         return FlamingoController(self.flamingo, self._prompter, self._autocast)
 
     def export(self, folder: Path, merge: bool) -> None:
-        """See `Family.export` and `flamingo_export`."""
+        """See `Family.export` and `export_flamingo`."""
         flamingo_export.export_flamingo(self.net, self.flamingo, self._config, self.spec, folder, merge)
 
     def _robot_losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         settings, chunk = self._config.flamingo, self.spec.chunk
         pose, gripper = self._policy(batch, logits=True)
-        steps = pose.shape[1]  # with the MLP's history the window's last step alone
+        steps = pose.shape[1]  # the MLP head with history predicts the last step only
         target, mask = batch["actions"][:, -steps:], batch["action_mask"][:, -steps:]
         opened = gripper.unsqueeze(-1)  # a logit
         numbers, binary = policy_losses(pose.unflatten(-1, (chunk, POSE)), opened, target, mask, settings.pose_loss)
@@ -159,7 +158,7 @@ class FlamingoFamily(Family):
         return numbers + settings.gripper_weight * binary, {key: value.detach() for key, value in scalars.items()}
 
     def _untouched(self, robots: bool, texts: bool) -> Tensor:
-        """Zero, with a gradient to what this batch leaves out: data-parallel training waits for every weight."""
+        """Zero with a gradient to the weights that this batch does not use: data-parallel training requires one."""
         net, unused = self.flamingo, []
         if not robots:
             unused += [*net.lm_head.parameters(), *net.parameters(recurse=False)]
@@ -182,7 +181,9 @@ class FlamingoFamily(Family):
         cameras = len(self.spec.cameras)
         computed = None
         if len(batch["images"]):
-            computed = self.flamingo.look(self._pixels(batch["images"], batch["random"], batch["image_sample"]))
+            computed = self.flamingo.encode_images(
+                self._pixels(batch["images"], batch["random"], batch["image_sample"])
+            )
             if self._cache is not None:
                 keys = [bytes(key) for key in batch["image_key"].cpu().numpy()]
                 self._cache.write(keys, computed)
@@ -198,18 +199,18 @@ class FlamingoFamily(Family):
         return tokens.unflatten(0, (-1, cameras))
 
     def _pixels(self, images: Tensor, random: Tensor, sample: Tensor) -> Tensor:
-        """Normalised pixels; augmented in training, all frames of a window alike."""
+        """Normalized pixels; augmented in training, equally for all frames of a window."""
         if not (self.training and self._config.augment):
-            return normalise(images)
+            return normalize_images(images)
         mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
         return (augment(images, random[sample]) - mean) / std
 
     def _text_losses(self, batch: Batch) -> Tensor:
         """float32 (m,): each image-text sample's mean cross-entropy over its learned tokens."""
         net = self.flamingo
-        # never augmented: colours and places are what captions speak of
-        latents = net.resample(net.look(normalise(batch["text_images"])).unsqueeze(1))
-        hidden = net.read(batch["text_ids"], batch["text_mask"], latents)
+        # not augmented: captions describe colors and positions
+        latents = net.resample(net.encode_images(normalize_images(batch["text_images"])).unsqueeze(1))
+        hidden = net.run_decoder(batch["text_ids"], batch["text_mask"], latents)
         labels = batch["text_labels"][:, 1:]
         row, place = (labels != IGNORE).nonzero(as_tuple=True)
         logits = net.lang_encoder.get_output_embeddings()(hidden[row, place])
@@ -231,40 +232,40 @@ def _plain(net: Any) -> Any:
 
 
 def _is_trained(name: str, config: TrainConfig) -> bool:
-    """Whether a weight, LoRA's aside, is trained."""
+    """Whether a weight other than LoRA's is trained."""
     if name.startswith(("perceiver.", "lm_head.", "frame_embs")) or ".gated_cross_attn_layer." in name:
         return True
     return config.flamingo.train_embeddings and name.startswith("lang_encoder.") and name.endswith(EMBEDDINGS)
 
 
 def _policy_spec(config: TrainConfig, mixture: MixtureFolder, base: FlamingoSpec) -> PolicySpec:
-    """What the run sees and does. Raises ConfigError where mixture and configuration cannot serve RoboFlamingo."""
+    """Spec of the run. Raises ConfigError if mixture or configuration do not suit RoboFlamingo."""
     settings, form = config.flamingo, mixture.mixture
     if config.proprio:
-        raise ConfigError("proprio: RoboFlamingo looks at pictures alone. Train without it.")
+        raise ConfigError("proprio: RoboFlamingo does not support proprioception; remove the key")
     if config.tune is not None:
         raise ConfigError(
-            "tune: RoboFlamingo trains its cross-attention, resampler, head and embeddings; leave the key out. "
-            "For more, put LoRA on the decoder (adapter: lora)."
+            "tune: not supported by RoboFlamingo, which trains its cross-attention, resampler, head and embeddings; "
+            "remove the key (adapter: lora also trains the decoder)"
         )
     if settings.cache_vision and config.augment:
-        raise ConfigError("flamingo.cache_vision: an augmented frame is never the same twice; set augment: false")
+        raise ConfigError("flamingo.cache_vision: augmented frames cannot be cached; set augment: false")
     if config.shard == "fsdp" and mixture.shards("text"):
         raise ConfigError(
-            "shard: fsdp needs every process to run the same layers, and image-text rows come to some and not to "
-            "others. Train with ddp, or on a mixture without texts."
+            "shard: fsdp requires all processes to run the same layers, but image-text rows are not in every batch; "
+            "use ddp, or a mixture without texts"
         )
     needs_window = settings.head in ("gpt", "lstm") or settings.history
     if form.window == 1 and needs_window:
         what = f"the {settings.head} head" + (" with history" if settings.head == "mlp" else "")
         raise ConfigError(
-            f"{mixture.folder}: {what} learns from windows of observations, and these rows hold one. Run tokenize "
-            "again with window: 12 in the mixture, or take the MLP head without history (flamingo.head: mlp, "
+            f"{mixture.folder}: {what} requires windows of observations, but each row has one observation. Run "
+            "tokenize again with window: 12 in the mixture, or use the MLP head without history (flamingo.head: mlp, "
             "flamingo.history: false)."
         )
     chunk = config.chunk or form.chunk
     if chunk > form.chunk:
-        raise ConfigError(f"chunk: {chunk} asked for, but the rows of {mixture.folder} hold {form.chunk}")
+        raise ConfigError(f"chunk: {chunk} is larger than the chunk of {mixture.folder} ({form.chunk})")
     return PolicySpec(
         cameras=tuple(config.cameras or form.image.cameras),
         window=form.window,
@@ -281,7 +282,7 @@ def _policy_spec(config: TrainConfig, mixture: MixtureFolder, base: FlamingoSpec
 def _assemble(
     config: TrainConfig, spec: PolicySpec, base: FlamingoSpec, device: torch.device, trained_head: bool
 ) -> Any:
-    """The network on its device: quantised, adapted, frozen and cast."""
+    """Build the network on its device: quantize, adapt, freeze and cast."""
     adapters.check_quantization(config.adapter, device)
     settings = config.flamingo
     head = replace(
@@ -293,7 +294,7 @@ def _assemble(
     )
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # the same first weights in every process
+        torch.manual_seed(config.seed)  # same initial weights in every process
         net = build_flamingo(Path(config.base), base, head, dtype, trained_head, lambda name: _is_trained(name, config))
     whole = tuple(net.trained_names(settings.train_embeddings))
     if config.adapter in ("qlora", "int8"):
@@ -306,15 +307,12 @@ def _assemble(
         wrapped = adapters.attach(net, config, parts)
     else:
         net.requires_grad_(False)
-    for name in whole:
-        net.get_submodule(name).requires_grad_(True)
-    if net.history:
-        net.frame_embs.requires_grad_(True)
+    net.train_parts(settings.train_embeddings)
     for parameter in net.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     if config.checkpointing:
         net.enable_checkpointing()
-    if config.compile:  # three kinds of layers, robots' and texts' shapes: more variants than dynamo's default of 8
+    if config.compile:  # three kinds of layers and shapes of robot and text rows: more than dynamo's default of 8
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return wrapped

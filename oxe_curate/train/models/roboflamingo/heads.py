@@ -1,10 +1,10 @@
-"""Explicit policy heads: from a vision-language model's features over a window of steps to continuous actions.
+"""Policy heads: from a vision-language model's features over a window of steps to continuous actions.
 
-A head takes features (n, W, L, D) of n samples: W steps, oldest first, L tokens, width D. It takes the maximum over the
-tokens, relates the steps to one another (or not, by its kind), and gives for each step six pose numbers in (-1, 1) and
-the probability of an open gripper, for the next `chunk` actions. Parameters carry the released checkpoints' names.
+The input is features (n, W, L, D) of n samples: W steps, oldest first, L tokens, width D. A head max-pools over the
+tokens, mixes the steps, and predicts for each step six pose values in (-1, 1) and the probability of an open gripper,
+for the next `chunk` actions. Parameters have the names of the released checkpoints.
 
-    MLPHead   no state; with `history` it also takes the maximum over the steps so far
+    MLPHead   no state; with `history` it also max-pools over the steps so far
     GPTHead   a causal transformer over the steps
     LSTMHead  a recurrent network over the steps
 """
@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import abc
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from oxe_curate.train.models.roboflamingo.gpt import GPT
-
 POSE = 6
-"""Numbers of an action that are not the gripper."""
+"""Number of action dimensions without the gripper."""
 
 
 class TanhMLP(nn.Module):
@@ -40,11 +39,11 @@ class TanhMLP(nn.Module):
 
 
 class Head(nn.Module, abc.ABC):
-    """What the heads share: pooling, alignment of padded windows, the two output networks, control step by step.
+    """Base class: pooling, alignment of padded windows, output networks, stepwise control.
 
     Args:
-        in_features: width D of the features. hidden: width of what the output networks see.
-        window: steps of a training window; at control time the longest history looked at.
+        in_features: width D of the features. hidden: input width of the output networks.
+        window: steps of a training window; longest history during control.
         chunk: actions predicted at each step.
     """
 
@@ -62,16 +61,16 @@ class Head(nn.Module, abc.ABC):
         observation_mask: Tensor | None = None,
         logits: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The actions of every step of a window, each from the steps up to it alone.
+        """Predict the actions of every step of a window from the steps up to it.
 
         Args:
             features: (n, W, L, D), any float type; computed in float32 (float64 stays).
             token_mask: bool (n, L) or (n, W, L), True for real tokens; None pools over all tokens, padding
-                included, as the released code does (with one text a batch the two are the same).
-            observation_mask: bool (n, W), False for padding before the episode's start. Padded steps are then not
-                shown to the head, so that the n-th step of an episode is computed from n steps, as at control time;
-                what is returned for them means nothing. None shows the head every step, as the released code does.
-            logits: give the gripper before its sigmoid, for the loss.
+                included, as in the released code.
+            observation_mask: bool (n, W), False for padding before the start of the episode. The head then skips padded
+                steps, so that the n-th step of an episode is computed from n steps, as during control; their outputs
+                are undefined. None uses every step, as in the released code.
+            logits: return the gripper before its sigmoid, for the loss.
 
         Returns:
             pose (n, W, 6 * chunk) in (-1, 1), action by action, and gripper (n, W, chunk), the probability of "open".
@@ -95,18 +94,17 @@ class Head(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def mix(self, pooled: Tensor) -> Tensor:
-        """(n, W, D') -> (n, W, hidden): each step informed by the steps before it."""
+        """(n, W, D') -> (n, W, hidden): combine each step with the steps before it."""
 
     def reset(self) -> None:
-        """Forget the episode so far."""
+        """Start a new episode."""
         self._history = []
 
     def step(self, features: Tensor, token_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """One control step of n episodes that run in parallel; keeps what it needs of the steps before.
+        """One control step of n parallel episodes; keeps the state between steps.
 
-        As in the released code, the head sees the last `window` steps: beyond that it starts from nothing at the
-        window's first step. So every step's result equals the last one of `forward` on the steps so far, the last
-        `window` of them.
+        As in the released code, the head uses the last `window` steps and starts from a zero state at the first of
+        them, so the result equals the last step of `forward` on these steps.
 
         Args:
             features: (n, 1, L, D).
@@ -119,7 +117,7 @@ class Head(nn.Module, abc.ABC):
             return self._decode(self.mix_step(self.pool(features, token_mask)))
 
     def mix_step(self, pooled: Tensor) -> Tensor:
-        """(n, 1, D') -> (n, 1, hidden), from this step and the remembered ones."""
+        """(n, 1, D') -> (n, 1, hidden), from this step and the stored ones."""
         self._history = [*self._history, pooled][-self.window :]
         return self.mix(torch.cat(self._history, 1))[:, -1:]
 
@@ -133,10 +131,10 @@ def _rolled(x: Tensor, index: Tensor) -> Tensor:
 
 
 class MLPHead(Head):
-    """A perceptron on each token, in -> in/2 -> hidden, then the maximum over the tokens.
+    """An MLP on each token, in -> in/2 -> hidden, then max-pooling over the tokens.
 
     Args:
-        history: take the maximum over the tokens of all steps so far, instead of the current step's alone.
+        history: max-pool over the tokens of all steps so far instead of the current step only.
     """
 
     def __init__(
@@ -153,7 +151,7 @@ class MLPHead(Head):
         return super().pool(self.mlp(features.float()), token_mask)
 
     def mix(self, pooled: Tensor) -> Tensor:
-        """The steps as they are, or the maximum so far."""
+        """The steps unchanged, or their running maximum."""
         return pooled.cummax(1).values if self.history else pooled
 
 
@@ -161,7 +159,7 @@ class LSTMHead(Head):
     """An LSTM over the steps: 4 layers of 1024, dropout 0.1, as released.
 
     Args:
-        hidden, layers, dropout: of the LSTM; dropout acts between its layers, in training.
+        hidden, layers, dropout: of the LSTM; dropout is between its layers.
     """
 
     def __init__(
@@ -178,16 +176,16 @@ class LSTMHead(Head):
         self._state: tuple[Tensor, Tensor] | None = None
 
     def mix(self, pooled: Tensor) -> Tensor:
-        """From a zero state, over the whole window."""
+        """Run the whole window from a zero state."""
         return self.rnn(pooled)[0]
 
     def reset(self) -> None:
-        """Forget the episode so far: history and recurrent state."""
+        """Start a new episode: clear history and recurrent state."""
         super().reset()
         self._state = None
 
     def mix_step(self, pooled: Tensor) -> Tensor:
-        """The state goes on for `window` steps; from then on the window is run again from a zero state."""
+        """Continue the state for `window` steps; after that, rerun the window from a zero state."""
         if len(self._history) >= self.window:
             self._state = None
             return super().mix_step(pooled)
@@ -200,7 +198,7 @@ class GPTHead(Head):
     """A causal GPT-2 over the steps: 8 layers of 8 heads, learned positions, dropout 0.1, as released.
 
     Args:
-        hidden: width of the transformer, default the features' own; another width adds a linear layer `fc`.
+        hidden: width of the transformer (default: width of the features); another width adds a linear layer `fc`.
         layers, heads, dropout: of the transformer.
     """
 
@@ -217,8 +215,8 @@ class GPTHead(Head):
         hidden = hidden or in_features
         super().__init__(in_features, hidden, window, chunk)
         if hidden % heads:
-            raise ValueError(f"a GPT head of width {hidden} cannot have {heads} attention heads: choose a multiple")
-        self.gpt = GPT(hidden, layers, heads, window, dropout)
+            raise ValueError(f"GPT head: width {hidden} is not divisible by {heads} attention heads")
+        self.gpt = _gpt2(hidden, layers, heads, window, dropout)
         self.fc = nn.Linear(in_features, hidden) if hidden != in_features else nn.Identity()
 
     def pool(self, features: Tensor, token_mask: Tensor | None) -> Tensor:
@@ -227,4 +225,26 @@ class GPTHead(Head):
 
     def mix(self, pooled: Tensor) -> Tensor:
         """Causal attention; positions count from the window's first step."""
-        return self.gpt(pooled)
+        mixed: Tensor = self.gpt(inputs_embeds=pooled, use_cache=False).last_hidden_state
+        return mixed
+
+
+def _gpt2(width: int, layers: int, heads: int, positions: int, dropout: float) -> Any:
+    from transformers import GPT2Config, GPT2Model
+
+    config = GPT2Config(
+        vocab_size=1,
+        bos_token_id=None,
+        eos_token_id=None,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=positions,
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        use_cache=False,
+    )
+    model = GPT2Model(config)
+    del model.wte  # inputs are vectors, and data-parallel training refuses a weight without a gradient
+    return model

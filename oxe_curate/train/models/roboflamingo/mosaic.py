@@ -1,9 +1,8 @@
-"""MPT-1B as OpenFlamingo-3B uses it: "mosaic_gpt", the first MPT, whose own code transformers cannot run any more.
+"""MPT-1B, the decoder of OpenFlamingo-3B: "mosaic_gpt", the first MPT, whose code current transformers cannot run.
 
-It is today's MPT with a norm on queries and keys and other names for its layers. One thing differs in use: its code
-reports as last hidden states the input of its last layer, not the output of its final norm, and the released
-RoboFlamingo takes what is reported. So its heads were trained on that, its last layer and the cross-attention before
-it have no part in a policy, and `Flamingo.early` says so here.
+It is an MPT with norms on queries and keys and other layer names. Its code returns the input of its last layer as the
+last hidden states instead of the output of the final norm, and the released RoboFlamingo heads were trained on these.
+So the last layer and its cross-attention do not take part in the policy; see `Flamingo.early`.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from torch import Tensor, nn
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.roboflamingo.names import read_weights
 
-MODEL_TYPE = "mosaic_gpt"
+_MODEL_TYPE = "mosaic_gpt"
 
 
 def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
-    """Today's MPT configuration of a folder with a "mosaic_gpt" in it; None for a folder with anything else.
+    """Convert the configuration of a folder with a "mosaic_gpt" to transformers' MPT; None for other models.
 
     Raises:
-        ConfigError: a model of that kind that OpenFlamingo never used.
+        ConfigError: a variant that OpenFlamingo does not use.
     """
     where = folder / "config.json"
     if not where.is_file():
         return None
     data = json.loads(where.read_text(encoding="utf-8"))
-    if data.get("model_type") != MODEL_TYPE:
+    if data.get("model_type") != _MODEL_TYPE:
         return None
-    told = {"alibi": True, "no_bias": True, "prefix_lm": False, "mlp_ratio": 4, "embedding_fraction": 1}
-    other = {key: data[key] for key, value in told.items() if key in data and data[key] != value}
+    supported = {"alibi": True, "no_bias": True, "prefix_lm": False, "mlp_ratio": 4, "embedding_fraction": 1}
+    other = {key: data[key] for key, value in supported.items() if key in data and data[key] != value}
     if other:
-        raise ConfigError(f"{where}: {other}: only MPT-1B's kind of mosaic_gpt is known, with {told}")
+        raise ConfigError(f"{where}: unsupported mosaic_gpt with {other}; expected {supported}")
     return {
         "model_type": "mpt",
         "vocab_size": data["vocab_size"],
@@ -53,51 +52,51 @@ def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_language(folder: Path) -> dict[str, Tensor]:
-    """Its weights as a Flamingo checkpoint names them.
+    """Its weights under the names of a Flamingo checkpoint.
 
     Raises:
         ConfigError: no weights.
     """
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
-        raise ConfigError(f"{folder}: holds no *.safetensors and no pytorch_model*.bin")
+        raise ConfigError(f"{folder}: no *.safetensors or pytorch_model*.bin found")
     return {f"lang_encoder.{name}": value for file in files for name, value in read_weights(file).items()}
 
 
 def add_norms(language: nn.Module) -> None:
-    """Give an MPT whose configuration asks for it the norm on queries and keys, which transformers leaves out."""
+    """Add the norms on queries and keys to an MPT with qk_ln, which transformers ignores."""
     settings: Any = getattr(language.config, "attn_config", None)
     if not getattr(settings, "qk_ln", False):
         return
     if settings.clip_qkv:
-        raise ConfigError("an MPT that both clips and normalises its queries is not supported")
+        raise ConfigError("an MPT with both clip_qkv and qk_ln is not supported")
     weight = language.get_input_embeddings().weight
     for block in language.transformer.blocks:
         attention = block.attn
         for name in ("q_ln", "k_ln"):
             norm = nn.LayerNorm(language.config.hidden_size, bias=False, dtype=weight.dtype, device=weight.device)
             attention.add_module(name, norm)
-        # not a hook on the projection: quantisation and LoRA put other modules in its place
+        # not a hook on the projection, which quantization and LoRA replace
         attention.forward = types.MethodType(_attend, attention)
 
 
 def _attend(
     self: Any, hidden_states: Tensor, position_bias: Tensor, attention_mask: Tensor | None = None, **_: Any
 ) -> tuple[Tensor, None]:
-    """MPT's attention with normalised queries and keys, each over the whole width; no cache of keys."""
+    """MPT's attention with queries and keys normalized over the full width; without a cache."""
     q, k, v = self.Wqkv(hidden_states).chunk(3, -1)
     heads = (self.q_ln(q).to(v.dtype), self.k_ln(k).to(v.dtype), v)
     q, k, v = (part.unflatten(-1, (self.n_heads, self.head_dim)).transpose(1, 2) for part in heads)
     bias = position_bias[..., -k.shape[2] :].to(q.dtype)
-    if attention_mask is not None:  # True where nothing may be seen
+    if attention_mask is not None:  # True for masked positions
         bias = bias.masked_fill(attention_mask, torch.finfo(q.dtype).min)
     out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.softmax_scale)
     return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
 
 def is_early(data: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the policy reads the last layer's input: said by "features", or by what language/ holds."""
-    told = data.get("features")
-    if told not in (None, "final", "last-input"):
-        raise ConfigError(f'{folder}: features: {told!r} is not known. Known: "final", "last-input".')
-    return told == "last-input" if told else read_mosaic_config(folder) is not None
+    """Whether the policy uses the input of the last layer: key "features", default True for mosaic_gpt."""
+    given = data.get("features")
+    if given not in (None, "final", "last-input"):
+        raise ConfigError(f'{folder}: features: expected "final" or "last-input", got {given!r}')
+    return given == "last-input" if given else read_mosaic_config(folder) is not None

@@ -1,25 +1,29 @@
-"""Weights of OpenFlamingo and RoboFlamingo checkpoints under one set of names, whatever wrote them.
+"""Normalize the weight names of OpenFlamingo and RoboFlamingo checkpoints.
 
-The names used here are the ones that all of them share: `perceiver.*`, `lang_encoder.<layers>.<i>.decoder_layer.*` and
-`.gated_cross_attn_layer.*`, `vision_encoder.visual.*`, `lm_head.*` for the policy head. What differs:
+Common names: `perceiver.*`, `lang_encoder.<layers>.<i>.decoder_layer.*` and
+`.gated_cross_attn_layer.*`, `vision_encoder.visual.*`, `lm_head.*` for the policy head. Differences:
 
-- DataParallel's prefix `module.`; a training checkpoint's weights lie under "model_state_dict";
-- the same cross-attention also as `lang_encoder.gated_cross_attn_layers.<i>.*`, the same decoder layers also as
-  `lang_encoder.old_decoder_blocks.<i>.*`, the same head also as `action_head.*`;
+- DataParallel's prefix `module.`; weights of a training checkpoint are under "model_state_dict";
+- cross-attention is duplicated as `lang_encoder.gated_cross_attn_layers.<i>.*`, decoder layers as
+  `lang_encoder.old_decoder_blocks.<i>.*`, the head as `action_head.*`;
 - the first MPT ("mosaic_gpt") calls its layers `ln_1`, `mlp.mlp_up`, ... instead of `norm_1`, `ffn.up_proj`, ...;
+- CLIP has open_clip's names, but the network uses transformers' `CLIPVisionModel`;
 - constants (attention masks) saved as weights; CLIP's unused final norm, projection and text tower.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from oxe_curate.errors import ConfigError, CorruptError
+from oxe_curate.train.models.roboflamingo.vit import from_open_clip, to_open_clip
+
+TOWER = "vision_encoder.visual."
 
 _UNUSED = re.compile(
     r"vision_encoder\.(?!visual\.)|vision_encoder\.visual\.(ln_post\.|proj$)|lm_head\.gpt\.h\.\d+\.attn\.(bias|masked_bias)$"
@@ -33,12 +37,12 @@ _MOSAIC = {
 }
 
 
-def published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
-    """Rename a checkpoint's weights; leave out duplicates and what is no weight.
+def from_published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
+    """Rename a checkpoint's weights; drops duplicates, constants and unused weights.
 
     Args:
-        state: as found in the file.
-        layers: where the decoder keeps its layers ("transformer.blocks").
+        state: content of the file.
+        layers: name of the decoder's layer list ("transformer.blocks").
     """
     out: dict[str, Tensor] = {}
     duplicates: dict[str, Tensor] = {}
@@ -57,8 +61,21 @@ def published(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
                 duplicates["lm_head." + name.removeprefix("action_head.")] = value
             else:
                 out[_modern(name, layers)] = value
-    merged = duplicates | out
-    return {name: value for name, value in merged.items() if not _UNUSED.match(name)}
+    merged = {name: value for name, value in (duplicates | out).items() if not _UNUSED.match(name)}
+    return _rename_tower(merged, from_open_clip)
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a network's weights to OpenFlamingo's names; inverse of `from_published`."""
+    return _rename_tower(state, to_open_clip)
+
+
+def _rename_tower(
+    state: Mapping[str, Tensor], rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    tower = {name.removeprefix(TOWER): value for name, value in state.items() if name.startswith(TOWER)}
+    rest = {name: value for name, value in state.items() if not name.startswith(TOWER)}
+    return rest | {TOWER + name: value for name, value in rename(tower).items()}
 
 
 def _modern(name: str, layers: str) -> str:
@@ -79,13 +96,13 @@ def _modern(name: str, layers: str) -> str:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """A safetensors file, or a `.pt` of OpenFlamingo or RoboFlamingo; no code in it is run.
+    """Read a safetensors file, or a `.pt` of OpenFlamingo or RoboFlamingo without running code in it.
 
     Raises:
-        ConfigError: no such file, another kind of file. CorruptError: a damaged one.
+        ConfigError: missing file, or no weights. CorruptError: damaged file.
     """
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file; it should hold Flamingo's weights (.safetensors or .pt)")
+        raise ConfigError(f"{file}: file not found; expected Flamingo's weights (.safetensors or .pt)")
     if file.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -93,7 +110,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         try:
             tensors: dict[str, Tensor] = load_file(file)
         except SafetensorError as error:
-            raise CorruptError(f"{file}: is truncated or damaged ({error}); copy it again") from None
+            raise CorruptError(f"{file}: truncated or damaged file ({error}); copy it again") from None
         return tensors
     import torch
 
@@ -101,8 +118,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         data: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch.load raises many kinds
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CorruptError(f"{file}: cannot be read as a checkpoint: {first}") from None
+        raise CorruptError(f"{file}: cannot read the checkpoint: {first}") from None
     data = data.get("model_state_dict", data) if isinstance(data, dict) else None
     if not isinstance(data, dict) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise ConfigError(f"{file}: holds no weights by name; expected a checkpoint of OpenFlamingo or RoboFlamingo")
+        raise ConfigError(f"{file}: no named weights; expected a checkpoint of OpenFlamingo or RoboFlamingo")
     return data

@@ -1,4 +1,4 @@
-"""The loss of a policy head, and what each number of it is compared with."""
+"""Loss of a policy head."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ def policy_losses(
     mask: Tensor | None = None,
     pose_loss: Literal["huber", "mse"] = "huber",
 ) -> tuple[Tensor, Tensor]:
-    """Loss of each sample's pose and gripper, over its real actions.
+    """Pose and gripper loss of each sample, over its real actions.
 
-    The released code takes Huber (delta 1), the paper writes mean squared error. The released code's data have
-    grippers of -1 and 1 and it trains on (g + 1) / 2; here a gripper is 0 (closed) to 1 (open) already and is the
-    target as it stands.
+    The released code uses the Huber loss (delta 1), the paper mean squared error. The released data have grippers of -1
+    and 1, mapped to (g + 1) / 2; here grippers are already 0 (closed) to 1 (open).
 
     Args:
         pose: (n, W, K, 6) in (-1, 1).
-        gripper: (n, W, K, 1), logit of "open": a probability that has rounded to 0 or 1 lets no gradient back.
-        target: (n, W, K, 7), normalised, the gripper in [0, 1].
-        mask: bool (n, W, K), False for actions that are padding; None: all are real.
+        gripper: (n, W, K, 1), logit of "open"; probabilities rounded to 0 or 1 would have no gradient.
+        target: (n, W, K, 7), normalized, the gripper in [0, 1].
+        mask: bool (n, W, K), False for padding; None: no padding.
         pose_loss: "huber" or "mse".
 
     Returns:
-        float32 (n,) and (n,): mean over the sample's real actions; 0 for a sample without any.
+        float32 (n,) and (n,): mean over the real actions of a sample; 0 if it has none.
     """
     pose, gripper, target = pose.float(), gripper.float(), target.float()
-    wanted = target[..., :POSE]
-    error = (F.huber_loss if pose_loss == "huber" else F.mse_loss)(pose, wanted, reduction="none").mean(-1)
+    target_pose = target[..., :POSE]
+    error = (F.huber_loss if pose_loss == "huber" else F.mse_loss)(pose, target_pose, reduction="none").mean(-1)
     binary = F.binary_cross_entropy_with_logits(gripper, target[..., POSE:], reduction="none").squeeze(-1)
     if mask is None:
         return error.flatten(1).mean(1), binary.flatten(1).mean(1)

@@ -1,7 +1,7 @@
-"""How Flamingo lets text see: the perceiver resampler and the gated cross-attention, with OpenFlamingo's names.
+"""Perceiver resampler and gated cross-attention, with OpenFlamingo's parameter names.
 
-Alayrac et al. 2022, "Flamingo", sections 2.1 and 2.2. The resampler turns any number of image tokens into 64 latents;
-a gated block before a language layer lets text attend to them, and starts as the identity (tanh of a zero gate).
+Alayrac et al. 2022, "Flamingo", sections 2.1 and 2.2. The resampler maps any number of image tokens to 64 latents; in
+gated blocks before language layers text attends to them. Gates start closed (tanh of zero).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _attend(q: Tensor, kv: Tensor) -> Tensor:
 
 
 class PerceiverAttention(nn.Module):
-    """Latents attend to the image tokens and to one another."""
+    """Latents attend to image tokens and to each other."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class PerceiverAttention(nn.Module):
 
 
 class ResamplerLayer(nn.ModuleList):
-    """Attention, then a feed-forward layer: a list by its names, a block to compilers and to FSDP."""
+    """Attention and a feed-forward layer: a list for parameter names, a block for compilation and FSDP."""
 
     def __init__(self, width: int) -> None:
         super().__init__([PerceiverAttention(width), feed_forward(width)])
@@ -59,7 +59,7 @@ class ResamplerLayer(nn.ModuleList):
 
 
 class PerceiverResampler(nn.Module):
-    """Any number of image tokens -> a fixed number of latents of the same width."""
+    """Any number of image tokens -> a fixed number of latents with the same width."""
 
     def __init__(self, width: int, depth: int = 6, latents: int = 64) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PerceiverResampler(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Text attends to its image's latents."""
+    """Text attends to the latents of its image."""
 
     def __init__(self, width: int, media_width: int) -> None:
         super().__init__()
@@ -86,13 +86,13 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(INNER, width, bias=False)
 
     def forward(self, x: Tensor, media: Tensor, sees: Tensor) -> Tensor:
-        """x (n, L, width), media (n, m, media_width), sees bool (n, L) -> (n, L, width), zero where not `sees`."""
+        """x (n, L, width), media (n, m, media_width), sees bool (n, L) -> (n, L, width), zero if not `sees`."""
         out = _attend(self.to_q(self.norm(x)), self.to_kv(media))
         return self.to_out(out * sees.unsqueeze(-1).to(out.dtype))
 
 
 class GatedCrossAttention(nn.Module):
-    """Cross-attention, then a feed-forward layer, each behind a learned tanh gate that starts closed."""
+    """Cross-attention and a feed-forward layer, each with a learned tanh gate that starts closed."""
 
     def __init__(self, width: int, media_width: int) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""The frozen vision tower's tokens of each frame, kept on disk: computed in the first epoch, read in the later ones.
+"""Disk cache of the frozen vision tower's tokens: computed in the first epoch, read in later ones.
 
-    cache.json      what made the entries: hash of the tower's weights, preprocessing, shape and type of an entry
-    ab/ab12...      one entry a file, raw numbers, named by a hash of the frame's pixels
+    cache.json      origin of the entries: hash of the tower's weights, preprocessing, shape and type
+    ab/ab12...      one entry per file, raw values, named by a hash of the frame's pixels
 
-An entry is what the tower gave for those pixels, bit for bit. Files are written beside their name and renamed, so that
-a file that is there is whole, and any number of processes may share a folder. When the limit is reached nothing more
-is stored: epochs go round, and throwing out the oldest entry would throw out the next one needed.
+Entries are bit-identical to the tower's output. Files are written under a temporary name and renamed, so existing files
+are complete and any number of processes may share a folder. At the size limit, nothing more is stored: since epochs
+repeat the same order, evicting the oldest entry would evict the next one needed.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipViT
+from oxe_curate.train.models.roboflamingo.vit import ClipTower, to_open_clip
 
-DESCRIPTION = "cache.json"
-KEY = 16
-"""Bytes of a key: 128 bits, so that two frames of 10^12 share one with probability 10^-15."""
+_DESCRIPTION = "cache.json"
+KEY_BYTES = 16
+"""Size of a key: 128 bits give 10^12 frames a collision with probability 10^-15."""
 
 _PREPROCESSING = "uint8 RGB / 255, CLIP mean and std, no augmentation"
-_WAITING = 512  # entries on their way to the disk
+_WAITING = 512  # entries waiting to be written
 
 
 def key_of(pixels: NDArray[np.uint8]) -> bytes:
     """The key of one frame, uint8 (S, S, 3)."""
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY).digest()
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY_BYTES).digest()
 
 
 @dataclass(eq=False)
 class VisionCache:
-    """Tokens by frame. Picklable; each process counts what it writes.
+    """Tokens of frames. Picklable; each process has an equal share of the limit.
 
     Attributes:
-        folder: of the entries. shape: (tokens, width) of an entry. dtype: torch's name of its type.
-        limit: bytes that may be stored, by all processes.
-        world: how many processes write.
+        folder: of the entries. shape: (tokens, width) of an entry. dtype: of an entry.
+        limit: bytes for all processes.
+        world: number of processes that write.
     """
 
     folder: Path
@@ -63,22 +63,22 @@ class VisionCache:
     _error: OSError | None = None
 
     @classmethod
-    def open(cls, folder: Path, tower: ClipViT, limit: int, world: int = 1) -> VisionCache:
-        """Open or begin a cache of a tower's tokens.
+    def open(cls, folder: Path, tower: ClipTower, limit: int, world: int = 1) -> VisionCache:
+        """Open or create a cache.
 
         Args:
-            folder: made if need be.
-            tower: with its weights.
+            folder: created if missing.
+            tower: the vision tower.
             limit: in bytes.
-            world: processes that share it.
+            world: number of processes that share it.
 
         Raises:
-            ConfigError: the folder's entries were made by another tower, in another type or with other preprocessing.
-            StorageError: the folder cannot be written.
+            ConfigError: the entries are from another tower, type or preprocessing.
+            StorageError: cannot write to the folder.
         """
-        dtype = tower.conv1.weight.dtype
+        dtype = tower.dtype
         shape = (tower.shape.tokens, tower.shape.width)
-        told = {
+        expected = {
             "tower": fingerprint(tower),
             "preprocessing": _PREPROCESSING,
             "image_size": tower.shape.image_size,
@@ -87,19 +87,19 @@ class VisionCache:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = folder / DESCRIPTION
+            file = folder / _DESCRIPTION
             if not file.exists():
-                _publish(file, (json.dumps(told, indent=2) + "\n").encode())
+                _publish(file, (json.dumps(expected, indent=2) + "\n").encode())
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
         except OSError as error:
-            raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from None
-        if found != told:
-            differs = ", ".join(key for key in told if found.get(key) != told[key])
+            raise StorageError(f"{folder}: cannot write: {error.strerror or error}") from None
+        if found != expected:
+            differs = ", ".join(key for key in expected if found.get(key) != expected[key])
             raise ConfigError(
-                f"{folder}: holds features of another vision tower or type (other {differs}). "
-                "Remove the folder, or train without flamingo.cache_vision."
+                f"{folder}: cached features are from another vision tower or type (different {differs}). "
+                "Remove the folder, or disable flamingo.cache_vision."
             )
         cache = cls(folder, shape, dtype, limit, world)
         stored = sum(1 for part in folder.iterdir() if part.is_dir() for _ in part.iterdir())
@@ -108,14 +108,14 @@ class VisionCache:
 
     @property
     def entry_bytes(self) -> int:
-        """Size of an entry."""
+        """Size of an entry in bytes."""
         return math.prod(self.shape) * int(self.dtype.itemsize)
 
     def read(self, keys: Sequence[bytes]) -> tuple[list[int], torch.Tensor]:
-        """Look keys up.
+        """Look up keys.
 
         Returns:
-            the places in `keys` of those that are there, and their tokens (len(places), tokens, width).
+            indices in `keys` of cached frames, and their tokens (len(indices), tokens, width).
         """
         places, entries = [], []
         for place, key in enumerate(keys):
@@ -123,20 +123,20 @@ class VisionCache:
                 data = bytearray(self._file(key).read_bytes())
             except OSError:
                 continue
-            if len(data) == self.entry_bytes:  # anything else was not written by this class
+            if len(data) == self.entry_bytes:  # otherwise not written by this class
                 places.append(place)
                 entries.append(torch.frombuffer(data, dtype=self.dtype).view(self.shape))
         return places, torch.stack(entries) if entries else torch.empty((0, *self.shape), dtype=self.dtype)
 
     def write(self, keys: Sequence[bytes], tokens: torch.Tensor) -> None:
-        """Store tokens (len(keys), tokens, width) in the background, as far as the limit allows.
+        """Store tokens (len(keys), tokens, width) in the background, up to the limit.
 
         Raises:
-            StorageError: an earlier entry could not be written.
+            StorageError: writing an earlier entry failed.
         """
         if self._error is not None:
-            raise StorageError(f"{self.folder}: cannot be written: {self._error.strerror or self._error}")
-        new = [i for i, key in enumerate(keys) if not self._file(key).exists()]  # validation looks at a batch twice
+            raise StorageError(f"{self.folder}: cannot write: {self._error.strerror or self._error}")
+        new = [i for i, key in enumerate(keys) if not self._file(key).exists()]  # validation repeats batches
         keys, tokens = [keys[i] for i in new], tokens[new]
         with self._lock:
             count = min(len(keys), self._free // self.entry_bytes)
@@ -151,7 +151,7 @@ class VisionCache:
             self._writer.submit(self._store, key, entry)
 
     def flush(self) -> None:
-        """Wait until everything is on the disk."""
+        """Wait until all entries are written."""
         if self._writer is not None:
             self._writer.shutdown(wait=True)
             self._writer = None
@@ -178,10 +178,10 @@ class VisionCache:
         self.__init__(*(state[name] for name in ("folder", "shape", "dtype", "limit", "world", "_free")))  # type: ignore[misc]
 
 
-def fingerprint(tower: ClipViT) -> str:
-    """SHA-256 over a tower's weights and shape."""
+def fingerprint(tower: ClipTower) -> str:
+    """SHA-256 of a tower's shape and weights, under open_clip's names."""
     digest = hashlib.sha256(repr(tower.shape).encode())
-    for name, value in sorted(tower.state_dict().items()):
+    for name, value in sorted(to_open_clip(tower.visual.state_dict()).items()):
         digest.update(name.encode())
         digest.update(value.detach().to("cpu").contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

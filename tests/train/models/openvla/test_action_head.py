@@ -5,7 +5,7 @@ torch = pytest.importorskip("torch")
 from oxe_curate.train.models.openvla.action_head import L1Head, l1_loss
 
 
-def test_each_step_is_read_from_its_own_seven_slots():
+def test_each_step_uses_its_own_seven_slots():
     torch.manual_seed(0)
     head, states = L1Head(hidden=8), torch.randn(2, 21, 8)
     actions = head(states)
@@ -16,15 +16,15 @@ def test_each_step_is_read_from_its_own_seven_slots():
     assert differs.tolist() == [[False, True, False]] * 2
 
 
-def test_parameters_carry_the_published_names():
+def test_parameters_have_the_published_names():
     names = set(L1Head(hidden=8).state_dict())
     assert {"model.layer_norm1.weight", "model.fc1.weight", "model.mlp_resnet_blocks.1.ffn.1.weight"} <= names
     assert {"model.layer_norm2.bias", "model.fc2.bias"} <= names
     assert len(names) == 2 * (1 + 1 + 2 * 2 + 1 + 1)
 
 
-def test_function_is_that_of_openvla_oft():
-    """Written out once more: norm, linear, ReLU, two residual blocks, norm, linear."""
+def test_output_equals_openvla_oft():
+    """Reference: norm, linear, ReLU, two residual blocks, norm, linear."""
     torch.manual_seed(0)
     head = L1Head(hidden=4, width=6).double()
     x = torch.randn(1, 7, 4, dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_loss_is_the_mean_over_each_samples_real_actions():
     assert l1_loss(predicted, torch.zeros(2, 2, 7), mask).tolist() == [1.0, 3.0]
 
 
-def test_it_learns_actions_outside_any_bin():
+def test_learns_actions_outside_the_bins():
     torch.manual_seed(0)
     head, states, wanted = L1Head(hidden=8), torch.randn(4, 14, 8), torch.randn(4, 2, 7) * 2
     mask = torch.ones(4, 2, dtype=torch.bool)

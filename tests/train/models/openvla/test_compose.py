@@ -9,7 +9,7 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models import weights
 from oxe_curate.train.models.openvla import synthetic
-from oxe_curate.train.models.openvla.compose import compose, resample_positions
+from oxe_curate.train.models.openvla.compose import compose_checkpoint, resample_positions
 from oxe_curate.train.models.openvla.model import load_model
 from oxe_curate.train.models.openvla.prompt import Prompter
 
@@ -18,7 +18,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("towers"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("towers"))
 
 
 def language_model(folder, kind, **settings):
@@ -38,10 +38,10 @@ def language_model(folder, kind, **settings):
         ("gpt_neox", {"bos_token_id": 1, "eos_token_id": 2}),
     ],
 )
-def test_any_language_model_takes_llamas_place(towers, tmp_path, kind, settings):
+def test_composes_with_any_language_model(towers, tmp_path, kind, settings):
     (tmp_path / "lm").mkdir()
     expected = language_model(tmp_path / "lm", kind, **settings)
-    folder = compose(tmp_path / "lm", towers, tmp_path / "out", dtype=torch.float32)
+    folder = compose_checkpoint(tmp_path / "lm", towers, tmp_path / "out", dtype=torch.float32)
     model = load_model(folder)
     ids = torch.randint(3, 800, (2, 7), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -59,10 +59,10 @@ def test_any_language_model_takes_llamas_place(towers, tmp_path, kind, settings)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(first.read(), second.read(), strict=True))
 
 
-def test_the_action_tokens_of_its_tokenizer_are_those_that_openvla_counts_back_from(towers, tmp_path):
+def test_action_tokens_match_openvlas_vocabulary_size(towers, tmp_path):
     (tmp_path / "lm").mkdir()
     language_model(tmp_path / "lm", "llama")
-    folder = compose(tmp_path / "lm", towers, tmp_path / "out")
+    folder = compose_checkpoint(tmp_path / "lm", towers, tmp_path / "out")
     config = json.loads((folder / "config.json").read_text())
     tokens = ActionTokens.build(folder)
     assert config["text_config"]["vocab_size"] - config["pad_to_multiple_of"] - 1 == tokens.token_id[0] == 831
@@ -70,8 +70,8 @@ def test_the_action_tokens_of_its_tokenizer_are_those_that_openvla_counts_back_f
     assert Prompter.of(folder, load_model(folder).architecture.text).prompt("move")[0] == 1
 
 
-def test_timms_towers_are_taken_under_published_names(tmp_path, monkeypatch, towers):
-    """Files as timm writes them, of tiny towers: LayerScale is `gamma`, positions are those of another image size."""
+def test_towers_of_timm_get_published_names(tmp_path, monkeypatch, towers):
+    """Tiny towers in timm's format: LayerScale is `gamma`, positions have another image size."""
     from oxe_curate.train.models.openvla import compose as fresh
     from oxe_curate.train.models.openvla import vit
 
@@ -98,7 +98,9 @@ def test_timms_towers_are_taken_under_published_names(tmp_path, monkeypatch, tow
             tensors["mask_token"] = torch.zeros(1, 32)
         (tmp_path / name).mkdir()
         weights.write_weights(tmp_path / name, {"model.safetensors": list(tensors)}, tensors.__getitem__)
-    folder = compose(tmp_path / "lm", (tmp_path / "dino", tmp_path / "siglip"), tmp_path / "out", dtype=torch.float32)
+    folder = compose_checkpoint(
+        tmp_path / "lm", (tmp_path / "dino", tmp_path / "siglip"), tmp_path / "out", dtype=torch.float32
+    )
     model, old = load_model(folder), load_model(towers)
     torch.testing.assert_close(model.vision_backbone.featurizer.pos_embed, torch.ones(1, 4, 32) * 3)
     torch.testing.assert_close(
@@ -111,7 +113,7 @@ def test_timms_towers_are_taken_under_published_names(tmp_path, monkeypatch, tow
     assert set(model.unused) == set(old.unused)
 
 
-def test_positions_of_another_image_size():
+def test_positions_are_resampled():
     ramp = torch.linspace(0, 1, 6)
     grid = (ramp[:, None] + 10 * ramp[None]).reshape(1, 36, 1)
     assert torch.equal(resample_positions(grid, 36), grid)
@@ -119,10 +121,10 @@ def test_positions_of_another_image_size():
     assert small[1, 1].item() == pytest.approx(5.5, abs=1e-5)
     assert (small[1:] > small[:-1]).all()
     assert (small[:, 1:] - small[:, :-1] > 2).all()
-    with pytest.raises(ConfigError, match="no square"):
+    with pytest.raises(ConfigError, match="not both squares"):
         resample_positions(grid[:, :35], 9)
 
 
-def test_a_folder_that_is_no_language_model_is_told(towers, tmp_path):
-    with pytest.raises(ConfigError, match="no configuration of a language model"):
-        compose(tmp_path, towers, tmp_path / "out")
+def test_folder_without_a_language_model_is_an_error(towers, tmp_path):
+    with pytest.raises(ConfigError, match="not the configuration of a language model"):
+        compose_checkpoint(tmp_path, towers, tmp_path / "out")

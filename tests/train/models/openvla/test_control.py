@@ -10,13 +10,14 @@ from oxe_curate.errors import DataError
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.action_head import L1Head
 from oxe_curate.train.models.openvla.config import Architecture
-from oxe_curate.train.models.openvla.control import Control, OpenVLAController
+from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 from oxe_curate.train.models.openvla.kv_cache import FusedDecoder, PlainDecoder, build_decoder, fusable
 from oxe_curate.train.models.openvla.model import load_model
-from oxe_curate.train.models.openvla.parallel import likeliest_action_ids, parallel_states
+from oxe_curate.train.models.openvla.parallel import best_action_ids
 from oxe_curate.train.models.openvla.projections import Projection, merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import quantized, replace_linear
+from tests.train.models.openvla.slots import parallel_states
 
 VOCABULARY, PAD = 64, 0
 SMALL = {
@@ -25,7 +26,7 @@ SMALL = {
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "initializer_range": 0.3,  # far from a tie between two tokens
+    "initializer_range": 0.3,  # avoids ties between tokens
 }
 GROUPED = SMALL | {"num_key_value_heads": 2}
 MODELS = {
@@ -58,7 +59,7 @@ def language_model(name: str):
 
 
 def generate(model, embeddings, count: int) -> list[int]:
-    """Hugging Face's greedy tokens, without an end."""
+    """Greedy tokens of transformers, without stopping at a stop token."""
     model.generation_config.eos_token_id = None
     settings = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, pad_token_id=PAD)
     ones = torch.ones(1, len(embeddings), dtype=torch.long)
@@ -72,10 +73,10 @@ def images() -> np.ndarray:
 
 
 def tiny(text: dict | None = None, seed: int = 1):
-    """An OpenVLA of random weights large enough to have opinions."""
+    """An OpenVLA with random weights that are large enough to avoid ties."""
     config = synthetic.openvla_config()
     config["text_config"] |= text or {}
-    net = synthetic.random_model(Architecture.of(config), seed=seed)
+    net = synthetic.random_openvla(Architecture.of(config), seed=seed)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim > 1:
@@ -90,14 +91,14 @@ def prompt(instruction: str) -> list[int]:
     return [1, *(ord(letter) for letter in instruction), 29]
 
 
-def control(**changes) -> Control:
+def control(**changes) -> ControlSettings:
     ids = list(range(576, 832))
     defaults = {"prompt": prompt, "pixels": PIXELS, "values": lambda ids: (ids / 832).astype(np.float32)}
-    return Control(**(defaults | {"token_ids": ids, "cameras": 2, "image_size": 28} | changes))
+    return ControlSettings(**(defaults | {"token_ids": ids, "cameras": 2, "image_size": 28} | changes))
 
 
 def embeddings(net, images, ids) -> torch.Tensor:
-    """(L, D): the sequence as `OpenVLA` itself embeds it."""
+    """(L, D): the sequence as embedded by `OpenVLA`."""
     with torch.no_grad():
         x, _ = net.embed(torch.tensor([ids]), None, PIXELS(torch.from_numpy(images))[None])
     return x[0]
@@ -105,25 +106,25 @@ def embeddings(net, images, ids) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_decoders_generate_hugging_faces_tokens(name):
+def test_decoders_generate_the_tokens_of_transformers(name):
     model = language_model(name)
     assert fusable(model.config) == (name in FUSED)
     decoder = build_decoder(model, capacity=48)
     assert type(decoder) is (FusedDecoder if name in FUSED else PlainDecoder)
     x = torch.randn(13, 32, generator=torch.Generator().manual_seed(2))
     expected = generate(model, x, 9)
-    padded = torch.cat([x, torch.full((3, 32), 7.0)])  # padding behind the prompt must not be seen
-    states = decoder.read(padded)
+    padded = torch.cat([x, torch.full((3, 32), 7.0)])  # padding after the prompt must not matter
+    states = decoder.prefill(padded)
     head = model.get_output_embeddings()
     found = [head(states[12]).argmax(-1)]
     for position in range(13, 21):
         token = model.get_input_embeddings()(found[-1][None])
-        state = decoder.step(token, torch.tensor([position]), visible=32)
+        state = decoder.decode_token(token, torch.tensor([position]), visible=32)
         found.append(head(state[0]).argmax(-1))
     assert [token.item() for token in found] == expected
 
 
-def test_models_that_the_fused_decoder_cannot_compute_are_left_to_transformers():
+def test_unsupported_models_use_the_plain_decoder():
     assert not fusable(transformers.MistralConfig(sliding_window=128))
     assert not fusable(
         transformers.LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
@@ -132,23 +133,23 @@ def test_models_that_the_fused_decoder_cannot_compute_are_left_to_transformers()
 
 
 @torch.no_grad()
-def test_a_step_goes_on_without_kernels_that_fail(caplog):
+def test_failing_kernels_are_replaced_by_torch(caplog):
     class Broken:
-        def block(self, *_):
+        def decoder_block(self, *_):
             raise RuntimeError("Failed to find C compiler")
 
     model = language_model("llama")
     plain, broken = FusedDecoder(model, 32), FusedDecoder(model, 32)
     broken._kernels = Broken()
     x, at = torch.ones(1, 32), torch.tensor([0])
-    assert torch.equal(broken.step(x, at, visible=16), plain.step(x, at, visible=16))
-    assert "without Triton: Failed to find C compiler" in caplog.text
+    assert torch.equal(broken.decode_token(x, at, visible=16), plain.decode_token(x, at, visible=16))
+    assert "Triton kernels are disabled: Failed to find C compiler" in caplog.text
 
 
-def test_token_by_token_is_greedy_generation(images):
+def test_token_by_token_decoding_equals_greedy_generation(images):
     net = tiny()
     controller = OpenVLAController(net, control(chunk=2))
-    for instruction in ("pick", "put the pot on the stove " * 4, "pick"):  # the second outgrows the first cache
+    for instruction in ("pick", "put the pot on the stove " * 4, "pick"):  # the second does not fit in the first cache
         expected = generate(net.language_model, embeddings(net, images, prompt(instruction)), 14)
         found = controller.decode(images, instruction)
         assert found.tolist() == expected
@@ -159,18 +160,18 @@ def test_token_by_token_is_greedy_generation(images):
     assert controller.decode(255 - images, "pick").tolist() != expected
 
 
-def test_token_by_token_on_the_golden_model(shared):
+def test_token_by_token_decoding_of_the_golden_model(shared):
     net = load_model(shared / "parity/openvla").requires_grad_(False)
     case = np.load(shared / "parity/openvla/a_case.npz")
-    picture = np.random.default_rng(5).integers(0, 256, (1, 56, 56, 3), np.uint8)
+    image = np.random.default_rng(5).integers(0, 256, (1, 56, 56, 3), np.uint8)
     for row, labels in zip(case["input_ids"], case["labels"], strict=True):
         ids = row[: np.flatnonzero(labels != -100)[0]].tolist()
         controller = OpenVLAController(net, control(prompt=lambda _, ids=ids: ids, cameras=1, image_size=56))
-        found = controller.decode(picture, "any").tolist()
-        assert found == generate(net.language_model, embeddings(net, picture, ids), 7)
+        found = controller.decode(image, "any").tolist()
+        assert found == generate(net.language_model, embeddings(net, image, ids), 7)
 
 
-def test_pictures_are_normalised_bit_for_bit(images):
+def test_image_normalization_is_bit_identical(images):
     seen = []
     net = tiny()
     hooks = [
@@ -183,7 +184,7 @@ def test_pictures_are_normalised_bit_for_bit(images):
 
 
 @pytest.mark.parametrize("kind", ["tokens", "l1"])
-def test_parallel_control_equals_the_pass_of_training(images, kind):
+def test_parallel_control_equals_the_training_forward_pass(images, kind):
     net = tiny()
     head = L1Head(64) if kind == "l1" else None
     told = control(parallel=True, chunk=3, head=head)
@@ -192,13 +193,13 @@ def test_parallel_control_equals_the_pass_of_training(images, kind):
     blank = embeddings(net, images, [*ids, *[0] * 20])
     with torch.no_grad():
         states = parallel_states(net.decoder, blank[None], torch.tensor([len(blank)]), 21)
-        expected = head(states)[0] if head else likeliest_action_ids(net.head(states)[0], torch.arange(576, 832))
+        expected = head(states)[0] if head else best_action_ids(net.head(states)[0], torch.arange(576, 832))
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_proprio_is_one_more_token(images):
+def test_proprio_adds_one_token(images):
     config = synthetic.openvla_config()
-    net = synthetic.random_model(Architecture.of(config), proprio=8).requires_grad_(False)
+    net = synthetic.random_openvla(Architecture.of(config), proprio=8).requires_grad_(False)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(10 if parameter.ndim > 1 else 1)
@@ -208,17 +209,17 @@ def test_proprio_is_one_more_token(images):
         wide = PIXELS(torch.from_numpy(images))[None]
         x, _ = net.embed(torch.tensor([prompt("go")]), None, wide, torch.from_numpy(state)[None])
     assert controller.decode(images, "go", state).tolist() == generate(net.language_model, x[0], 7)
-    with pytest.raises(DataError, match="takes 8 numbers, got 0"):
+    with pytest.raises(DataError, match="proprio: expected 8 numbers, got 0"):
         controller.act(images, "go", None)
 
 
-def test_images_of_another_shape_are_refused(images):
+def test_wrong_image_shapes_are_rejected(images):
     controller = OpenVLAController(tiny(), control())
     with pytest.raises(DataError, match=r"expected uint8 \(2, 28, 28, 3\), got uint8 \(1, 28, 28, 3\)"):
         controller.act(images[:1], "go")
 
 
-def test_weights_are_shared_and_stay_what_they_are(images):
+def test_weights_are_shared_and_unchanged(images):
     net = tiny()
     before = {name: parameter.clone() for name, parameter in net.named_parameters()}
     controller = OpenVLAController(net, control())
@@ -230,13 +231,13 @@ def test_weights_are_shared_and_stay_what_they_are(images):
     assert block.q_proj.weight.untyped_storage().data_ptr() == block.v_proj.weight.untyped_storage().data_ptr()
     assert again.decode(images, "go").tolist() == first.tolist()
     with torch.no_grad():
-        block.v_proj.weight.mul_(-1)  # seen by both
+        block.v_proj.weight.mul_(-1)  # visible to both
     assert controller.decode(images, "go").tolist() == again.decode(images, "go").tolist()
     assert controller.decode(images, "go").tolist() != first.tolist()
 
 
-def test_weights_of_several_types_compute_in_the_embeddings(images):
-    """Tuned weights are float32, the others bfloat16."""
+def test_mixed_weight_types_compute_in_the_type_of_the_embeddings(images):
+    """Trained weights are float32, others bfloat16."""
     net = tiny()
     net.language_model.model.layers[0].to(torch.bfloat16)
     net.vision_backbone.to(torch.bfloat16)
@@ -263,7 +264,7 @@ def with_lora(net):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_adapters_beside_the_weights_or_merged(images, training):
+def test_separate_and_merged_adapters(images, training):
     net = tiny()
     plain = OpenVLAController(net, control()).decode(images, "go").tolist()
     model = with_lora(net)
@@ -273,7 +274,7 @@ def test_adapters_beside_the_weights_or_merged(images, training):
     weight = net.language_model.model.layers[0].self_attn.q_proj.base_layer.weight
     before = weight.clone()
     assert OpenVLAController(net, control()).decode(images, "go").tolist() == expected
-    assert torch.equal(weight, before) == training  # nothing of a model in training is touched
+    assert torch.equal(weight, before) == training  # a model in training is unchanged
 
 
 def quantize(module, names, how):
@@ -284,7 +285,7 @@ def quantize(module, names, how):
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_quantised_layers(how):
+def test_quantized_layers(how):
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     plain = torch.nn.Sequential(*(torch.nn.Linear(64, width, bias=False) for width in (64, 32)))
@@ -296,11 +297,11 @@ def test_quantised_layers(how):
         true = torch.cat([layer(x) for layer in plain], -1)
         assert (found - expected).abs().max() < (1e-6 if how == "nf4" else 0.02) * expected.abs().max()
         assert (found - true).abs().max() < (0.2 if how == "nf4" else 0.02) * true.abs().max()
-        after = Projection(layers, torch.float32)(x)  # bitsandbytes moves its scales in the first forward pass
+        after = Projection(layers, torch.float32)(x)  # the first forward pass of bitsandbytes moves its scales
     torch.testing.assert_close(after, found)
 
 
-def test_merging_spares_quantised_layers():
+def test_merging_skips_quantized_layers():
     pytest.importorskip("bitsandbytes")
     net = tiny()
     block = net.language_model.model.layers[0].self_attn

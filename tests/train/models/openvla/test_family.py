@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import LoraConfig, OpenVLAConfig, TrainConfig
-from oxe_curate.train.data.batch import Rows, TextRows
+from oxe_curate.train.data.batch import IGNORE, Rows, TextRows
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.family import OpenVLAFamily
 from oxe_curate.train.models.openvla.model import load_model
@@ -34,7 +34,7 @@ HEADS = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("base"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("base"))
 
 
 def bounds(width: int) -> dict:
@@ -95,21 +95,21 @@ def build(base: Path, cameras=("primary",), chunk=1, proprio=0, **changed) -> Op
     return OpenVLAFamily.build(config, mixture(base, cameras, chunk, proprio), CPU)
 
 
-def test_loss_is_that_of_the_network_with_full_labels(base):
+def test_loss_equals_the_network_loss_with_full_labels(base):
     family = build(base)
     found = family(**family.collator(rows()))
     prompter, ids = family.prompter, family.collator.tokens[rows().bins[:, 0, 0]]
-    made = [prompter.action(text, i) for text, i in zip(rows().instruction, ids, strict=True)]
     losses = []
-    for i, (sequence, labels) in enumerate(made):
-        pixels = family.normalize(torch.from_numpy(rows().images[i, 0]))
-        output = family.base(pixels, torch.tensor([sequence]), labels=torch.tensor([labels]))
+    for image, instruction, actions in zip(rows().images[:, 0], rows().instruction, ids, strict=True):
+        prompt, target = prompter.prompt(instruction), [*actions.tolist(), prompter.eos]
+        labels = torch.tensor([[IGNORE] * len(prompt) + target])
+        output = family.base(family.normalize(torch.from_numpy(image)), torch.tensor([prompt + target]), labels=labels)
         losses.append(output.loss)
     torch.testing.assert_close(found["loss"], torch.stack(losses).mean())
 
 
-def test_accuracy_and_l1_are_those_of_upstreams_finetune(shared):
-    """The golden case's labels are no continuation of its input, so the hidden states are gathered here."""
+def test_accuracy_and_l1_equal_those_of_upstreams_finetune(shared):
+    """Gathers hidden states here, because the golden labels do not continue the golden input."""
     case = np.load(shared / "parity/openvla/a_case.npz")
     family = SimpleNamespace(base=load_model(shared / "parity/openvla"))
     labels = torch.from_numpy(case["labels"])
@@ -129,7 +129,7 @@ def test_accuracy_and_l1_are_those_of_upstreams_finetune(shared):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_loss_is_the_mean_of_the_samples_whatever_their_company(base, head):
+def test_loss_is_the_mean_of_per_sample_losses(base, head):
     family = build(base, chunk=2, openvla=HEADS[head]).eval()
     batch = rows(chunk=2)
     batch.action_mask[0, 0, 1] = False
@@ -143,7 +143,7 @@ def test_loss_is_the_mean_of_the_samples_whatever_their_company(base, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_text_rows_are_added_with_their_factor(base, head):
+def test_text_losses_are_weighted_by_their_factor(base, head):
     family = build(base, openvla=HEADS[head]).eval()
     robots, mixed = family.collator(rows()), family.collator(rows(texts=2))
     alone, both = family(**robots)["loss"], family(**mixed)
@@ -158,7 +158,7 @@ def test_text_rows_are_added_with_their_factor(base, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_batch_of_texts_alone_gives_every_trained_weight_a_gradient(base, head):
+def test_text_only_batches_give_every_trained_weight_a_gradient(base, head):
     family = build(base, proprio=3, openvla=HEADS[head])
     only = rows(n=0, proprio=3, texts=2)
     output = family(**family.collator(only))
@@ -168,8 +168,8 @@ def test_a_batch_of_texts_alone_gives_every_trained_weight_a_gradient(base, head
     assert [name for name, p in family.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_every_batch_of_a_mixture_with_texts_tells_the_same_names(base):
-    """Processes average by position; what a batch lacks is NaN."""
+def test_batches_of_a_mixture_with_texts_report_the_same_names(base):
+    """Processes average by position, so missing values are NaN."""
     family = build(base)
     family.texts = True
     robots, mixed = (family(**family.collator(rows(texts=count))) for count in (0, 2))
@@ -198,7 +198,7 @@ def test_overfits_a_batch_and_predicts_its_actions(base, head):
     assert np.abs(predicted - data.actions[:, 0]).max() < (0.2 if head == "l1" else 1e-6)
 
 
-def test_batched_greedy_decoding_equals_one_sample_recomputed_token_by_token(base):
+def test_batched_greedy_decoding_equals_decoding_without_a_cache(base):
     family = build(base, chunk=2).eval()
     batch = family.collator(rows(chunk=2))
     found = family.predict(batch)
@@ -213,7 +213,7 @@ def test_batched_greedy_decoding_equals_one_sample_recomputed_token_by_token(bas
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_controller_does_what_predict_says(base, head):
+def test_controller_actions_equal_predictions(base, head):
     pytest.importorskip("oxe_curate.train.models.openvla.control")
     family = build(base, chunk=2, openvla=HEADS[head]).eval()
     data = rows(chunk=2)
@@ -226,7 +226,7 @@ def test_the_controller_does_what_predict_says(base, head):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora", "none"])
-def test_trained_weights_come_back_exactly_and_merge_into_the_published_layout(base, tmp_path, adapter):
+def test_trained_weights_round_trip_and_merge_into_the_published_layout(base, tmp_path, adapter):
     if adapter == "qlora":
         pytest.importorskip("bitsandbytes")
     family = build(base, proprio=3, chunk=2, adapter=adapter)
@@ -254,11 +254,11 @@ def test_trained_weights_come_back_exactly_and_merge_into_the_published_layout(b
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
 
-def test_training_sees_random_crops_and_inference_what_it_is_given(base):
+def test_only_training_augments_images(base):
     family = build(base, ("primary", "wrist"), augment=True)
     batch = family.collator(rows(cameras=2))
     trained, again = family(**batch)["loss"], family(**batch)["loss"]
-    assert torch.equal(trained, again)  # from Rows.random alone
+    assert torch.equal(trained, again)  # depends on Rows.random only
     other = batch | {"random": torch.flip(batch["random"], (0,))}
     assert not torch.equal(family(**other)["loss"], trained)
     family.eval()
@@ -266,7 +266,7 @@ def test_training_sees_random_crops_and_inference_what_it_is_given(base):
     torch.testing.assert_close(family(**other)["loss"], plain(**batch)["loss"])
 
 
-def test_held_out_samples_are_seen_as_a_policy_sees_them(base):
+def test_held_out_samples_are_not_augmented(base):
     from oxe_curate.train.loop.validate import HeldOut
     from oxe_curate.train.serving.observe import as_images
 
@@ -276,18 +276,18 @@ def test_held_out_samples_are_seen_as_a_policy_sees_them(base):
     assert np.array_equal(HeldOut(collator)(data)["images"][1, 0], data.images[1, 0, 0])
 
 
-def test_a_collator_travels_to_another_process(base):
+def test_collator_is_picklable(base):
     collator = build(base).collator
     batch = pickle.loads(pickle.dumps(collator))(rows())
     assert torch.equal(batch["input_ids"], collator(rows())["input_ids"])
 
 
-def test_action_tokens_of_another_tokenizer_are_refused(base, shared):
+def test_action_tokens_of_another_tokenizer_are_rejected(base, shared):
     other = replace(mixture(base), tokens=ActionTokens.build(shared / "data/tokenizers/qwen2_5"))
     with pytest.raises(ConfigError, match="those of another tokenizer"):
         OpenVLAFamily.build(train_config(base), other, CPU)
     other = replace(mixture(base), tokens=replace(ActionTokens.default(), vocabulary_size=832))
-    with pytest.raises(ConfigError, match="896 tokens, the action tokens reach 31999"):
+    with pytest.raises(ConfigError, match="action token 31999 is outside its vocabulary of 896 tokens"):
         OpenVLAFamily.build(train_config(base), other, CPU)
 
 

@@ -16,7 +16,7 @@ from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    return synthetic.write_checkpoint(tmp_path_factory.mktemp("tiny"))
+    return synthetic.write_random_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def golden(shared):
 
 
 def error(found, expected) -> float:
-    """Largest deviation over the largest value."""
+    """Largest deviation relative to the largest value."""
     return float(np.abs(found.detach().numpy() - expected).max() / np.abs(expected).max())
 
 
-def test_features_and_logits_equal_upstreams(golden):
+def test_features_and_logits_equal_upstream(golden):
     case, _, output = golden
     for name in ("dino_patches", "siglip_patches", "projector_features"):
         assert error(getattr(output, name), case[name]) < 2e-6, name  # the golden numbers are rounded to float32
@@ -47,7 +47,7 @@ def test_features_and_logits_equal_upstreams(golden):
     assert abs(output.loss.item() - case["loss"]) < 1e-6
 
 
-def test_gradients_equal_upstreams(golden):
+def test_gradients_equal_upstream(golden):
     case, model, _ = golden
     parameters = dict(model.named_parameters())
     names = [name for name in case if name.startswith("grad/")]
@@ -71,7 +71,7 @@ def test_checkpointed_activations_give_the_same_gradients(golden, shared):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_save_gives_back_what_was_loaded(tiny, tmp_path):
+def test_save_round_trips_a_loaded_checkpoint(tiny, tmp_path):
     load_model(tiny).save(tmp_path)
     files = ["config.json", *sorted(path.name for path in tiny.glob("model*"))]
     assert len(files) > 3
@@ -102,7 +102,7 @@ def test_the_full_architecture_has_the_published_names_and_size():
 
 
 def rewrite(source: Path, target: Path, change) -> Path:
-    """Copy a checkpoint as one file, its tensors changed."""
+    """Copy a checkpoint to one file with changed tensors."""
     tensors = change(dict(weights.Checkpoint.open(source).read()))
     weights.write_weights(target, {"model.safetensors": list(tensors)}, tensors.__getitem__)
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
@@ -116,14 +116,14 @@ def rewrite(source: Path, target: Path, change) -> Path:
             lambda t: {n: v for n, v in t.items() if n != "projector.fc1.bias"},
             r"1 tensors are missing: projector.fc1.b",
         ),
-        (lambda t: t | {"value_head.weight": torch.ones(2)}, r"1 tensors have no place in the model: value_head.wei"),
+        (lambda t: t | {"value_head.weight": torch.ones(2)}, r"1 tensors are not part of the model: value_head.wei"),
         (
             lambda t: t | {"projector.fc1.bias": torch.ones(3)},
-            r"another shape: projector.fc1.bias is \[3\] where \[320",
+            r"a wrong shape: projector.fc1.bias: expected \[320\], got \[3\]",
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_one_error(tiny, tmp_path, change, told):
+def test_mismatched_weights_are_reported_in_one_error(tiny, tmp_path, change, told):
     with pytest.raises(ConfigError, match=told):
         load_model(rewrite(tiny, tmp_path, change))
 
@@ -135,8 +135,8 @@ def test_a_checkpoint_without_the_unused_tensors_loads(tiny, tmp_path):
     assert load_model(tmp_path).unused == {}
 
 
-def test_missing_and_damaged_files_are_named(tiny, tmp_path):
-    with pytest.raises(ConfigError, match="no such folder"):
+def test_errors_name_missing_and_damaged_files(tiny, tmp_path):
+    with pytest.raises(ConfigError, match="folder not found"):
         load_model(tmp_path / "nowhere")
     for path in tiny.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -161,7 +161,7 @@ def inputs(model: OpenVLA, images: int = 1):
     return {"pixel_values": pixels[:, 0] if images == 1 else pixels, "input_ids": ids}
 
 
-def test_images_stand_one_after_another_and_proprio_behind(tiny):
+def test_order_of_images_and_proprio(tiny):
     model = load_model(tiny, proprio=5)
     batch = inputs(model, images=2)
     state = torch.ones(2, 5)
@@ -176,7 +176,7 @@ def test_images_stand_one_after_another_and_proprio_behind(tiny):
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_a_proprio_projector_is_saved_and_found_again(tiny, tmp_path):
+def test_proprio_projector_round_trips(tiny, tmp_path):
     model = load_model(tiny, proprio=5)
     model.save(tmp_path)
     again = load_model(tmp_path)
@@ -197,7 +197,7 @@ def test_padding_on_the_right_changes_nothing(tiny):
 
 
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_chosen_layers_are_quantised_as_they_load(tiny, how):
+def test_selected_layers_are_quantized_while_loading(tiny, how):
     bnb = pytest.importorskip("bitsandbytes")
     kind = {"nf4": bnb.nn.Linear4bit, "int8": bnb.nn.Linear8bitLt}[how]
 
@@ -219,7 +219,7 @@ def test_chosen_layers_are_quantised_as_they_load(tiny, how):
 
 
 def test_random_model_needs_no_file():
-    model = synthetic.random_model(Architecture.of(synthetic.openvla_config(image_size=56)))
+    model = synthetic.random_openvla(Architecture.of(synthetic.openvla_config(image_size=56)))
     assert model.vision_backbone.num_patches == 16
     output = model(**inputs(model))
     assert output.logits.shape == (2, 25, 896)

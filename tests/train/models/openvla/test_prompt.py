@@ -10,7 +10,8 @@ tokenizers = pytest.importorskip("tokenizers")
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.openvla.prompt import IGNORE, Prompter, action_prompt, pad_right
+from oxe_curate.train.data.batch import IGNORE, pad_right
+from oxe_curate.train.models.openvla.prompt import Prompter, action_prompt
 
 LLAMA = SimpleNamespace(bos_token_id=1, eos_token_id=2, pad_token_id=32000)
 INSTRUCTIONS = ("put the pot in the sink", "Pick up  the Coke can ", "", "open drawer (top), then close it!", "放下 🤖")
@@ -23,7 +24,7 @@ def llama(shared) -> Prompter:
 
 @pytest.fixture(scope="module")
 def upstream(shared):
-    """OpenVLA's way: ids to text, tokenized with the prompt. Without the stop, which this file spells otherwise."""
+    """OpenVLA's method: ids to text, tokenized with the prompt; without the stop token, which differs in this file."""
     tokenizer = tokenizers.Tokenizer.from_file(str(shared / "data/tokenizers/llama2/llama-test-tokenizer.json"))
 
     def encode(instruction, ids):
@@ -34,26 +35,23 @@ def upstream(shared):
 
 
 @pytest.mark.parametrize("instruction", INSTRUCTIONS)
-def test_training_ids_are_those_that_upstream_gets_through_text(llama, upstream, instruction):
+def test_training_ids_equal_those_of_upstream(llama, upstream, instruction):
     rng = np.random.default_rng(0)
     for _ in range(20):
         actions = ActionTokens.default().ids(rng.integers(0, 256, 7))
-        ids, labels = llama.action(instruction, actions)
-        assert ids == [*upstream(instruction, actions.tolist()), 2]
-        assert labels == [IGNORE] * (len(ids) - 8) + [*actions, 2]
+        assert [*llama.prompt(instruction), *actions] == upstream(instruction, actions.tolist())
 
 
-def test_every_action_id_survives_after_every_other(llama, upstream):
+def test_every_pair_of_action_ids_equals_upstream(llama, upstream):
     tokens = ActionTokens.default().token_id.tolist()
     for first in tokens[::5]:
         pairs = [token for second in tokens for token in (first, second)]
-        assert llama.action("move", pairs)[0][:-1] == upstream("move", pairs)
+        assert [*llama.prompt("move"), *pairs] == upstream("move", pairs)
 
 
-def test_inference_ids_end_with_the_lone_space_as_predict_action_appends_it(llama):
+def test_inference_prompt_ends_with_the_space_token(llama):
     encoded = llama.vocabulary.encode("In: What action should the robot take to put the pot?\nOut:")
     assert llama.prompt("Put the pot") == [1, *encoded, 29871]
-    assert llama.action("put the pot", [31744] * 7)[0][: len(encoded) + 2] == llama.prompt("put the pot")
 
 
 def test_sentencepiece_model_and_tokenizer_json_agree(llama, shared):
@@ -62,7 +60,7 @@ def test_sentencepiece_model_and_tokenizer_json_agree(llama, shared):
         assert model.prompt(instruction) == llama.prompt(instruction)
 
 
-def test_other_tokenizers_have_nothing_between(shared):
+def test_other_tokenizers_have_no_space_token(shared):
     config = SimpleNamespace(bos_token_id=None, eos_token_id=[151643, 151645], pad_token_id=None)
     qwen = Prompter.of(shared / "data/tokenizers/qwen2_5", config)
     assert (qwen.glue, qwen.bos, qwen.pad) == ((), 151643, 151643)
@@ -77,18 +75,18 @@ def test_a_question_is_masked_and_its_answer_learned(llama):
     assert ids[-len(learned) :] == learned
 
 
-def test_a_caption_is_learned_whole(llama):
+def test_all_tokens_of_a_caption_are_learned(llama):
     ids, labels = llama.text("", "A red apple.")
     assert ids == [1, *llama.vocabulary.encode("A red apple."), 2]
     assert labels == [IGNORE, *ids[1:]]
 
 
-def test_a_prompter_travels_to_another_process(llama):
+def test_prompter_is_picklable(llama):
     again = pickle.loads(pickle.dumps(llama))
     assert again.prompt("move") == llama.prompt("move")
 
 
-def test_a_folder_without_tokenizer_is_told_at_once(tmp_path):
+def test_missing_tokenizer_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no tokenizer found"):
         Prompter.of(Path(tmp_path), LLAMA)
 

@@ -1,4 +1,4 @@
-"""RoboFlamingo as a family: from real and made-up windows to losses, checkpoints, control and export."""
+"""RoboFlamingo as a family: from windows to losses, checkpoints, control and export."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from oxe_curate.train.loop.run import run_training
 from oxe_curate.train.models.base import family
 from oxe_curate.train.models.roboflamingo.family import FlamingoFamily
 from oxe_curate.train.models.roboflamingo.model import load_model
-from oxe_curate.train.models.roboflamingo.synthetic import write_base
 from tests import ROOT
 from tests.train import mixtures
+from tests.train.models.roboflamingo.bases import write_base
 
 torch.set_num_threads(1)
 WINDOW, CHUNK, CPU = 4, 2, torch.device("cpu")
@@ -90,7 +90,7 @@ def test_registered_under_its_name() -> None:
 
 
 def test_frames_and_actions_of_a_window_line_up(mixture: MixtureFolder, base: Path, place: Path) -> None:
-    """Each step's picture is the one taken when its action was recorded: colours tell the raw step."""
+    """Each step has the image recorded with its action; colors encode the raw step."""
     model = made(base, mixture)
     rows = some(mixture, model, 12)
     batch = model.collator(rows)
@@ -99,7 +99,7 @@ def test_frames_and_actions_of_a_window_line_up(mixture: MixtureFolder, base: Pa
         for file in (place / "index").rglob("*.parquet")
         for row in pq.read_table(file, columns=["episode_id", "action", "frame_index"]).to_pylist()
     }
-    pictures = batch["images"].unflatten(0, (-1, 2))[batch["frames"]].numpy().astype(float)  # (n, W, C, S, S, 3)
+    images = batch["images"].unflatten(0, (-1, 2))[batch["frames"]].numpy().astype(float)  # (n, W, C, S, S, 3)
     checked = 0
     for i, name in enumerate(rows.sample_id):
         episode_id, step = name.rsplit("/", 1)
@@ -111,8 +111,8 @@ def test_frames_and_actions_of_a_window_line_up(mixture: MixtureFolder, base: Pa
             if t < 0:
                 continue
             raw = episode["frame_index"][t]
-            assert pictures[i, w, :, :, :, 1].mean() == pytest.approx(raw * 10, abs=3)  # 10 a step
-            assert pictures[i, w, 1, :, :, 2].mean() - pictures[i, w, 0, :, :, 2].mean() == pytest.approx(60, abs=3)
+            assert images[i, w, :, :, :, 1].mean() == pytest.approx(raw * 10, abs=3)  # 10 per step
+            assert images[i, w, 1, :, :, 2].mean() - images[i, w, 0, :, :, 2].mean() == pytest.approx(60, abs=3)
             for k in range(CHUNK):
                 inside = t + k < len(episode["action"])
                 assert bool(batch["action_mask"][i, w, k]) == inside
@@ -123,7 +123,7 @@ def test_frames_and_actions_of_a_window_line_up(mixture: MixtureFolder, base: Pa
     assert checked > 30
 
 
-def test_padding_shows_the_first_frame_and_is_not_computed(mixture: MixtureFolder, base: Path) -> None:
+def test_padding_repeats_the_first_frame_without_encoding_it_again(mixture: MixtureFolder, base: Path) -> None:
     model = made(base, mixture)
     rows = some(mixture, model, 12)
     batch = model.collator(rows)
@@ -176,13 +176,13 @@ def every_step(mixture: MixtureFolder, place: Path) -> MixtureFolder:
 def test_control_equals_prediction_step_by_step(
     every_step: MixtureFolder, base: Path, head: str, history: bool
 ) -> None:
-    """Through an episode, the controller's memory gives what windows give, padded ones at its start included."""
+    """The controller's state gives the same actions as windows, including padded ones at the start."""
     model = made(base, every_step, flamingo={"head": head, "history": history}).eval()
     reader = EpisodeReader(every_step, image_size=28, split="train")
     name = max(reader.ids, key=lambda i: len(reader.steps(i)))
     rows, controller = reader.read(name), model.controller()
     assert reader.steps(name).tolist() == list(range(len(rows.position)))
-    assert len(rows.position) > WINDOW + 1  # beyond the window, where the memory restarts
+    assert len(rows.position) > WINDOW + 1  # longer than the window, where the state restarts
     with torch.no_grad():
         for i in range(len(rows.position)):
             windowed = model.predict(model.collator(take(rows, [i])))[0].numpy()
@@ -197,7 +197,7 @@ def take(rows: Rows, which: list[int]) -> Rows:
     return Rows(**arrays, **texts)
 
 
-def test_controllers_do_not_share_a_memory(mixture: MixtureFolder, base: Path) -> None:
+def test_controllers_have_separate_state(mixture: MixtureFolder, base: Path) -> None:
     model = made(base, mixture).eval()
     images = np.random.default_rng(0).integers(0, 256, (3, 2, 28, 28, 3), np.uint8)
     one, other = model.controller(), model.controller()
@@ -227,7 +227,7 @@ def test_every_trained_weight_gets_a_gradient_from_any_batch(mixture: MixtureFol
 
 
 def test_loss_is_the_mean_over_samples_of_both_kinds(mixture: MixtureFolder, base: Path) -> None:
-    """So that halves of a batch average to the whole, whatever padding the other half brings."""
+    """The losses of both halves of a batch average to the loss of the batch, with any padding."""
     model = made(base, mixture).eval()
     model._texts = True
     rows = with_texts(some(mixture, model, 4))
@@ -241,8 +241,8 @@ def test_loss_is_the_mean_over_samples_of_both_kinds(mixture: MixtureFolder, bas
     torch.testing.assert_close(whole["text_loss"], text["text_loss"])
 
 
-def test_what_a_batch_has_nothing_of_is_nan_for_the_log(mixture: MixtureFolder, base: Path) -> None:
-    """A zero would count in the averages."""
+def test_scalars_without_rows_are_nan(mixture: MixtureFolder, base: Path) -> None:
+    """Zeros would change the averages."""
     model = made(base, mixture).train()
     model._texts = True
     rows = some(mixture, model, 2)
@@ -259,7 +259,7 @@ def test_what_a_batch_has_nothing_of_is_nan_for_the_log(mixture: MixtureFolder, 
     assert "text_loss" not in model(**model.collator(rows))
 
 
-def test_trains_with_its_own_defaults_and_goes_on_from_the_run_alone(
+def test_trains_with_its_defaults_and_resumes_from_the_run_folder(
     mixture: MixtureFolder, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     where = {"data": str(mixture.folder), "base": str(base), "run": str(tmp_path / "run"), "model": "roboflamingo"}
@@ -276,7 +276,7 @@ def test_trains_with_its_own_defaults_and_goes_on_from_the_run_alone(
 
 
 def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
-    """Where data-parallel training waits for every weight's gradient, since nothing looks for unused ones."""
+    """Data-parallel training without a search for unused parameters."""
     where = {"data": str(mixture.folder), "base": str(base), "model": "roboflamingo", "flamingo.head": "mlp"}
     short = {"steps": 3, "workers": 1, "eval_samples": 0, "log": "none", "log_every": 1, "dtype": "fp32", "warmup": 0}
     one = read_train_config(None, {**where, **short, "run": str(tmp_path / "one"), "batch_size": 4})
@@ -295,7 +295,7 @@ def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: P
     assert second == pytest.approx(first, rel=1e-5)
 
 
-def test_loading_draws_no_bar_where_nobody_looks(
+def test_loading_shows_no_progress_bar_without_a_terminal(
     mixture: MixtureFolder, base: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     transformers.utils.logging.enable_progress_bar()
@@ -303,7 +303,7 @@ def test_loading_draws_no_bar_where_nobody_looks(
     assert capfd.readouterr().err == ""
 
 
-def test_text_loss_is_the_language_models_own(mixture: MixtureFolder, base: Path) -> None:
+def test_text_loss_equals_the_language_models_loss(mixture: MixtureFolder, base: Path) -> None:
     model = made(base, mixture).eval()
     rows = with_texts(some(mixture, model, 1), 1)
     batch = model.collator(rows)
@@ -312,8 +312,8 @@ def test_text_loss_is_the_language_models_own(mixture: MixtureFolder, base: Path
         got = model._text_losses(batch)
         pixels = torch.from_numpy(rows.texts.images).permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(x)[:, None, None] for x in ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)))
-        latents = net.resample(net.look((pixels - mean) / std).unsqueeze(1))
-        hidden = net.read(batch["text_ids"], batch["text_mask"], latents)
+        latents = net.resample(net.encode_images((pixels - mean) / std).unsqueeze(1))
+        hidden = net.run_decoder(batch["text_ids"], batch["text_mask"], latents)
         logits = net.lang_encoder.lm_head(hidden)
         wanted = torch.nn.functional.cross_entropy(logits[0, :-1], batch["text_labels"][0, 1:], ignore_index=-100)
     torch.testing.assert_close(got[0], wanted, atol=1e-3, rtol=0)
@@ -322,7 +322,7 @@ def test_text_loss_is_the_language_models_own(mixture: MixtureFolder, base: Path
     assert told == ["a", "pot", "<|endofchunk|>", "</s>"]
 
 
-def test_saved_weights_come_back_exactly(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
+def test_saved_weights_round_trip(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
     model = made(base, mixture).eval()
     model.save(tmp_path)
     config = settings(base)
@@ -346,7 +346,7 @@ def pq_names(file: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
-def test_exported_folder_is_a_whole_model(mixture: MixtureFolder, base: Path, tmp_path: Path, adapter: str) -> None:
+def test_exported_folder_is_a_complete_model(mixture: MixtureFolder, base: Path, tmp_path: Path, adapter: str) -> None:
     model = made(base, mixture, adapter=adapter, lora=LoraConfig(rank=2)).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -366,7 +366,7 @@ def test_exported_folder_is_a_whole_model(mixture: MixtureFolder, base: Path, tm
 
 
 def test_released_checkpoint_on_a_base(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
-    """A trained head goes on training, where it is of the kind asked for."""
+    """Training continues from a trained head of the configured kind."""
     model = made(base, mixture)
     model.export(tmp_path, merge=False)
     for name in ("vision", "language", "config.json"):
@@ -379,7 +379,7 @@ def test_released_checkpoint_on_a_base(mixture: MixtureFolder, base: Path, tmp_p
 
 
 @pytest.mark.parametrize(("adapter", "targets", "lora"), [("lora", "all-linear", True), ("none", (), False)])
-def test_lora_on_the_decoder_is_a_choice(
+def test_lora_on_the_decoder_is_optional(
     mixture: MixtureFolder, base: Path, adapter: str, targets: Any, lora: bool
 ) -> None:
     model = made(base, mixture, adapter=adapter, lora=LoraConfig(rank=2, targets=targets))
@@ -419,7 +419,7 @@ def test_bf16_with_checkpointing_is_near_fp32(mixture: MixtureFolder, base: Path
     assert frozen == {torch.bfloat16}
 
 
-def test_decay_is_on_the_cross_attention_alone(mixture: MixtureFolder, base: Path) -> None:
+def test_only_the_cross_attention_has_weight_decay(mixture: MixtureFolder, base: Path) -> None:
     model = made(base, mixture)
     decayed, plain = model.parameter_groups(None)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -434,18 +434,18 @@ def test_decay_is_on_the_cross_attention_alone(mixture: MixtureFolder, base: Pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"proprio": True}, "pictures alone"),
-        ({"adapter": "none", "tune": "full"}, "leave the key out"),
-        ({"augment": True, "flamingo": {"cache_vision": True}}, "never the same twice"),
-        ({"chunk": 3}, "3 asked for"),
+        ({"proprio": True}, "does not support proprioception"),
+        ({"adapter": "none", "tune": "full"}, "remove the key"),
+        ({"augment": True, "flamingo": {"cache_vision": True}}, "augmented frames cannot be cached"),
+        ({"chunk": 3}, "3 is larger than the chunk"),
     ],
 )
-def test_what_cannot_be_is_refused(mixture: MixtureFolder, base: Path, change: Any, message: str) -> None:
+def test_unsupported_settings_are_rejected(mixture: MixtureFolder, base: Path, change: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         made(base, mixture, **change)
 
 
-def test_a_window_of_one_is_refused_where_the_head_needs_more(mixture: MixtureFolder, base: Path) -> None:
+def test_window_of_one_is_rejected_by_heads_with_history(mixture: MixtureFolder, base: Path) -> None:
     narrow = replace(mixture, mixture=replace(mixture.mixture, window=1, stride=1))
     with pytest.raises(ConfigError, match="window: 12"):
         made(base, narrow)
@@ -453,7 +453,7 @@ def test_a_window_of_one_is_refused_where_the_head_needs_more(mixture: MixtureFo
 
 
 def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path) -> None:
-    """Train with cached vision and texts, stop, go on, load, act, reset."""
+    """Train with cached vision and texts, stop, resume, load, act, reset."""
     from oxe_curate.train import Policy
     from oxe_curate.train.loop.run import run_training
 
@@ -468,7 +468,7 @@ def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path
     result = run_training(replace(config, steps=4), resume=True, progress=False)
     assert result.validation is not None
     assert {"pose_loss", "gripper_accuracy"} <= set(result.validation)
-    with pytest.raises(ConfigError, match="Train with ddp"):
+    with pytest.raises(ConfigError, match="use ddp"):
         FlamingoFamily.build(replace(config, shard="fsdp"), mixed, CPU)
     policy = Policy.load(place / "whole-run")
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 40, 50, 3), np.uint8)
@@ -479,8 +479,8 @@ def test_from_shards_to_a_policy(mixture: MixtureFolder, base: Path, place: Path
     assert policy.chunk(list(images[1]), "lift the cup").shape == (CHUNK, 7)
 
 
-def test_a_plain_language_model_is_given_flamingos_tokens(base: Path, tmp_path: Path) -> None:
-    """As OpenFlamingo does: <|endofchunk|>, <image> and, where there is no padding token, <PAD>, in this order."""
+def test_flamingos_tokens_are_added_to_a_plain_language_model(base: Path, tmp_path: Path) -> None:
+    """In OpenFlamingo's order: <|endofchunk|>, <image> and, if there is no padding token, <PAD>."""
     import json
     import shutil
 

@@ -16,7 +16,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.adapters import needs_quantized, quantize
 from oxe_curate.train.models.roboflamingo.config import FlamingoSpec, HeadSpec
 from oxe_curate.train.models.roboflamingo.model import build_flamingo
-from oxe_curate.train.models.roboflamingo.synthetic import write_base
+from tests.train.models.roboflamingo.bases import write_base
 
 WIDTH, HEADS, LAYERS, ROWS = 32, 2, 4, 64
 
@@ -26,7 +26,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def mosaic(state: dict[str, torch.Tensor], ids: torch.Tensor) -> list[torch.Tensor]:
-    """The inputs of all layers and the final norm's output, written out."""
+    """Reference: inputs of all layers and output of the final norm."""
     x, seen = state["transformer.wte.weight"][ids], []
     length = ids.shape[1]
     slopes = torch.tensor([2 ** (-8 * (h + 1) / HEADS) for h in range(HEADS)])
@@ -52,7 +52,7 @@ BLOCK = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base whose language/ is a mosaic_gpt as it was published: pickled weights and its own configuration."""
+    """A base with a published mosaic_gpt in language/: pickled weights and its original configuration."""
     base = write_base(tmp_path_factory.mktemp("mosaic") / "base")
     torch.manual_seed(1)
     state = {"transformer.wte.weight": torch.randn(ROWS, WIDTH), "transformer.ln_f.weight": torch.rand(WIDTH) + 0.5}
@@ -70,40 +70,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def test_equals_the_model_written_out(folder: Path) -> None:
+def test_equals_a_reference_implementation(folder: Path) -> None:
     net = build_flamingo(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
-    for layer in net.layers:  # text alone
+    for layer in net.layers:  # text only
         if layer.gated_cross_attn_layer is not None:
             layer.gated_cross_attn_layer.attn_gate.data.zero_()
             layer.gated_cross_attn_layer.ff_gate.data.zero_()
     state = torch.load(folder / "language" / "pytorch_model.bin", weights_only=True)
-    # the base's flamingo.safetensors holds an embedding of its own, which wins
+    # the embedding in flamingo.safetensors takes precedence
     state["transformer.wte.weight"] = net.lang_encoder.transformer.wte.weight.detach()
     ids = torch.randint(3, 60, (2, 7))
     layers = mosaic(state, ids)
     with torch.no_grad():
-        whole = net.read(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH))
-        early = net.read(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH), early=True)
+        whole = net.run_decoder(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH))
+        early = net.run_decoder(ids, torch.ones_like(ids), torch.randn(2, 4, WIDTH), early=True)
         features = net.features(torch.randn(2, 1, 4, WIDTH), ids, torch.ones_like(ids))
     torch.testing.assert_close(whole, layers[-1], atol=1e-5, rtol=0)
     torch.testing.assert_close(early, layers[-2], atol=1e-5, rtol=0)
     torch.testing.assert_close(features[:, 0], layers[-2], atol=1e-5, rtol=0)
 
 
-def test_keeps_its_norms_when_quantised_or_adapted(folder: Path) -> None:
+def test_keeps_its_norms_when_quantized_or_adapted(folder: Path) -> None:
     pytest.importorskip("bitsandbytes")
     net = build_flamingo(folder, FlamingoSpec.read(folder), HeadSpec("mlp", 2), torch.float32).eval()
     ids = torch.randint(3, 60, (2, 7))
     latents = torch.randn(2, 4, WIDTH)
     with torch.no_grad():
-        exact = net.read(ids, torch.ones_like(ids), latents)
+        exact = net.run_decoder(ids, torch.ones_like(ids), latents)
         names = [name for name in needs_quantized(net, "lang_encoder") if ".gated_cross_attn_layer." not in name]
         quantize(net, names, "int8", torch.device("cpu"))
-        rough = net.read(ids, torch.ones_like(ids), latents)
+        rough = net.run_decoder(ids, torch.ones_like(ids), latents)
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_only_its_kind_is_taken(folder: Path, tmp_path: Path) -> None:
+def test_other_variants_are_rejected(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "base")
     where = tmp_path / "base" / "language" / "config.json"
     where.write_text(json.dumps(json.loads(where.read_text()) | {"alibi": False}))

@@ -1,4 +1,4 @@
-"""The tower's tokens on disk: the same numbers, within the limit, from no other tower."""
+"""Cached tokens: identical values, within the limit, for one tower only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.models.roboflamingo.clip_vit import ClipShape, ClipViT
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache, key_of
+from oxe_curate.train.models.roboflamingo.vit import ClipShape, ClipTower
 from tests.train import mixtures
 from tests.train.models.roboflamingo.test_family import FORM, made, some, write_base
 
@@ -21,18 +21,18 @@ SHAPE = ClipShape(width=8, layers=1, heads=2, patch=14, image_size=28, mlp_width
 ENTRY = 4 * 8 * 4
 
 
-def tower(seed: int = 0) -> ClipViT:
+def tower(seed: int = 0) -> ClipTower:
     torch.manual_seed(seed)
-    return ClipViT(SHAPE)
+    return ClipTower(SHAPE)
 
 
 def entries(count: int) -> tuple[list[bytes], torch.Tensor]:
-    pictures = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
-    return [key_of(picture) for picture in pictures], torch.randn(count, 4, 8)
+    images = np.arange(count * 12, dtype=np.uint8).reshape(count, 2, 2, 3)
+    return [key_of(image) for image in images], torch.randn(count, 4, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_was_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_entries_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     cache = VisionCache.open(tmp_path, tower().to(dtype), 1 << 20)
     keys, tokens = entries(3)
     cache.write(keys[:2], tokens[:2].to(dtype))
@@ -55,7 +55,7 @@ def test_stops_at_the_limit(tmp_path: Path) -> None:
     assert again.read(keys)[0] == [0, 1]
 
 
-def test_writing_twice_takes_no_more_room(tmp_path: Path) -> None:
+def test_rewriting_an_entry_uses_no_more_space(tmp_path: Path) -> None:
     cache = VisionCache.open(tmp_path, tower(), 2 * ENTRY)
     keys, tokens = entries(2)
     for which in (keys[:1], keys[:1], keys):
@@ -64,15 +64,15 @@ def test_writing_twice_takes_no_more_room(tmp_path: Path) -> None:
     assert cache.read(keys)[0] == [0, 1]
 
 
-def test_refuses_another_tower(tmp_path: Path) -> None:
+def test_rejects_another_tower(tmp_path: Path) -> None:
     VisionCache.open(tmp_path, tower(), ENTRY)
-    with pytest.raises(ConfigError, match=r"another vision tower or type \(other tower\)"):
+    with pytest.raises(ConfigError, match=r"another vision tower or type \(different tower\)"):
         VisionCache.open(tmp_path, tower(1), ENTRY)
     with pytest.raises(ConfigError, match="dtype"):
         VisionCache.open(tmp_path, tower().bfloat16(), ENTRY)
 
 
-def test_a_cut_off_entry_is_made_anew(tmp_path: Path) -> None:
+def test_truncated_entry_is_rewritten(tmp_path: Path) -> None:
     cache = VisionCache.open(tmp_path, tower(), 1 << 20)
     keys, tokens = entries(1)
     cache.write(keys, tokens)
@@ -82,11 +82,11 @@ def test_a_cut_off_entry_is_made_anew(tmp_path: Path) -> None:
     assert cache.read(keys)[0] == []
 
 
-def test_keys_are_of_the_pixels() -> None:
-    picture = np.zeros((4, 4, 3), np.uint8)
-    other = picture.copy()
+def test_keys_depend_on_the_pixels() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    other = image.copy()
     other[3, 3, 2] = 1
-    assert key_of(picture) == key_of(picture.copy()) != key_of(other)
+    assert key_of(image) == key_of(image.copy()) != key_of(other)
 
 
 def test_training_from_the_cache_is_exact(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_training_from_the_cache_is_exact(tmp_path: Path) -> None:
     for model in (plain, cached):
         model.eval()
     looked = []
-    look = cached.flamingo.look
-    cached.flamingo.look = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
+    look = cached.flamingo.encode_images
+    cached.flamingo.encode_images = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
     results = []
     for model in (plain, cached, cached):
         model.zero_grad()
