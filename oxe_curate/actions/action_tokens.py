@@ -1,4 +1,4 @@
-"""The table that says which token of a language model stands for which bin: action_tokens.parquet."""
+"""The table that assigns a token of a language model to each bin: action_tokens.parquet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from oxe_curate.actions.tokenizers import Vocabulary, candidates, read_vocabular
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.storage import Folder
 
-FORMAT = "1"
-LLAMA_2_SIZE = 32000
+_FORMAT = "1"
+_LLAMA_2_SIZE = 32000
 
 _SCHEMA = pa.schema(
     [
@@ -40,15 +40,15 @@ class ActionTokens:
     """One token for each bin; row b of every column belongs to bin b.
 
     Attributes:
-        token_id: int64 (n,): row of the language model's embedding, all different.
-        piece: the text of each token; None where it is unknown.
-        count: int64 (n,): how often each token occurred in the corpus; None where nothing was counted.
-        rank: int32 (n,): place of each token in the rule's order of choice, 0 first.
-        action_bins: the cut of [-1, 1] that the bins belong to.
-        vocabulary_size: the size that rule `last` counts back from; see `Vocabulary.size`.
+        token_id: int64 (n,), rows of the language model's embedding, all different.
+        piece: the text of each token; None if unknown.
+        count: int64 (n,), how often each token occurs in the corpus; None without a corpus.
+        rank: int32 (n,), position of each token in the order in which the rule chose them, from 0.
+        action_bins: the bins.
+        vocabulary_size: see `Vocabulary.size`; rule `last` counts down from it.
         rule: "last", "reserved" or "counts".
-        tokenizer_sha256: `Vocabulary.sha256` of the tokenizer's files; None for a table made without one.
-        why: one sentence for each token; empty in a table read from a file, which does not hold them.
+        tokenizer_sha256: `Vocabulary.sha256` of the tokenizer; None for a table made without one.
+        why: the reason for each token; empty in a table read from a file.
     """
 
     token_id: NDArray[np.int64]
@@ -65,7 +65,7 @@ class ActionTokens:
         lengths = {len(self.token_id), len(self.piece), len(self.rank)}
         lengths |= set() if self.count is None else {len(self.count)}
         if lengths != {self.action_bins.count}:
-            raise DataError(f"action tokens: every column needs {self.action_bins.count} rows")
+            raise DataError(f"action tokens: expected {self.action_bins.count} rows in every column")
         if len(np.unique(self.token_id)) != len(self.token_id):
             raise DataError("action tokens: two bins have the same token")
 
@@ -73,17 +73,17 @@ class ActionTokens:
     def default(cls, bins: ActionBins | None = None) -> ActionTokens:
         """Return the table of OpenVLA's released checkpoints: Llama 2's last ids, bin 0 is 31999.
 
-        It knows neither pieces nor the tokenizer's hash, so `check_tokenizer` compares sizes only.
+        It has neither pieces nor a tokenizer hash, so `check_tokenizer` compares sizes only.
         """
         bins = bins or ActionBins()
         numbers = np.arange(bins.count)
         return cls(
-            token_id=LLAMA_2_SIZE - 1 - numbers,
+            token_id=_LLAMA_2_SIZE - 1 - numbers,
             piece=(None,) * bins.count,
             count=None,
             rank=numbers.astype(np.int32),
             action_bins=bins,
-            vocabulary_size=LLAMA_2_SIZE,
+            vocabulary_size=_LLAMA_2_SIZE,
             rule="last",
             why=("one of the last ids",) * bins.count,
         )
@@ -96,16 +96,16 @@ class ActionTokens:
         bins: ActionBins | None = None,
         counts: NDArray[np.int64] | None = None,
     ) -> ActionTokens:
-        """Choose a token for each bin; see `token_rules` for what each rule does.
+        """Choose a token for each bin; `token_rules` describes the rules.
 
         Args:
             tokenizer: folder or file, see `read_vocabulary`.
             rule: "last" (OpenVLA), "reserved" or "counts".
-            bins: the cut of [-1, 1]; OpenVLA's by default.
-            counts: occurrences of each id in a corpus, needed by rule "counts"; see `corpus.count_tokens`.
+            bins: None: OpenVLA's.
+            counts: occurrences of each id in a corpus, required by rule "counts"; see `corpus.count_tokens`.
 
         Raises:
-            ConfigError: no such tokenizer, an unknown rule, no counts, or too few tokens to choose from.
+            ConfigError: tokenizer not found, an unknown rule, no counts, or too few suitable tokens.
         """
         vocabulary = tokenizer if isinstance(tokenizer, Vocabulary) else read_vocabulary(tokenizer)
         bins = bins or ActionBins()
@@ -126,11 +126,11 @@ class ActionTokens:
         """Return the token of each bin, int64, same shape.
 
         Raises:
-            DataError: not integers, or a bin that the table lacks.
+            DataError: not integers, or a bin that is not in the table.
         """
         numbers = _integers(bins, "bins")
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < len(self.token_id):
-            raise DataError(f"bins must lie in 0 .. {len(self.token_id) - 1}")
+            raise DataError(f"expected bins in 0 .. {len(self.token_id) - 1}, got {numbers.min()} .. {numbers.max()}")
         return self.token_id[numbers]
 
     def bins(self, ids: ArrayLike, clip: bool = False) -> NDArray[np.uint8]:
@@ -138,11 +138,11 @@ class ActionTokens:
 
         Args:
             ids: token ids.
-            clip: give a foreign id the bin of the nearest id in the table. For rule `last` that is OpenVLA's
-                `clip(vocab_size - id - 1, 0, 255)`: a model that emits no action token still moves.
+            clip: map an id that is not in the table to the bin of the nearest id that is. For rule `last` this is
+                OpenVLA's `clip(vocab_size - id - 1, 0, 255)`: a model that emits another token still moves.
 
         Raises:
-            DataError: an id that is not in the table, unless `clip`.
+            DataError: not integers, or an id that is not in the table, unless `clip`.
         """
         numbers = _integers(ids, "token ids")
         order = np.argsort(self.token_id)
@@ -153,7 +153,7 @@ class ActionTokens:
         place = np.where(closer, below, above)
         foreign = ascending[place] != numbers
         if not clip and foreign.any():
-            raise DataError(f"token {numbers[foreign][0]} is not an action token of this table")
+            raise DataError(f"token {numbers[foreign][0]} is not an action token")
         return order[place].astype(np.uint8)
 
     def decode(self, ids: ArrayLike, clip: bool = False) -> NDArray[np.float32]:
@@ -161,7 +161,7 @@ class ActionTokens:
         return self.action_bins.decode(self.bins(ids, clip))
 
     def report(self) -> list[dict[str, Any]]:
-        """Return one row for each token, in order of choice: rank, bin, token_id, piece, count, why."""
+        """Return one row per token, in the order of choice: rank, bin, token_id, piece, count, why."""
         rows = []
         for b in np.argsort(self.rank, kind="stable").tolist():
             row = {"rank": int(self.rank[b]), "bin": b, "token_id": int(self.token_id[b])}
@@ -172,7 +172,7 @@ class ActionTokens:
     def check_tokenizer(self, tokenizer: str | Path | Vocabulary) -> None:
         """Raise ConfigError unless the table was made for this tokenizer.
 
-        A folder passes if any tokenizer in it is the one: many hold tokenizer.json beside tokenizer.model.
+        A folder passes if any tokenizer in it matches: many contain both tokenizer.json and tokenizer.model.
         """
         sources = [tokenizer] if isinstance(tokenizer, Vocabulary) else candidates(tokenizer)
         found = []
@@ -183,9 +183,9 @@ class ActionTokens:
             found.append(f"{vocabulary.source} has {vocabulary.size} tokens, sha256 {vocabulary.sha256[:12]}…")
         made = "without a tokenizer file" if self.tokenizer_sha256 is None else self.tokenizer_sha256[:12] + "…"
         raise ConfigError(
-            f"the action tokens were made for another tokenizer ({self.vocabulary_size} tokens, {made}):\n"
+            f"the action tokens are those of another tokenizer ({self.vocabulary_size} tokens, {made}):\n"
             + "\n".join(found)
-            + "\nMake the table again with --tokenizer pointing to the model's own tokenizer; the shards stay."
+            + "\nRun tokenize again with --overwrite and the model's own --tokenizer; finished shards are kept."
         )
 
     def to_table(self) -> pa.Table:
@@ -200,7 +200,7 @@ class ActionTokens:
             *(pa.array(values, pa.float64()) for values in (bins.low, bins.centers, bins.high)),
         ]
         metadata = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "tokenizer_sha256": self.tokenizer_sha256 or "",
             "vocabulary_size": str(self.vocabulary_size),
             "rule": self.rule,
@@ -209,32 +209,32 @@ class ActionTokens:
         return pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata))
 
     def write(self, path: str | Path) -> None:
-        """Write action_tokens.parquet (a path or a gs:// or s3:// address); equal tables give equal bytes.
+        """Write action_tokens.parquet to a path or a gs:// or s3:// URI; equal tables give equal bytes.
 
         Raises:
-            StorageError: not writable.
+            StorageError: the file cannot be written.
         """
         folder, name = _split(path)
         folder.publish(name, lambda sink: pq.write_table(self.to_table(), sink, compression="none"))
 
     @classmethod
     def read(cls, path: str | Path) -> ActionTokens:
-        """Read what `write` wrote.
+        """Read a table that `write` wrote.
 
         Raises:
-            StorageError: no such file.
-            DataError: not such a table, or one of a later format.
+            StorageError: file not found.
+            DataError: not a table of action tokens, or of another format version.
         """
         folder, name = _split(path)
         data = folder.read_bytes(name)
         try:
             table = pq.read_table(pa.BufferReader(data))
         except pa.ArrowException as error:
-            raise DataError(f"{path}: is not a Parquet file: {error}") from None
+            raise DataError(f"{path}: not a Parquet file: {error}") from None
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != _FORMAT:
             raise DataError(
-                f"{path}: expected action tokens of format {FORMAT}, found {metadata.get('format')}; "
+                f"{path}: expected action tokens of format {_FORMAT}, got {metadata.get('format')}; "
                 f"run tokenize again, or update oxe-curate"
             )
         try:
@@ -246,7 +246,7 @@ class ActionTokens:
     def _from_table(cls, table: pa.Table, metadata: dict[str, str]) -> ActionTokens:
         bins = ActionBins(metadata["bins"], table.num_rows)  # type: ignore[arg-type]  # checked by ActionBins
         if table["bin"].to_pylist() != list(range(bins.count)):
-            raise ValueError("the column 'bin' does not ascend from 0")
+            raise ValueError("the column 'bin' does not count up from 0")
         if not np.array_equal(table["center"].to_numpy(), bins.centers):
             raise ValueError(f"the centres are not those of {bins.count} {bins.kind} bins")
         counted = table["count"].null_count == 0
@@ -263,14 +263,14 @@ class ActionTokens:
 
 
 def _text(piece: str | bytes | None) -> str | None:
-    """Show bytes that are no text of their own as escapes."""
+    """Write bytes that are not valid UTF-8 as escapes."""
     return piece.decode("utf-8", "backslashreplace") if isinstance(piece, bytes) else piece
 
 
 def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     array = np.asarray(values)
     if array.dtype.kind not in "ui" and array.size:
-        raise DataError(f"{what} must be integers, found {array.dtype}")
+        raise DataError(f"expected integers as {what}, got {array.dtype}")
     return array.astype(np.int64)
 
 

@@ -1,10 +1,10 @@
-"""Normalised actions to bin numbers and back."""
+"""Conversion of normalised actions to bin numbers and back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 
 BinScheme = Literal["openvla", "uniform"]
-KINDS: tuple[str, ...] = ("openvla", "uniform")
+_KINDS: tuple[str, ...] = get_args(BinScheme)
 
 _BLOCK = 1 << 15  # values; the scratch arrays of one block stay in the L2 cache
 _GUESS_BIAS = np.float32(1e-4)  # bins; makes the arithmetic guess err downwards only, see `encode`
@@ -20,17 +20,17 @@ _GUESS_BIAS = np.float32(1e-4)  # bins; makes the arithmetic guess err downwards
 
 @dataclass(frozen=True)
 class ActionBins:
-    """The cut of [-1, 1] into bins 0 .. count-1, ascending in value.
+    """Bins 0 .. count-1 of [-1, 1], ascending in value.
 
-    `openvla` is the cut of the released checkpoints: `count` EDGES at `linspace(-1, 1, count)`, hence count-1
-    intervals, each closed on the left. The last bin holds exactly 1.0 and decodes to the centre of the
-    interval below it. Bin b is OpenVLA's digit b+1 (`numpy.digitize` starts at 1): 0.0 is digit 128, bin 127.
+    `openvla` is the scheme of the released checkpoints: `count` EDGES at `linspace(-1, 1, count)`, hence count-1
+    intervals, each closed on the left. The last bin contains only 1.0 and decodes to the centre of the interval
+    below it. Bin b is OpenVLA's digit b+1 (`numpy.digitize` starts at 1): 0.0 is digit 128, bin 127.
 
-    `uniform` has `count` true intervals of equal width, closed on the left, the last closed on both sides.
+    `uniform` has `count` intervals of equal width, closed on the left, the last closed on both sides.
 
     Attributes:
         kind: "openvla" or "uniform".
-        count: number of bins, 2 to 256 (they are stored as uint8).
+        count: number of bins, 2 to 256 (bins are stored as uint8).
 
     Raises:
         ConfigError: an unknown kind, or a count outside 2 .. 256.
@@ -40,10 +40,10 @@ class ActionBins:
     count: int = 256
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"bins: {self.kind!r} is not known. {did_you_mean(str(self.kind), KINDS)}")
+        if self.kind not in _KINDS:
+            raise ConfigError(f"bins: unknown kind {self.kind!r}. {did_you_mean(str(self.kind), _KINDS)}")
         if not 2 <= self.count <= 256:
-            raise ConfigError(f"bins: count is {self.count}, but it must lie in 2 .. 256")
+            raise ConfigError(f"bins: expected a count in 2 .. 256, got {self.count}")
 
     @cached_property
     def edges(self) -> NDArray[np.float64]:
@@ -52,27 +52,27 @@ class ActionBins:
 
     @property
     def low(self) -> NDArray[np.float64]:
-        """(count,) smallest value of each bin."""
+        """float64 (count,), smallest value of each bin."""
         return self.edges[: self.count].copy()
 
     @property
     def high(self) -> NDArray[np.float64]:
-        """(count,) upper boundary of each bin, exclusive but in the last bin."""
+        """float64 (count,), upper boundary of each bin, exclusive except for the last bin."""
         return np.append(self.edges[1 : self.count], 1.0)
 
     @property
     def centers(self) -> NDArray[np.float64]:
-        """(count,) value that each bin decodes to, as float64."""
+        """float64 (count,), the value that each bin decodes to."""
         middle = (self.edges[:-1] + self.edges[1:]) / 2
         return middle[np.minimum(np.arange(self.count), len(middle) - 1)]
 
     def encode(self, normalized: ArrayLike) -> NDArray[np.uint8]:
-        """Return the bin of each value, clipped to [-1, 1] before.
+        """Return the bin of each value, after clipping it to [-1, 1].
 
         Values are compared as float32 with the float64 edges, which is what OpenVLA's pipeline does: a value
-        next to an edge may fall into another bin as float64. For `openvla` the result equals
-        `numpy.digitize(clip(x, -1, 1), linspace(-1, 1, 256)) - 1`, some thirty times faster: an arithmetic
-        guess is never too high and at most one too low, and one comparison with an edge settles it.
+        next to an edge may be in another bin as float64. For `openvla` the result equals
+        `numpy.digitize(clip(x, -1, 1), linspace(-1, 1, 256)) - 1`, about thirty times faster: an arithmetic guess is
+        never too high and at most one too low, and one comparison with an edge corrects it.
 
         Args:
             normalized: any shape, cast to float32. Infinities are clipped.
@@ -90,7 +90,7 @@ class ActionBins:
             x = flat[start : start + _BLOCK]
             if np.isnan(np.min(x)):
                 place = tuple(int(i) for i in np.argwhere(np.isnan(values))[0])
-                raise DataError(f"action at index {place} is not a number: drop such episodes (not_finite) first")
+                raise DataError(f"action at index {place} is NaN; drop such episodes first (criterion not_finite)")
             n = len(x)
             c, g, i, a, out = clipped[:n], guess[:n], index[:n], above[:n], bins[start : start + n]
             np.clip(x, np.float32(-1), np.float32(1), out=c)
@@ -113,9 +113,9 @@ class ActionBins:
         """
         bins = np.asarray(bins)
         if bins.dtype.kind not in "ui":
-            raise DataError(f"bins must be integers, found {bins.dtype}")
+            raise DataError(f"expected integer bins, got {bins.dtype}")
         if bins.size and (int(bins.min()) < 0 or int(bins.max()) >= self.count):
-            raise DataError(f"bins must lie in 0 .. {self.count - 1}, found {bins.min()} .. {bins.max()}")
+            raise DataError(f"expected bins in 0 .. {self.count - 1}, got {bins.min()} .. {bins.max()}")
         decoded: NDArray[np.float32] = self._centers32[bins]
         return decoded
 
@@ -129,7 +129,7 @@ class ActionBins:
 
     @cached_property
     def _next_edge(self) -> NDArray[np.float32]:
-        """(count,) smallest float32 that belongs to the bin above; infinity for the last bin.
+        """float32 (count,), the smallest value that belongs to the bin above; infinity for the last bin.
 
         For a float32 x, `x >= edge` in float64 is the same as `x >= smallest float32 not below edge`.
         """

@@ -11,21 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from oxe_curate.actions.dimensions import GRIPPER_UNMASKED
 from oxe_curate.actions.summary import ActionSummary, Values, summarize
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
-
-GRIPPER_UNMASKED = (True, True, True, True, True, True, False)
-"""OpenVLA's mask for end-effector actions: xyz and roll-pitch-yaw are scaled, the gripper passes through."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bounds(ActionSummary):
-    """What a data set's actions are normalised by: OpenVLA's BOUNDS_Q99.
+    """The statistics by which a data set's actions are normalised: OpenVLA's BOUNDS_Q99.
 
     Attributes:
-        mask: bool (D,): which dimensions are scaled. The others pass through unscaled and unclipped.
-        num_transitions: steps the statistics were taken over; None where a file does not say.
-        num_trajectories: episodes they were taken over; None where unknown.
+        mask: bool (D,), which dimensions are scaled. The others are neither scaled nor clipped.
+        num_transitions: number of steps that the statistics cover; None if unknown.
+        num_trajectories: number of episodes that they cover; None if unknown.
         proprio: statistics of the proprioceptive state, if any.
     """
 
@@ -36,7 +34,7 @@ class Bounds(ActionSummary):
 
     def __post_init__(self) -> None:
         if self.mask.shape != (self.width,):
-            raise DataError(f"actions have {self.width} dimensions, the mask has {self.mask.size}")
+            raise DataError(f"expected a mask of {self.width} dimensions, as the actions have, got {self.mask.size}")
 
     @classmethod
     def fit(
@@ -49,19 +47,19 @@ class Bounds(ActionSummary):
         num_trajectories: int | None = None,
         proprio: Values | None = None,
     ) -> Bounds:
-        """Take exact statistics of actions; see `summarize` for the arithmetic and the memory.
+        """Compute exact statistics of actions; see `summarize` for the arithmetic and the memory use.
 
         Args:
-            actions: (N, D), or an iterable of chunks (n, D) that is read twice; cast to float32.
-            mask: (D,), True where a dimension is scaled.
-            low: probability of the lower bound, kept as `q01` whatever it is.
-            high: probability of the upper bound, kept as `q99` whatever it is.
-            num_trajectories: number of episodes, to be written beside the statistics.
-            proprio: (N, P) or chunks of it; P = 0 counts as none.
+            actions: (N, D), or an iterable of blocks (n, D), which is read twice; cast to float32.
+            mask: (D,), True for a dimension that is scaled.
+            low: probability of the lower bound, which is always called `q01`.
+            high: probability of the upper bound, which is always called `q99`.
+            num_trajectories: number of episodes, to write with the statistics.
+            proprio: (N, P) or blocks of it; P = 0 counts as none.
 
         Raises:
             ConfigError: not 0 <= low < high <= 1.
-            DataError: no steps, a width other than the mask's, a value that is not finite.
+            DataError: no steps, not as many dimensions as the mask, or a value that is not finite.
         """
         summary, count = summarize(actions, low, high)
         state = None if proprio is None else summarize(proprio, low, high)[0]
@@ -75,20 +73,20 @@ class Bounds(ActionSummary):
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """(D,) dimensions that never change over the data set: min == max."""
+        """bool (D,), dimensions that are constant over the data set: min == max."""
         equal: NDArray[np.bool_] = self.min == self.max
         return equal
 
     def normalize(self, actions: ArrayLike) -> NDArray[np.float32]:
         """Scale actions so that q01 .. q99 becomes -1 .. 1, and clip.
 
-        `2 * (x - q01) / (q99 - q01 + 1e-8) - 1` where the mask is True; elsewhere x itself, neither scaled
-        nor clipped. Then every constant dimension becomes 0, masked or not, as in OpenVLA: a gripper that is
-        always 1 is fed as 0.
+        `2 * (x - q01) / (q99 - q01 + 1e-8) - 1` where the mask is True; elsewhere x itself, neither scaled nor
+        clipped. Then every constant dimension becomes 0, scaled or not, as in OpenVLA: a gripper that is always 1
+        becomes 0.
 
-        The arithmetic is that of OpenVLA's loader, bit for bit (compared with TensorFlow 2.21 on a CPU,
-        eagerly and inside `tf.data`): the statistics are float64; `q99 - q01 + 1e-8` is formed in float64 and
-        then, like q01, rounded to float32; float32 operations follow as written, with a true division.
+        The arithmetic equals that of OpenVLA's loader bit for bit (compared with TensorFlow 2.21 on a CPU, eagerly and
+        inside `tf.data`): the statistics are float64; `q99 - q01 + 1e-8` is computed in float64 and then, like q01,
+        rounded to float32; the rest is float32, in the order written, with a true division.
 
         Args:
             actions: (..., D), cast to float32.
@@ -97,7 +95,7 @@ class Bounds(ActionSummary):
             float32 (..., D).
 
         Raises:
-            DataError: another width, or a value that is not finite.
+            DataError: wrong number of dimensions, or a value that is not finite.
         """
         x = self._rows(actions, np.float32)
         low = self.q01.astype(np.float32)
@@ -113,10 +111,10 @@ class Bounds(ActionSummary):
         return scaled
 
     def denormalize(self, normalized: ArrayLike) -> NDArray[np.float64]:
-        """Undo `normalize` for values within the bounds, as OpenVLA's `predict_action` does, in float64.
+        """Invert `normalize` for values within the bounds, as OpenVLA's `predict_action` does, in float64.
 
-        `0.5 * (a + 1) * (q99 - q01) + q01` where the mask is True, else a. A scaled constant dimension
-        returns its constant; one that passes through (a gripper always 1) returns the 0 it was normalised to.
+        `0.5 * (a + 1) * (q99 - q01) + q01` where the mask is True, else a. A scaled constant dimension returns its
+        constant; an unscaled one (a gripper that is always 1) returns the 0 it was normalised to.
 
         Args:
             normalized: (..., D).
@@ -125,7 +123,7 @@ class Bounds(ActionSummary):
             float64 (..., D), in the units of the data set.
 
         Raises:
-            DataError: another width, or a value that is not finite.
+            DataError: wrong number of dimensions, or a value that is not finite.
         """
         a = self._rows(normalized, np.float64)
         return np.where(self.mask, 0.5 * (a + 1) * (self.q99 - self.q01) + self.q01, a)
@@ -133,10 +131,12 @@ class Bounds(ActionSummary):
     def _rows(self, values: ArrayLike, dtype: type[np.floating[Any]]) -> NDArray[Any]:
         rows = np.asarray(values, dtype)
         if rows.ndim == 0 or rows.shape[-1] != self.width:
-            raise DataError(f"actions have shape {rows.shape}, the bounds have {self.width} dimensions")
+            raise DataError(f"expected actions (..., {self.width}), got shape {rows.shape}")
         if not np.isfinite(rows).all():
             place = tuple(int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-            raise DataError(f"action at index {place} is {rows[place]}: drop such episodes (not_finite) first")
+            raise DataError(
+                f"action at index {place} is {rows[place]}; drop such episodes first (criterion not_finite)"
+            )
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -155,26 +155,26 @@ class Bounds(ActionSummary):
     def from_json(cls, entry: Any, where: str = "statistics") -> Bounds:
         """Read one data set's entry, as published by OpenVLA and its descendants.
 
-        A missing mask means the one that OpenVLA's loader sets: the gripper unscaled for 7 dimensions (its
-        cache files are written before the mask is set), else every dimension scaled. `proprio` and the
-        counts may be missing; all zeros for proprio, OpenVLA's way to say none, count as missing.
+        A missing mask means the mask of OpenVLA's loader: the gripper unscaled for 7 dimensions (its cache files are
+        written before the mask is set), else every dimension scaled. `proprio` and the counts may be missing; a
+        proprio of zeros, which OpenVLA writes if there is none, counts as missing.
 
         Args:
             entry: parsed JSON.
-            where: file and data set, opening every error message.
+            where: file and data set; every error message starts with it.
 
         Raises:
-            ConfigError: a key is missing or is no list of numbers; statistics in Octo's keys.
+            ConfigError: a key is missing or is not a list of numbers, or the keys are Octo's.
         """
         if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
-            raise ConfigError(f"{where}: expected the key 'action' with statistics below it")
+            raise ConfigError(f"{where}: expected the key 'action' with statistics in it")
         action = entry["action"]
         arrays = _read_arrays(action, f"{where}: action")
         width = len(arrays["q01"])
         default = GRIPPER_UNMASKED if width == len(GRIPPER_UNMASKED) else (True,) * width
         mask = action.get("mask", default)
         if not isinstance(mask, (list, tuple)) or len(mask) != width or not all(isinstance(m, bool) for m in mask):
-            raise ConfigError(f"{where}: action: 'mask' must hold {width} times true or false, found {mask}")
+            raise ConfigError(f"{where}: action: mask: expected {width} booleans, got {mask}")
         proprio = None
         if isinstance(entry.get("proprio"), Mapping):
             proprio = ActionSummary(**_read_arrays(entry["proprio"], f"{where}: proprio"))
@@ -193,57 +193,57 @@ def read_statistics(path: str | Path) -> dict[str, Bounds]:
     """Read every data set's bounds from a dataset_statistics.json, or from a config.json with `norm_stats`.
 
     Args:
-        path: the file, or a folder that holds one of the two (the first is preferred).
+        path: the file, or a folder with one of the two (dataset_statistics.json comes first).
 
     Raises:
-        ConfigError: no such file, not JSON, or not such statistics.
+        ConfigError: file not found, not JSON, or not statistics.
     """
     path = Path(path)
     if path.is_dir():
         names = [name for name in ("dataset_statistics.json", "config.json") if (path / name).is_file()]
         if not names:
-            raise ConfigError(f"{path}: holds neither dataset_statistics.json nor config.json")
+            raise ConfigError(f"{path}: contains neither dataset_statistics.json nor config.json")
         path = path / names[0]
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{path}: cannot read: {error.strerror or error}") from None
     except ValueError as error:  # JSON and UTF-8 errors
-        raise ConfigError(f"{path}: is not JSON: {error}") from None
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
     return parse_statistics(content, str(path))
 
 
 def parse_statistics(content: Any, where: str) -> dict[str, Bounds]:
-    """Read every data set's bounds from the parsed JSON of such a file; `where` opens every error.
+    """Read every data set's bounds from the parsed JSON of such a file; every error starts with `where`.
 
     Raises:
-        ConfigError: not such statistics.
+        ConfigError: not statistics.
     """
     if isinstance(content, dict) and "norm_stats" in content:
         content = content["norm_stats"]
     elif isinstance(content, dict) and "model_type" in content:
-        raise ConfigError(f"{where}: this model's configuration has no 'norm_stats'; give a dataset_statistics.json")
+        raise ConfigError(f"{where}: the model's configuration has no 'norm_stats'; use a dataset_statistics.json")
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{where}: expected data set names with statistics below them")
+        raise ConfigError(f"{where}: expected statistics by data set name")
     if "action" in content:
         raise ConfigError(
-            f'{where}: holds the statistics of one data set without its name; wrap them: {{"<data set>": ...}}'
+            f'{where}: contains the statistics of one data set without its name; wrap them: {{"<data set>": ...}}'
         )
     return {name: Bounds.from_json(entry, f"{where}: {name}") for name, entry in content.items()}
 
 
 def lookup(statistics: Mapping[str, Bounds], name: str, aliases: Iterable[str] = ()) -> Bounds:
-    """Return the bounds of a data set under its name or, failing that, the first alias present.
+    """Return the bounds of a data set by its name or, failing that, by its first alias that is present.
 
     Raises:
-        ConfigError: none of them is there; lists what is.
+        ConfigError: none of them is present; the message has the closest match.
     """
     names = [name, *aliases]
     for candidate in names:
         if candidate in statistics:
             return statistics[candidate]
-    also = f" (nor {', '.join(repr(alias) for alias in names[1:])})" if names[1:] else ""
-    raise ConfigError(f"the statistics hold no {name!r}{also}. {did_you_mean(name, statistics)}")
+    also = f" (or {', '.join(repr(alias) for alias in names[1:])})" if names[1:] else ""
+    raise ConfigError(f"no statistics of {name!r}{also}. {did_you_mean(name, statistics)}")
 
 
 def _arrays(summary: ActionSummary) -> dict[str, NDArray[np.float64]]:
@@ -255,12 +255,12 @@ def _read_arrays(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     keys = [field.name for field in fields(ActionSummary)]
     if "q01" not in block and "p01" in block:
         raise ConfigError(
-            f"{where}: has Octo's keys p01 and p99, and Octo normalises by other rules. Rename them to q01 and "
-            f"q99 if that is what you want, or leave the file out: the bounds are then taken from the data"
+            f"{where}: these are Octo's keys p01 and p99, and Octo normalises differently. Rename them to q01 and q99 "
+            f"to use them anyway, or omit the file to compute the bounds from the data"
         )
     missing = [key for key in keys if key not in block]
     if missing:
-        raise ConfigError(f"{where}: the key {missing[0]!r} is missing. {did_you_mean(missing[0], block)}")
+        raise ConfigError(f"{where}: missing key {missing[0]!r}. {did_you_mean(missing[0], block)}")
     arrays = {}
     for key in keys:
         try:
@@ -268,14 +268,16 @@ def _read_arrays(block: Mapping[str, Any], where: str) -> dict[str, Any]:
         except (TypeError, ValueError):
             arrays[key] = np.empty(())
         if arrays[key].ndim != 1 or not np.isfinite(arrays[key]).all():
-            raise ConfigError(f"{where}: {key!r} must be a list of finite numbers, found {block[key]!r}")
+            raise ConfigError(f"{where}: {key}: expected a list of finite numbers, got {block[key]!r}")
         if len(arrays[key]) != len(arrays["mean"]):
-            raise ConfigError(f"{where}: {key!r} has {len(arrays[key])} numbers, 'mean' has {len(arrays['mean'])}")
+            raise ConfigError(
+                f"{where}: {key}: expected {len(arrays['mean'])} numbers, as for mean, got {len(arrays[key])}"
+            )
     return arrays
 
 
 def _read_count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
     count = entry.get(key)
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise ConfigError(f"{where}: {key!r} must be a whole number, found {count!r}")
+        raise ConfigError(f"{where}: {key}: expected a whole number, got {count!r}")
     return count

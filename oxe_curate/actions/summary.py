@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from oxe_curate.errors import ConfigError, DataError
 
 Values = NDArray[Any] | Iterable[NDArray[Any]]
-"""(N, D) numbers, or chunks of them along the first axis."""
+"""(N, D) numbers, or blocks of them along the first axis."""
 
-_BLOCK = 1 << 19  # rows; scratch stays near 8 MB while a histogram of 65,536 counts is worth its zeroing
+_BLOCK = 1 << 19  # rows; scratch memory is about 8 MB, and zeroing 65,536 counts is cheap in comparison
 _HALF = 1 << 16
 
 
@@ -24,12 +24,12 @@ class ActionSummary:
     """Statistics of (N, D) values, every array float64 (D,).
 
     Attributes:
-        mean: mean, summed in float64. (OpenVLA sums in float32; it trains with the quantiles, not with this.)
+        mean: summed in float64. (OpenVLA sums in float32, but does not train with the mean.)
         std: population standard deviation, in float64.
         max: largest value.
         min: smallest value.
-        q01: lower quantile; whatever `low` was asked for, 0.01 by default.
-        q99: upper quantile; whatever `high` was asked for, 0.99 by default.
+        q01: lower quantile: that of `low`, 0.01 by default.
+        q99: upper quantile: that of `high`, 0.99 by default.
     """
 
     mean: NDArray[np.float64]
@@ -50,21 +50,21 @@ def summarize(values: Values, low: float = 0.01, high: float = 0.99) -> tuple[Ac
 
     The quantiles are exact: `np.quantile(values, np.array([low, high]), axis=0)` on float32, bit for bit. (It
     interpolates linearly; the difference of the two neighbours is taken in float32, the rest in float64.)
-    Nothing is sorted: a value's 32 bits map to an integer of the same order; the first pass counts the upper
-    16 bits, the second the lower 16 bits of the few values that share the upper ones with a wanted rank.
+    Nothing is sorted: the 32 bits of a value map to an integer of the same order; the first pass counts the upper 16
+    bits, the second the lower 16 bits of the values whose upper bits are those of a quantile.
 
     Args:
-        values: (N, D) array, or an iterable of (n, D) chunks, which is read twice; an iterator, which can be
-            read only once, is held in memory.
+        values: (N, D) array, or an iterable of (n, D) blocks, which is read twice; an iterator, which can be read only
+            once, is kept in memory.
         low: probability of the lower quantile.
         high: probability of the upper quantile.
 
     Raises:
         ConfigError: not 0 <= low < high <= 1.
-        DataError: no rows, chunks of another width, or a value that is not finite.
+        DataError: no rows, blocks of different widths, or a value that is not finite.
     """
     if not 0 <= low < high <= 1:
-        raise ConfigError(f"bounds: low {low} and high {high} must satisfy 0 <= low < high <= 1")
+        raise ConfigError(f"bounds: expected 0 <= low < high <= 1, got low {low} and high {high}")
     if isinstance(values, np.ndarray):
         chunks: Iterable[NDArray[Any]] = [values]
     else:
@@ -99,18 +99,20 @@ def _count_upper(chunks: Iterable[NDArray[Any]]) -> _FirstPass:
     blocks = _blocks(chunks)
     head = next(blocks, None)
     if head is None:
-        raise DataError("there are no steps to take statistics of")
+        raise DataError("there are no steps to compute statistics of")
     width, count = len(head[1]), 0
     total, least, greatest = np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf)
     upper = np.zeros((width, _HALF), np.int64)
     for start, columns in itertools.chain([head], blocks):
         if len(columns) != width:
-            raise DataError(f"row {start} has {len(columns)} dimensions, the rows before it have {width}")
+            raise DataError(f"row {start}: expected {width} dimensions, as in the rows before it, got {len(columns)}")
         np.minimum(least, columns.min(axis=1), out=least)
         np.maximum(greatest, columns.max(axis=1), out=greatest)
         if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
             d, row = np.argwhere(~np.isfinite(columns))[0]
-            raise DataError(f"row {start + row}, dimension {d} is {columns[d, row]}: drop such episodes first")
+            raise DataError(
+                f"row {start + row}, dimension {d} is {columns[d, row]}; drop such episodes (criterion not_finite)"
+            )
         total += columns.sum(axis=1, dtype=np.float64)
         for d, column in enumerate(columns):
             upper[d] += np.bincount(_ordered(column) >> 16, minlength=_HALF)
@@ -122,7 +124,7 @@ def _count_lower(
     chunks: Iterable[NDArray[Any]], tops: list[list[int]], mean: NDArray[np.float64], count: int
 ) -> tuple[list[dict[int, NDArray[np.int64]]], NDArray[np.float64]]:
     """Return per dimension {upper half: counts of the lower half}, and the sums of squared deviations."""
-    lower = [{top: np.zeros(_HALF, np.int64) for top in wanted} for wanted in tops]
+    lower = [{top: np.zeros(_HALF, np.int64) for top in row} for row in tops]
     squares = np.zeros(len(mean))
     seen = 0
     for _, columns in _blocks(chunks):
@@ -135,7 +137,7 @@ def _count_lower(
                 counts += np.bincount(key[upper == top] & (_HALF - 1), minlength=_HALF)
         seen += columns.shape[1]
     if seen != count:
-        raise ValueError(f"the chunks gave {count} rows at the first reading and {seen} at the second")
+        raise ValueError(f"the blocks gave {count} rows when read first and {seen} when read again")
     return lower, squares
 
 
@@ -144,7 +146,7 @@ def _blocks(chunks: Iterable[NDArray[Any]]) -> Iterator[tuple[int, NDArray[np.fl
     first = 0
     for chunk in chunks:
         if chunk.ndim != 2:
-            raise DataError(f"expected rows of numbers (N, D), found an array of shape {chunk.shape}")
+            raise DataError(f"expected rows of numbers (N, D), got shape {chunk.shape}")
         for start in range(0, len(chunk), _BLOCK):
             part = chunk[start : start + _BLOCK]
             yield first + start, np.ascontiguousarray(part.T, np.float32)
@@ -159,7 +161,7 @@ def _ordered(column: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 
 def _value(upper: NDArray[np.int64], top: int, lower: NDArray[np.int64], rank: int) -> np.float32:
-    """Return the `rank`-th smallest value, which has the upper half `top`; undoes `_ordered`."""
+    """Return the `rank`-th smallest value, which has the upper half `top`; inverts `_ordered`."""
     within = rank - int(upper[:top].sum())
     key = top << 16 | int(np.searchsorted(np.cumsum(lower), within, side="right"))
     bits = key ^ (1 << 31) if key >> 31 else key ^ 0xFFFFFFFF
@@ -167,7 +169,7 @@ def _value(upper: NDArray[np.int64], top: int, lower: NDArray[np.int64], rank: i
 
 
 def _place(count: int, q: float) -> tuple[int, int, float]:
-    """Return the two ranks beside the quantile and the weight of the second."""
+    """Return the ranks on both sides of the quantile and the weight of the second."""
     virtual = (count - 1) * q
     before = min(int(virtual), count - 1)
     return before, min(before + 1, count - 1), virtual - before

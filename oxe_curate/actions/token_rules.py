@@ -2,15 +2,14 @@
 
 `last`      The last n ids, bin 0 the highest: `size - 1 - bin`. OpenVLA's rule; the released checkpoints trained
             exactly these rows.
-`reserved`  The tokens that a vocabulary keeps for such uses (Llama 3's <|reserved_special_token_N|>), highest id
-            first. No text ever holds them, so nothing that the model knows is overwritten. Llama 3 has fewer than
-            256 that no published layout uses otherwise (246 from its rank file); the bins beyond take the last
-            ids of the ordinary vocabulary, as `last` does. Such rows were never trained: train the embedding and
-            the output layer too.
+`reserved`  The tokens that a vocabulary reserves (Llama 3's <|reserved_special_token_N|>), highest id first. They
+            never occur in text, so nothing that the model knows is overwritten. Llama 3 has fewer than 256 that no
+            published layout uses (246 by its rank file); the remaining bins take the last ids of the ordinary
+            vocabulary, as `last` does. Reserved rows were never trained: train the embedding and the output layer too.
 `counts`    The tokens that a corpus uses least. A count of zero says little (thousands of ids have it), so the
-            observed frequency is averaged with a prior 1/(id + 1), since ids are handed out from frequent to
-            rare; a piece of several characters counts four times. Special and byte tokens are left out, and so
-            are pieces that do not survive a trip through text. The chosen ids are sorted, highest first.
+            observed frequency is averaged with a prior 1/(id + 1), since ids are assigned from frequent to rare; a
+            piece of several characters counts four times. Special tokens, byte tokens and pieces that do not survive
+            conversion to text and back are excluded. The chosen ids are sorted, highest first.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _MULTI_CHARACTER = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One chosen token, its place in the order of choice, and the reason in words."""
+    """A chosen token, its position in the order of choice, and the reason."""
 
     token_id: int
     rank: int
@@ -41,16 +40,16 @@ class Choice:
 def choose_tokens(
     vocabulary: Vocabulary, rule: TokenRule, number: int, counts: NDArray[np.int64] | None = None
 ) -> list[Choice]:
-    """Return `number` tokens, that of bin 0 first.
+    """Return `number` tokens, the one of bin 0 first.
 
     Args:
-        vocabulary: where to choose from.
+        vocabulary: to choose from.
         rule: see the module's docstring.
-        number: how many.
-        counts: int64 (at least `vocabulary.size`,): occurrences of each id; needed by rule "counts".
+        number: of tokens.
+        counts: int64 (at least `vocabulary.size`,), occurrences of each id; required by rule "counts".
 
     Raises:
-        ConfigError: an unknown rule, no counts, or too few tokens to choose from.
+        ConfigError: an unknown rule, no counts, or too few suitable tokens.
     """
     if rule == "last":
         return _last(vocabulary, number)
@@ -58,19 +57,18 @@ def choose_tokens(
         return _reserved(vocabulary, number)
     if rule == "counts":
         if counts is None:
-            raise ConfigError("rule 'counts' needs a corpus: --corpus FILES")
+            raise ConfigError("rule 'counts' needs a corpus; give files or folders with --corpus")
         return _counted(vocabulary, number, counts)
-    raise ConfigError(f"rule {rule!r} is not known. {did_you_mean(str(rule), get_args(TokenRule))}")
+    raise ConfigError(f"unknown rule {rule!r}. {did_you_mean(str(rule), get_args(TokenRule))}")
 
 
 def _last(vocabulary: Vocabulary, number: int) -> list[Choice]:
     ids = range(vocabulary.size - 1, vocabulary.size - 1 - number, -1)
     taken = [i for i in ids if i < 0 or i in vocabulary.special]
     if taken:
-        problem = f"hold special tokens such as {vocabulary.piece(taken[0])!r}" if taken[0] >= 0 else "do not exist"
+        problem = f"include special tokens such as {vocabulary.piece(taken[0])!r}" if taken[0] >= 0 else "do not exist"
         raise ConfigError(
-            f"{vocabulary.source}: the last {number} ids {problem}; "
-            f"choose another rule (reserved or counts), or fewer bins"
+            f"{vocabulary.source}: the last {number} ids {problem}; use rule reserved or counts, or fewer bins"
         )
     return [Choice(i, rank, "one of the last ids") for rank, i in enumerate(ids)]
 
@@ -78,14 +76,14 @@ def _last(vocabulary: Vocabulary, number: int) -> list[Choice]:
 def _reserved(vocabulary: Vocabulary, number: int) -> list[Choice]:
     if not vocabulary.reserved:
         raise ConfigError(
-            f"{vocabulary.source}: has no reserved tokens such as Llama 3's <|reserved_special_token_0|>; "
-            f"choose rule last or counts"
+            f"{vocabulary.source}: no reserved tokens such as Llama 3's <|reserved_special_token_0|>; "
+            f"use rule last or counts"
         )
     ids = sorted(vocabulary.reserved, reverse=True)[:number]
-    chosen = [Choice(i, rank, "reserved, never in a text") for rank, i in enumerate(ids)]
+    chosen = [Choice(i, rank, "reserved; never occurs in text") for rank, i in enumerate(ids)]
     rest = _last(vocabulary, number - len(ids))
     return chosen + [
-        Choice(choice.token_id, len(ids) + choice.rank, "one of the last ids: no reserved token was left")
+        Choice(choice.token_id, len(ids) + choice.rank, "one of the last ids; no reserved token left")
         for choice in rest
     ]
 
@@ -94,7 +92,7 @@ def _counted(vocabulary: Vocabulary, number: int, counts: NDArray[np.int64]) -> 
     counts = counts[: vocabulary.size]
     total = int(counts.sum())
     if len(counts) < vocabulary.size or total == 0:
-        raise ConfigError(f"{vocabulary.source}: the corpus holds none of its {vocabulary.size} tokens")
+        raise ConfigError(f"{vocabulary.source}: the corpus contains none of its {vocabulary.size} tokens")
     prior = 1.0 / np.arange(1, vocabulary.size + 1)
     score = counts / total + prior / prior.sum()
     pieces = [vocabulary.piece(i) for i in range(vocabulary.size)]
@@ -111,14 +109,16 @@ def _counted(vocabulary: Vocabulary, number: int, counts: NDArray[np.int64]) -> 
         seen = f"{counts[i]} of {total} tokens"
         chosen.append(Choice(i, len(chosen), f"{seen}, {length}, survives text"))
     if len(chosen) < number:
-        raise ConfigError(f"{vocabulary.source}: only {len(chosen)} tokens survive a trip through text")
+        raise ConfigError(
+            f"{vocabulary.source}: only {len(chosen)} tokens survive conversion to text and back; expected {number}"
+        )
     return sorted(chosen, key=lambda choice: -choice.token_id)
 
 
 def survives_text(vocabulary: Vocabulary, token_id: int) -> bool:
     """Return whether a token's piece, once and twice in a row, is tokenised to that token again.
 
-    A space token that SentencePiece puts before a text is allowed. Byte pieces never survive.
+    The space token that SentencePiece puts before a text is ignored. Byte pieces never survive.
     """
     piece = vocabulary.piece(token_id)
     if not isinstance(piece, str) or not piece.strip():

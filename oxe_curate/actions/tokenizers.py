@@ -1,4 +1,4 @@
-"""Vocabularies of language models, read from whatever tokenizer files they come with."""
+"""Vocabularies of language models, read from their tokenizer files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from oxe_curate.errors import ConfigError
 TokenPiece = str | bytes | None
 Encode = Callable[[str], list[int]]
 
-LOOKED_FOR = "tokenizer.json, tokenizer.model, *.model*, vocab.json with merges.txt"
+_EXPECTED = "tokenizer.json, tokenizer.model, *.model*, vocab.json with merges.txt"
 
 _RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|reserved_?|unused_?|extra_|control_)\d+\|?[>\]]")
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
-# How the published tokenizers cut a text into words before merging.
+# How the published tokenizers split a text into words before merging.
 _LLAMA_3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,8 +33,8 @@ _QWEN_2_SPLIT = _LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _LLAMA_3_RANKS = 128_000
 _LLAMA_3_SPECIAL = 256
-# Offsets from 128,000 that some layout (Llama 3 to 3.3) uses: begin and end of text, padding, step, headers,
-# end of message and of turn, Python, image. The rank file does not say which layout its model follows.
+# Offsets from 128,000 that a layout of Llama 3 to 3.3 uses: begin and end of text, padding, step, headers, end of
+# message and of turn, Python, image. The rank file does not tell which layout its model has.
 _LLAMA_3_USED = frozenset({0, 1, 4, 5, 6, 7, 8, 9, 10, 11})
 
 
@@ -43,17 +43,17 @@ class Vocabulary:
     """The tokens of a language model.
 
     Attributes:
-        size: number of tokens without those added on top, Hugging Face's `tokenizer.vocab_size`, which OpenVLA's
-            rule counts back from: 32000 for Llama 2, 128000 for Llama 3, 151643 for Qwen 2.5.
-        pieces: text of each id, added tokens included, so it may be longer than `size`; bytes where a token is
-            no text of its own (byte tokens, parts of a character); None for an id without a token.
-        special: ids that are no ordinary text: control, unknown, unused and added tokens.
-        reserved: those of `special` that no published use is known of, ascending.
-        sha256: of the file's bytes. For several files: of the lines "<name> <sha256>", sorted by name, each ended
-            by a newline (what `sha256sum` prints, columns swapped and with one space).
+        size: number of tokens without added tokens, Hugging Face's `tokenizer.vocab_size`, from which OpenVLA's rule
+            counts down: 32000 for Llama 2, 128000 for Llama 3, 151643 for Qwen 2.5.
+        pieces: text of each id, including added tokens, so it may be longer than `size`; bytes if a token is not
+            valid UTF-8 (byte tokens, parts of a character); None for an id without a token.
+        special: ids that are not ordinary text: control, unknown, unused and added tokens.
+        reserved: those of `special` without a known published use, ascending.
+        sha256: of the file's bytes. For several files: of the lines "<name> <sha256>", sorted by name, each followed
+            by a newline (the output of `sha256sum` with its columns swapped and one space).
         source: the file or folder, for messages.
-        encode: text to ids, without a beginning-of-sequence token. Raises ConfigError where the files do not say
-            how a text is cut into words.
+        encode: text to ids, without a beginning-of-sequence token. Raises ConfigError if the files do not tell how a
+            text is split into words.
     """
 
     size: int
@@ -65,31 +65,31 @@ class Vocabulary:
     encode: Encode = field(repr=False)
 
     def piece(self, token_id: int) -> TokenPiece:
-        """Return the piece of an id, None where there is none."""
+        """Return the piece of an id, or None."""
         return self.pieces[token_id] if 0 <= token_id < len(self.pieces) else None
 
 
 def read_vocabulary(path: str | Path) -> Vocabulary:
-    """Read a tokenizer: a folder, or one of its files; what a file holds decides, not its name.
+    """Read a tokenizer from a folder or one of its files; the format is detected from the contents.
 
-    Known are Hugging Face's tokenizer.json, SentencePiece models, tiktoken rank files (Llama 3's tokenizer.model is
-    one) and vocab.json with merges.txt (and added_tokens.json). In a folder the first of these in the order
-    tokenizer.json, tokenizer.model, *.model*, vocab.json is read.
+    Supported are Hugging Face's tokenizer.json, SentencePiece models, tiktoken rank files (Llama 3's tokenizer.model is
+    one) and vocab.json with merges.txt (and added_tokens.json). In a folder, the first of tokenizer.json,
+    tokenizer.model, *.model* and vocab.json is read.
 
     Raises:
-        ConfigError: no such file, none of these formats, or several files of which none is the obvious one.
+        ConfigError: file not found, another format, or an ambiguous folder.
     """
     source, *others = candidates(path)
     rivals = [p.name for p in others if p.name != "vocab.json"]
     if rivals and source.name not in ("tokenizer.json", "tokenizer.model"):
         names = ", ".join([source.name, *rivals])
-        raise ConfigError(f"{path}: holds several tokenizers ({names}); give the file you mean")
+        raise ConfigError(f"{path}: contains several tokenizers ({names}); give one of the files")
     try:
         if source.name == "vocab.json":
             return _read_vocab_and_merges(source.parent)
         data = source.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{source}: cannot read: {error.strerror or error}") from None
     if data.lstrip()[:1] == b"{":
         return _read_tokenizer_json(data, source)
     if _RANK_LINE.match(data):
@@ -98,10 +98,10 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
 
 
 def candidates(path: str | Path) -> list[Path]:
-    """Return the tokenizer files at a path, the one that `read_vocabulary` takes first.
+    """Return the tokenizer files at a path, the one that `read_vocabulary` reads first.
 
     Raises:
-        ConfigError: there is none; says what was looked for.
+        ConfigError: there is none; the message lists the expected files.
     """
     path = Path(path)
     if path.is_dir():
@@ -110,12 +110,12 @@ def candidates(path: str | Path) -> list[Path]:
         names += ["vocab.json"] if (path / "merges.txt").is_file() else []
         found = [path / name for name in names if (path / name).is_file()]
         if not found:
-            raise ConfigError(f"{path}: holds no tokenizer. Looked for {LOOKED_FOR}")
+            raise ConfigError(f"{path}: no tokenizer found; expected {_EXPECTED}")
         return found
     if path.name in ("vocab.json", "merges.txt", "added_tokens.json"):
         path = path.with_name("vocab.json")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file. Give a tokenizer's folder or file: {LOOKED_FOR}")
+        raise ConfigError(f"{path}: no such file; expected a tokenizer's folder or file: {_EXPECTED}")
     return [path]
 
 
@@ -126,8 +126,8 @@ def _read_tokenizer_json(data: bytes, source: Path) -> Vocabulary:
         content = json.loads(data)
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the Rust library raises plain Exception
-        hint = "" if source.name == "tokenizer.json" else f" Looked for {LOOKED_FOR}"
-        raise ConfigError(f"{source}: is not a Hugging Face tokenizer: {error}.{hint}") from None
+        hint = "" if source.name == "tokenizer.json" else f" Expected {_EXPECTED}"
+        raise ConfigError(f"{source}: not a Hugging Face tokenizer: {error}.{hint}") from None
     added = {int(token["id"]): str(token["content"]) for token in content.get("added_tokens", [])}
     decoder = json.dumps([content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     if '"ByteLevel"' in decoder:
@@ -148,7 +148,7 @@ def _read_tokenizer_json(data: bytes, source: Path) -> Vocabulary:
 def _read_vocab_and_merges(folder: Path) -> Vocabulary:
     names = [n for n in ("vocab.json", "merges.txt", "added_tokens.json") if (folder / n).is_file()]
     if names[:2] != ["vocab.json", "merges.txt"]:
-        raise ConfigError(f"{folder}: vocab.json and merges.txt go together, found only {', '.join(names)}")
+        raise ConfigError(f"{folder}: expected both vocab.json and merges.txt, found only {', '.join(names)}")
     data = {name: (folder / name).read_bytes() for name in names}
     listing = "".join(f"{name} {hashlib.sha256(data[name]).hexdigest()}\n" for name in sorted(names))
     try:
@@ -186,9 +186,7 @@ def _read_sentencepiece(data: bytes, source: Path) -> Vocabulary:
     except RuntimeError:
         loaded = False
     if not loaded:
-        raise ConfigError(
-            f"{source}: is neither a SentencePiece model nor tiktoken ranks nor JSON. Looked for {LOOKED_FOR}"
-        )
+        raise ConfigError(f"{source}: not a SentencePiece model, tiktoken ranks or JSON; expected {_EXPECTED}")
     size = processor.GetPieceSize()
     special = frozenset(
         i for i in range(size) if processor.IsControl(i) or processor.IsUnknown(i) or processor.IsUnused(i)
@@ -217,7 +215,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
         raise ConfigError(f"{source}: damaged tiktoken rank file at line {len(ranks) + 1}: {error}") from None
     size = len(ranks)
     if set(ranks.values()) != set(range(size)):
-        raise ConfigError(f"{source}: damaged tiktoken rank file: {size} ranks do not count from 0 to {size - 1}")
+        raise ConfigError(f"{source}: damaged tiktoken rank file: the {size} ranks do not count from 0 to {size - 1}")
     is_llama_3 = size == _LLAMA_3_RANKS
     special = range(size, size + _LLAMA_3_SPECIAL) if is_llama_3 else range(0)
     pieces: list[TokenPiece] = [_text_or_bytes(piece) for piece in sorted(ranks, key=ranks.__getitem__)]
@@ -226,8 +224,8 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
     def build() -> Encode:
         if not is_llama_3:
             raise ConfigError(
-                f"{source}: {size} ranks, and a rank file does not say how a text is cut into words; "
-                f"only Llama 3's 128,000 ranks are known. Give the model's tokenizer.json instead"
+                f"{source}: a rank file of {size} ranks does not tell how a text is split into words; "
+                f"only Llama 3's 128,000 ranks are supported. Use the model's tokenizer.json instead"
             )
         letters = _byte_level_letters()
         spelled = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
@@ -255,7 +253,7 @@ def _vocabulary(
     source: Path,
     encode: Encode,
 ) -> Vocabulary:
-    """Put together what the two Hugging Face formats have in common."""
+    """Build the vocabulary of the two Hugging Face formats."""
     pieces: list[TokenPiece] = [None] * (max(ids.values(), default=-1) + 1)
     for piece, i in ids.items():
         pieces[i] = added[i] if i in added else read(piece)
@@ -264,17 +262,17 @@ def _vocabulary(
 
 
 def _from_sentencepiece(piece: str) -> TokenPiece:
-    """Read SentencePiece's spelling: U+2581 is a space, <0x0A> a byte."""
+    """Decode SentencePiece's notation: U+2581 is a space, <0x0A> a byte."""
     byte = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ")
 
 
 def _from_byte_level(piece: str) -> TokenPiece:
-    """Read GPT-2's spelling, in which each letter is a byte."""
+    """Decode GPT-2's notation, in which each letter is a byte."""
     values = _byte_level_values()
     try:
         return _text_or_bytes(bytes(values[letter] for letter in piece))
-    except KeyError:  # a token added to the vocabulary itself, spelled plainly
+    except KeyError:  # a token that was added to the vocabulary as plain text
         return piece
 
 
@@ -287,7 +285,7 @@ def _text_or_bytes(data: bytes) -> str | bytes:
 
 @functools.cache
 def _byte_level_letters() -> tuple[str, ...]:
-    """Letter of each byte in GPT-2's spelling: printable Latin-1 stands for itself, the rest from U+0100 on."""
+    """Letter of each byte in GPT-2's notation: printable Latin-1 is unchanged, the rest counts up from U+0100."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
@@ -315,9 +313,9 @@ def _byte_level_encode(
 
 
 def _merges_of(ranks: dict[bytes, int], spelled: dict[bytes, str]) -> list[tuple[str, str]]:
-    """Return the merges behind tiktoken's ranks: every cut of a piece into two pieces, in order of rank.
+    """Return the merges equivalent to tiktoken's ranks: every split of a piece into two pieces, in order of rank.
 
-    tiktoken joins the neighbours whose union ranks lowest, however they came about; listing every cut says the same.
+    tiktoken merges the neighbours whose union has the lowest rank, however they arose; listing every split does too.
     """
     cuts = [
         (rank, ranks[piece[:i]], ranks[piece[i:]], piece, i)
@@ -329,16 +327,16 @@ def _merges_of(ranks: dict[bytes, int], spelled: dict[bytes, str]) -> list[tuple
 
 
 def _split_of(folder: Path) -> str:
-    """Return the rule by which vocab.json's model cuts a text into words; tokenizer_config.json names its class."""
+    """Return the pattern that splits a text into words, from the class named in tokenizer_config.json."""
     config: Any = {}
     path = folder / "tokenizer_config.json"
     if path.is_file():
         config = json.loads(path.read_bytes())
     name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
     if name != "Qwen2Tokenizer":
-        found = f"names {name!r}" if name else "is missing or names no class"
+        found = f"names {name!r}" if name else "is missing or does not name a class"
         raise ConfigError(
-            f"{folder}: tokenizer_config.json {found}; vocab.json alone does not say how a text is cut into words, "
-            f"and only Qwen2Tokenizer is known. Give the model's tokenizer.json instead"
+            f"{folder}: tokenizer_config.json {found}; vocab.json does not tell how a text is split into words, "
+            f"and only Qwen2Tokenizer is supported. Use the model's tokenizer.json instead"
         )
     return _QWEN_2_SPLIT

@@ -1,4 +1,4 @@
-"""Small synthetic data sets in the structure of four of Open X-Embodiment: try everything without a download."""
+"""Small synthetic data sets with the structure of four Open X-Embodiment ones, to try everything without a download."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class DemoDataset:
     """One of the demo's data sets.
 
     Attributes:
-        name, version: as in the release whose structure it has.
+        name, version: of the release with the same structure.
         make: (index, rng, **options) -> episode.
         splits: split -> number of episodes.
         shards: of each split.
-        spoiled: episode of the train split -> options of `make` that spoil it, so that the filter has work to do.
+        spoiled: episode of the train split -> options of `make` that make filter drop it.
     """
 
     name: str
@@ -54,24 +54,24 @@ DATASETS = (
     DemoDataset("jaco_play", "0.1.0", episodes.jaco, {"train": 12}, shards=2),
     DemoDataset("nyu_door_opening_surprising_effectiveness", "0.1.0", episodes.door, {"train": 6}, shards=2),
 )
-"""The last one must be refused: its only camera is on the hand."""
+"""filter drops the last one: its only camera is on the hand."""
 
 
 def write_demo(root: Path, seed: int = 0, progress: bool = True) -> list[DatasetFolder]:
-    """Write the demo's data sets into `root`, as TFDS would.
+    """Write the demo's data sets to `root`, as TFDS would.
 
-    Folders that an earlier call wrote are replaced, others never.
+    Folders that an earlier call wrote are replaced; others are never changed.
 
     Args:
         root: created if missing.
         seed: equal seeds give equal bytes.
-        progress: whether to show a bar, if standard error is a terminal.
+        progress: whether to show a progress bar on a terminal.
 
     Raises:
-        StorageError: a folder holds data that is not the demo's, or cannot be written.
+        StorageError: a folder contains other data, or cannot be written.
     """
     total = sum(sum(dataset.splits.values()) for dataset in DATASETS)
-    with tqdm(total=total, desc="drawing", unit=" episodes", leave=False, disable=None if progress else True) as bar:
+    with tqdm(total=total, desc="rendering", unit=" episodes", leave=False, disable=None if progress else True) as bar:
         return [
             write_dataset(
                 root,
@@ -95,5 +95,5 @@ def _draw(dataset: DemoDataset, split: str, seed: int, bar: tqdm[NoReturn]) -> I
 
 
 def mixture_text() -> str:
-    """The demo's mixture as YAML; the same as mixtures/demo.yaml of the repository."""
+    """The demo's mixture as YAML, the same as mixtures/demo.yaml in the repository."""
     return (files("oxe_curate.demo") / "demo.yaml").read_text()

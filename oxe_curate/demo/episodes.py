@@ -1,7 +1,7 @@
-"""The demo's episodes in the layout and conventions of four data sets of Open X-Embodiment.
+"""The demo's episodes, in the structure and conventions of four Open X-Embodiment data sets.
 
-What each convention means is in the registry's cards. The demo's own choices: the language embeddings are random unit
-vectors, the same for the same text; rotations are relative to a hand that points straight down.
+The registry's cards describe the conventions. Choices of the demo: language embeddings are random unit vectors, equal
+for equal texts; rotations are relative to a hand that points straight down.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from oxe_curate.demo.door import Door, open_door
-from oxe_curate.demo.door import picture as door_picture
-from oxe_curate.demo.render import Vector
+from oxe_curate.arrays import Floats, Rng
+from oxe_curate.demo.door import Door, door_image, open_door
 from oxe_curate.demo.robot import rotation_from_rpy
 from oxe_curate.demo.rooms import BRIDGE, FRACTAL, JACO
-from oxe_curate.demo.tasks import DemoTask, Frame, TaskKind, perform
+from oxe_curate.demo.tasks import DemoStep, DemoTask, TaskKind, perform
 from oxe_curate.demo.world import COLORS
 from oxe_curate.rlds.encode import EpisodeValues
 
-Rng = np.random.Generator
-Floats = NDArray[np.float32]
+_Floats32 = NDArray[np.float32]
 
 _SENTENCES: dict[str, dict[TaskKind, str]] = {
     "bridge_dataset": {
@@ -57,13 +55,13 @@ _SENTENCES: dict[str, dict[TaskKind, str]] = {
 def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None = None) -> EpisodeValues:
     """A WidowX episode: state xyz, rpy, gripper; action = the next state's difference, gripper 1 = open.
 
-    As in the release, the first action does not move, and cameras that a scene lacks hold black frames.
+    As in the release, the first action does not move, and missing cameras have black frames.
 
     Args:
-        index: number of the episode; chooses the task and the scene.
-        rng: the only source of chance.
+        index: number of the episode; determines the task and the scene.
+        rng: the only source of randomness.
         language: whether it has an instruction.
-        num_steps: cut after so many steps.
+        num_steps: maximum length.
     """
     scene = BRIDGE[index % len(BRIDGE)]
     task, text = _task("bridge_dataset", index, rng)
@@ -78,9 +76,9 @@ def bridge(index: int, rng: Rng, *, language: bool = True, num_steps: int | None
     size, steps = scene.cameras[0].size, len(frames)
     images = {f"image_{k}": [_black(size)] * steps for k in range(4)}
     for k in range(cameras):
-        images[f"image_{k}"] = [_jpeg(scene.picture(f, scene.cameras[k])) for f in frames]
+        images[f"image_{k}"] = [_jpeg(scene.image(f, scene.cameras[k])) for f in frames]
     if wrist:
-        images["image_3"] = [_jpeg(scene.wrist_picture(f, size)) for f in frames]
+        images["image_3"] = [_jpeg(scene.wrist_image(f, size)) for f in frames]
     text = text if language else ""
     return {
         "steps": {
@@ -104,9 +102,9 @@ def fractal(index: int, rng: Rng, *, broken: bool = False) -> EpisodeValues:
     """A mobile manipulator's episode: displacements, and gripper commands +1 close, -1 open, 0 keep.
 
     Args:
-        index: number of the episode; chooses the task.
-        rng: the only source of chance.
-        broken: whether one action holds NaN.
+        index: number of the episode; determines the task.
+        rng: the only source of randomness.
+        broken: whether one action is NaN.
     """
     task, text = _task("fractal20220817_data", index, rng)
     frames = perform(task, FRACTAL.room, rng)
@@ -126,9 +124,8 @@ def fractal(index: int, rng: Rng, *, broken: bool = False) -> EpisodeValues:
     return {
         "steps": {
             "observation": {
-                "image": [_jpeg(FRACTAL.picture(f, FRACTAL.cameras[0])) for f in frames],
-                "natural_language_instruction": [text] * steps,
-                "natural_language_embedding": _embeddings(text, steps),
+                "image": [_jpeg(FRACTAL.image(f, FRACTAL.cameras[0])) for f in frames],
+                **_language(text, steps),
                 "base_pose_tool_reached": np.hstack([position, quaternion]),
                 "gripper_closed": 1 - opening,
                 "gripper_closedness_commanded": np.array([[1 - f.command] for f in frames], np.float32),
@@ -171,10 +168,9 @@ def jaco(index: int, rng: Rng) -> EpisodeValues:
     return {
         "steps": {
             "observation": {
-                "image": [_jpeg(JACO.picture(f, JACO.cameras[0])) for f in frames],
-                "image_wrist": [_jpeg(JACO.wrist_picture(f, (224, 224))) for f in frames],
-                "natural_language_instruction": [text] * steps,
-                "natural_language_embedding": _embeddings(text, steps),
+                "image": [_jpeg(JACO.image(f, JACO.cameras[0])) for f in frames],
+                "image_wrist": [_jpeg(JACO.wrist_image(f, (224, 224))) for f in frames],
+                **_language(text, steps),
                 "end_effector_cartesian_pos": np.hstack([position, upright]),
                 "end_effector_cartesian_velocity": np.hstack([displacement * 10, np.zeros_like(displacement)]),  # 10 Hz
                 "joint_pos": np.hstack([joints, 1 - opening, 1 - opening]).astype(np.float32),
@@ -185,7 +181,7 @@ def jaco(index: int, rng: Rng) -> EpisodeValues:
                 "terminate_episode": _terminate(steps),
             },
             **_flags(steps),
-        },
+        }
     }
 
 
@@ -197,7 +193,7 @@ _DOORS = (
 
 
 def door(index: int, rng: Rng) -> EpisodeValues:
-    """A door opened by a hand with the only camera on it; displacements in the hand's own axes at the start."""
+    """A door opened by a hand with the only camera; displacements in the axes of the hand at the start."""
     kind = _DOORS[index % len(_DOORS)]
     frames = open_door(kind, rng)
     steps, text = len(frames), "open the door"
@@ -206,11 +202,7 @@ def door(index: int, rng: Rng) -> EpisodeValues:
     opening = np.array([f.opening for f in frames])
     return {
         "steps": {
-            "observation": {
-                "image": [_jpeg(door_picture(kind, f)) for f in frames],
-                "natural_language_instruction": [text] * steps,
-                "natural_language_embedding": _embeddings(text, steps),
-            },
+            "observation": {"image": [_jpeg(door_image(kind, f)) for f in frames], **_language(text, steps)},
             "action": {
                 "world_vector": _differences(np.array([f.position for f in frames], np.float32)),
                 "rotation_delta": turn,
@@ -218,15 +210,12 @@ def door(index: int, rng: Rng) -> EpisodeValues:
                 "terminate_episode": _terminate(steps)[:, 0].astype(np.float32),
             },
             **_flags(steps),
-        },
+        }
     }
 
 
-# --- parts that several data sets share ---
-
-
 def _task(dataset: str, index: int, rng: Rng) -> tuple[DemoTask, str]:
-    """Tasks in turn, colours by chance."""
+    """A task and its instruction: kinds in turn, random colours."""
     sentences = _SENTENCES[dataset]
     kind = list(sentences)[index % len(sentences)]
     color, other = (str(c) for c in rng.permutation(list(COLORS))[:2])
@@ -236,25 +225,25 @@ def _task(dataset: str, index: int, rng: Rng) -> tuple[DemoTask, str]:
     return task, sentences[kind].format(color=color, other=other)
 
 
-def _poses(frames: Sequence[Frame]) -> tuple[Floats, Floats, Floats]:
+def _poses(frames: Sequence[DemoStep]) -> tuple[_Floats32, _Floats32, _Floats32]:
     """Position (T, 3), rpy (T, 3), opening (T, 1)."""
     table = np.array([[*f.pose.position, *f.pose.rpy, f.pose.opening] for f in frames], np.float32)
     return table[:, :3], table[:, 3:6], table[:, 6:]
 
 
-def _differences(values: Floats) -> Floats:
+def _differences(values: _Floats32) -> _Floats32:
     """values[t + 1] - values[t], and zero at the end."""
     differences = np.zeros_like(values)
     differences[:-1] = values[1:] - values[:-1]
     return differences
 
 
-def _relative_gripper(opening: NDArray[Any], commands: Sequence[float]) -> Floats:
+def _relative_gripper(opening: NDArray[Any], commands: Sequence[float]) -> _Floats32:
     """(T, 1): +1 while the fingers close on command, -1 while they open, else 0."""
-    change, told = np.diff(opening, append=opening[-1]), np.array(commands)
+    change, command = np.diff(opening, append=opening[-1]), np.array(commands)
     action = np.zeros((len(opening), 1), np.float32)
-    action[(change < 0) & (told == 0)] = 1
-    action[(change > 0) & (told == 1)] = -1
+    action[(change < 0) & (command == 0)] = 1
+    action[(change > 0) & (command == 1)] = -1
     return action
 
 
@@ -265,22 +254,17 @@ def _terminate(steps: int) -> NDArray[np.int32]:
 
 def _flags(steps: int) -> dict[str, NDArray[Any]]:
     last = np.arange(steps) == steps - 1
-    return {
-        "is_first": np.arange(steps) == 0,
-        "is_last": last,
-        "is_terminal": last,
-        "reward": last.astype(np.float32),
-    }
+    return {"is_first": np.arange(steps) == 0, "is_last": last, "is_terminal": last, "reward": last.astype(np.float32)}
 
 
-def _quaternion(rotation: Vector) -> Vector:
+def _quaternion(rotation: Floats) -> Floats:
     """x, y, z, w of a rotation by less than half a turn."""
     w = np.sqrt(max(0.0, 1 + np.trace(rotation))) / 2
     x, y, z = (rotation[a, b] - rotation[b, a] for a, b in ((2, 1), (0, 2), (1, 0)))
     return np.array([x / (4 * w), y / (4 * w), z / (4 * w), w])
 
 
-def _rpy(rotation: Vector) -> Vector:
+def _rpy(rotation: Floats) -> Floats:
     """Inverse of `rotation_from_rpy` for small rotations."""
     return np.array(
         [
@@ -291,14 +275,18 @@ def _rpy(rotation: Vector) -> Vector:
     )
 
 
-def _embeddings(text: str, steps: int) -> Floats:
+def _language(text: str, steps: int) -> dict[str, Any]:
+    return {"natural_language_instruction": [text] * steps, "natural_language_embedding": _embeddings(text, steps)}
+
+
+def _embeddings(text: str, steps: int) -> _Floats32:
     vector = np.random.default_rng(zlib.crc32(text.encode())).normal(size=512) if text else np.zeros(512)
     vector = vector / max(float(np.linalg.norm(vector)), 1.0)
     return np.broadcast_to(vector.astype(np.float32), (steps, 512))
 
 
-def _jpeg(picture: Image.Image) -> bytes:
-    data: bytes = simplejpeg.encode_jpeg(np.asarray(picture), quality=92, colorspace="RGB", colorsubsampling="420")
+def _jpeg(image: Image.Image) -> bytes:
+    data: bytes = simplejpeg.encode_jpeg(np.asarray(image), quality=92, colorspace="RGB", colorsubsampling="420")
     return data
 
 

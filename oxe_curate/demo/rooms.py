@@ -9,32 +9,32 @@ from PIL import Image
 from oxe_curate.demo.render import Solids, Viewpoint, render
 from oxe_curate.demo.robot import Arm
 from oxe_curate.demo.table import Table
-from oxe_curate.demo.tasks import Frame, Room
+from oxe_curate.demo.tasks import DemoStep, Room
 from oxe_curate.demo.world import Cabinet
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A robot in a room, and the cameras that look at it."""
+    """A robot in a room, and its fixed cameras."""
 
     room: Room
     arm: Arm
     table: Table
     cameras: tuple[Viewpoint, ...]
 
-    def picture(self, frame: Frame, camera: Viewpoint) -> Image.Image:
-        """A frame seen from outside."""
+    def image(self, step: DemoStep, camera: Viewpoint) -> Image.Image:
+        """A step seen by a fixed camera."""
         solids = Solids()
-        frame.world.add_to(solids)
-        self.arm.add_to(solids, frame.pose)
+        step.world.add_to(solids)
+        self.arm.add_to(solids, step.pose)
         return render(camera, solids, self.table)
 
-    def wrist_picture(self, frame: Frame, size: tuple[int, int]) -> Image.Image:
-        """A frame seen by the camera on the hand."""
+    def wrist_image(self, step: DemoStep, size: tuple[int, int]) -> Image.Image:
+        """A step seen by the camera on the hand."""
         solids = Solids()
-        frame.world.add_to(solids)
-        self.arm.add_gripper(solids, frame.pose, palm=False)
-        return render(self.arm.wrist_camera(frame.pose, size), solids, self.table, fixed=False)
+        step.world.add_to(solids)
+        self.arm.add_gripper(solids, step.pose, palm=False)
+        return render(self.arm.wrist_camera(step.pose, size), solids, self.table)
 
 
 _SQUARE = (256, 256)
@@ -62,7 +62,7 @@ BRIDGE = (
     _bridge(Table("stone", floor=(120, 124, 122)), _WHITE_CHEST, 0.60),
     _bridge(Table("cloth", floor=(142, 130, 116)), _CHEST, 0.50),
 )
-"""WidowX on three tables: two cameras over its shoulder and one in front of it, and sometimes one on the hand."""
+"""WidowX on three tables, with up to three fixed cameras and sometimes one on the hand."""
 
 FRACTAL = Scene(
     room=Room((0.34, 0.46), (-0.20, 0.14), (0.34, -0.10, 0.22), Cabinet(0.60, 0.02, (-1, 0)), speed=0.040, turns=True),

@@ -1,4 +1,4 @@
-"""`oxe-curate demo`: data, filter, tokenize, one sample decoded. The commands it prints can be typed as they stand."""
+"""`oxe-curate demo`: write the data sets, filter, tokenize, decode one sample. It prints the commands it runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rich.console import Console
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import read_statistics
+from oxe_curate.actions.dimensions import DIMENSIONS
 from oxe_curate.demo import mixture_text, write_demo
 from oxe_curate.filter import show as filter_show
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.tokenize import show as tokenize_show
 from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
-from oxe_curate.tokenize.roundtrip import DIMENSIONS
 from oxe_curate.ui import tables
 
 
 def run_demo(out: Path, seed: int = 0) -> None:
-    """Write the demo data sets below `out`, filter and tokenize them, and print what came out.
+    """Write the demo data sets to `out`, filter and tokenize them, and print the results.
 
-    What an earlier run finished is kept. Raises StorageError if `out` cannot be written.
+    Finished parts of an earlier run are kept. Raises StorageError if `out` cannot be written.
     """
     screen = tables.console()
     rlds, index, mixture, shards = out / "rlds", out / "index", out / "demo.yaml", out / "mixture"
@@ -39,16 +39,16 @@ def run_demo(out: Path, seed: int = 0) -> None:
     _show_sample(screen, shards)
     screen.print("Where to look next", style="bold")
     for path, what in (
-        (index / "index.json", "what was seen, kept and dropped"),
+        (index / "index.json", "episodes and steps seen, kept and dropped"),
         (shards / "manifest.json", "hashes, shares, round-trip errors"),
-        (shards / "train-*.parquet", 'pictures too: datasets.load_dataset("parquet", data_files=...)'),
-        (mixture, "change a weight and run tokenize again, with another --out"),
+        (shards / "train-*.parquet", 'with images: datasets.load_dataset("parquet", data_files=...)'),
+        (mixture, "change a weight, and run tokenize with another --out"),
     ):
         screen.print(f"  {path!s:34} {what}", markup=False)
 
 
 def _show_sample(screen: Console, shards: Path) -> None:
-    """Decode the first row of the first shard: bins, tokens, and the motion in real units."""
+    """Decode the first row of the first shard: bins, tokens, and the motion in physical units."""
     path = sorted(shards.glob("train-*.parquet"))[0]
     row: dict[str, Any] = pq.ParquetFile(path).read_row_group(0).slice(0, 1).to_pylist()[0]
     tokens = ActionTokens.read(shards / TOKENS)

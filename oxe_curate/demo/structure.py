@@ -1,4 +1,4 @@
-"""The demo's feature structures, carried in short notation and expanded to TFDS's features.json.
+"""The demo's feature structures, stored in a short notation and expanded to TFDS's features.json.
 
 Notation of a leaf: "float32[7]", "bool", "string" (a Tensor), "bool scalar" (a Scalar), "text" (a Text),
 "jpeg[256,256,3]", "image[224,224,3]" (no encoding declared). "steps" is the nested Dataset.
@@ -22,7 +22,7 @@ def features_json(name: str) -> dict[str, Any]:
     notation = json.loads((files("oxe_curate.demo") / "features" / f"{name}.json").read_text())
     features = {key: _expand(value) for key, value in notation.items()}
     features["steps"] = tfds.Dataset(features["steps"])
-    expanded = json.dumps(tfds.FeaturesDict(features).to_json(), sort_keys=True)  # protobuf's maps have no order
+    expanded = json.dumps(tfds.FeaturesDict(features).to_json(), sort_keys=True)  # protobuf maps are unordered
     result: dict[str, Any] = json.loads(expanded)
     return result
 
@@ -32,7 +32,7 @@ def _expand(notation: Any) -> Any:
         return tfds.FeaturesDict({key: _expand(value) for key, value in notation.items()})
     match = _LEAF.fullmatch(notation)
     if not match:
-        raise ValueError(f"{notation!r} is no notation of a feature")
+        raise ValueError(f"invalid feature notation {notation!r}")
     kind, dimensions, scalar = match.groups()
     shape = tuple(int(d) for d in dimensions.split(",")) if dimensions else ()
     if kind == "text":

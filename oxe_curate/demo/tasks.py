@@ -1,4 +1,4 @@
-"""Scripted demonstrations: each task moves the gripper along waypoints, and the world follows."""
+"""Scripted demonstrations: each task moves the gripper along waypoints, and the world with it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Literal
 
 import numpy as np
 
-from oxe_curate.demo.render import Vector
+from oxe_curate.arrays import Floats
 from oxe_curate.demo.robot import Pose
 from oxe_curate.demo.world import BLOCK, COLORS, Block, Cabinet, Plate, World
 
 TaskKind = Literal["pick", "plate", "stack", "push", "open", "close", "stow"]
 
 _OPEN = 1.0
-_PREPARED = 0.6  # opening before a handle, so that the inner finger clears the drawer
+_PREPARED = 0.6  # opening at a handle, so that the inner finger does not touch the drawer
 
 
 @dataclass(frozen=True)
 class DemoTask:
-    """What to do: the kind, the block's colour, and the other block's colour or the direction ("left", "right")."""
+    """A task: kind, colour of the block, and colour of the other block or direction ("left", "right")."""
 
     kind: TaskKind
     color: str = ""
@@ -28,8 +28,8 @@ class DemoTask:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One step: the pose, what the gripper is told until the next step (1 open, 0 closed), and the world."""
+class DemoStep:
+    """One step: the pose, the gripper command until the next step (1 open, 0 closed), and the world."""
 
     pose: Pose
     command: float
@@ -38,13 +38,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Room:
-    """Where tasks take place.
+    """The workspace of a robot.
 
     Attributes:
-        x, y: where blocks may lie, in metres.
-        home: where episodes start.
+        x, y: range of block positions, in metres.
+        home: position at the start of an episode.
         cabinet: if any.
-        speed: largest distance of the gripper in one step, in metres.
+        speed: largest distance of the gripper per step, in metres.
         turns: whether the hand may tilt and turn; otherwise it points straight down with zero angles.
     """
 
@@ -56,24 +56,24 @@ class Room:
     turns: bool
 
 
-def perform(task: DemoTask, room: Room, rng: np.random.Generator) -> list[Frame]:
-    """Set the scene for a task and carry it out. All chance comes from `rng`."""
+def perform(task: DemoTask, room: Room, rng: np.random.Generator) -> list[DemoStep]:
+    """Set up the scene of a task and perform it. `rng` is the only source of randomness."""
     actor = _Actor(room, _set_scene(task, room, rng), rng)
     _SCRIPTS[task.kind](actor, task)
-    return actor.frames
+    return actor.steps
 
 
 def _set_scene(task: DemoTask, room: Room, rng: np.random.Generator) -> World:
-    """Blocks (those of the task and up to two more) and a plate, apart from each other."""
+    """Blocks (those of the task and up to two more) and a plate, at a distance from each other."""
     others = [c for c in COLORS if c not in (task.color, task.other)]
     extra = list(rng.permutation(others))[: int(rng.integers(1, 3))]
     colors = [c for c in (task.color, task.other) if c in COLORS] + [str(c) for c in extra]
     world = World(cabinet=room.cabinet if task.kind in ("open", "close", "stow") or rng.random() < 0.5 else None)
     if world.cabinet:
         world.extent = world.cabinet.travel if task.kind in ("close", "stow") else 0.0
-    taken: list[Vector] = []
+    taken: list[Floats] = []
 
-    def place(margin: float) -> Vector:
+    def place(margin: float) -> Floats:
         for _ in range(500):
             spot = np.array([rng.uniform(*room.x), rng.uniform(*room.y)])
             free = all(np.linalg.norm(spot - t) > margin for t in taken)
@@ -91,7 +91,7 @@ def _set_scene(task: DemoTask, room: Room, rng: np.random.Generator) -> World:
     return world
 
 
-def _near_drawer(cabinet: Cabinet, spot: Vector) -> bool:
+def _near_drawer(cabinet: Cabinet, spot: Floats) -> bool:
     right, out, _ = cabinet.rotation.T @ np.array([spot[0] - cabinet.x, spot[1] - cabinet.y, 0.0])
     return bool(abs(right) < cabinet.width / 2 + 0.04 and out < cabinet.travel + 0.10)
 
@@ -102,21 +102,21 @@ class _Actor:
     def __init__(self, room: Room, world: World, rng: np.random.Generator) -> None:
         self.room, self.world, self.rng = room, world, rng
         self.pose = Pose(np.asarray(room.home) + rng.uniform(-0.02, 0.02, 3), self._tilt(0.0), _OPEN)
-        self.frames = [Frame(self.pose, 1.0, world.snapshot())]
+        self.steps = [DemoStep(self.pose, 1.0, world.snapshot())]
 
-    def _tilt(self, yaw: float, freedom: float = 0.12) -> Vector:
+    def _tilt(self, yaw: float, freedom: float = 0.12) -> Floats:
         if not self.room.turns:
             return np.zeros(3)
         return np.array([*self.rng.uniform(-freedom, freedom, 2), yaw])
 
     def _step(self, pose: Pose, command: float) -> None:
-        self.frames[-1] = replace(self.frames[-1], command=command)
+        self.steps[-1] = replace(self.steps[-1], command=command)
         self.world.follow(self.pose, pose)
         self.pose = pose
-        self.frames.append(Frame(pose, command, self.world.snapshot()))
+        self.steps.append(DemoStep(pose, command, self.world.snapshot()))
 
-    def move(self, target: Vector, yaw: float | None = None, *, straight: bool = False) -> None:
-        """Go to a position, speeding up and slowing down; freely with a little sway, or straight down or along."""
+    def move(self, target: Floats, yaw: float | None = None, *, straight: bool = False) -> None:
+        """Move to a position, accelerating and decelerating; with a little sway unless `straight`."""
         start = self.pose
         yaw = float(start.rpy[2]) if yaw is None else yaw
         rpy = self._tilt(yaw, 0.0 if straight else 0.12)
@@ -129,10 +129,10 @@ class _Actor:
             sway = np.zeros(6) if straight or k == steps else self.rng.normal(0, [0.0015] * 3 + [0.012] * 3)
             angles = start.rpy + s * (rpy - start.rpy) + (sway[3:] if self.room.turns else 0)
             position = start.position + s * (target - start.position) + sway[:3]
-            self._step(Pose(position, angles, start.opening), self.frames[-1].command)
+            self._step(Pose(position, angles, start.opening), self.steps[-1].command)
 
     def open(self, opening: float = _OPEN) -> None:
-        """Open the fingers over two steps and let go."""
+        """Open the fingers over two steps and release what they hold."""
         self.world.release()
         self._squeeze(opening, 1.0)
 
@@ -148,9 +148,9 @@ class _Actor:
         for share in (0.5, 1.0):
             self._step(replace(self.pose, opening=first + share * (opening - first)), command)
 
-    def above(self, position: Vector, height: float = 0.09) -> Vector:
-        """A point over a position, a little off."""
-        offset: Vector = np.array([*self.rng.uniform(-0.006, 0.006, 2), height + self.rng.uniform(0, 0.02)])
+    def above(self, position: Floats, height: float = 0.09) -> Floats:
+        """A point above a position, with a small random offset."""
+        offset: Floats = np.array([*self.rng.uniform(-0.006, 0.006, 2), height + self.rng.uniform(0, 0.02)])
         return position + offset
 
     def pick(self, color: str) -> None:
@@ -161,8 +161,8 @@ class _Actor:
         self.close()
         self.move(self.above(block.position, 0.12))
 
-    def put(self, spot: Vector) -> None:
-        """Set down what is held at a position (of the gripper) and go up."""
+    def put(self, spot: Floats) -> None:
+        """Set down what is held at a position of the gripper, and move up."""
         self.move(self.above(spot, 0.07))
         self.move(spot, straight=True)
         self.open()
@@ -194,7 +194,7 @@ def _stow(actor: _Actor, task: DemoTask) -> None:
 
 
 def _push(actor: _Actor, task: DemoTask) -> None:
-    """Left and right are the robot's."""
+    """Left and right are as seen by the robot."""
     side = 1.0 if task.other == "left" else -1.0
     block = actor.world.blocks[task.color].position
     start = block - [0, side * 0.075, 0.004]
@@ -206,7 +206,7 @@ def _push(actor: _Actor, task: DemoTask) -> None:
 
 
 def _slide(actor: _Actor, out: float) -> None:
-    """Take the handle and move the drawer."""
+    """Grasp the handle and move the drawer."""
     world = actor.world
     cabinet = world.cabinet
     assert cabinet is not None

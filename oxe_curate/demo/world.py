@@ -1,4 +1,4 @@
-"""What stands on the table, how it moves with the gripper, and its solids."""
+"""Objects on the table: how they move with the gripper, and their solids."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from oxe_curate.demo.render import Color, Solids, Vector
+from oxe_curate.arrays import Floats
+from oxe_curate.demo.render import Color, Solids, tint
 from oxe_curate.demo.robot import OPENING, Pose
 
 BLOCK = 0.040
@@ -22,8 +23,8 @@ COLORS: dict[str, Color] = {
 }
 
 _FLOOR = 0.070  # of the drawer, above the table
-_HANDLE_OUT = 0.045  # of the handle, before the drawer's front
-_REACH = 0.03  # how near a thing must be to be grasped
+_HANDLE_OUT = 0.045  # of the handle, in front of the drawer
+_REACH = 0.03  # distance within which an object is grasped
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Block:
     """A cube; `position` is its centre."""
 
     color: str
-    position: Vector
+    position: Floats
     yaw: float = 0.0
 
 
@@ -49,11 +50,11 @@ class Plate:
 
 @dataclass(frozen=True)
 class Cabinet:
-    """A small chest whose upper drawer slides out.
+    """A small cabinet with a sliding upper drawer.
 
     Attributes:
-        x, y: foot of the middle of its front.
-        facing: unit vector (x, y) in which the drawer slides out.
+        x, y: middle of the lower edge of its front.
+        facing: unit vector (x, y) in which the drawer opens.
         wood: colour.
     """
 
@@ -66,29 +67,29 @@ class Cabinet:
     travel = 0.11
 
     @property
-    def rotation(self) -> Vector:
+    def rotation(self) -> Floats:
         """(3, 3): columns are the cabinet's right, outward and up."""
         nx, ny = self.facing
         return np.array([[ny, nx, 0], [-nx, ny, 0], [0, 0, 1.0]])
 
-    def point(self, right: float, out: float, up: float) -> Vector:
+    def point(self, right: float, out: float, up: float) -> Floats:
         """World position of a point in the cabinet's own axes."""
-        world: Vector = self.rotation @ [right, out, up] + [self.x, self.y, 0]
+        world: Floats = self.rotation @ [right, out, up] + [self.x, self.y, 0]
         return world
 
-    def handle(self, extent: float) -> Vector:
-        """Middle of the upper drawer's handle when the drawer stands `extent` metres out."""
+    def handle(self, extent: float) -> Floats:
+        """Middle of the upper drawer's handle when the drawer is `extent` metres open."""
         return self.point(0, extent + 0.014 + _HANDLE_OUT, 0.098)
 
-    def inside(self, position: Vector, extent: float) -> bool:
-        """Whether a position lies over the open part of the drawer."""
+    def inside(self, position: Floats, extent: float) -> bool:
+        """Whether a position is above the open part of the drawer."""
         right, out, _ = self.rotation.T @ (position - [self.x, self.y, 0])
         return bool(abs(right) < self.width / 2 - 0.015 and 0 < out < extent)
 
     def add_to(self, solids: Solids, extent: float) -> None:
-        """Add the chest with its drawer `extent` metres out."""
-        dark, front = _tint(self.wood, 0.30), _tint(self.wood, 1.16)
-        inner = _tint(self.wood, 0.85)
+        """Add the cabinet with its drawer `extent` metres open."""
+        dark, front = tint(self.wood, 0.30), tint(self.wood, 1.16)
+        inner = tint(self.wood, 0.85)
 
         def box(right: float, out: float, up: float, size: tuple[float, float, float], color: Color) -> None:
             solids.box(self.point(right, out, up), size, color, self.rotation)
@@ -112,28 +113,23 @@ class Cabinet:
                 box(right, extent / 2, 0.092, (0.008, extent, 0.046), inner)
 
 
-def _tint(color: Color, factor: float) -> Color:
-    r, g, b = (min(255, int(c * factor)) for c in color)
-    return r, g, b
-
-
 @dataclass
 class World:
-    """Everything but the robot. `follow` lets it move with the gripper; nothing else changes it."""
+    """Everything except the robot. It moves with the gripper, see `follow`, `grasp` and `release`."""
 
     blocks: dict[str, Block] = field(default_factory=dict)
     plate: Plate | None = None
     cabinet: Cabinet | None = None
     extent: float = 0.0
     held: str | None = None  # a block's colour, or "drawer"
-    _grasp: tuple[Vector, float] = field(default=(np.zeros(3), 0.0))  # block in the hand's axes, its yaw there
+    _grasp: tuple[Floats, float] = field(default=(np.zeros(3), 0.0))  # of the block relative to the hand: position, yaw
 
     def snapshot(self) -> World:
-        """A copy that later motion leaves alone."""
+        """A copy that later motion does not change."""
         return replace(self, blocks={color: replace(block) for color, block in self.blocks.items()})
 
     def grasp(self, pose: Pose) -> float:
-        """Close the fingers: hold what is between them. Returns how far they stay open (0 to 1)."""
+        """Close the fingers and hold what is between them. Returns how far they remain open (0 to 1)."""
         for block in self.blocks.values():
             if np.linalg.norm(block.position - pose.position) < _REACH:
                 self.held = block.color
@@ -152,7 +148,7 @@ class World:
         self.held = None
 
     def follow(self, before: Pose, after: Pose) -> None:
-        """Move what is held, or what closed fingers push along the table, with the gripper."""
+        """Move what the gripper holds, or what its closed fingers push along the table."""
         moved = after.position - before.position
         if self.held == "drawer" and self.cabinet:
             out = float(moved[:2] @ self.cabinet.facing)
@@ -167,14 +163,14 @@ class World:
             self._push(after, moved)
 
     def _carry(self, out: float) -> None:
-        """Blocks in the drawer go with it."""
+        """Move the blocks in the drawer with it."""
         assert self.cabinet is not None
         for block in self.blocks.values():
             if block.position[2] > _FLOOR and self.cabinet.inside(block.position, self.extent + 1e-6):
                 block.position = block.position + self.cabinet.rotation @ [0, out, 0]
 
-    def _push(self, pose: Pose, moved: Vector) -> None:
-        """Keep blocks that were ahead of the fingers there: half a block and half a pair of fingers away."""
+    def _push(self, pose: Pose, moved: Floats) -> None:
+        """Keep blocks ahead of the fingers at a distance of half a block and half the width of the fingers."""
         speed = np.linalg.norm(moved[:2])
         if speed < 1e-6:
             return
@@ -188,7 +184,7 @@ class World:
                 block.position = block.position + np.array([*ahead * (contact - along), 0.0])
 
     def _support(self, falling: Block) -> float:
-        """Height of what lies under a block."""
+        """Height of the surface below a block."""
         x, y, z = falling.position
         if self.cabinet and self.cabinet.inside(falling.position, self.extent):
             return _FLOOR

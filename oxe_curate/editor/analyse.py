@@ -1,4 +1,4 @@
-"""Text -> what the page shows. The text is the whole state: both functions are pure but for the catalogue's caches."""
+"""Text -> what the page shows. The text is the only state; the functions are pure except for the catalogue's caches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from oxe_curate import config
 from oxe_curate.editor import quantities
 from oxe_curate.editor.catalogue import Catalogue
-from oxe_curate.editor.document import Add, EditOperation, Remove, Set, edit
+from oxe_curate.editor.document import Add, EditOperation, Remove, Set, apply_edit
 from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.mixture import shares
@@ -24,21 +24,21 @@ _DEFAULTS = {
     "seed": 0, "window": 1, "stride": 1, "chunk": 1, "image": {"cameras": ["primary"], "size": None, "quality": 95},
     "bounds": {"low": 0.01, "high": 0.99, "over": "kept"}, "bins": "openvla", "validation": 0.05,
 }  # fmt: skip
-RESIZED_BYTES_PER_PIXEL = 0.35
-"""Of a camera's frame as JPEG of quality 95 without chroma subsampling; a rough mean."""
+_RESIZED_BYTES_PER_PIXEL = 0.35
+"""Rough mean for a camera frame as JPEG of quality 95 without chroma subsampling."""
 
 
 def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:
     """What the page shows of a text.
 
     Args:
-        text: its lines end with a line feed alone.
+        text: with line feeds as its only line breaks.
         catalogue: the data sets that can be named.
-        samples: length of the training; None: one pass of the mixture.
+        samples: number of training samples; None: one pass of the mixture.
 
     Returns:
-        {"ok": False, "error": {message, line, from}} for a text that cannot be read as a mixture; else {"ok": True,
-        "rows": [...], "totals": {...}, "settings": {...}}. Places count UTF-16 units, lines from 1.
+        {"ok": False, "error": {message, line, from}} for a text that is not a mixture; else {"ok": True, "rows": [...],
+        "totals": {...}, "settings": {...}}. Positions are in UTF-16 units, lines count from 1.
     """
     try:
         document = parse(text)
@@ -79,24 +79,24 @@ def apply_action(text: str, operation: Any, catalogue: Catalogue, samples: float
     """Apply an operation of the page to a text, as one step.
 
     Args:
-        text: its lines end with a line feed alone.
-        operation: a JSON object with the key "op" and the keys that `_operations` names.
+        text: with line feeds as its only line breaks.
+        operation: a JSON object with the key "op" and the keys that `_operations` reads.
         catalogue: the data sets that can be named.
-        samples: length of the training; None: one pass of the mixture.
+        samples: number of training samples; None: one pass of the mixture.
 
     Returns:
-        {"changes": [{from, to, insert}], "analysis": of the new text}, places in UTF-16 units of the old text.
+        {"changes": [{from, to, insert}], "analysis": of the new text}, positions in UTF-16 units of the old text.
 
     Raises:
-        ConfigError: the operation is malformed or cannot be done; nothing is changed.
+        ConfigError: the operation is malformed or not possible.
     """
     if not isinstance(operation, dict):
-        raise ConfigError("an operation is an object")
+        raise ConfigError("operation: expected a JSON object")
     try:
         steps = _operations(text, operation, catalogue, samples)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ConfigError(f"malformed operation: {type(error).__name__}: {error}") from None
-    done = edit(text, steps)
+    done = apply_edit(text, steps)
     units = Utf16(text)
     changes = [{"from": units.units(s.start), "to": units.units(s.end), "insert": s.text} for s in done.splices]
     return {"changes": changes, "analysis": analyse(done.text, catalogue, samples)}
@@ -131,7 +131,7 @@ def _operations(
         i = int(operation["row"])
         held_out = (1 - float(analysis["settings"]["validation"])) / _stride(analysis["settings"])
         size = [row["steps"] * held_out if row["steps"] else None for row in rows]
-        # hours are those of the whole data set, as the column beside them says: the validation share is not taken off
+        # hours include held-out steps, as in the table's column
         hz = rows[i]["hz"] * held_out if rows[i]["hz"] else None
         return _weights(
             quantities.solve(
@@ -142,7 +142,7 @@ def _operations(
         )  # fmt: skip
     if kind == "adopt":
         return _adopt(rows, operation, catalogue)
-    raise ConfigError(f"{kind!r} is not an operation")
+    raise ConfigError(f"unknown operation {kind!r}")
 
 
 def _weights(weights: dict[int, float]) -> list[EditOperation]:
@@ -150,19 +150,19 @@ def _weights(weights: dict[int, float]) -> list[EditOperation]:
 
 
 def _adopt(rows: list[dict[str, Any]], operation: dict[str, Any], catalogue: Catalogue) -> list[EditOperation]:
-    """Take over a reference's weights: of some data sets, or all of it."""
-    wanted = operation["weights"]
+    """Adopt the weights of a reference, for some data sets or for all."""
+    weights = operation["weights"]
     only = operation.get("only")
     steps: list[EditOperation] = []
     present = {row["id"]: row for row in rows}
     for row in rows:
         if only is not None and row["id"] not in only:
             continue
-        if row["id"] in wanted:
-            steps.append(Set(("datasets", row["row"], "weight"), float(wanted[row["id"]])))
+        if row["id"] in weights:
+            steps.append(Set(("datasets", row["row"], "weight"), float(weights[row["id"]])))
         else:
             steps.append(Remove(row["row"]))
-    for identity, weight in wanted.items():
+    for identity, weight in weights.items():
         if identity not in present and (only is None or identity in only):
             fact = catalogue.facts.get(identity)
             steps.append(Add(fact["name"] if fact else identity, float(weight)))
@@ -172,18 +172,18 @@ def _adopt(rows: list[dict[str, Any]], operation: dict[str, Any], catalogue: Cat
 def _entries(document: Document) -> list[dict[str, Any]]:
     data = document.data
     if not isinstance(data, dict):
-        raise TextError("no keys and values here. Begin with `name:` and `datasets:`.", 0)
+        raise TextError("expected keys and values. Start with `name:` and `datasets:`.", 0)
     entries = data.get("datasets", [])
     found = document.find(("datasets",))
     place = found.span.start if found else 0
     if entries is None:
         return []
     if not isinstance(entries, list):
-        raise TextError("datasets must be a list: `- name: ...` and `weight: ...` for each data set", place)
+        raise TextError("datasets: expected a list, with `- name: ...` and `weight: ...` for each data set", place)
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             item = document.find(("datasets", i))
-            raise TextError(f"entry {i + 1} of datasets has no name", item.span.start if item else place)
+            raise TextError(f"datasets: entry {i + 1} has no name", item.span.start if item else place)
     return entries
 
 
@@ -207,7 +207,7 @@ def _row(
         "weightTo": units.units(place[1]) if place else None,
         "splits": splits,
         "id": entry["name"],
-        "problem": None if valid else "the weight must be a number above zero",
+        "problem": None if valid else "weight: expected a number above zero",
         "steps": None, "episodes": None, "hours": None, "hz": None, "origin": "unknown", "bytes": None,
     }  # fmt: skip
     try:
@@ -242,13 +242,13 @@ def _settings(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stride(settings: dict[str, Any]) -> int:
-    """Steps from a sample to the next; 1 where the text has no such number yet."""
+    """Steps between samples; 1 if the text has no valid number."""
     stride = settings["stride"]
     return stride if isinstance(stride, int) and stride >= 1 else 1
 
 
 def _texts(data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The image-text sources that have a name, as the text says them."""
+    """The image-text sources that have a name, as in the text."""
     texts = data.get("texts")
     entries = texts if isinstance(texts, list) else []
     named = [t for t in entries if isinstance(t, dict) and isinstance(t.get("name"), str)]
@@ -260,7 +260,7 @@ def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any
     window = settings["window"] if isinstance(settings["window"], int) else 1
     disk, unsized = 0.0, []
     for row in rows:
-        each = size * size * RESIZED_BYTES_PER_PIXEL * cameras if isinstance(size, int) and size else row["bytes"]
+        each = size * size * _RESIZED_BYTES_PER_PIXEL * cameras if isinstance(size, int) and size else row["bytes"]
         if each is None or row["drawn"] is None:
             unsized.append(row["name"])
         else:
@@ -275,8 +275,8 @@ def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any
     }
 
 
-def mixture(text: str, where: str) -> Mixture:
-    """The text as a mixture, strictly. Raises ConfigError as `config.load` does."""
+def parse_mixture(text: str, where: str) -> Mixture:
+    """Parse a text strictly. Raises ConfigError as `config.load` does."""
     return config.build(Mixture, config.parse_yaml(text, where), where)
 
 

@@ -14,15 +14,18 @@ from oxe_curate import registry
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index.store import Index
-from oxe_curate.mixture import members, published
-from oxe_curate.mixture.members import Member
+from oxe_curate.mixture import published
+from oxe_curate.mixture.members import Member, MemberLookup
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.registry.card import DatasetCard
+
+_SIZE_FILES = 4
+"""Index files from which the size of a frame is estimated."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A mixture to compare with: its weights by identity (see Member.identity)."""
+    """A mixture to compare with: its weights by identity (see `Member.identity`)."""
 
     name: str
     title: str
@@ -31,7 +34,7 @@ class Reference:
 
 
 class Catalogue:
-    """All that the page may ask about; nothing that is not in here is ever opened.
+    """Everything the page may ask about. Nothing else is ever opened.
 
     Args:
         index: the opened index; None: sizes are the published ones, and there are no frames.
@@ -41,23 +44,22 @@ class Catalogue:
     def __init__(self, index: Index | None, cards: Path | None = None) -> None:
         self.index = index
         self.cards = index.find_cards(cards) if index else cards
-        self._members = members.Catalogue(index, self.cards)
-        self._found: dict[tuple[str, tuple[str, ...]], Member | str] = {}  # a member, or why there is none
+        self._lookup = MemberLookup(index, self.cards)
 
     def member(self, name: str, splits: tuple[str, ...] = ("train",)) -> Member:
-        """What is known of a name. Raises ConfigError, with the closest match, if nothing carries it."""
-        key = (name, splits)
-        if key not in self._found:
-            if len(self._found) > 5000:  # every spelling on the way of somebody who types a name
-                self._found.clear()
-            try:
-                self._found[key] = self._members.member(MixtureEntry(name=name, weight=1.0, splits=splits))
-            except ConfigError as error:
-                self._found[key] = str(error)
-        found = self._found[key]
+        """The data set of a name. Raises ConfigError, with the closest match, if it is unknown."""
+        found = self._find(name, splits)
         if isinstance(found, str):
             raise ConfigError(found)
         return found
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 (one catalogue per process)
+    def _find(self, name: str, splits: tuple[str, ...]) -> Member | str:
+        """A member, or why there is none. Cached too: a name is looked up after every letter that is typed."""
+        try:
+            return self._lookup.member(MixtureEntry(name=name, weight=1.0, splits=splits))
+        except ConfigError as error:
+            return str(error)
 
     @functools.cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -67,39 +69,14 @@ class Catalogue:
         found: dict[str, dict[str, Any]] = {}
         for name in names:
             member = self.member(name)
-            found.setdefault(member.identity, self._fact(member))
+            found.setdefault(member.identity, _fact(member))
         return found
 
-    def _fact(self, member: Member) -> dict[str, Any]:
-        card = member.card
-        roles = {camera.role: key for key, camera in reversed(card.cameras.items()) if camera.role in ROLES}
-        return {
-            "name": member.dataset or card.name,
-            "card": card.name,
-            "aliases": sorted({card.name, *card.aliases} - {member.dataset or card.name}),
-            "robot": card.robot,
-            "arms": card.arms,
-            "cameras": [role for role in ROLES if role in roles],
-            "hz": card.control_hz,
-            "simulated": card.simulated,
-            "action": card.action_encoding,
-            "licence": card.licence,
-            "language": card.language.style or ("yes" if card.language.keys else None),
-            "verdict": card.verdict,
-            "reason": card.reason,
-            "steps": member.steps,
-            "episodes": member.episodes,
-            "hours": member.hours,
-            "origin": member.origin,
-            "notes": list(card.notes),
-            "frames": member.dataset is not None and bool(member.episodes),
-        }
-
     def bytes_per_step(self, member: Member, cameras: tuple[str, ...]) -> float | None:
-        """Bytes of encoded images that a step of some cameras has; None where nothing tells.
+        """Bytes of encoded images per step of some cameras; None if unknown.
 
-        From the first files of the index; else the published size of the whole data set over its steps, which counts
-        every camera.
+        Estimated from the first files of the index; without an index, the published size of the whole data set divided
+        by its steps, which covers every camera.
         """
         if member.dataset is not None:
             means = self._image_bytes(member.dataset)
@@ -113,7 +90,7 @@ class Catalogue:
         assert self.index is not None
         totals: dict[str, int] = {}
         steps = 0
-        for path in self.index.files(dataset)[:4]:
+        for path in self.index.files(dataset)[:_SIZE_FILES]:
             table = self.index.table(path, ["kept", "source_steps", "camera_spans"])
             for i in np.flatnonzero(np.asarray(table["kept"])).tolist():
                 steps += table["source_steps"][i].as_py()
@@ -131,28 +108,48 @@ class Catalogue:
         return found
 
     def weights(self, mixture: Mixture) -> dict[str, float]:
-        """Identity -> weight of a mixture's data sets; of two that mean the same, the first counts."""
+        """Identity -> weight of a mixture's data sets; of two entries of the same data set, the first counts."""
         weights: dict[str, float] = {}
         for entry in mixture.datasets:
             weights.setdefault(self.identity(entry.name), entry.weight)
         return weights
 
     def identity(self, name: str) -> str:
-        """The identity of a name, or the name itself where nothing carries it."""
+        """The identity of a name, or the name itself if it is unknown."""
         try:
             return self.member(name).identity
         except ConfigError:
             return name
 
     def card(self, dataset: str) -> DatasetCard:
-        """The card of a data set of the index. Raises ConfigError if the index does not hold it."""
+        """The card of a data set of the index. Raises ConfigError if the index does not have it."""
         if self.index is None or dataset not in self.index.datasets:
-            raise ConfigError(f"the index holds no {dataset!r}")
+            raise ConfigError(f"{dataset!r} is not in the index")
         return self.member(dataset).card
 
 
+def _fact(member: Member) -> dict[str, Any]:
+    card = member.card
+    roles = {camera.role for camera in card.cameras.values()}
+    return {
+        "name": member.dataset or card.name,
+        "aliases": sorted({card.name, *card.aliases} - {member.dataset or card.name}),
+        "robot": card.robot,
+        "arms": card.arms,
+        "cameras": [role for role in ROLES if role in roles],
+        "hz": card.control_hz,
+        "action": card.action_encoding,
+        "licence": card.licence,
+        "language": card.language.style or ("yes" if card.language.keys else None),
+        "verdict": card.verdict,
+        "reason": card.reason,
+        "notes": list(card.notes),
+        "frames": member.dataset is not None and bool(member.episodes),
+    }
+
+
 def starting_text(name: str, index: Index | None) -> str:
-    """A mixture to begin with, where there is no file yet: what the index keeps, at weight 1."""
+    """The text of a new mixture: the data sets that the index keeps, at weight 1."""
     kept = [dataset for dataset, entry in index.datasets.items() if entry.summary.kept] if index else []
     rows = "".join(f"  - name: {dataset}\n    weight: 1.0\n" for dataset in kept)
     return f"name: {name}\nseed: 0\ndatasets:{chr(10) + rows if rows else ' []' + chr(10)}"

@@ -1,8 +1,8 @@
-"""Edits of a mixture's YAML: operations become splices of the text, so that whatever is not edited keeps every byte.
+"""Edits of a mixture's YAML: operations become splices of the text, so that everything else keeps its bytes.
 
-    edit(text, [Set(("datasets", 3, "weight"), 0.5)]).text
+    apply_edit(text, [Set(("datasets", 3, "weight"), 0.5)]).text
 
-Every edit is parsed again and compared with the object it should give; on a mismatch nothing is changed.
+The result of every edit is parsed and compared with the expected object; on a mismatch nothing is changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DASH = re.compile(r"-(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))*[ \t]*$")
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Set a scalar, or a list of scalars; a key that is missing is added."""
+    """Set a scalar, or a list of scalars; a missing key is added."""
 
     path: Path
     value: Scalar | tuple[Scalar, ...]
@@ -42,7 +42,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove the entry at a position of `datasets`; its own lines go, comments on lines of their own stay."""
+    """Remove the entry at a position of `datasets`, with its lines; comments on their own lines are kept."""
 
     position: int
 
@@ -52,7 +52,7 @@ EditOperation = Set | Add | Remove
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """Replace the code points start..end by a text."""
+    """Replace the code points start .. end by a text."""
 
     start: int
     end: int
@@ -61,18 +61,18 @@ class Splice:
 
 @dataclass(frozen=True)
 class Edit:
-    """The new text, and the splices that lead to it: sorted, apart from one another, counted in the old text."""
+    """The new text and its splices: sorted, without overlap, with positions in the old text."""
 
     text: str
     splices: tuple[Splice, ...]
 
 
-def edit(text: str, operations: Sequence[EditOperation]) -> Edit:
-    """Apply operations as one step; positions are those before the step.
+def apply_edit(text: str, operations: Sequence[EditOperation]) -> Edit:
+    """Apply operations as one step; their positions refer to the text before the step.
 
     Raises:
-        TextError: the text is not YAML, it has no such entry, or the operation cannot be done without touching
-            something else (an anchor that other values share).
+        TextError: the text is not YAML, an entry does not exist, or the operation would change another value too (one
+            with the same anchor).
     """
     document = parse(text)
     expected = _expected(document.data, operations)
@@ -85,17 +85,17 @@ def edit(text: str, operations: Sequence[EditOperation]) -> Edit:
     if removed or added:
         splices += _entries(document, removed, added)
     ordered = _merged(splices)
-    result = apply_operations(text, ordered)
+    result = apply_splices(text, ordered)
     try:
         same = alike(parse(result).data, expected)
     except TextError as error:
-        raise TextError(f"this cannot be changed here without breaking the text ({error}). Edit the text.") from None
+        raise TextError(f"this change would break the YAML ({error}); edit the text") from None
     if not same:
-        raise TextError("this value is tied to others (an anchor, a merge or a tag). Edit the text.", _first(ordered))
+        raise TextError("this value depends on an anchor, a merge or a tag; edit the text", _first(ordered))
     return Edit(result, ordered)
 
 
-def apply_operations(text: str, splices: Sequence[Splice]) -> str:
+def apply_splices(text: str, splices: Sequence[Splice]) -> str:
     """Apply sorted splices."""
     parts, position = [], 0
     for splice in splices:
@@ -105,7 +105,7 @@ def apply_operations(text: str, splices: Sequence[Splice]) -> str:
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Equality that tells True from 1, but not 1 from 1.0."""
+    """Equality that distinguishes True from 1, but not 1 from 1.0."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
@@ -122,7 +122,7 @@ def _numbers(a: Any, b: Any) -> bool:
 
 
 def format_scalar(value: Scalar | tuple[Scalar, ...], old: str = "") -> str:
-    """YAML for a value; a string keeps the quotes of the `old` text where it can."""
+    """YAML for a value; a string keeps the quotes of the `old` text if possible."""
     if isinstance(value, tuple):
         return f"[{', '.join(map(format_scalar, value))}]"
     if value is None or isinstance(value, bool):
@@ -131,7 +131,7 @@ def format_scalar(value: Scalar | tuple[Scalar, ...], old: str = "") -> str:
         return str(value)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise TextError(f"{value} is not a number that a mixture can hold")
+            raise TextError(f"expected a finite number, got {value}")
         text = repr(value)  # YAML 1.1 reads 1e-05 as a string
         return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if old.startswith("'") and value.isprintable() and "'" not in value:
@@ -144,18 +144,18 @@ def format_scalar(value: Scalar | tuple[Scalar, ...], old: str = "") -> str:
 def _expected(data: Any, operations: Sequence[EditOperation]) -> Any:
     data = copy.deepcopy(data)
     if not isinstance(data, dict):
-        raise TextError("the text holds no keys and values. Begin with `name:` and `datasets:`.", 0)
+        raise TextError("expected keys and values. Start with `name:` and `datasets:`.", 0)
     entries = data.get("datasets")
     for operation in operations:
         if isinstance(operation, Set):
             _assign(data, operation)
         elif isinstance(operation, Remove) and (not isinstance(entries, list) or operation.position >= len(entries)):
-            raise TextError(f"datasets has no entry {operation.position + 1}")
+            raise TextError(f"datasets: no entry {operation.position + 1}")
     gone = {op.position for op in operations if isinstance(op, Remove)}
     added = [{"name": op.name, "weight": op.weight} for op in operations if isinstance(op, Add)]
     if gone or added:
         if not isinstance(entries, list | None):
-            raise TextError("datasets is not a list. Edit the text.")
+            raise TextError("datasets is not a list; edit the text")
         data["datasets"] = [entry for i, entry in enumerate(entries or []) if i not in gone] + added
     return data
 
@@ -168,12 +168,12 @@ def _assign(data: Any, operation: Set) -> None:
         except (IndexError, KeyError, TypeError):
             here = None
         if not isinstance(here, dict | list):
-            raise TextError(f"there is no {'.'.join(map(str, operation.path[: depth + 1]))} to hold values")
+            raise TextError(f"{'.'.join(map(str, operation.path[: depth + 1]))} is missing or not a mapping")
     value = operation.value
     try:
         here[operation.path[-1]] = list(value) if isinstance(value, tuple) else value
     except (IndexError, TypeError):
-        raise TextError(f"there is no {'.'.join(map(str, operation.path))}") from None
+        raise TextError(f"{'.'.join(map(str, operation.path))} does not exist") from None
 
 
 def _set(document: Document, operation: Set) -> list[Splice]:
@@ -196,11 +196,11 @@ def _set(document: Document, operation: Set) -> list[Splice]:
 def _add_key(document: Document, operation: Set) -> Splice:
     parent, name = document.find(operation.path[:-1]), str(operation.path[-1])
     line = f"{name}: {format_scalar(operation.value)}"
-    if parent is None:  # `image.size` where there is no `image`
+    if parent is None:  # `image.size` without `image`
         parent = document.find(operation.path[:-2])
         line = f"{operation.path[-2]}: {{{line}}}"
     if parent is None or parent.alias or not isinstance(parent.node, yaml.MappingNode):
-        raise TextError(f"there is no place for {'.'.join(map(str, operation.path))}. Edit the text.")
+        raise TextError(f"cannot add {'.'.join(map(str, operation.path))} here; edit the text")
     pairs = document.pairs(parent.node)
     if not pairs:
         start = document.text.index("{", parent.span.start) + 1
@@ -217,7 +217,7 @@ def _entries(document: Document, removed: Sequence[int], added: Sequence[Add]) -
     if found is None or not isinstance(found.node, yaml.SequenceNode):
         return [_first_entries(document, found, added)]
     if found.alias:
-        raise TextError("datasets is an alias. Edit the text.", found.span.start)
+        raise TextError("datasets is an alias; edit the text", found.span.start)
     items = document.items(found.node)
     if found.node.flow_style:
         return _flow_entries(document, found.span, items, removed, added)
@@ -273,23 +273,23 @@ def _cut(document: Document, span: TextSpan, start: int) -> Splice:
     """Remove a block entry: from the end of the line before its dash to the end of its last line."""
     dash = _DASH.search(document.text[:start])
     if dash is None:
-        raise TextError("the entry's dash was not found. Edit the text.", start)
+        raise TextError("the dash of the entry was not found; edit the text", start)
     line = document.line_start(dash.start())
     before = line - len(document.newline) if document.text[:line].endswith(document.newline) else line - 1
     if line == 0 or document.text[line : dash.start()].strip():
-        raise TextError("the entry shares its line with something else. Edit the text.", start)
+        raise TextError("the entry shares its line with other text; edit the text", start)
     return Splice(before, document.line_end(span.end), "")
 
 
 def _like(document: Document, model: Found, entry: Add) -> str:
-    """A new block entry, laid out as the one before it."""
+    """A new block entry, formatted like the one before it."""
     name, weight = format_scalar(entry.name), format_scalar(entry.weight)
     start = document.start(model.node)
     if model.alias:
         start = model.span.start
     dash = _DASH.search(document.text[:start])
     if dash is None:
-        raise TextError("the last entry's dash was not found. Edit the text.", start)
+        raise TextError("the dash of the last entry was not found; edit the text", start)
     indent = " " * (dash.start() - document.line_start(dash.start()))
     line = document.newline + indent
     if model.alias or not isinstance(model.node, yaml.MappingNode) or model.node.flow_style:
@@ -301,13 +301,13 @@ def _like(document: Document, model: Found, entry: Add) -> str:
 
 
 def _merged(splices: Sequence[Splice]) -> tuple[Splice, ...]:
-    """Sort; deletions that overlap become one. Raises TextError where a change lies inside another."""
+    """Sort splices and merge overlapping deletions. Raises TextError if other changes overlap."""
     ordered: list[Splice] = []
     for splice in sorted(splices, key=lambda s: (s.start, s.end)):
         if ordered and splice.start < ordered[-1].end:
             last = ordered[-1]
             if last.text or splice.text:
-                raise TextError("two changes touch the same place. Make them one after the other.", splice.start)
+                raise TextError("two changes overlap; make them one after the other", splice.start)
             ordered[-1] = Splice(last.start, max(last.end, splice.end), "")
         else:
             ordered.append(splice)

@@ -1,7 +1,6 @@
-"""The mixture file on disk: what the page sees of it, and a save that leaves no half file and loses nothing.
+"""The mixture file on disk: its text for the page, and an atomic save.
 
-The page ends lines with a line feed alone and knows no byte order mark. Both are put back when the text is saved: an
-untouched line keeps its own break.
+The page uses line feeds and no byte order mark. Saving restores both: an unchanged line keeps its line break.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.storage import TEMPORARY, explain
 
-MAX_BYTES = 4 << 20
+_MAX_BYTES = 4 << 20
 _BREAK = re.compile(r"(\r\n|\r|\n)")
 
 
@@ -30,14 +29,14 @@ class Snapshot:
     """The file as it was read.
 
     Attributes:
-        data: its bytes; None where there is no file.
+        data: its bytes; None if the file does not exist.
     """
 
     data: bytes | None
 
     @property
     def digest(self) -> str:
-        """Names the contents: "" where there is no file."""
+        """SHA-256 of the contents; "" if the file does not exist."""
         return "" if self.data is None else hashlib.sha256(self.data).hexdigest()
 
     @property
@@ -55,13 +54,13 @@ def view(data: bytes) -> str:
     try:
         return _BREAK.sub("\n", data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8: {error.reason} at byte {error.start}. Save the file as UTF-8.") from None
+        raise ConfigError(f"not UTF-8: {error.reason} at byte {error.start}; save the file as UTF-8") from None
 
 
 def restore(text: str, original: bytes) -> bytes:
-    """The bytes of a text that was edited from `original`: its byte order mark and its line breaks.
+    """The bytes of a text that was edited from `original`, with its byte order mark and line breaks.
 
-    A line that was not touched keeps its break; a new one takes the most common. `restore(view(b), b) == b` for any
+    An unchanged line keeps its break; a new line gets the most common one. `restore(view(b), b) == b` for any
     UTF-8 bytes.
     """
     mark = codecs.BOM_UTF8 if original.startswith(codecs.BOM_UTF8) else b""
@@ -77,7 +76,7 @@ def restore(text: str, original: bytes) -> bytes:
 
 
 def _lines_of(old: list[str], new: list[str]) -> list[int | None]:
-    """Which old line each new line comes from: those before and after the change, and equal ones within."""
+    """The old line of each new line: lines before and after the change, and equal ones within; None for new lines."""
     shorter = min(len(old), len(new))
     head = next((i for i in range(shorter) if old[i] != new[i]), shorter)
     tail = next((i for i in range(shorter - head) if old[-1 - i] != new[-1 - i]), shorter - head)
@@ -94,10 +93,11 @@ def _lines_of(old: list[str], new: list[str]) -> list[int | None]:
 
 
 class MixtureFile:
-    """One file, found once: a symbolic link is followed when the editor starts and never again.
+    """A file whose path is resolved once: a symbolic link is followed when the editor starts and never again.
 
     Attributes:
-        path: as the user named it. target: the file that is read and written.
+        path: as given by the user.
+        target: the file that is read and written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,15 +109,15 @@ class MixtureFile:
 
     @property
     def is_link(self) -> bool:
-        """Whether the user named a symbolic link."""
+        """Whether the given path is a symbolic link."""
         return self.path != self.target
 
     def read(self) -> Snapshot:
-        """The file as it is now.
+        """Read the file.
 
         Raises:
-            ConfigError: it is not a plain file, or too large to be a mixture.
-            StorageError: it cannot be read, or its name now leads elsewhere.
+            ConfigError: not a regular file, or too large to be a mixture.
+            StorageError: it cannot be read, or its path now points to another file.
         """
         self._check_place()
         try:
@@ -129,26 +129,26 @@ class MixtureFile:
         status = os.fstat(handle)
         if stat.S_ISDIR(status.st_mode):
             os.close(handle)
-            raise ConfigError(f"{self.target}: is a folder")
+            raise ConfigError(f"{self.target}: expected a file, got a folder")
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-                raise ConfigError(f"{self.target}: not a mixture: a plain file of at most 4 MB is wanted")
+            if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+                raise ConfigError(f"{self.target}: not a mixture; expected a regular file of at most 4 MB")
             return Snapshot(file.read())
 
     def save(self, text: str, base: str, force: bool = False) -> tuple[bool, Snapshot]:
         """Write the page's text.
 
         Args:
-            text: as `view` gave it, edited.
+            text: from `view`, edited.
             base: digest of the snapshot that the text was edited from.
             force: overwrite a file that changed on disk since then.
 
         Returns:
-            whether the text is now on disk, and the file as it is: where that is not what `base` names and `force` is
-            not set, nothing was written. Nothing is written either where the bytes would be the same.
+            whether the text is on disk, and the file as it is now. Without `force`, nothing is written if the file is
+            not the one of `base`; nor is it if the bytes would be the same.
 
         Raises:
-            StorageError: the disk is full, the place is not writable, or the name now leads elsewhere.
+            StorageError: the disk is full, the file is not writable, or its path now points to another file.
         """
         now = self.read()
         if now.digest != base and not force:
@@ -164,7 +164,7 @@ class MixtureFile:
 
     def _check_place(self) -> None:
         if self.path.resolve() != self.target or self.target.is_symlink():
-            raise StorageError(f"{self.path}: leads to another file than when the editor was started. Start it again.")
+            raise StorageError(f"{self.path}: points to another file than when the editor started; restart the editor")
 
     def _replace(self, data: bytes) -> None:
         temporary = self.target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{self.target.name}")
@@ -174,7 +174,9 @@ class MixtureFile:
                 with contextlib.suppress(FileNotFoundError):
                     status = self.target.stat()
                     os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
-                    with contextlib.suppress(PermissionError):  # another's file: the mode is kept, the owner is not
+                    with contextlib.suppress(
+                        PermissionError
+                    ):  # another user's file: the mode is kept, the owner is not
                         os.fchown(file.fileno(), status.st_uid, status.st_gid)
                 file.write(data)
                 file.flush()

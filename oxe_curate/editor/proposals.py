@@ -1,4 +1,4 @@
-"""Proposed weights, worked out beside the page: diversity takes seconds, the proxy model minutes."""
+"""Proposed weights, computed in the background: "diversity" takes seconds, "proxy" minutes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from oxe_curate.mixture.spec import Mixture
 
 
 class Proposals:
-    """At most one proposal at work; the last one's outcome is kept until the next is asked for."""
+    """Runs at most one proposal at a time, and keeps its result until the next one starts."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
@@ -20,25 +20,25 @@ class Proposals:
         self._state: dict[str, Any] = {"state": "idle"}
 
     def state(self) -> dict[str, Any]:
-        """{"state": "idle" | "running" | "done" | "failed", and what belongs to it}."""
+        """{"state": "idle" | "running" | "done" | "failed", ...}, with the step, the result or the error."""
         with self._lock:
             return dict(self._state)
 
     def start(self, mixture: Mixture, method: str) -> dict[str, Any]:
-        """Begin to weigh a mixture's data sets.
+        """Start to compute weights for a mixture's data sets.
 
         Raises:
-            ConfigError: there is no such method, no index, or a proposal is at work already.
+            ConfigError: an unknown method, no index, or a proposal is already running.
         """
         if method not in get_args(Method):
-            raise ConfigError(f"{method!r} is not a method. {did_you_mean(method, get_args(Method))}")
+            raise ConfigError(f"unknown method {method!r}. {did_you_mean(method, get_args(Method))}")
         if self._catalogue.index is None:
-            raise ConfigError("a proposal looks at the data: start the editor with --index")
+            raise ConfigError("a proposal needs an index; start the editor with --index")
         with self._lock:
             if self._state["state"] == "running":
-                raise ConfigError("a proposal is at work already")
+                raise ConfigError("a proposal is already running")
             self._state = {"state": "running", "method": method, "step": "reading the index"}
-        # a daemon: Ctrl+C does not wait for a model that is being trained
+        # a daemon, so that Ctrl+C does not wait for a training
         threading.Thread(target=self._work, args=(mixture, method), daemon=True).start()
         return self.state()
 

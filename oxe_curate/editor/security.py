@@ -1,9 +1,9 @@
-"""Who may talk to the editor: this machine's browser, by the address that was printed, and no page of another site.
+"""Access control: only a browser on this machine that opened the printed address, and no page of another site.
 
-A page on the web can make a browser send requests to 127.0.0.1, and DNS rebinding can make it look like a name of its
-own. So: bound to 127.0.0.1; the Host must be one of ours (421); a token from the printed address becomes an HttpOnly,
-SameSite=Strict cookie; a foreign Origin is refused (403); bodies must be JSON, which no form can send (415); a strict
-Content-Security-Policy lets the page load nothing from elsewhere; websockets are closed.
+A web page can make a browser send requests to 127.0.0.1, and DNS rebinding can give that address another name. So the
+server is bound to 127.0.0.1; the Host header must be a known one (421); a token in the printed address becomes an
+HttpOnly, SameSite=Strict cookie; another Origin is refused (403); bodies must be JSON, which no form can send (415); a
+strict Content-Security-Policy prevents the page from loading anything else; websockets are closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_BODY = 4 << 20
+_MAX_BODY = 4 << 20
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -36,17 +36,17 @@ _ENTER = (
     "<title>oxe-curate</title>"
 )
 _LOCKED = """<!doctype html><html lang="en"><link rel="icon" href="data:,"><title>oxe-curate</title>
-<p>This page opens with the address that <code>oxe-curate edit</code> printed: it carries a token.</p>"""
+<p>Open the address that <code>oxe-curate edit</code> printed; it contains an access token.</p>"""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must bring.
+    """What a request must contain.
 
     Attributes:
-        hosts: allowed values of the Host header, lower case; with a port, or without for any port.
-        port: that the server listens on; part of the cookie's name, since a cookie knows no port.
-        token: of the printed address.
+        hosts: allowed values of the Host header, lower case; without a port, any port is allowed.
+        port: that the server listens on; part of the cookie's name, since cookies are not specific to a port.
+        token: in the printed address.
         session: value of the cookie.
     """
 
@@ -57,7 +57,7 @@ class Access:
 
     @classmethod
     def local(cls, port: int, allowed: Collection[str] = ()) -> Access:
-        """Access from this machine, and through the hosts named with --allow-host."""
+        """Access from this machine, and through the hosts given with --allow-host."""
         own = (f"127.0.0.1:{port}", f"localhost:{port}")
         return cls(frozenset((*own, *(host.lower() for host in allowed))), port)
 
@@ -67,7 +67,7 @@ class Access:
         return f"oxe_curate_edit_{self.port}"
 
     def host_ok(self, host: str) -> bool:
-        """Whether a Host header is one of ours."""
+        """Whether a Host header is allowed."""
         host = host.lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         return host in self.hosts or (name in self.hosts and ":" not in name)
@@ -78,7 +78,7 @@ class Access:
         return scheme in ("http", "https") and name == host.lower()
 
     def cookie_ok(self, header: str) -> bool:
-        """Whether a Cookie header holds the session."""
+        """Whether a Cookie header contains the session."""
         try:
             found = SimpleCookie(header).get(self.cookie)
         except CookieError:
@@ -87,13 +87,13 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware that lets through what `Access` allows, and puts `HEADERS` on every answer."""
+    """ASGI middleware that passes on requests that `Access` allows, and adds `HEADERS` to every response."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, refuse, or pass on."""
+        """Refuse a request or pass it on."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -116,15 +116,15 @@ class Guard:
         headers, method, access = Headers(scope=scope), scope["method"], self._access
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not access.host_ok(hosts[0]):
-            return PlainTextResponse("not a host of this server; see --allow-host\n", 421)
+            return PlainTextResponse("unknown host; see --allow-host\n", 421)
         origins = headers.getlist("origin")
         if any(not access.origin_ok(origin, hosts[0]) for origin in origins):
-            return PlainTextResponse("requests of other pages are refused\n", 403)
+            return PlainTextResponse("cross-site request refused\n", 403)
         navigation = method == "GET" and scope["path"] == "/" and headers.get("sec-fetch-mode") == "navigate"
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not navigation:
-            return PlainTextResponse("requests of other pages are refused\n", 403)
+            return PlainTextResponse("cross-site request refused\n", 403)
         if method not in ("GET", "HEAD", "POST"):
-            return PlainTextResponse("GET and POST alone\n", 405, {"Allow": "GET, HEAD, POST"})
+            return PlainTextResponse("method not allowed; use GET or POST\n", 405, {"Allow": "GET, HEAD, POST"})
         if scope["path"] == "/" and method == "GET" and (entry := self._enter(scope)):
             return entry
         if not access.cookie_ok("; ".join(headers.getlist("cookie"))):
@@ -139,7 +139,7 @@ class Guard:
             return None
         if not hmac.compare_digest(query.removeprefix("token=").encode(), self._access.token.encode()):
             return HTMLResponse(_LOCKED, 401, {"Cache-Control": "no-store"})
-        # not a redirect: SameSite=Strict would keep the cookie from a redirect that another program's link began
+        # not a redirect: after a link in another program, SameSite=Strict would withhold the cookie from it
         response = HTMLResponse(_ENTER, 200, {"Cache-Control": "no-store"})
         response.set_cookie(self._access.cookie, self._access.session, httponly=True, samesite="strict", path="/")
         return response
@@ -147,12 +147,12 @@ class Guard:
     @staticmethod
     def _refuse_post(headers: Headers, origins: list[str]) -> Response | None:
         if not origins:
-            return PlainTextResponse("a change needs an Origin\n", 403)
+            return PlainTextResponse("missing Origin header\n", 403)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return PlainTextResponse("application/json alone\n", 415)
+            return PlainTextResponse("expected Content-Type: application/json\n", 415)
         length = headers.get("content-length", "")
         if not length.isdigit():
-            return PlainTextResponse("a Content-Length is needed\n", 411)
-        if int(length) > MAX_BODY:
-            return PlainTextResponse("too large\n", 413)
+            return PlainTextResponse("missing Content-Length header\n", 411)
+        if int(length) > _MAX_BODY:
+            return PlainTextResponse("request body too large\n", 413)
         return None

@@ -1,7 +1,7 @@
-"""The editor's server: a few pure functions over the text, behind HTTP on 127.0.0.1.
+"""The editor's server: pure functions of the text, behind HTTP on 127.0.0.1.
 
-It keeps no state of the edit: each request carries the text. No file is named by a request: the mixture's path is fixed
-when the server starts, data sets are looked up in the catalogue, and frames are numbers into the index.
+It keeps no state of the edit: each request carries the text. No request names a file: the mixture's path is fixed when
+the server starts, data sets are looked up in the catalogue, and frames are addressed by numbers.
 """
 
 from __future__ import annotations
@@ -29,35 +29,42 @@ from starlette.routing import Route
 from oxe_curate import __version__
 from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
-from oxe_curate.editor.files import MixtureFile, Snapshot
+from oxe_curate.editor.files import MixtureFile, Snapshot, view
 from oxe_curate.editor.frames import FrameViewer
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
 from oxe_curate.errors import ConfigError, CurateError, StorageError
 from oxe_curate.index.store import Index
-from oxe_curate.mixture import published
+from oxe_curate.mixture.published import find_published, is_packaged, is_path
 from oxe_curate.ui import web
 
-PORT = 8441
+_PORT = 8441
 _log = logging.getLogger(__name__)
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 class Editor:
-    """What the routes do. Each handler takes JSON and gives JSON; the work runs on threads."""
+    """The handlers of the routes, from JSON to JSON; they run on threads.
 
-    def __init__(self, file: MixtureFile, catalogue: Catalogue) -> None:
-        self.file, self.catalogue = file, catalogue
+    Args:
+        file: the mixture file.
+        catalogue: the data sets that can be named.
+        template: text to begin with if there is no file; None: the data sets of the index, at weight 1.
+    """
+
+    def __init__(self, file: MixtureFile, catalogue: Catalogue, template: str | None = None) -> None:
+        self.file, self.catalogue, self.template = file, catalogue, template
         self.frames = FrameViewer(catalogue, catalogue.index) if catalogue.index else None
         self.proposals = Proposals(catalogue)
 
     # ── the file ─────────────────────────────────────────────────────────────────────────────────────────
 
     def opened(self) -> dict[str, Any]:
-        """The file as it is on disk, or a text to begin with."""
+        """The file on disk, or a text to begin with."""
         now = self.file.read()
         new = now.data is None
-        text = starting_text(self.file.path.stem, self.catalogue.index) if new else now.text
+        template = self.template or starting_text(self.file.path.stem, self.catalogue.index)
+        text = template if new else now.text
         return {
             "name": self.file.path.name, "path": str(self.file.path), "text": text, "base": now.digest, "new": new,
             "linkTo": str(self.file.target) if self.file.is_link else None, "version": __version__,
@@ -65,11 +72,11 @@ class Editor:
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:
-        """The digest of the file, which the page asks for now and then."""
+        """The digest of the file on disk; the page polls it."""
         return {"base": self.file.read().digest}
 
     def save(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Save the text, unless the file is another than the one that the page began with."""
+        """Save the text, unless the file changed on disk since the page read it."""
         done, now = self.file.save(_text(body), str(body.get("base", "")), bool(body.get("force")))
         return {"saved": done, "base": now.digest, **({} if done else {"text": _shown(now)})}
 
@@ -80,7 +87,7 @@ class Editor:
         return analyse.analyse(_text(body), self.catalogue, _samples(body))
 
     def edit(self, body: dict[str, Any]) -> dict[str, Any]:
-        """See `analyse.apply`."""
+        """See `analyse.apply_action`."""
         return analyse.apply_action(_text(body), body.get("operation"), self.catalogue, _samples(body))
 
     def check(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -88,18 +95,17 @@ class Editor:
         return {"findings": analyse.problems(_text(body), self.catalogue, _samples(body), self.file.path.parent)}
 
     def next_samples(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The samples that tokenize would write first."""
-        if self.frames is None:
-            raise ConfigError("samples need an index: start the editor with --index")
-        mixture = analyse.mixture(_text(body), self.file.path.name)
+        """The samples that tokenize writes first."""
+        frames = self._frames("samples")
+        mixture = analyse.parse_mixture(_text(body), self.file.path.name)
         offset, count = int(_number(body, "offset", 0)), int(_number(body, "count", 64))
         if offset < 0 or not 1 <= count <= 256:
-            raise ConfigError("offset is at least 0, count 1 to 256")
-        return self.frames.next_samples(mixture, self.file.path.name, offset, count)
+            raise ConfigError("expected an offset of at least 0 and a count of 1 to 256")
+        return frames.next_samples(mixture, self.file.path.name, offset, count)
 
     def propose(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Begin to work out weights for the text's data sets."""
-        mixture = analyse.mixture(_text(body), self.file.path.name)
+        """Start to compute weights for the data sets of the text."""
+        mixture = analyse.parse_mixture(_text(body), self.file.path.name)
         return self.proposals.start(mixture, str(body.get("method")))
 
     # ── the data sets ────────────────────────────────────────────────────────────────────────────────────
@@ -114,41 +120,41 @@ class Editor:
 
     def details(self, body: dict[str, Any]) -> dict[str, Any]:
         """Example episodes and instructions of a data set."""
-        return self._frames().details(str(body.get("dataset")))
+        return self._frames("frames").details(str(body.get("dataset")))
 
     def histograms(self, body: dict[str, Any]) -> dict[str, Any]:
         """Histograms of one or two data sets' actions."""
         low, high, names = _number(body, "low", 0.01), _number(body, "high", 0.99), body.get("datasets")
         if not isinstance(names, list):
-            raise ConfigError("the request names no datasets")
-        return self._frames().histograms([str(name) for name in names], low, high)
+            raise ConfigError("datasets: expected a list of names")
+        return self._frames("actions").histograms([str(name) for name in names], low, high)
 
-    def picture(self, request: Request) -> bytes:
-        """A frame, by numbers."""
+    def frame(self, request: Request) -> bytes:
+        """A frame as a JPEG, by its numbers; without them, an example of the data set."""
         p, q = request.path_params, request.query_params
         height = int(q.get("h", "72"))
         if "role" not in p:
-            return self._frames().thumbnail(p["dataset"], height)
+            return self._frames("frames").thumbnail(p["dataset"], height)
         swap = {"0": False, "1": True}.get(q.get("swap", ""))
-        return self._frames().picture(p["dataset"], p["role"], p["file"], p["row"], p["step"], height, swap)
+        return self._frames("frames").image(p["dataset"], p["role"], p["file"], p["row"], p["step"], height, swap)
 
-    def _frames(self) -> FrameViewer:
+    def _frames(self, what: str) -> FrameViewer:
         if self.frames is None:
-            raise ConfigError("frames need an index: start the editor with --index")
+            raise ConfigError(f"{what} need an index; start the editor with --index")
         return self.frames
 
 
 def _text(body: dict[str, Any]) -> str:
     text = body.get("text")
     if not isinstance(text, str):
-        raise ConfigError("the request has no text")
+        raise ConfigError("text: expected a string")
     return text
 
 
 def _number(body: dict[str, Any], key: str, default: float) -> float:
     value = body.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key} is a number, found {value!r}")
+        raise ConfigError(f"{key}: expected a number, got {value!r}")
     return value
 
 
@@ -157,7 +163,7 @@ def _samples(body: dict[str, Any]) -> float | None:
     if samples is None:
         return None
     if isinstance(samples, bool) or not isinstance(samples, int | float) or not 1 <= samples < 1e15:
-        raise ConfigError(f"a training has at least one sample, found {samples!r}")
+        raise ConfigError(f"samples: expected at least 1, got {samples!r}")
     return float(samples)
 
 
@@ -165,9 +171,11 @@ def _shown(now: Snapshot) -> str:
     return "" if now.data is None else now.text
 
 
-def editor_application(file: MixtureFile, catalogue: Catalogue, access: Access) -> Starlette:
-    """The ASGI application. Its static files are read now: nothing is opened by a name that a request brings."""
-    editor = Editor(file, catalogue)
+def editor_application(
+    file: MixtureFile, catalogue: Catalogue, access: Access, template: str | None = None
+) -> Starlette:
+    """The ASGI application; arguments as for `Editor`. Static files are read at the start, none by a request's path."""
+    editor = Editor(file, catalogue, template)
 
     def get(path: str, work: Callable[[], dict[str, Any]]) -> Route:
         async def answer(request: Request) -> Response:
@@ -180,16 +188,16 @@ def editor_application(file: MixtureFile, catalogue: Catalogue, access: Access) 
             try:
                 body = await request.json()
             except (ValueError, RecursionError):
-                return _refused("not JSON", 400)
+                return _refused("expected JSON", 400)
             if not isinstance(body, dict):
-                return _refused("a JSON object is wanted", 400)
+                return _refused("expected a JSON object", 400)
             return await _answer(lambda: work(body))
 
         return Route(path, answer, methods=["POST"])
 
-    async def picture(request: Request) -> Response:
+    async def frame(request: Request) -> Response:
         try:
-            data = await anyio.to_thread.run_sync(editor.picture, request)
+            data = await anyio.to_thread.run_sync(editor.frame, request)
         except (CurateError, ValueError) as error:
             return _refused(str(error), 404)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
@@ -207,8 +215,8 @@ def editor_application(file: MixtureFile, catalogue: Catalogue, access: Access) 
         get("/api/proposal", editor.proposals.state),
         post("/api/dataset", editor.details),
         post("/api/histograms", editor.histograms),
-        Route("/api/frame/{dataset}", picture, methods=["GET"]),
-        Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", picture, methods=["GET"]),
+        Route("/api/frame/{dataset}", frame, methods=["GET"]),
+        Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", frame, methods=["GET"]),
         *(_static(path, data, kind) for path, (data, kind) in static_files().items()),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
@@ -247,8 +255,8 @@ async def _answer(work: Callable[[], dict[str, Any]]) -> Response:
     except CurateError as error:
         return _refused(str(error), 422)
     except Exception as error:
-        _log.exception("internal fault")
-        return _refused(f"internal fault: {type(error).__name__}: {error}. The terminal has the traceback.", 500)
+        _log.exception("internal error")
+        return _refused(f"internal error: {type(error).__name__}: {error}. See the terminal for the traceback.", 500)
     return JSONResponse(result, headers={"Cache-Control": "no-store"})
 
 
@@ -257,13 +265,13 @@ def _refused(message: str, status: int) -> Response:
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket on 127.0.0.1: on `port`, or on the usual one, or a free one where that is taken.
+    """A socket on 127.0.0.1, on `port`; None: on 8441, or on a free port if that is in use.
 
     Raises:
-        StorageError: `port` is taken.
+        StorageError: `port` is in use.
     """
-    wanted = [PORT, 0] if port is None else [port]
-    for number in wanted:
+    candidates = [_PORT, 0] if port is None else [port]
+    for number in candidates:
         sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -271,9 +279,9 @@ def listen(port: int | None) -> socket.socket:
             sock.listen(64)
         except OSError as error:
             sock.close()
-            if number == wanted[-1]:
-                taken = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-                raise StorageError(f"port {number} {taken}. Name another with --port, or leave it out.") from None
+            if number == candidates[-1]:
+                reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
+                raise StorageError(f"port {number} {reason}; choose another --port, or omit it") from None
         else:
             return sock
     raise AssertionError
@@ -287,34 +295,27 @@ def serve_editor(
     port: int | None = None,
     allow_hosts: Sequence[str] = (),
     open_browser: bool = False,
-    say: Callable[[str], None] = web.announce,
+    log: Callable[[str], None] = web.announce,
 ) -> None:
     """Serve the editor until it is interrupted.
 
     Args:
-        mixture: the file; one that is not there yet is made by the first save. The name of a published mixture is
-            refused: those are read, not edited.
+        mixture: the file; the first save creates it if it does not exist. The name of a published mixture opens a copy
+            of it, which is saved as NAME.yaml in the current folder.
         index: folder that filter wrote; None: sizes are the published ones, and there are no frames.
         cards: a folder of the user's own cards.
-        port: None takes the usual one, or a free one.
-        allow_hosts: further values of the Host header, for a forwarded port ("myserver:8080").
+        port: None: 8441, or a free port if that is in use.
+        allow_hosts: additional values of the Host header, for a forwarded port ("myserver:8080").
         open_browser: open the address.
-        say: prints the address, once the server listens.
+        log: prints the address, once the server listens.
 
     Raises:
-        ConfigError: the file is no mixture file, or the index is none. StorageError: the port is taken, the folder is
-            missing.
+        ConfigError: not a mixture file, a file of the installed package, or not an index.
+        StorageError: the port is in use, or the folder does not exist.
     """
-    path = Path(mixture)
-    if path.suffix not in (".yaml", ".yml"):
-        hint = (
-            f" Copy it first: cp {published.find_published(str(mixture)).path} my.yaml"
-            if str(mixture) in published.published_names()
-            else ""
-        )
-        raise ConfigError(f"{mixture}: the editor edits .yaml files.{hint}")
+    path, template = _file_and_template(mixture)
     file = MixtureFile(path)
-    file.read().text  # noqa: B018 (raises where it is not UTF-8)
+    file.read().text  # noqa: B018 (raises if it is not UTF-8)
     opened = Index.open(index) if index is not None else None
     catalogue = Catalogue(opened, cards)
     sock = listen(port)
@@ -324,14 +325,30 @@ def serve_editor(
     def ready() -> None:
         threading.Thread(target=lambda: (catalogue.facts, catalogue.references), daemon=True).start()
         if file.is_link:
-            say(f"{file.path} is a link: {file.target} is what is edited")
-        say(f"Editing {file.path}\n\n  {address}\n\nCtrl+C ends it.")
+            log(f"{file.path} is a symbolic link; editing {file.target}")
+        if template is not None:
+            copied = "opened again" if path.exists() else "the first save creates the file"
+            log(f"{path} is your copy of the published mixture {mixture}; {copied}")
+        log(f"Editing {file.path}\n\n  {address}\n\nPress Ctrl+C to stop.")
         if open_browser:
             webbrowser.open(address)
 
     config = uvicorn.Config(
-        editor_application(file, catalogue, access), log_level="warning", access_log=False, ws="none", lifespan="off",
-        timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
+        editor_application(file, catalogue, access, template), log_level="warning", access_log=False, ws="none",
+        lifespan="off", timeout_graceful_shutdown=1, server_header=False, proxy_headers=False,
     )  # fmt: skip
-    with sock, contextlib.suppress(KeyboardInterrupt):  # Ctrl+C is how it ends
+    with sock, contextlib.suppress(KeyboardInterrupt):
         web.Server(config, ready).run(sockets=[sock])
+
+
+def _file_and_template(mixture: str | Path) -> tuple[Path, str | None]:
+    """The file to edit, and the text that a copy of a published mixture begins with."""
+    if not is_path(mixture):
+        found = find_published(str(mixture))
+        return Path(f"{found.name}.yaml"), view(found.path.read_bytes())
+    path = Path(mixture)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{path}: expected a .yaml file")
+    if is_packaged(path):
+        raise ConfigError(f"{path}: belongs to the installed package; edit a copy: oxe-curate edit {path.stem}")
+    return path, None

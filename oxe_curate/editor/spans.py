@@ -1,6 +1,6 @@
-"""Where each value of a YAML text stands: PyYAML's nodes and marks, without the traps of either.
+"""The position of each value in a YAML text, from PyYAML's nodes and marks.
 
-Offsets are code points into the text as given (byte order mark and carriage returns included).
+Offsets count code points of the given text, including a byte order mark and carriage returns.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from oxe_curate.errors import ConfigError
 Path = tuple[str | int, ...]
 """Keys and positions from the root: ("datasets", 3, "weight")."""
 
-MAX_CHARACTERS = 1 << 20
-BOM = "\ufeff"
+_MAX_CHARACTERS = 1 << 20
+_BOM = "\ufeff"
 _PROPERTIES = re.compile(r"(?:(?:&[^\s,\[\]{}]+|!\S*)(?:[ \t]+|$|(?=[\r\n])))+")
 _BREAK = re.compile(r"\r\n|\r|\n")
 
 
 class TextError(ConfigError):
-    """A text that cannot be read, or cannot be edited.
+    """A text that cannot be parsed or edited.
 
     Attributes:
-        offset: the place in the text, in code points; None where there is none.
+        offset: position of the problem in code points, if known.
     """
 
     def __init__(self, message: str, offset: int | None = None) -> None:
@@ -46,7 +46,7 @@ class TextSpan:
 
 
 class _Composer(_Loader):
-    """Composes nodes and notes what PyYAML forgets: where an alias stands, and a mapping's own pairs before merges."""
+    """Composes nodes and records what PyYAML drops: positions of aliases, and the pairs of a mapping before merges."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -71,13 +71,13 @@ def _place(parent: yaml.Node | None, index: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A value and its place.
+    """A value and its position.
 
     Attributes:
-        node: what it is; of an alias, the anchored node.
-        span: what a splice replaces: without anchor and tag, without the comments after a block scalar.
-        alias: whether it is written as an alias.
-        key: the key's node, in a mapping.
+        node: of the value; for an alias, the anchored node.
+        span: the range that a splice replaces: without anchor, tag and comments after a block scalar.
+        alias: whether the value is written as an alias.
+        key: node of its key, in a mapping.
     """
 
     node: yaml.Node
@@ -88,7 +88,7 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """A parsed text. Make one with `parse`."""
+    """A parsed text, see `parse`."""
 
     text: str
     data: Any
@@ -99,10 +99,10 @@ class Document:
     _spans: dict[int, TextSpan] = field(repr=False, default_factory=dict)
 
     def find(self, path: Path) -> Found | None:
-        """The value at `path`; None if it is not written there (a merged key is not).
+        """The value at `path`; None if it is not in the text (merged keys are not).
 
         Raises:
-            TextError: the way leads through an alias, so that an edit would change what the alias stands for.
+            TextError: the path goes through an alias, so that an edit would change the anchored value.
         """
         if self._root is None:
             return None
@@ -110,7 +110,7 @@ class Document:
         for depth, step in enumerate(path):
             if found.alias:
                 name = ".".join(map(str, path[:depth]))
-                raise TextError(f"{name} is an alias of a value elsewhere. Edit it in the text.", found.span.start)
+                raise TextError(f"{name} is an alias of another value; edit the text", found.span.start)
             child = self._child(found.node, step)
             if child is None:
                 return None
@@ -133,15 +133,15 @@ class Document:
         return Found(node, self._span(node), alias=False, key=key)
 
     def pairs(self, node: yaml.Node) -> list[tuple[yaml.Node, Found]]:
-        """A mapping's own keys and values, in their order."""
+        """The keys and values of a mapping, without merged ones, in order."""
         return [(key, self._found(node, key, value)) for key, value in self._pairs.get(id(node), ())]
 
     def items(self, node: yaml.Node) -> list[Found]:
-        """A sequence's items."""
+        """The items of a sequence."""
         return [self._found(node, i, item) for i, item in enumerate(node.value)]
 
     def start(self, node: yaml.Node) -> int:
-        """Where a node starts, anchor and tag included."""
+        """Start of a node, including anchor and tag."""
         return int(node.start_mark.index) + self._shift
 
     def _span(self, node: yaml.Node) -> TextSpan:
@@ -158,7 +158,7 @@ class Document:
                 end = self._block_scalar_end(start, end)
         elif (
             isinstance(node, yaml.CollectionNode) and not node.flow_style
-        ):  # PyYAML's mark is the next token's: take the last child's
+        ):  # PyYAML's end mark is that of the next token: use the last child's
             children = [value.span.end for _, value in self.pairs(node)] + (
                 [item.span.end for item in self.items(node)] if isinstance(node, yaml.SequenceNode) else []
             )
@@ -166,7 +166,7 @@ class Document:
         return TextSpan(start, end)
 
     def _block_scalar_end(self, start: int, end: int) -> int:
-        """The last line that is indented like the scalar's first: the mark lies after the comments that follow."""
+        """End of the last line that is indented like the scalar's first; PyYAML's mark is after later comments."""
         lines = self.text[start:end].splitlines(keepends=True)
         last, offset, indent = start + len(lines[0].rstrip("\r\n")), start + len(lines[0]), None
         for line in lines[1:]:
@@ -181,31 +181,31 @@ class Document:
         return last
 
     def line_start(self, offset: int) -> int:
-        """Start of the line that holds `offset`."""
+        """Start of the line that contains `offset`."""
         return max(self.text.rfind("\n", 0, offset), self.text.rfind("\r", 0, offset), -1 + self._shift) + 1
 
     def line_end(self, offset: int) -> int:
-        """End of the line that holds `offset`, before its break."""
+        """End of the line that contains `offset`, before its break."""
         found = _BREAK.search(self.text, offset)
         return found.start() if found else len(self.text)
 
     @functools.cached_property
     def newline(self) -> str:
-        """The line break that the text uses first."""
+        """The first line break of the text."""
         found = _BREAK.search(self.text)
         return found.group() if found else "\n"
 
 
 @functools.lru_cache(maxsize=8)
 def parse(text: str) -> Document:
-    """Parse one YAML document; `data` belongs to the cache: copy it before changing it.
+    """Parse one YAML document. `data` is cached: copy it before changing it.
 
     Raises:
-        TextError: it is no YAML document, or a key stands twice; with the place.
+        TextError: not a YAML document, or a duplicate key; with the position.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise TextError(f"the text has {len(text):,} characters; a mixture has at most {MAX_CHARACTERS:,}")
-    shift = len(BOM) if text.startswith(BOM) else 0
+    if len(text) > _MAX_CHARACTERS:
+        raise TextError(f"expected a mixture of at most {_MAX_CHARACTERS:,} characters, got {len(text):,}")
+    shift = len(_BOM) if text.startswith(_BOM) else 0
     try:
         loader = _Composer(text[shift:])
         root = loader.get_single_node()
@@ -223,7 +223,7 @@ def parse(text: str) -> Document:
 
 
 class Utf16:
-    """Code points <-> UTF-16 units, in which browsers count: an emoji is one of the former and two of the latter."""
+    """Converts code points to UTF-16 units, in which browsers count: an emoji is one code point and two units."""
 
     def __init__(self, text: str) -> None:
         self._wide = [i for i, c in enumerate(text) if c > "\uffff"] if not text.isascii() else []

@@ -1,4 +1,4 @@
-"""What a mixture means: published ones, shares and epochs, checks, differences, and proposed weights.
+"""Mixtures: published ones, shares and epochs, sampling, checks, differences, and proposed weights.
 
-Pure functions over a Mixture, the cards and (where there is one) the index; the command line and the editor show them.
+Pure functions of a Mixture, the cards and, if there is one, the index. The command line and the editor show them.
 """

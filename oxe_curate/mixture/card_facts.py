@@ -1,4 +1,4 @@
-"""What a card's words say about two things that have no field of their own: gripper polarity and broken versions."""
+"""Facts that a card has only in its notes: gripper polarity and broken versions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _STATED = re.compile(  # "-1 open", "1=closed", "0-open", "open = 1", "1x close"
 _DENIED = re.compile(
     r"(?:gripper|sign)\b[^.;]*(?:undocumented|not documented)|gripper sign:.*unresolved", re.IGNORECASE
 )
-_TELLING_KEYS = ("open_gripper", "gripper_closedness_action", "target_close")
-"""Step keys whose name is the documentation."""
+_DOCUMENTED_KEYS = ("open_gripper", "gripper_closedness_action", "target_close")
+"""Step keys whose name documents the polarity."""
 _LAST_GOOD = re.compile(r"versions after (\d+\.\d+\.\d+) are broken", re.IGNORECASE)
 
 
 def gripper_polarity(card: DatasetCard) -> Polarity:
-    """Whether the card tells which end of the gripper's value is open.
+    """Whether the card documents which end of the gripper's range is open.
 
-    It does where its notes give a number a direction ("-1 open / 1 close"), or the step key's name does
-    ("open_gripper"), and no note calls the sign undocumented. A data set whose gripper is a constant has none.
+    It does if its notes give a number a direction ("-1 open / 1 close"), or the name of the step key does
+    ("open_gripper"), and no note calls the sign undocumented. A data set with a constant gripper has no gripper.
     """
     recipe = card.recipes.get("openvla")
     if recipe is not None and all(piece.src is None for piece in recipe.gripper):
@@ -36,11 +36,11 @@ def gripper_polarity(card: DatasetCard) -> Polarity:
         return "undocumented"
     keys = {(piece.src or "").rsplit("/", 1)[-1] for piece in recipe.gripper} if recipe else set()
     words = " ".join(filter(None, (card.documented_action, card.state_layout, notes)))
-    return "documented" if keys & set(_TELLING_KEYS) or _STATED.search(words) else "undocumented"
+    return "documented" if keys & set(_DOCUMENTED_KEYS) or _STATED.search(words) else "undocumented"
 
 
 def last_good_version(card: DatasetCard) -> str | None:
-    """The last version before those that the card calls broken; None where it calls none so."""
+    """The last version before those that the card calls broken; None if there are none."""
     for note in card.notes:
         if match := _LAST_GOOD.search(note):
             return match[1]

@@ -1,7 +1,7 @@
-"""What is wrong with a mixture, and what deserves a second look: findings with a line and the way out.
+"""Checks of a mixture: errors and warnings, each with its line and advice.
 
-An error means that the mixture should not be trained on as it stands; published mixtures are held to the same rules
-(OpenVLA's Magic Soup++ contains dobbe, which fails OpenVLA's own criterion). A warning means: know this, and decide.
+An error means that the mixture should not be used for training in its present form. Published mixtures are checked by
+the same rules: OpenVLA's Magic Soup++ contains dobbe, which fails OpenVLA's own criteria.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.lines import Lines, read_lines
-from oxe_curate.mixture.members import Catalogue, Member
+from oxe_curate.mixture.members import Member, MemberLookup
 from oxe_curate.mixture.shares import Breakdown, breakdown
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.mixture.texts import missing_file
 
-FEW_EPOCHS, MANY_EPOCHS = 1.0, 10.0
-RATE_RATIO = 5.0
-"""Control rates further apart than this: the same displacement of a step then means very different speeds."""
+_FEW_EPOCHS, _MANY_EPOCHS = 1.0, 10.0
+_RATE_RATIO = 5.0
+"""Ratio of control rates above which the same displacement per step means very different speeds."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing to mend or to know.
+    """A finding of a check.
 
     Attributes:
         code: for programs, "fails_criterion".
-        key: path in the YAML, "datasets.3.weight"; None where the whole file is meant.
+        key: path in the YAML, "datasets.3.weight"; None if the finding is about the whole file.
         line: in the file, from 1.
-        dataset: the entry's name, where one is meant.
+        dataset: name of the entry, if the finding is about one.
         advice: what to do.
     """
 
@@ -56,7 +56,7 @@ def check_file(
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        config.read_yaml(path)  # says why
+        config.read_yaml(path)  # raises with the reason
         raise
     return check_text(text, str(path), index, samples, cards, path.parent)
 
@@ -73,11 +73,11 @@ def check_text(
 
     Args:
         text: YAML.
-        where: the file's name, which messages of the parser open with.
-        index: what is on disk; without it sizes are the published ones and versions are not known.
-        samples: length of the training, for the checks of epochs.
+        where: the file's name, with which the parser's messages start.
+        index: None: sizes are the published ones, and versions are unknown.
+        samples: number of training samples, for the checks of epochs.
         cards: a folder of the user's own cards.
-        base: folder that relative paths of image-text sources start from; None: the sources are not looked for.
+        base: folder to which paths of image-text sources are relative; None: the sources are not checked.
     """
     lines = read_lines(text)
     try:
@@ -97,7 +97,7 @@ def check_text(
 
 
 def has_errors(findings: Sequence[Problem]) -> bool:
-    """Whether the command must end with exit code 2."""
+    """Whether any finding is an error."""
     return any(finding.level == "error" for finding in findings)
 
 
@@ -110,16 +110,16 @@ def _from_parser(message: str, where: str) -> Problem:
     number, _, reason = rest.removeprefix(":").partition(": ")
     line = int(number) if number.isdigit() else None
     return Problem(
-        "error", "invalid", None, line, None, reason.strip() if line else rest.lstrip(": "), "Mend the YAML there."
+        "error", "invalid", None, line, None, reason.strip() if line else rest.lstrip(": "), "Fix the YAML error."
     )
 
 
 def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Problem:
-    # the schema counts without the duplicates that were taken out
+    # the schema counts entries without the removed duplicates
     in_file = re.compile(r"\bdatasets\.(\d+)")
     reason = in_file.sub(lambda m: f"datasets.{numbers[int(m[1])]}", message.removeprefix(f"{where}: "))
     key, line = lines.of_message(reason)
-    return Problem("error", "invalid", key, line, None, reason, "Mend the key; docs/formats.md lists them all.")
+    return Problem("error", "invalid", key, line, None, reason, "Fix the key; docs/formats.md lists all keys.")
 
 
 def _names(data: Any) -> list[str | None]:
@@ -130,7 +130,7 @@ def _names(data: Any) -> list[str | None]:
 
 
 def _entry_numbers(data: Any) -> list[int]:
-    """Where in the file's list each entry stands that is no duplicate by name."""
+    """Positions in the file's list of the entries that are not duplicates by name."""
     names = _names(data)
     return [i for i, name in enumerate(names) if name is None or names.index(name) == i]
 
@@ -150,23 +150,23 @@ def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Problem]:
 
 
 def _duplicate(name: str, other: str, other_line: int | None, key: str, line: int | None) -> Problem:
-    same = "stands twice" if name == other else f"is the same data set as {other!r}"
-    where = f", first on line {other_line}" if other_line else ""
-    return Problem("error", "duplicate", key, line, name, f"{name!r} {same}{where}", "Add the weights up in one entry.")
+    same = f"duplicate data set {name!r}" if name == other else f"{name!r} is the same data set as {other!r}"
+    where = f", first given on line {other_line}" if other_line else ""
+    return Problem("error", "duplicate", key, line, name, f"{same}{where}", "Merge the entries.")
 
 
 def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Problem]:
-    """Local image-text sources that cannot be read, each by its first file."""
+    """Local image-text sources whose first file cannot be read."""
     for i, entry in enumerate(mixture.texts if base is not None else ()):
         assert base is not None
         if reason := missing_file(entry, base):
             key = f"texts.{i}.path"
-            advice = "Correct the path or the columns; a relative path starts from the mixture file."
+            advice = "Correct the path or the columns; a relative path is relative to the mixture file."
             yield Problem("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
 
 
 class _Checker:
-    """The checks of a mixture whose form is right."""
+    """The checks of a mixture with a valid schema."""
 
     def __init__(
         self, mixture: Mixture, numbers: list[int], lines: Lines, index: Index | None, cards: Path | None
@@ -175,12 +175,13 @@ class _Checker:
         self.keys = {entry.name: f"datasets.{n}" for entry, n in zip(mixture.datasets, numbers, strict=True)}
         self.members: list[Member] = []
         self.unknown: list[Problem] = []
-        catalogue = Catalogue(index, cards)
+        lookup = MemberLookup(index, cards)
         for entry in mixture.datasets:
             try:
-                self.members.append(catalogue.member(entry))
+                self.members.append(lookup.member(entry))
             except ConfigError as error:
-                advice = "Correct the name, or write a card for it (--cards FOLDER)."
+                own = "pass the folder of your own cards with --cards, or " if cards is None else ""
+                advice = f"Correct the name, {own}draft a card with `oxe-curate inspect`."
                 self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))
 
     def findings(self, samples: int | None) -> list[Problem]:
@@ -212,12 +213,12 @@ class _Checker:
     def _criterion(self, member: Member) -> Iterator[Problem]:
         card, name = member.card, member.entry.name
         if card.verdict == "fail":
-            message = f"{name} fails OpenVLA's criterion ({card.reason})"
-            advice = "Take it out: filter keeps none of its episodes unless a criteria file says otherwise."
+            message = f"{name} fails OpenVLA's criteria ({card.reason})"
+            advice = "Remove it; filter drops all its episodes unless given other criteria."
             yield self._entry("error", "fails_criterion", name, message, advice)
         elif card.verdict != "pass":
-            message = f"{name}: whether it fits OpenVLA's criterion is {card.verdict} ({card.reason})"
-            yield self._entry("warning", "criterion_open", name, message, "Look at its data before you train on it.")
+            message = f"{name}: whether it meets OpenVLA's criteria is {card.verdict} ({card.reason})"
+            yield self._entry("warning", "criterion_open", name, message, "Inspect its data before training on it.")
 
     def _version(self, member: Member) -> Iterator[Problem]:
         good = card_facts.last_good_version(member.card)
@@ -225,12 +226,12 @@ class _Checker:
         if good is None:
             return
         if member.version is None:
-            message = f"{name}: versions after {good} are known to be broken, and without it in the index the version "
-            yield self._entry(
-                "warning", "version_open", name, message + "is not known", f"Get version {good} and filter it."
+            message = (
+                f"{name}: versions after {good} are known to be broken, and without the index its version is unknown"
             )
+            yield self._entry("warning", "version_open", name, message, f"Download version {good} and filter it.")
         elif card_facts.is_broken(member.card, member.version):
-            message = f"{name}: the index holds version {member.version}; versions after {good} are known to be broken"
+            message = f"{name}: the index has version {member.version}; versions after {good} are known to be broken"
             yield self._entry("error", "broken_version", name, message, f"Filter version {good} instead.")
 
     def _on_disk(self, member: Member) -> Iterator[Problem]:
@@ -239,12 +240,12 @@ class _Checker:
         name, entry = member.entry.name, self.index.datasets[member.dataset]
         have = entry.split_names
         if missing := [split for split in member.entry.splits if split not in have]:
-            message = f"{name}: the index has no split {missing[0]!r} of it, only {', '.join(sorted(have))}"
+            message = f"{name}: split {missing[0]!r} is not in the index, only {', '.join(sorted(have))}"
             yield self._entry("error", "no_split", name, message, "Set the entry's key 'splits', or filter that split.")
         elif not member.episodes:
-            reasons = entry.drop_reasons or "there are none"
-            message = f"{name} is empty: the index keeps none of its episodes ({reasons})"
-            yield self._entry("error", "empty", name, message, "Take it out, or filter it by other criteria.")
+            reasons = entry.drop_reasons or "it is empty"
+            message = f"{name} has no kept episode in the index ({reasons})"
+            yield self._entry("error", "empty", name, message, "Remove it, or run filter with other criteria.")
 
         try:
             drawn = {member.dataset: member.entry.splits}
@@ -256,13 +257,11 @@ class _Checker:
     def _card(self, member: Member) -> Iterator[Problem]:
         card, name = member.card, member.entry.name
         if not card.language.keys:
-            message = f"{name} has no language: a model cannot tell from it what an instruction means"
-            yield self._entry(
-                "warning", "no_language", name, message, "Take it out, unless it is for pretraining only."
-            )
+            message = f"{name} has no instructions"
+            yield self._entry("warning", "no_language", name, message, "Remove it, unless it is for pretraining only.")
         if card.verdict == "pass" and card_facts.gripper_polarity(card) == "undocumented":
-            message = f"{name}: nothing on its card says which end of the gripper's value is open"
-            advice = "Look at a few of its episodes: a gripper that runs the other way teaches the opposite."
+            message = f"{name}: its card does not document which end of the gripper's range is open"
+            advice = "Inspect a few of its episodes: an inverted gripper teaches the opposite."
             yield self._entry("warning", "gripper_polarity", name, message, advice)
 
     def _absent(self) -> Iterator[Problem]:
@@ -270,41 +269,41 @@ class _Checker:
         if self.index is not None and absent:
             message = f"{len(absent)} of {len(self.members)} data sets are not in the index: {_some(absent)}"
             yield self._whole(
-                "not_in_index", message, "Their sizes are the published ones. tokenize needs them filtered."
+                "not_in_index", message, "Their sizes are the published ones. Run filter on them before tokenize."
             )
 
     def _rates(self) -> Iterator[Problem]:
         rates = sorted((m.card.control_hz, m.entry.name) for m in self.members if m.card.control_hz)
-        if rates and rates[-1][0] > RATE_RATIO * rates[0][0]:
+        if rates and rates[-1][0] > _RATE_RATIO * rates[0][0]:
             (slow, slowest), (fast, fastest) = rates[0], rates[-1]
             message = (
-                f"control rates differ {fast / slow:.3g} times: {slowest} at {slow:g} Hz, {fastest} at {fast:g} Hz. "
-                "Actions are displacements of one step, so the same motion has very different values"
+                f"control rates differ by a factor of {fast / slow:.3g}: {slowest} {slow:g} Hz, {fastest} {fast:g} Hz. "
+                "Actions are displacements per step, so the same motion has very different values"
             )
             yield self._whole(
-                "control_rates", message, "Bounds per data set hide it in part; evaluate at your robot's rate."
+                "control_rates", message, "Bounds per data set compensate in part; evaluate at the rate of your robot."
             )
 
     def _licences(self) -> Iterator[Problem]:
         open_ = [m.entry.name for m in self.members if m.card.licence is None]
         if open_:
-            message = f"the licence of {len(open_)} of {len(self.members)} data sets is not known: {_some(open_)}"
-            yield self._whole("licence", message, "Ask their authors before you publish a model.")
+            message = f"the licence of {len(open_)} of {len(self.members)} data sets is unknown: {_some(open_)}"
+            yield self._whole("licence", message, "Ask the authors before publishing a model.")
 
     def _epochs(self, result: Breakdown, samples: int) -> Iterator[Problem]:
         if result.unknown:
-            message = f"no size is known of {_some(result.unknown)}: shares and epochs of the others are upper bounds"
-            yield self._whole("size_unknown", message, "Filter them, and name the index with --index.")
+            message = f"unknown size of {_some(result.unknown)}: shares and epochs of the others are upper bounds"
+            yield self._whole("size_unknown", message, "Run filter on them, and give the index with --index.")
         for row in result.rows:
             if row.epochs is None:
                 continue
             seen = f"{row.name}: {_number(row.epochs)} epochs in {samples:,} samples"
-            if row.epochs < FEW_EPOCHS:
+            if row.epochs < _FEW_EPOCHS:
                 message = f"{seen}: at most {100 * row.epochs:.2g} % of its steps are seen"
-                advice = "Fine if it is there for variety; else raise its weight, or train longer."
+                advice = "Intended if it adds variety; otherwise raise its weight, or train longer."
                 yield self._entry("warning", "few_epochs", row.name, message, advice, ".weight")
-            elif row.epochs > MANY_EPOCHS:
-                advice = "A model learns such data by heart: lower its weight."
+            elif row.epochs > _MANY_EPOCHS:
+                advice = "The model may memorise it; lower its weight."
                 yield self._entry("warning", "many_epochs", row.name, seen, advice, ".weight")
 
 

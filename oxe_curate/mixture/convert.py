@@ -1,6 +1,6 @@
-"""Between weights, shares and epochs, as files: a mixture on one side, a plain "name: number" list on the other.
+"""Conversion between weights, shares and epochs, and between a mixture and a file of "name: number" lines.
 
-bridge_orig: 0.7                 # shares; only their ratios count
+bridge_orig: 0.7                 # shares; only their ratios matter
 fractal20220817_data: 0.3
 """
 
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from oxe_curate import config
+from oxe_curate.arrays import Floats
 from oxe_curate.errors import ConfigError
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.members import Member
@@ -28,13 +29,13 @@ def quantities(
     """Name -> weight, share, or epochs in `samples` samples (None: in one pass of the mixture).
 
     Raises:
-        ConfigError: a size is not known.
+        ConfigError: a size is unknown.
     """
     weights = np.array([m.entry.weight for m in members])
     if unit == "weights":
         values = weights
     else:
-        steps = training_steps(mixture, members)
+        steps = _training_steps(mixture, members)
         values = (
             shares.shares(weights, steps)
             if unit == "shares"
@@ -46,76 +47,76 @@ def quantities(
 def with_quantities(
     mixture: Mixture,
     members: Sequence[Member],
-    wanted: Mapping[str, float],
+    targets: Mapping[str, float],
     unit: WeightUnit,
     samples: int | None = None,
 ) -> Mixture:
-    """The mixture with weights that give the wanted shares or epochs; exact, up to rounding in float64.
+    """The mixture with weights that give the target shares or epochs; exact, up to rounding in float64.
 
     Args:
-        mixture: its entries name the data sets.
-        members: as `members.members` gives them.
-        wanted: entry name -> number, for every entry.
-        unit: what the numbers are.
-        samples: size of one pass of the result, its validation share taken off. None: for shares the largest weight
+        mixture: its entries are the data sets.
+        members: of the mixture, see `members.members`.
+        targets: entry name -> number, for every entry.
+        unit: of the numbers.
+        samples: size of one pass of the result, without the validation share. None: for shares, the largest weight
             becomes 1; epochs become weights, so that one pass is the whole training.
 
     Raises:
-        ConfigError: an entry has no number, a number no entry, or a number or size is not above zero.
+        ConfigError: an entry without a number, a number without an entry, or a number or size that is not above zero.
     """
     names = [m.entry.name for m in members]
-    if odd := set(wanted) ^ set(names):
+    if odd := set(targets) ^ set(names):
         raise ConfigError(f"{sorted(odd)[0]!r} is not in both the mixture and the list of {unit}")
-    values = [wanted[name] for name in names]
+    values = [targets[name] for name in names]
     if unit == "weights":
         weights = np.asarray(values, np.float64)
     else:
-        steps = training_steps(mixture, members)
+        steps = _training_steps(mixture, members)
         solve = shares.weights_for_shares if unit == "shares" else shares.weights_for_epochs
         weights = solve(values, steps, samples)
     return with_weights(mixture, weights.tolist())
 
 
 def with_weights(mixture: Mixture, weights: Sequence[float]) -> Mixture:
-    """The mixture with other weights, in the entries' order."""
+    """The mixture with other weights, in the order of its entries."""
     entries = zip(mixture.datasets, weights, strict=True)
     return replace(mixture, datasets=tuple(replace(entry, weight=float(weight)) for entry, weight in entries))
 
 
-def training_steps(mixture: Mixture, members: Sequence[Member]) -> shares.Floats:
-    """Samples of each data set that training may draw: steps not held out for validation, over the stride.
+def _training_steps(mixture: Mixture, members: Sequence[Member]) -> Floats:
+    """Training samples of each data set at weight 1: steps that are not held out, divided by the stride.
 
     Raises:
-        ConfigError: a size is not known, or zero.
+        ConfigError: a size is unknown or zero.
     """
     for member in members:
         if not member.steps:
-            known = "is not known" if member.steps is None else "is zero"
+            problem = "is unknown" if member.steps is None else "is zero"
             raise ConfigError(
-                f"{mixture.name}: the number of steps of {member.entry.name!r} {known}, so shares and epochs cannot be "
-                "worked out. Filter it and name the index with --index, or take it out."
+                f"{mixture.name}: the number of steps of {member.entry.name!r} {problem}, so shares and epochs cannot "
+                "be computed. Run filter on it and give the index with --index, or remove it."
             )
     return np.array([m.steps for m in members], np.float64) * (1 - mixture.validation) / mixture.stride
 
 
 def read_quantities(path: Path, unit: WeightUnit) -> tuple[Mixture, dict[str, float]]:
-    """Read a "name: number" file; the mixture has its data sets, each at weight 1.
+    """Read a file of "name: number" lines, and make a mixture of its data sets at weight 1.
 
     Raises:
-        ConfigError: it is not such a file.
+        ConfigError: not such a file.
     """
     data = config.read_yaml(path)
     if not isinstance(data, dict) or not data or "datasets" in data:
-        raise ConfigError(f"{path}: expected a list of {unit}, a line each: `bridge_orig: 0.7`")
+        raise ConfigError(f"{path}: expected {unit}, one per line, as in `bridge_orig: 0.7`")
     for name, value in data.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigError(f"{path}: {name}: expected a number above zero, found {value!r}")
+            raise ConfigError(f"{path}: {name}: expected a number above zero, got {value!r}")
     entries = tuple(MixtureEntry(name=str(name), weight=1.0) for name in data)
     return Mixture(name=path.stem, datasets=entries), {str(name): float(value) for name, value in data.items()}
 
 
 def to_text(mixture: Mixture, comments: Mapping[str, str] | None = None, header: str = "") -> str:
-    """A short mixture file: name and data sets, then what is not a default; `comments` go above the entries."""
+    """A mixture file with name, data sets and the keys without default values; `comments` go above the entries."""
     lines = [f"# {line}".rstrip() for line in header.splitlines()]
     lines += [f"name: {_scalar(mixture.name)}", "datasets:"]
     for entry in mixture.datasets:
@@ -129,7 +130,7 @@ def to_text(mixture: Mixture, comments: Mapping[str, str] | None = None, header:
 
 
 def _rest(mixture: Mixture) -> str:
-    """The keys after `datasets`, as `to_yaml` writes them, without those that have their default."""
+    """The keys after `datasets` whose values are not the defaults, as YAML."""
     import yaml
 
     from oxe_curate.mixture.spec import mixture_yaml

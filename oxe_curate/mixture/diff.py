@@ -1,4 +1,4 @@
-"""How two mixtures differ: data sets that came, went or changed, and other keys."""
+"""The difference of two mixtures: data sets that were added, removed or changed, and other keys."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Status = Literal["added", "removed", "changed", "same"]
 
 @dataclass(frozen=True)
 class MixtureChange:
-    """A data set in two mixtures; None where it is not in one, or its size is not known.
+    """A data set in two mixtures.
 
     Attributes:
-        name: as the second mixture writes it (the first, where it was removed).
-        status: "changed" means another weight; a share moves with the other data sets' weights too.
-        weight, share: (before, after).
+        name: in the second mixture, or in the first if it was removed.
+        status: "changed" refers to the weight; a share also depends on the other data sets.
+        weight, share: (before, after); None if it is not in that mixture, or its size is unknown.
     """
 
     name: str
@@ -30,17 +30,18 @@ class MixtureChange:
 
     @property
     def factor(self) -> float | None:
-        """By how much the weight was multiplied; None where it came or went."""
+        """New weight over old weight; None if the data set was added or removed."""
         before, after = self.weight
         return None if before is None or after is None else after / before
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two mixtures side by side.
+    """The difference of two mixtures.
 
     Attributes:
-        changes: one a data set, those of the second mixture first, in its order.
+        before, after: names of the mixtures.
+        changes: one per data set, those of the second mixture first, in its order.
         settings: (key, before, after) of other keys that differ, "bounds.low".
     """
 
@@ -50,7 +51,7 @@ class Difference:
     settings: tuple[tuple[str, Any, Any], ...]
 
     def counted(self, status: Status) -> int:
-        """How many data sets have a status."""
+        """Number of data sets with a status."""
         return sum(change.status == status for change in self.changes)
 
 
@@ -80,7 +81,7 @@ def _change(old: Row | None, new: Row | None) -> MixtureChange:
 
 def _settings(before: Mixture, after: Mixture) -> list[tuple[str, Any, Any]]:
     old, new = (_flat({k: v for k, v in asdict(m).items() if k not in ("datasets", "name")}) for m in (before, after))
-    keys = [*old, *(key for key in new if key not in old)]  # a source of texts may be in one of them alone
+    keys = [*old, *(key for key in new if key not in old)]  # an image-text source may be in only one of them
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
 
 

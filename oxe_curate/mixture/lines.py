@@ -1,4 +1,4 @@
-"""Where things stand in a mixture's text: the line of each entry and of each key, for findings."""
+"""Line numbers of the entries and keys of a mixture's text, for the findings of a check."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Lines:
     """Line numbers, from 1.
 
     Attributes:
-        keys: path of a key ("bounds.low", "datasets.3.weight") -> its line; an entry has its own ("datasets.3").
+        keys: path of a key ("bounds.low", "datasets.3.weight") or of an entry ("datasets.3") -> its line.
     """
 
     keys: dict[str, int]
 
     def of(self, path: str) -> int | None:
-        """The line of a path, or of the closest place above it; None where the text has neither."""
+        """The line of a path, or of its closest parent; None if the text has neither."""
         while path:
             if path in self.keys:
                 return self.keys[path]
@@ -29,7 +29,7 @@ class Lines:
         return None
 
     def of_message(self, message: str) -> tuple[str | None, int | None]:
-        """The path and the line that the message of a ConfigError begins with, as in "datasets.3.weight: ..."."""
+        """The path that the message of a ConfigError starts with ("datasets.3.weight: ..."), and its line."""
         quoted = re.search(r"key '([\w.]+)'", message)
         match = _PLACE.match(message)
         path = match["path"] if match else quoted[1] if quoted else None
@@ -37,7 +37,7 @@ class Lines:
 
 
 def read_lines(text: str) -> Lines:
-    """Find the keys of a YAML text; none at all where it does not parse."""
+    """Find the keys of a YAML text; none if it does not parse."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:

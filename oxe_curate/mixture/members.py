@@ -1,4 +1,4 @@
-"""The data sets of a mixture with what is known of each: its card, and its size from the index or as published."""
+"""The data sets of a mixture, each with its card and its size, from the index or as published."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Member:
     """A data set of a mixture.
 
     Attributes:
-        dataset: its name in the index; None where the index does not hold it.
-        version: the version that the index holds.
-        steps: of the kept episodes of the entry's splits (index), or of the whole data set (published); None: unknown.
-        episodes: likewise.
+        dataset: its name in the index; None if the index does not have it.
+        version: the version in the index.
+        steps: of the kept episodes of the entry's splits (index) or of the whole data set (published); None: unknown.
+        episodes: the same for episodes.
         origin: where `steps` comes from.
     """
 
@@ -38,18 +38,18 @@ class Member:
 
     @property
     def identity(self) -> str:
-        """Equal for two entries that mean the same data: the index's name, else the card's."""
+        """Equal for two entries of the same data set: its name in the index, else the card's name."""
         return self.dataset or self.card.name
 
     @property
     def hours(self) -> float | None:
-        """Steps at the card's control rate, in hours; None where either is not known."""
+        """Steps at the card's control rate, in hours; None if either is unknown."""
         hz = self.card.control_hz
         return None if self.steps is None or not hz else self.steps / hz / 3600
 
 
-class Catalogue:
-    """Finds members by any of their names. Reads index.json's cards once."""
+class MemberLookup:
+    """Finds members by any of their names. Loads the cards of the index once."""
 
     def __init__(self, index: Index | None = None, cards: Path | None = None) -> None:
         self._index, self._cards = index, cards
@@ -65,7 +65,7 @@ class Catalogue:
         self._by_name.update({dataset: dataset for dataset in index.datasets})
 
     def member(self, entry: MixtureEntry) -> Member:
-        """What is known of an entry. Raises ConfigError if neither the index nor a card has its name."""
+        """The member of an entry. Raises ConfigError if neither the index nor a card has its name."""
         dataset = self._by_name.get(entry.name)
         if dataset is None:
             card = registry.load(entry.name, self._cards)
@@ -78,13 +78,13 @@ class Catalogue:
 
 
 def members(mixture: Mixture, index: Index | None = None, cards: Path | None = None) -> tuple[Member, ...]:
-    """What is known of each entry, in the mixture's order. Raises ConfigError on a name that nothing carries."""
-    catalogue = Catalogue(index, cards)
-    return tuple(catalogue.member(entry) for entry in mixture.datasets)
+    """The member of each entry, in the mixture's order. Raises ConfigError for an unknown name."""
+    lookup = MemberLookup(index, cards)
+    return tuple(lookup.member(entry) for entry in mixture.datasets)
 
 
 def _published_episodes(card: DatasetCard) -> int | None:
-    """Episodes of all splits, as num_transitions counts them; None where one of them is not published."""
+    """Episodes of all splits, as counted by num_transitions; None if one of them is not published."""
     counts = [split.episodes for split in card.splits.values()]
     return sum(c for c in counts if c is not None) if counts and None not in counts else None
 

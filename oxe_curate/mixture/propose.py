@@ -1,4 +1,4 @@
-"""Propose weights for the data sets of an index, with the reason for each; nothing is changed until it is accepted."""
+"""Propose weights for the data sets of an index, with the reason for each. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import convert, diversity, shares
 from oxe_curate.mixture.diff import Difference, diff
+from oxe_curate.mixture.diversity import MAX_WEIGHT
 from oxe_curate.mixture.members import Member, members
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
 from oxe_curate.mixture.survey import SAMPLE, survey
 
 Method = Literal["diversity", "proxy"]
-RUNS = 2
-"""Of the proxy, from different seeds: how far they lie apart says how much a share means."""
+_RUNS = 2
+"""Runs of the proxy from different seeds; their difference shows how reliable a share is."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class ProposedWeight:
 
     Attributes:
         name: as in the mixture.
-        weight: None where the data set should be left out.
-        current: its weight in the mixture that was given; None where none was.
-        reason: one sentence with the numbers behind it.
+        weight: None if the data set should be removed.
+        current: its weight in the given mixture; None if none was given.
+        reason: one sentence with the numbers it is based on.
         numbers: those numbers, by name.
     """
 
@@ -44,13 +45,13 @@ class ProposedWeight:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A proposed mixture and why.
+    """A proposed mixture, with reasons.
 
     Attributes:
-        mixture: with the data sets that stay.
-        rows: every data set that was weighed, in order.
-        absent: entries of the current mixture that the index does not hold: their weights are kept.
-        change: against the current mixture, or against every data set at weight 1.
+        mixture: with the data sets that are kept.
+        rows: one per data set that was considered, in order.
+        absent: entries of the current mixture that are not in the index; their weights are kept.
+        change: compared with the current mixture, or with every data set at weight 1.
     """
 
     method: Method
@@ -60,13 +61,13 @@ class Proposal:
     change: Difference
 
     def to_text(self) -> str:
-        """The mixture as a YAML file, the reasons above its entries."""
+        """The mixture as YAML, with the reasons above its entries."""
         gone = [row.reason for row in self.rows if row.weight is None]
         header = "\n".join([f"Weights proposed by --method {self.method}.", *map(_wrapped, gone)])
         return convert.to_text(self.mixture, {row.name: _wrapped(row.reason) for row in self.rows}, header)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The proposal as JSON data."""
         return {
             "method": self.method, "rows": [asdict(row) for row in self.rows], "absent": list(self.absent),
             "change": asdict(self.change), "mixture": convert.to_text(self.mixture),
@@ -86,24 +87,24 @@ def propose(
     """Propose weights.
 
     Args:
-        index: what filter wrote; its source must be readable.
-        current: whose data sets are weighed, and whose other keys are kept; None: everything the index keeps.
+        index: the opened index; its source must be readable.
+        current: the mixture whose weights to replace; its other keys are kept. None: all data sets of the index.
         method: "diversity" or "proxy"; see docs/decisions/weights.md.
-        seed: of proxy's model and batches. diversity has no chance in it.
-        sample: episodes of each data set that are looked at.
+        seed: of the proxy's models and batches; "diversity" is not random.
+        sample: episodes of each data set to read.
         cards: a folder of the user's own cards.
-        progress: called with a data set's name before it is looked at.
+        progress: called with a data set's name before it is read.
 
     Raises:
-        ConfigError: the index holds none of the data sets.
+        ConfigError: the index has none of the data sets.
     """
     base = current or _everything(index)
     found = members(base, index, cards)
     held = [m for m in found if m.dataset is not None and m.episodes]
     if not held:
-        raise ConfigError(f"{index.folder} holds none of the data sets of {base.name}. Filter them first.")
-    weigh = _by_diversity if method == "diversity" else _by_proxy
-    rows = weigh(index, base, held, current is not None, seed, sample, progress)
+        raise ConfigError(f"{index.folder}: no data set of {base.name} is in the index. Run filter on them first.")
+    compute = _by_diversity if method == "diversity" else _by_proxy
+    rows = compute(index, base, held, current is not None, seed, sample, progress)
     by_name = {row.name: row.weight for row in rows}
     absent = tuple(m.entry.name for m in found if m.dataset is None)
     entries = [
@@ -128,7 +129,7 @@ def _everything(index: Index) -> Mixture:
         if held.summary.kept
     ]
     if not entries:
-        raise ConfigError(f"{index.folder} keeps no episode. Look at what filter dropped, and why.")
+        raise ConfigError(f"{index.folder}: the index keeps no episode; see `oxe-curate report` for the reasons")
     return Mixture(name="proposed", datasets=tuple(entries))
 
 
@@ -150,7 +151,9 @@ def _by_diversity(
         progress(member.entry.name)
         assert member.dataset is not None
         surveys[member.entry.name] = survey(index, member.dataset, member.entry.splits, sample)
-    current = sum(m.entry.weight * m.steps for m in held if m.steps)  # what is not held keeps its share
+    current = sum(
+        m.entry.weight * m.steps for m in held if m.steps
+    )  # entries that are not in the index keep their share
     result = diversity.weights(surveys, current if has_current else None)
     return [
         ProposedWeight(
@@ -183,9 +186,9 @@ def _by_proxy(
         examples.append(read_examples(index, member.dataset, member.entry.splits, sample))
     steps = np.array([m.steps for m in held], np.float64)
     runs = []
-    for run in range(RUNS):
-        progress(f"two small models, run {run + 1} of {RUNS}")
-        runs.append(proxy.optimise(examples, steps.tolist(), RUNS * seed + run))
+    for run in range(_RUNS):
+        progress(f"two small models, run {run + 1} of {_RUNS}")
+        runs.append(proxy.optimise(examples, steps.tolist(), _RUNS * seed + run))
     share, reference, excess = (
         np.mean([getattr(run, name) for run in runs], axis=0) for name in ("shares", "reference", "excess")
     )
@@ -197,15 +200,15 @@ def _by_proxy(
         each = " and ".join(f"{100 * run.shares[i]:.3g}" for run in runs)
         reason = (
             f"{member.entry.name} goes from {100 * by_size[i]:.3g} % of the samples by size to {100 * share[i]:.3g} % "
-            f"({each} in {RUNS} runs): on held-out episodes the reference model "
-            f"loses {reference[i]:.3g} nats an action dimension ({np.log(CLASSES):.3g} is guessing), and the second "
-            f"model lay {excess[i]:.2g} behind it while it learnt ({mean:.2g} on average)"
-            f"{f', held to {diversity.MOST:g} copies' if weights[i] > diversity.MOST else ''}."
+            f"({each} in {_RUNS} runs): on held-out episodes the reference model "
+            f"has a loss of {reference[i]:.3g} nats per action dimension (guessing: {np.log(CLASSES):.3g}), and the "
+            f"second model was {excess[i]:.2g} behind it during training ({mean:.2g} on average)"
+            f"{f', limited to {MAX_WEIGHT:g} copies' if weights[i] > MAX_WEIGHT else ''}."
         )
         rows.append(
             ProposedWeight(
                 name=member.entry.name,
-                weight=float(f"{min(weights[i], diversity.MOST):.4g}"),
+                weight=float(f"{min(weights[i], MAX_WEIGHT):.4g}"),
                 current=member.entry.weight if has_current else None,
                 reason=reason,
                 numbers={

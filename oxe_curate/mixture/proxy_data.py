@@ -1,4 +1,4 @@
-"""What the proxy model sees: small frames, words and action classes of a fixed sample of steps, as arrays."""
+"""Input of the proxy model: small frames, words and action classes of a fixed sample of steps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from oxe_curate.mixture import variety
 from oxe_curate.mixture.sampling import held_out
 from oxe_curate.mixture.survey import normalised, sample_episodes, thumbnails
 
-STEPS = 8
-"""Steps of an episode that are looked at, evenly apart: neighbours teach the same."""
+_STEPS = 8
+"""Steps per episode, evenly spaced: neighbouring steps are redundant."""
 WORDS = 256
-BINS_PER_CLASS = 8
-CLASSES = 256 // BINS_PER_CLASS
-"""Eight neighbouring action bins are one class: a model this small cannot tell 1/256ths of a range apart."""
-HELD_OUT = 0.2
+_BINS_PER_CLASS = 8
+CLASSES = 256 // _BINS_PER_CLASS
+"""Eight neighbouring action bins form one class: a model this small does not resolve 1/256 of the range."""
+_HELD_OUT = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,10 @@ class Examples:
     """Steps of one data set.
 
     Attributes:
-        frames: uint8 (n, 32, 32, 3). words: float32 (n, 256), unit length or zero. classes: int64 (n, 7).
-        held: bool (n,), steps of held-out episodes.
+        frames: uint8 (n, 32, 32, 3).
+        words: float32 (n, 256), unit length or zero.
+        classes: int64 (n, 7).
+        held: bool (n,), whether the step belongs to a held-out episode.
     """
 
     frames: NDArray[np.uint8]
@@ -52,18 +54,18 @@ def bag_of_words(text: str) -> NDArray[np.float32]:
 
 
 def read_examples(index: Index, dataset: str, splits: Sequence[str], sample: int) -> Examples:
-    """Read the steps that `survey.choose` chooses. Raises ConfigError or DataError as `survey` does."""
+    """Read the steps of `survey.sample_episodes`. Raises ConfigError or DataError as `survey` does."""
     _, _, episodes = sample_episodes(index, dataset, splits, sample)
-    held = held_out([e.id for e in episodes], HELD_OUT)
-    if held.all() or not held.any():  # a handful of episodes: every fifth by place
+    held = held_out([e.id for e in episodes], _HELD_OUT)
+    if held.all() or not held.any():  # very few episodes: hold out every fifth
         held = np.arange(len(episodes)) % 5 == 4
     bins = ActionBins("openvla")
     frames: list[NDArray[np.uint8]] = []
     words, classes, counts = [], [], []
     for episode, actions in zip(episodes, normalised(episodes), strict=True):
-        steps = np.unique(np.linspace(0, episode.num_steps - 1, STEPS).round().astype(np.int64))
+        steps = np.unique(np.linspace(0, episode.num_steps - 1, _STEPS).round().astype(np.int64))
         frames += thumbnails(index, episode, steps)
         words.append(np.repeat(bag_of_words(episode.instruction)[None], len(steps), axis=0))
-        classes.append(bins.encode(actions[steps]).astype(np.int64) // BINS_PER_CLASS)
+        classes.append(bins.encode(actions[steps]).astype(np.int64) // _BINS_PER_CLASS)
         counts.append(len(steps))
     return Examples(np.stack(frames), np.concatenate(words), np.concatenate(classes), np.repeat(held, counts))

@@ -1,7 +1,7 @@
-"""Which samples a mixture draws, and what each holds: pure functions of hashes, without sizes, order or state.
+"""The samples that a mixture draws and what each contains: pure functions of hashes, independent of sizes and order.
 
-Every worker decides alike because nothing but (seed, episode id, step) decides. The hash of an episode is BLAKE2b-64
-of "seed:episode_id"; the steps' hashes follow from it by SplitMix64 (Steele, Lea, Flood 2014), all at once.
+All workers decide alike because only (seed, episode id, step) matters. The hash of an episode is BLAKE2b-64 of
+"seed:episode_id"; the hashes of its steps follow from it by SplitMix64 (Steele, Lea, Flood 2014), vectorised.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-COPIES, ORDER, SHARD = (np.uint64(n) for n in (1, 2, 3))
-"""What a hash is for: each purpose has a stream of its own."""
+_COPIES, _ORDER, _SHARD = (np.uint64(n) for n in (1, 2, 3))  # each purpose has its own stream of hashes
 
 
 def episode_hash(seed: int | None, episode_id: str) -> np.uint64:
-    """64-bit hash of an episode under a seed (None: whatever the seed)."""
+    """64-bit hash of an episode for a seed; None: independent of the seed."""
     text = f"{'' if seed is None else seed}:{episode_id}"
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
@@ -32,13 +31,13 @@ def splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)
 
 
-def hash01(values: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) from hashes: their upper 53 bits."""
+def _hash01(values: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) from the upper 53 bits of hashes."""
     return (splitmix64(values) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArray[np.uint64]:
-    """uint64 (T,): a hash per step of an episode, for one purpose."""
+def _step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArray[np.uint64]:
+    """A hash per step of an episode for one purpose, uint64 (T,)."""
     with np.errstate(over="ignore"):
         base = splitmix64(np.array([episode + purpose], np.uint64))[0]
         return np.asarray(base + np.arange(num_steps, dtype=np.uint64) * _GAMMA, np.uint64)
@@ -47,13 +46,13 @@ def step_hashes(episode: np.uint64, num_steps: int, purpose: np.uint64) -> NDArr
 def copies(weight: float, seed: int, episode_id: str, num_steps: int, validation: bool = False) -> NDArray[np.int64]:
     """How often each step of an episode is drawn: floor(w) + (hash01(seed, step) < frac(w)), int64 (T,).
 
-    The sum is right in expectation for any weight. A validation sample is drawn once at most, since copies tell
-    nothing there.
+    The sum is correct in expectation for any weight. A validation sample is drawn at most once, since copies carry no
+    information there.
     """
     whole, part = divmod(weight, 1.0)
     if validation and whole:
         whole, part = 1.0, 0.0
-    chance = hash01(step_hashes(episode_hash(seed, episode_id), num_steps, COPIES)) < part
+    chance = _hash01(_step_hashes(episode_hash(seed, episode_id), num_steps, _COPIES)) < part
     return np.asarray(int(whole) + chance, np.int64)
 
 
@@ -63,27 +62,43 @@ def episode_hashes(seed: int | None, episode_ids: Sequence[str]) -> NDArray[np.u
 
 
 def held_out(episode_ids: Sequence[str], share: float) -> NDArray[np.bool_]:
-    """Which episodes are for validation, bool (n,). The seed has no say: every mixture holds out the same ones."""
-    return np.asarray(hash01(episode_hashes(None, episode_ids)) < share)
+    """Which episodes are for validation, bool (n,). Independent of the seed: every mixture holds out the same ones."""
+    return np.asarray(_hash01(episode_hashes(None, episode_ids)) < share)
 
 
 def output_shards(seed: int, episode_ids: Sequence[str], shards: int) -> NDArray[np.int64]:
-    """Which of `shards` output shards each episode goes to, int64 (n,)."""
+    """The output shard of each episode, int64 (n,), below `shards`."""
     with np.errstate(over="ignore"):
-        mixed = splitmix64(episode_hashes(seed, episode_ids) + SHARD)
+        mixed = splitmix64(episode_hashes(seed, episode_ids) + _SHARD)
     return (mixed % np.uint64(shards)).astype(np.int64)
 
 
+def order_keys(
+    seed: int, episode_id: str, num_steps: int, steps: NDArray[np.int64], copies: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """The key of each sample for `order`, uint64 (n,).
+
+    Args:
+        seed: of the mixture.
+        episode_id: of the episode that the samples come from.
+        num_steps: its length.
+        steps: int64 (n,), the samples' steps.
+        copies: int64 (n,), which copy of its step each sample is.
+    """
+    hashes = _step_hashes(episode_hash(seed, episode_id), num_steps, _ORDER)
+    return splitmix64(hashes[steps]) + copies.astype(np.uint64)
+
+
 def order(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """A permutation that depends on the rows' hashes alone, not on numpy's generator or on arrival."""
+    """A permutation, int64 (n,), that depends only on the rows' keys, not on a random generator or on their order."""
     return np.argsort(splitmix64(keys), kind="stable").astype(np.int64)
 
 
 def window_ends(num_steps: int, stride: int) -> NDArray[np.int64]:
-    """Steps of an episode that a sample is drawn at, ascending: int64 (ceil(T / stride),).
+    """Steps of an episode at which samples are drawn, ascending: int64 (ceil(T / stride),).
 
     T-1, T-1-s, T-1-2s, ...: the last step always ends a window, and the first window ends before step `stride`, so that
-    with a stride no larger than the window every step lies in one.
+    every step is in a window if the stride is at most the window.
 
     >>> window_ends(8, 3).tolist()
     [1, 4, 7]
@@ -94,10 +109,10 @@ def window_ends(num_steps: int, stride: int) -> NDArray[np.int64]:
 def draw(
     weight: float, seed: int, episode_id: str, num_steps: int, *, stride: int = 1, validation: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The samples of an episode, as often as `copies` says.
+    """The samples of an episode, see `copies`.
 
     Returns:
-        int64 (n,): the current step of each, ascending, and int64 (n,): which copy of it, from 0.
+        int64 (n,), the current step of each sample, ascending, and int64 (n,), which copy of its step it is, from 0.
     """
     ends = window_ends(num_steps, stride)
     drawn = copies(weight, seed, episode_id, num_steps, validation)[ends]
@@ -105,15 +120,15 @@ def draw(
 
 
 def stored_frames(num_steps: NDArray[np.int64], window: int, stride: int) -> NDArray[np.int64]:
-    """How many frames the windows of episodes of `num_steps` (n,) hold, padding left out: int64 (n,).
+    """Number of frames in the windows of episodes of `num_steps` (n,), without padding: int64 (n,).
 
     >>> stored_frames(np.array([5]), window=3, stride=2).tolist()  # 0 | 0 1 2 | 2 3 4
     [7]
     """
     steps = np.asarray(num_steps, np.int64)
     count = -(-steps // stride)
-    whole = np.clip((steps - window) // stride + 1, 0, count)  # windows that do not reach over the start
-    # the k-th window from the end, of those that do, holds T - k s frames
+    whole = np.clip((steps - window) // stride + 1, 0, count)  # windows that do not extend beyond the start
+    # of those that do, the k-th window from the end has T - k s frames
     rest = (count - whole) * steps - stride * (count * (count - 1) - whole * (whole - 1)) // 2
     return np.asarray(whole * window + rest, np.int64)
 
@@ -122,8 +137,8 @@ def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], N
     """Observations of samples whose current step is `steps` (n,).
 
     Returns:
-        int64 (n, window) step indices, oldest first; before the episode's start the first step is repeated, and
-        bool (n, window), False where it is such padding.
+        int64 (n, window) step indices, oldest first, the first step repeated before the start of the episode, and
+        bool (n, window), False for that padding.
     """
     back = steps[:, None] + np.arange(1 - window, 1)
     return np.maximum(back, 0), back >= 0
@@ -132,13 +147,13 @@ def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], N
 def chunks(
     steps: NDArray[np.int64], chunk: int, num_steps: int, window: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Actions of samples whose current step is `steps` (n,): `chunk` from each of the window's steps on.
+    """Actions of samples whose current step is `steps` (n,): `chunk` of them from each step of the window.
 
     Entry i belongs to step `steps - (window - 1) + i`.
 
     Returns:
-        int64 (n, window + chunk - 1) step indices; outside the episode its first or last step is repeated, and a bool
-        array of the same shape, False where it is such padding.
+        int64 (n, window + chunk - 1) step indices, the first or last step repeated outside the episode, and a bool
+        array of the same shape, False for that padding.
     """
     ahead = steps[:, None] + np.arange(1 - window, chunk)
     return np.clip(ahead, 0, num_steps - 1), (ahead >= 0) & (ahead < num_steps)

@@ -1,7 +1,8 @@
-"""The mixture YAML: which data sets, how often each step is seen, and the form of a sample. See docs/formats.md."""
+"""The mixture YAML: data sets, weights, and what a sample holds. See docs/formats.md."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,10 @@ class MixtureEntry:
     """One data set of a mixture.
 
     Attributes:
-        name: a card's name or alias, or the data set's name in the index. Statistics and rows carry this name.
+        name: a card's name or alias, or the data set's name in the index. Statistics and rows use this name.
         weight: expected copies of each step; OpenVLA's weights mean exactly this.
-        recipe: the recipe that the index must have been filtered with; None: whichever it was.
-        splits: source splits that rows are drawn from. Statistics are taken over all that the index holds.
+        recipe: the recipe that the index must have been filtered with; None: any.
+        splits: source splits that rows are drawn from. Statistics cover every split in the index.
         swap_channels: whether frames are stored as BGR and must be swapped; None: as the card says.
     """
 
@@ -41,8 +42,8 @@ class TextColumns:
 
     Attributes:
         image: struct<bytes, path> (Hugging Face's `Image`) or binary.
-        question, answer: of a question; None: "question" and "answer", where the source has both.
-        caption: of an image that nothing is asked about; None: "caption", where the source has it and no answers.
+        question, answer: None: "question" and "answer", if the source has both.
+        caption: of an image without a question; None: "caption", if the source has it and no question and answer.
     """
 
     image: str = "image"
@@ -52,15 +53,15 @@ class TextColumns:
 
     def __post_init__(self) -> None:
         if self.caption is not None and (self.question is not None or self.answer is not None):
-            raise ValueError("name a caption, or a question and an answer, not both")
+            raise ValueError("give either a caption, or a question and an answer")
 
 
 @dataclass(frozen=True, config=config.STRICT)
 class TextEntry:
-    """Image-text rows to train on beside the robot's.
+    """Image-text rows to train on in addition to the robot data.
 
     Attributes:
-        name: rows carry it.
+        name: of the source; its rows use it.
         path: a Parquet file, or a folder of them: local (relative to the mixture file), gs:// or s3://.
         weight: expected copies of each row.
     """
@@ -73,12 +74,12 @@ class TextEntry:
 
 @dataclass(frozen=True, config=config.STRICT)
 class ImageSpec:
-    """Which frames a sample holds and how they are stored.
+    """The frames of a sample and how they are stored.
 
     Attributes:
-        cameras: roles, a column image_<role> each.
-        size: None passes the source's bytes through; a number resizes to size x size pixels.
-        quality: of the JPEG that a resize (or a channel swap) writes.
+        cameras: roles; each becomes a column image_<role>.
+        size: pixels per side to resize to; None copies the source's bytes.
+        quality: JPEG quality of frames that are resized or whose channels are swapped.
     """
 
     cameras: tuple[IndexedRole, ...] = ("primary",)
@@ -102,15 +103,15 @@ class BoundsSpec:
 
 @dataclass(frozen=True, config=config.STRICT)
 class Mixture:
-    """A mixture as its file says it.
+    """A mixture, as in its file.
 
     Attributes:
-        texts: image-text sources to train on beside the robot data.
-        seed: decides fractional copies and the order of rows.
-        window: observations a sample, the last of them the current one.
-        stride: a sample is drawn at every so many steps, see `samples.window_ends`.
-        chunk: actions from each of the window's steps on.
-        bins: "openvla" (256 edges, as the released checkpoints) or "uniform" (256 true intervals).
+        texts: image-text sources to train on in addition to the robot data.
+        seed: determines fractional copies and the order of rows.
+        window: observations per sample, the last one being the current.
+        stride: steps between samples, see `sampling.window_ends`.
+        chunk: actions per observation, starting at its step.
+        bins: "openvla" (256 edges, as in the released checkpoints) or "uniform" (256 intervals).
         validation: share of episodes held out, by hash of the episode id.
     """
 
@@ -128,32 +129,32 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise ValueError("datasets is empty: name at least one data set with its weight")
+            raise ValueError("datasets is empty; add at least one data set with its weight")
         if self.bounds.low >= self.bounds.high:
             raise ValueError(f"bounds: low {self.bounds.low} must be below high {self.bounds.high}")
         if self.stride > self.window:
             raise ValueError(
-                f"stride {self.stride} is larger than window {self.window}: steps between two windows would be in "
-                "none. Use a stride of at most the window; weights below 1 thin samples out"
+                f"stride {self.stride} is larger than window {self.window}, so some steps would be in no window. "
+                "Use a stride of at most the window; to draw fewer samples, use weights below 1"
             )
         names = [entry.name for entry in self.datasets]
         double = {name for name in names if names.count(name) > 1}
         if double:
-            raise ValueError(f"datasets: {sorted(double)[0]!r} stands twice; add its weights up in one entry")
+            raise ValueError(f"datasets: duplicate data set {sorted(double)[0]!r}; merge its entries")
         texts = [entry.name for entry in self.texts]
         if double := {name for name in texts if [*names, *texts].count(name) > 1}:
-            raise ValueError(f"texts: {sorted(double)[0]!r} stands twice; give each source a name of its own")
+            raise ValueError(f"texts: duplicate name {sorted(double)[0]!r}; give each source its own name")
         if len(set(self.image.cameras)) != len(self.image.cameras) or not self.image.cameras:
-            raise ValueError("image.cameras: name each camera once, and at least one")
+            raise ValueError("image.cameras: expected at least one camera, and each only once")
 
 
 def read_mixture(path: Path) -> Mixture:
-    """Read a mixture file strictly. Raises ConfigError, which names the file, the key and the closest match."""
+    """Read a mixture file strictly. Raises ConfigError with the file, the key and the closest match."""
     return config.load(Mixture, path)
 
 
 def mixture_yaml(mixture: Mixture) -> str:
-    """The mixture as resolved, with every default written out."""
+    """The mixture as YAML, with every default written out."""
     return config.to_yaml(mixture)
 
 
@@ -163,7 +164,8 @@ class IndexedDataset:
 
     Attributes:
         dataset: the name in the index.
-        bgr: roles whose frames must be swapped to RGB.
+        aliases: the card's name and its other names.
+        bgr: camera roles whose frames must be swapped to RGB.
     """
 
     entry: MixtureEntry
@@ -173,13 +175,13 @@ class IndexedDataset:
 
 
 def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = None) -> list[IndexedDataset]:
-    """Find each entry's data set in the index, by name or by its card's names.
+    """Find each entry's data set in the index, by its name there or by the names of its card.
 
     Raises:
-        ConfigError: an entry that the index lacks, two entries that mean the same data set, a data set without a kept
-            episode or without one of the splits.
+        ConfigError: an entry is not in the index, two entries name the same data set, or a data set lacks a kept
+            episode, a split, a camera or the recipe.
     """
-    names: dict[str, str] = {}  # every name that counts -> data set in the index
+    names: dict[str, str] = {}  # every accepted name -> data set in the index
     held, cards = {}, index.find_cards(cards)
     for dataset, known in index.datasets.items():
         held[dataset] = registry.load(known.card or dataset, cards)
@@ -189,36 +191,31 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
     found: list[IndexedDataset] = []
     taken: dict[str, str] = {}
     for entry in mixture.datasets:
+        here = f"{where}: datasets: {entry.name!r}"
         if entry.name not in names:
-            raise ConfigError(
-                f"{where}: datasets: {entry.name!r} is not in the index {index.folder}. "
-                f"{did_you_mean(entry.name, names)} Filter it first, or take it out of the mixture."
-            )
+            raise ConfigError(f"{here} is not in the index {index.folder}. {_hint(entry.name, names, cards)}")
         dataset = names[entry.name]
         if dataset in taken:
-            raise ConfigError(
-                f"{where}: datasets: {taken[dataset]!r} and {entry.name!r} are both the data set {dataset}; "
-                "add their weights up in one entry"
-            )
+            raise ConfigError(f"{here} and {taken[dataset]!r} are the same data set, {dataset}; merge their entries")
         taken[dataset] = entry.name
         known = index.datasets[dataset]
         if known.summary.kept == 0:
             reasons = known.drop_reasons or "it is empty"
             raise ConfigError(
-                f"{where}: datasets: {entry.name!r} keeps no episode in the index ({reasons}). "
-                "Take it out, or filter it by other criteria."
+                f"{here} has no kept episode in the index ({reasons}). "
+                "Remove it, or run filter again with other criteria."
             )
         if entry.recipe not in (None, known.recipe):
             raise ConfigError(
-                f"{where}: datasets: {entry.name!r} asks for the recipe {entry.recipe!r}, the index was filtered with "
+                f"{here}: expected the recipe {entry.recipe!r}, but the index was filtered with "
                 f"{known.recipe!r}. Run filter again with --recipe {entry.name}={entry.recipe}."
             )
         have = known.split_names
         for split in entry.splits:
             if split not in have:
                 raise ConfigError(
-                    f"{where}: datasets: {entry.name!r} has no split {split!r} in the index. "
-                    f"{did_you_mean(split, have)} Set it with the entry's key 'splits'."
+                    f"{here} has no split {split!r} in the index. {did_you_mean(split, have)} "
+                    "Set it with the entry's key 'splits'."
                 )
         card = held[dataset]
         cameras = card.cameras_by_role()
@@ -234,6 +231,22 @@ def resolve(mixture: Mixture, index: Index, where: str, cards: Path | None = Non
     return found
 
 
+def _hint(name: str, names: Iterable[str], cards: Path | None) -> str:
+    """What to do about a name that the index lacks."""
+    try:
+        registry.load(name, cards)
+    except ConfigError:
+        return unknown_dataset(name, names, cards)
+    return "Run filter on it first, or remove it from the mixture."
+
+
+def unknown_dataset(name: str, names: Iterable[str], cards: Path | None) -> str:
+    """What to do about a name that no card has: the closest of `names`, or a card of the user's own."""
+    own = "" if cards else "pass the folder of your own cards with --cards, or "
+    advice = f"{own}draft one with `oxe-curate inspect FOLDER --out CARD.yaml`"
+    return f"{did_you_mean(name, names)} If it is a data set of your own, {advice}."
+
+
 def with_statistics(mixture: Mixture, path: Path | None) -> Mixture:
-    """The mixture with its bounds taken from a published file instead."""
+    """The mixture with its bounds taken from a published file, if one is given."""
     return replace(mixture, bounds=replace(mixture.bounds, over=str(path))) if path else mixture

@@ -1,13 +1,13 @@
-"""Look at a data set through its index: all of its texts and lengths, and a fixed sample of frames and actions.
+"""Statistics of a data set's variety: from all of its texts and lengths, and a fixed sample of frames and actions.
 
-The sample is the episodes whose ids have the smallest hashes: the same ones in every run, and whatever the order of
-shards. A frame is one range of bytes in its shard.
+The sample is the episodes whose ids have the smallest hashes: the same in every run and for any order of shards. A
+frame is one byte range of its shard.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,22 +28,23 @@ if TYPE_CHECKING:
     import polars as pl
 
 SAMPLE = 256
-"""Episodes whose first frame and actions are looked at."""
+"""Episodes whose first frame and actions are read."""
 _ROLES = ("primary", "secondary", "extra")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """How varied a data set is.
+    """The variety of a data set.
 
     Attributes:
-        episodes, steps: kept ones, in the splits that were asked for.
-        median_steps: of an episode.
-        tasks: different instructions. effective_tasks: exp(entropy) of how often each is told, by episode.
-        sampled: episodes whose frames and actions were looked at.
+        episodes, steps: kept ones, in the given splits.
+        median_steps: median length of an episode.
+        tasks: number of distinct instructions.
+        effective_tasks: exp(entropy) of their frequencies, by episode.
+        sampled: episodes whose frames and actions were read.
         effective_scenes: Vendi score of their first frames, at most `sampled`.
-        coverage: how evenly pose actions fill their range, 0 to 1.
-        duplicates: share of sampled episodes that nearly repeat another, 0 to 1.
+        coverage: how evenly pose actions cover their range, 0 to 1.
+        duplicates: share of sampled episodes that are near-duplicates of another, 0 to 1.
     """
 
     episodes: int
@@ -62,16 +63,14 @@ def survey(
     dataset: str,
     splits: Sequence[str] = ("train",),
     sample: int = SAMPLE,
-    seen: Callable[[], None] = lambda: None,
 ) -> Survey:
     """Survey a data set of the index.
 
     Args:
-        index: what filter wrote; its source must be readable.
+        index: the opened index; its source must be readable.
         dataset: name in the index.
         splits: of the data set.
-        sample: episodes to look at.
-        seen: called after each of them, for a progress bar.
+        sample: number of episodes to read.
 
     Raises:
         ConfigError: no episode of these splits is kept.
@@ -83,7 +82,6 @@ def survey(
     for episode in episodes:
         (first,) = thumbnails(index, episode, np.zeros(1, np.int64))
         frames.append(variety.embed(first))
-        seen()
     embedded = np.stack(frames)
     return Survey(
         episodes=len(steps),
@@ -108,18 +106,18 @@ def sample_episodes(
     """The kept episodes of some splits.
 
     Returns:
-        int64 (episodes,) their lengths; task -> how many episodes have it; and the sampled episodes, in the index's
-        order.
+        int64 (episodes,), their lengths; task -> number of episodes; and the sampled episodes, in the order of the
+        index.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no episode is kept.
     """
     import polars as pl
 
     kept = query.scan(index, dataset, splits).filter("kept")
     lengths = query.collect(kept.select(pl.col("num_steps").cast(pl.Int64)), index.folder)["num_steps"].to_numpy()
     if not len(lengths):
-        raise ConfigError(f"{index.folder}: {dataset} keeps no episode in {', '.join(splits)}: nothing to survey")
+        raise ConfigError(f"{index.folder}: {dataset} has no kept episode in {', '.join(splits)}")
     texts: Counter[str] = Counter()
     # in order of appearance, so that sums over the tasks are reproducible
     counted = kept.group_by("instruction", maintain_order=True).agg(pl.len())
@@ -140,20 +138,20 @@ def _hashes(ids: pl.Series) -> pl.Series:
 
 
 def normalised(episodes: Sequence[Episode]) -> list[NDArray[np.float32]]:
-    """Each episode's actions, (T, 7), scaled so that their 1st and 99th percentiles here become -1 and +1."""
+    """Each episode's actions, float32 (T, 7), scaled so that the 1st and 99th percentiles of all become -1 and +1."""
     bounds = Bounds.fit([np.concatenate([e.action for e in episodes])])
     return [bounds.normalize(e.action) for e in episodes]
 
 
 def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-    """Small pictures of some steps of an episode, uint8 (32, 32, 3) each, from its first third-person camera.
+    """Small images of some steps of an episode, uint8 (32, 32, 3) each, from its first third-person camera.
 
     Raises:
-        DataError: it has no such camera, or a frame cannot be decoded.
+        DataError: it has no third-person camera, or a frame cannot be decoded.
     """
     role = next((role for role in _ROLES if role in episode.spans), None)
     if role is None:
-        raise DataError(f"{episode.id}: it has no third-person camera. Filter it by the default criteria.")
+        raise DataError(f"{episode.id}: no third-person camera; run filter with the default criteria")
     pool = FramePool(index.source, role)
     start = pool.add(episode, steps, swap=False)
     frames = pool.finish(ImageSpec())
@@ -163,5 +161,5 @@ def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list
         try:
             found.append(variety.thumbnail(images.decode(data)))
         except ValueError as error:
-            raise DataError(f"{episode.id}: a frame of its {role} camera cannot be decoded ({error})") from None
+            raise DataError(f"{episode.id}: cannot decode a frame of its {role} camera: {error}") from None
     return found

@@ -1,4 +1,4 @@
-"""The image-text sources of a mixture in numbers."""
+"""The sizes of a mixture's image-text sources."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from oxe_curate.mixture.texts import open_text
 
 @dataclass(frozen=True)
 class TextSize:
-    """An image-text source.
+    """The size of an image-text source.
 
     Attributes:
-        rows: of the source; None where it cannot be read, `problem` then says why.
-        drawn: expected rows of one pass of the mixture.
+        rows: of the source; None if it cannot be read.
+        drawn: expected rows in one pass of the mixture.
+        problem: why it cannot be read.
     """
 
     name: str
@@ -28,7 +29,7 @@ class TextSize:
 
 
 def text_sizes(mixture: Mixture, base: Path) -> tuple[TextSize, ...]:
-    """What the sources' footers tell; relative paths start from `base`, the mixture file's folder."""
+    """Sizes from the footers of the sources; relative paths are relative to `base`, the folder of the mixture file."""
     return tuple(_size(entry, base) for entry in mixture.texts)
 
 

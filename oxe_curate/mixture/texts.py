@@ -1,6 +1,6 @@
 """Image-text sources of a mixture: Parquet files with an image and a question with its answer, or a caption.
 
-Opening a source reads the files' footers alone, so that a missing column is an error before anything is written.
+Opening a source reads only the footers of its files, so that a missing column is an error before anything is written.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _TAIL = 8  # bytes: length of the footer, "PAR1"
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which columns of a source hold what.
+    """Names of the columns of a source.
 
     Attributes:
-        question: None where `answer` is a caption.
+        question: None if `answer` is a caption.
     """
 
     image: str
@@ -36,16 +36,16 @@ class ColumnNames:
 
     @property
     def names(self) -> list[str]:
-        """Those that are there."""
+        """The columns to read."""
         return [name for name in (self.image, self.question, self.answer) if name is not None]
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A Parquet file as its footer describes it.
+    """A Parquet file, as described by its footer.
 
     Attributes:
-        path: relative to the source's folder.
+        path: relative to the folder of the source.
         groups: (rows, bytes of images) of each row group.
         sha256: of the file's size and footer.
     """
@@ -62,10 +62,10 @@ class TextFile:
 
 @dataclass(frozen=True)
 class TextSource:
-    """An image-text source of a mixture, found and checked.
+    """An image-text source of a mixture, checked.
 
     Attributes:
-        folder: that the files' paths are relative to.
+        folder: to which the paths of files are relative.
         files: sorted by path.
     """
 
@@ -81,31 +81,31 @@ class TextSource:
 
     @property
     def sha256(self) -> str:
-        """Hash over the files' hashes: what a shard is decided by."""
+        """Hash of the files' hashes; part of the fingerprint of a shard."""
         listing = "".join(f"{file.path} {file.sha256}\n" for file in self.files)
         return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def open_texts(entries: Sequence[TextEntry], base: Path, where: str) -> list[TextSource]:
-    """Find the sources of a mixture and read their files' footers.
+    """Find the sources of a mixture and read the footers of their files.
 
     Args:
         entries: `Mixture.texts`.
-        base: folder that relative paths start from, the mixture file's.
+        base: folder of the mixture file, to which relative paths are relative.
         where: the mixture file, for messages.
 
     Raises:
-        ConfigError: a path, or a column that is missing.
-        DataError: a file is not Parquet, a column is not of the right kind, or a source is empty.
+        ConfigError: a missing path or column.
+        DataError: a file that is not Parquet, a column of the wrong type, or an empty source.
     """
     return [open_text(entry, base, f"{where}: texts: {entry.name!r}") for entry in entries]
 
 
-def open_text(entry: TextEntry, base: Path, where: str, most: int | None = None) -> TextSource:
-    """Find one source, see `open_texts`; `most` limits how many of its files are looked at."""
+def open_text(entry: TextEntry, base: Path, where: str, limit: int | None = None) -> TextSource:
+    """Open one source, see `open_texts`; `limit` is the maximum number of files to check."""
     folder, paths = _find(entry.path, base, where)
-    with ThreadPoolExecutor() as pool:  # waits for an object store
-        footers = list(pool.map(lambda path: _footer(folder, path), paths[:most]))
+    with ThreadPoolExecutor() as pool:  # overlaps the latency of an object store
+        footers = list(pool.map(lambda path: _footer(folder, path), paths[:limit]))
     columns = _columns(entry.columns, footers[0][0].schema.to_arrow_schema(), f"{where}: {folder}/{paths[0]}")
     for path, (footer, _) in zip(paths, footers, strict=False):
         _check(columns, footer.schema.to_arrow_schema(), f"{where}: {folder}/{path}")
@@ -115,17 +115,17 @@ def open_text(entry: TextEntry, base: Path, where: str, most: int | None = None)
     )
     source = TextSource(entry, folder, columns, tuple(files))
     if source.rows == 0:
-        raise DataError(f"{where}: {entry.path} holds no row. Take the source out.")
+        raise DataError(f"{where}: {entry.path} has no rows; remove the source")
     return source
 
 
 def _find(path: str, base: Path, where: str) -> tuple[Folder, list[str]]:
-    """The folder of a source, and its files relative to it."""
+    """The folder of a source, and the paths of its files in it."""
     if "://" not in path:
         local = base / Path(path).expanduser()
         if not local.exists():
             nearby = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
-            hint = did_you_mean(local.name, nearby) if nearby else f"{local.parent} is not there either."
+            hint = did_you_mean(local.name, nearby) if nearby else f"{local.parent} does not exist either."
             raise ConfigError(f"{where}: {local}: no such file or folder. {hint}")
         path = str(local)
     if path.endswith(".parquet") and not ("://" not in path and Path(path).is_dir()):
@@ -134,45 +134,45 @@ def _find(path: str, base: Path, where: str) -> tuple[Folder, list[str]]:
     folder = Folder.of(path)
     found = [name for name, is_folder, _ in folder.list(recursive=True) if name.endswith(".parquet") and not is_folder]
     if not found:
-        raise ConfigError(f"{where}: {folder}: holds no .parquet file")
+        raise ConfigError(f"{where}: {folder}: no .parquet file found")
     return folder, found
 
 
 def _footer(folder: Folder, path: str) -> tuple[Any, str]:
-    """A file's footer, and the hash of it and the file's size."""
+    """The footer of a file, and the hash of the file's size and footer."""
     size = folder.size(path)
     tail = folder.read_bytes(path, max(size - _TAIL, 0), min(size, _TAIL))
     length = int.from_bytes(tail[:4], "little") + _TAIL
     if tail[4:] != b"PAR1" or length > size:
-        raise DataError(f"{folder}/{path}: not a Parquet file, or it is cut off")
+        raise DataError(f"{folder}/{path}: not a Parquet file, or truncated")
     data = folder.read_bytes(path, size - length, length)
     try:
         footer = pq.read_metadata(pa.BufferReader(b"PAR1" + data))
     except pa.ArrowException as error:
-        raise DataError(f"{folder}/{path}: cannot be read as Parquet: {error}") from None
+        raise DataError(f"{folder}/{path}: cannot read as Parquet: {error}") from None
     return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
 
 
-def _columns(asked: TextColumns, schema: Any, where: str) -> ColumnNames:
-    """Which columns are meant. What is asked for is taken; else a question with its answer, or a caption."""
+def _columns(given: TextColumns, schema: Any, where: str) -> ColumnNames:
+    """The columns to read: the given ones, else question and answer, else a caption."""
     have = set(schema.names)
-    if asked.caption is not None:
-        return ColumnNames(asked.image, None, asked.caption)
-    if asked.question is not None or asked.answer is not None:
-        return ColumnNames(asked.image, asked.question or "question", asked.answer or "answer")
+    if given.caption is not None:
+        return ColumnNames(given.image, None, given.caption)
+    if given.question is not None or given.answer is not None:
+        return ColumnNames(given.image, given.question or "question", given.answer or "answer")
     if {"question", "answer"} <= have:
         if "caption" in have:
             raise ConfigError(
-                f"{where} has questions and captions. Say which with `columns: {{caption: caption}}` or "
-                "`columns: {question: question}`; for both, name the file as two sources."
+                f"{where} has questions and captions. Choose with `columns: {{caption: caption}}` or "
+                "`columns: {question: question}`; to use both, add the file as two sources."
             )
-        return ColumnNames(asked.image, "question", "answer")
+        return ColumnNames(given.image, "question", "answer")
     if "caption" in have:
-        return ColumnNames(asked.image, None, "caption")
+        return ColumnNames(given.image, None, "caption")
     half = sorted({"question", "answer"} & have)
     missing = ("answer" if half == ["question"] else "question") if half else "caption"
-    wanted = f"no column {missing!r} beside {half[0]!r}" if half else "neither 'question' and 'answer' nor 'caption'"
-    raise ConfigError(f"{where} has {wanted}. {did_you_mean(missing, have)} Name them with the source's key 'columns'.")
+    problem = f"a column {half[0]!r} but no {missing!r}" if half else "neither 'question' and 'answer' nor 'caption'"
+    raise ConfigError(f"{where} has {problem}. {did_you_mean(missing, have)} Set the source's key 'columns'.")
 
 
 def _check(columns: ColumnNames, schema: Any, where: str) -> None:
@@ -181,7 +181,7 @@ def _check(columns: ColumnNames, schema: Any, where: str) -> None:
             key = "image" if name == columns.image else "question" if name == columns.question else "answer or caption"
             raise ConfigError(
                 f"{where} has no column {name!r}. {did_you_mean(name, schema.names)} "
-                f"Name the {key} with the source's key 'columns'."
+                f"Set the {key} with the source's key 'columns'."
             )
         kind = schema.field(name).type
         if name == columns.image:
@@ -190,11 +190,11 @@ def _check(columns: ColumnNames, schema: Any, where: str) -> None:
             )
             if not _is_binary(inner):
                 raise DataError(
-                    f"{where}: the column {name!r} holds {kind}, not images (struct<bytes, path> or binary)"
+                    f"{where}: column {name!r}: expected images (struct<bytes, path> or binary), got {kind}"
                 )
         elif not _is_text(kind):
-            advice = ": make a row of each text" if pa.types.is_nested(kind) else ""
-            raise DataError(f"{where}: the column {name!r} holds {kind}, not text{advice}")
+            advice = "; make one row per text" if pa.types.is_nested(kind) else ""
+            raise DataError(f"{where}: column {name!r}: expected text, got {kind}{advice}")
 
 
 def _is_binary(kind: Any) -> bool:
@@ -217,11 +217,11 @@ def _groups(footer: Any, image: str) -> tuple[tuple[int, int], ...]:
 
 
 def missing_file(entry: TextEntry, base: Path) -> str | None:
-    """Why a local source cannot be read, from its first file; None where it can, or where it is not local."""
+    """Why a local source cannot be read, from its first file; None if it can, or if it is not local."""
     if "://" in entry.path:
         return None
     try:
-        open_text(entry, base, entry.name, most=1)
+        open_text(entry, base, entry.name, limit=1)
     except (ConfigError, DataError, StorageError) as error:
         return str(error)
     return None

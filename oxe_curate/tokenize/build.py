@@ -1,10 +1,12 @@
-"""One output shard: draw the samples of its episodes, gather their frames by byte range, bin, shuffle, write.
+"""Build one output shard: draw its samples, gather their frames by byte range, bin, shuffle, write.
 
-Plain functions: Beam only distributes them. Memory stays near one shard's images, which are views of mapped files.
+Plain functions that Beam only distributes. Memory stays close to the images of one shard, which are views of
+memory-mapped files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,23 +16,26 @@ from numpy.typing import NDArray
 
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
+from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool
-from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 
+_TEXTS = ("dataset", "episode_id", "instruction")
+
 
 @dataclass(frozen=True)
 class TokenizeTask:
-    """All that a worker needs to make one output shard.
+    """Everything a worker needs to build one output shard.
 
     Attributes:
         output: file name, "train-00003-of-00024.parquet".
-        episodes: (number of the source in `sources`, index file, row numbers in it), in the index's order.
-        size: expected bytes of images, a cost for balancing.
-        fingerprint: hash of everything that decides the contents.
+        episodes: (position in `sources`, index file, row numbers in it), in the order of the index.
+        size: expected bytes of images, used to balance the workers.
+        fingerprint: hash of everything that determines the contents.
     """
 
     index: Folder
@@ -47,124 +52,141 @@ class TokenizeTask:
 
     @property
     def name(self) -> str:
-        """The output, for messages."""
+        """The output file, for messages."""
         return f"{self.out}/{self.output}"
 
 
 @dataclass
 class Built:
-    """What a task did."""
+    """Result of a task."""
 
     steps_seen: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class EpisodeDraw:
+    """The samples that a shard draws from one episode, at least one.
+
+    Attributes:
+        path, row: the index file and the episode's row in it.
+        steps: int64 (n,), the current step of each sample, ascending.
+        copies: int64 (n,), which copy of its step each sample is, from 0.
+        keys: uint64 (n,); `sampling.order` of a shard's keys is the order of its rows.
+    """
+
+    source: IndexedDataset
+    path: str
+    row: int
+    episode: Episode
+    steps: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+    def sample_ids(self) -> list[str]:
+        """The id of each sample: episode, step, and the copy if it is not the first."""
+        return [
+            f"{self.episode.id}/{step:05d}" + (f"#{copy}" if copy else "")
+            for step, copy in zip(self.steps.tolist(), self.copies.tolist(), strict=True)
+        ]
+
+    def instructions(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Distinct instructions, and int64 (n,) which of them each sample has: its step's own, else the episode's."""
+        episode = self.episode
+        if episode.instruction_index is None:
+            return [episode.instruction], np.zeros(len(self.steps), np.int64)
+        # -1 marks a step without an instruction of its own: it selects the last text
+        return [*episode.instructions, episode.instruction], episode.instruction_index[self.steps].astype(np.int64)
+
+
+def draw_episodes(task: TokenizeTask) -> Iterator[EpisodeDraw]:
+    """Draw the samples of a task, episode by episode, in the order of the index. Reads no frame."""
+    mixture = task.mixture
+    for number, path, rows in task.episodes:
+        source = task.sources[number]
+        for row, episode in zip(rows, Episode.read(task.index, path, rows), strict=True):
+            steps, copies = sampling.draw(
+                source.entry.weight, mixture.seed, episode.id, episode.num_steps,
+                stride=mixture.stride, validation=task.validation,
+            )  # fmt: skip
+            if len(steps):
+                keys = sampling.order_keys(mixture.seed, episode.id, episode.num_steps, steps, copies)
+                yield EpisodeDraw(source, path, row, episode, steps, copies, keys)
+
+
 def build_shard(task: TokenizeTask) -> Built:
     """Build and publish one shard. Raises DataError or StorageError, naming the source shard and the episode."""
-    rows, keys, counts = gather_rows(task)
+    rows, keys, counts = _gather_rows(task)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
     if task.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write_shard_file(task.out, task.output, rows, samples.order(keys), meta)
+    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta)
     return Built(steps_seen=len(keys))
 
 
 @dataclass
 class _Draft:
-    """Columns as they grow, an item per episode."""
+    """Columns under construction, one item per episode."""
 
     sample_id: list[str] = field(default_factory=list)
-    codes: dict[str, list[NDArray[np.int32]]] = field(default_factory=dict)
-    texts: dict[str, dict[str, int]] = field(default_factory=dict)
+    codes: dict[str, list[NDArray[np.int32]]] = field(default_factory=lambda: {name: [] for name in _TEXTS})
+    texts: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in _TEXTS})
     arrays: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
-    def text(self, column: str, value: str, count: int) -> None:
-        known = self.texts.setdefault(column, {})
-        code = known.setdefault(value, len(known))
-        self.codes.setdefault(column, []).append(np.full(count, code, np.int32))
+    def add_text(self, column: str, values: list[str], chosen: NDArray[np.int64]) -> None:
+        known = self.texts[column]
+        codes = np.array([known.setdefault(value, len(known)) for value in values], np.int32)
+        self.codes[column].append(codes[chosen])
 
     def add(self, column: str, value: NDArray[Any]) -> None:
         self.arrays.setdefault(column, []).append(value)
 
-    def joined(self, column: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate(self.arrays[column]) if column in self.arrays else empty
+    def joined(self, column: str, dtype: Any, *shape: int) -> NDArray[Any]:
+        return np.concatenate(self.arrays[column]) if column in self.arrays else np.empty((0, *shape), dtype)
 
 
-def gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
-    """Draw the samples of the task's episodes.
-
-    Returns:
-        the rows in the index's order, a hash per row that decides the shuffled order, and the rows per data set.
-    """
+def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
+    """Return the task's rows in the order of the index, the key of each row, and the rows per data set."""
     mixture = task.mixture
     bins = ActionBins(mixture.bins)
     draft = _Draft()
     pool = {role: FramePool(task.source, role) for role in mixture.image.cameras}
-    counts = {source.entry.name: 0 for source in task.sources}
-    for number, path, row_numbers in task.episodes:
-        source = task.sources[number]
-        name = source.entry.name
-        for episode in Episode.read(task.index, path, row_numbers):
-            steps, copy = samples.draw(
-                source.entry.weight, mixture.seed, episode.id, episode.num_steps,
-                stride=mixture.stride, validation=task.validation,
-            )  # fmt: skip
-            if len(steps) == 0:
-                continue
-            counts[name] += len(steps)
-            hashes = samples.step_hashes(
-                samples.episode_hash(mixture.seed, episode.id), episode.num_steps, samples.ORDER
-            )
-            draft.add("key", samples.splitmix64(hashes[steps]) + copy.astype(np.uint64))
-            draft.sample_id += [
-                f"{episode.id}/{s:05d}#{c}" if c else f"{episode.id}/{s:05d}"
-                for s, c in zip(steps.tolist(), copy.tolist(), strict=True)
-            ]
-            draft.text("dataset", name, len(steps))
-            draft.text("episode_id", episode.id, len(steps))
-            _add_instructions(draft, episode, steps)
-            seen, seen_mask = samples.windows(steps, mixture.window)
-            ahead, ahead_mask = samples.chunks(steps, mixture.chunk, episode.num_steps, mixture.window)
-            for role, frames in pool.items():
-                base = frames.add(episode, np.unique(seen[seen_mask]), swap=role in source.bgr)
-            draft.add("frame", np.where(seen_mask, seen + base, -1))
-            draft.add("observation_mask", seen_mask)
-            normalized = task.bounds[name].normalize(episode.action)
-            draft.add("action", normalized[ahead])
-            draft.add("bins", bins.encode(normalized)[ahead])
-            draft.add("action_mask", ahead_mask)
-            draft.add("step", steps.astype(np.int32))
-            draft.add("proprio", episode.proprio[steps].ravel())
-            draft.add("proprio_width", np.full(len(steps), episode.proprio.shape[1]))
+    counts: dict[str, int] = {}
+    for drawn in draw_episodes(task):
+        name, episode, steps = drawn.source.entry.name, drawn.episode, drawn.steps
+        counts[name] = counts.get(name, 0) + len(steps)
+        draft.add("key", drawn.keys)
+        draft.sample_id += drawn.sample_ids()
+        same = np.zeros(len(steps), np.int64)
+        draft.add_text("dataset", [name], same)
+        draft.add_text("episode_id", [episode.id], same)
+        draft.add_text("instruction", *drawn.instructions())
+        seen, seen_mask = sampling.windows(steps, mixture.window)
+        ahead, ahead_mask = sampling.chunks(steps, mixture.chunk, episode.num_steps, mixture.window)
+        for role, frames in pool.items():
+            base = frames.add(episode, np.unique(seen[seen_mask]), swap=role in drawn.source.bgr)
+        draft.add("frame", np.where(seen_mask, seen + base, -1))
+        draft.add("observation_mask", seen_mask)
+        normalized = task.bounds[name].normalize(episode.action)
+        draft.add("action", normalized[ahead])
+        draft.add("bins", bins.encode(normalized)[ahead])
+        draft.add("action_mask", ahead_mask)
+        draft.add("step", steps.astype(np.int32))
+        draft.add("proprio", episode.proprio[steps].ravel())
+        draft.add("proprio_width", np.full(len(steps), episode.proprio.shape[1]))
     window = mixture.window
     chunk = window + mixture.chunk - 1
     rows = shards.ShardRows(
         sample_id=pa.array(draft.sample_id, pa.string()),
-        texts={name: list(known) for name, known in draft.texts.items()} or {name: [] for name in _TEXTS},
-        codes={
-            name: np.concatenate(draft.codes[name]) if name in draft.codes else np.empty(0, np.int32) for name in _TEXTS
-        },
-        step=draft.joined("step", np.empty(0, np.int32)),
-        frame=draft.joined("frame", np.empty((0, window), np.int64)),
+        texts={name: list(known) for name, known in draft.texts.items()},
+        codes={name: np.concatenate(codes) if codes else np.empty(0, np.int32) for name, codes in draft.codes.items()},
+        step=draft.joined("step", np.int32),
+        frame=draft.joined("frame", np.int64, window),
         frames={role: frames.finish(mixture.image) for role, frames in pool.items()},
-        action=draft.joined("action", np.empty((0, chunk, 7), np.float32)),
-        bins=draft.joined("bins", np.empty((0, chunk, 7), np.uint8)),
-        action_mask=draft.joined("action_mask", np.empty((0, chunk), np.bool_)),
-        observation_mask=draft.joined("observation_mask", np.empty((0, window), np.bool_)),
-        proprio=draft.joined("proprio", np.empty(0, np.float32)),
-        proprio_width=draft.joined("proprio_width", np.empty(0, np.int64)),
+        action=draft.joined("action", np.float32, chunk, NUM_DIMENSIONS),
+        bins=draft.joined("bins", np.uint8, chunk, NUM_DIMENSIONS),
+        action_mask=draft.joined("action_mask", np.bool_, chunk),
+        observation_mask=draft.joined("observation_mask", np.bool_, window),
+        proprio=draft.joined("proprio", np.float32),
+        proprio_width=draft.joined("proprio_width", np.int64),
     )
-    return rows, draft.joined("key", np.empty(0, np.uint64)), {n: c for n, c in counts.items() if c}
-
-
-_TEXTS = ("dataset", "episode_id", "instruction")
-
-
-def _add_instructions(draft: _Draft, episode: Episode, steps: NDArray[np.int64]) -> None:
-    """Each step's own text; a step without one takes the episode's."""
-    if episode.instruction_index is None:
-        draft.text("instruction", episode.instruction, len(steps))
-        return
-    known = draft.texts.setdefault("instruction", {})
-    texts = [*episode.instructions, episode.instruction]  # the last one answers to -1
-    codes = np.array([known.setdefault(text, len(known)) for text in texts], np.int32)
-    draft.codes.setdefault("instruction", []).append(codes[episode.instruction_index[steps]])
+    return rows, draft.joined("key", np.uint64), counts

@@ -1,4 +1,4 @@
-"""A finished mixture as a trainer sees it: manifest, statistics and action tokens, checked before anything else."""
+"""A finished mixture folder: its manifest, statistics and action tokens, checked when it is opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MixtureFolder:
 
     Attributes:
         statistics: data set's name in the mixture -> its bounds.
-        statistics_json: the same as OpenVLA's dictionaries, as they stand in the file.
+        statistics_json: the same as OpenVLA's dictionaries, as in the file.
         hashes: SHA-256 of the files that a run depends on: "statistics", "tokens", "mixture".
     """
 
@@ -38,31 +38,31 @@ class MixtureFolder:
 
     @classmethod
     def open(cls, uri: str) -> MixtureFolder:
-        """Open a mixture (local, gs:// or s3://).
+        """Open a mixture folder (local, gs:// or s3://).
 
         Raises:
-            ConfigError: no folder, or no manifest in it: it is not a mixture, or tokenize did not finish.
-            DataError: the manifest is damaged; a file beside it is missing or is not the one that it tells of.
+            ConfigError: the folder or its manifest is missing.
+            DataError: the manifest is damaged, or a file is missing or differs from its hash in the manifest.
         """
         folder = Folder.of(uri)
         if not folder.exists(MANIFEST):
             if folder.is_local and not folder.exists():
-                raise ConfigError(f"{folder}: no such folder. Give the one that `oxe-curate tokenize --out` wrote.")
+                raise ConfigError(f"{folder}: no such folder; expected the --out of `oxe-curate tokenize`")
             raise ConfigError(
-                f"{folder}: holds no {MANIFEST}, so this is not a mixture, or tokenize did not finish. "
-                "Give the folder that `oxe-curate tokenize --out` wrote, or run that command again: it resumes."
+                f"{folder}: {MANIFEST} not found; expected the --out of a finished `oxe-curate tokenize`. "
+                "If that command was interrupted, run it again to resume."
             )
         manifest = _manifest(folder)
         data: dict[str, bytes] = {}
         for name in (STATISTICS, TOKENS, RESOLVED):
-            told = manifest["outputs"].get(name)
-            if told is None or not folder.exists(name):
-                raise DataError(f"{folder}/{name}: is missing. Run tokenize again: finished shards are kept.")
+            recorded = manifest["outputs"].get(name)
+            if recorded is None or not folder.exists(name):
+                raise DataError(f"{folder}/{name}: file is missing; run tokenize again (finished shards are kept)")
             data[name] = folder.read_bytes(name)
-            if hashlib.sha256(data[name]).hexdigest() != told["sha256"]:
+            if hashlib.sha256(data[name]).hexdigest() != recorded["sha256"]:
                 raise DataError(
-                    f"{folder}/{name}: is not the file that {MANIFEST} tells of; it was changed after tokenize. "
-                    "Run tokenize again with --overwrite, or restore the file."
+                    f"{folder}/{name}: changed after tokenize wrote it (its hash differs from {MANIFEST}). "
+                    "Restore the file, or run tokenize again with --overwrite."
                 )
         try:
             mixture = config.build(Mixture, yaml.safe_load(data[RESOLVED]), f"{folder}/{RESOLVED}")
@@ -87,7 +87,7 @@ class MixtureFolder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The data sets by the mixture's names, in its order: what `Rows.dataset` counts."""
+        """The mixture's names of its data sets, in order; `Rows.dataset` indexes them."""
         return tuple(entry.name for entry in self.mixture.datasets)
 
     def shards(self, split: str) -> list[str]:
@@ -104,4 +104,4 @@ def _manifest(folder: Folder) -> dict[str, Any]:
             return dict(manifest)
     except (ValueError, KeyError, TypeError):
         pass
-    raise DataError(f"{folder}/{MANIFEST}: damaged. Remove it and run tokenize again: finished shards are kept.")
+    raise DataError(f"{folder}/{MANIFEST}: damaged; delete it and run tokenize again (finished shards are kept)")

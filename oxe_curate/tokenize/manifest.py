@@ -1,4 +1,4 @@
-"""The files beside the shards, and the manifest, which comes last: its presence means a finished mixture."""
+"""The other files of a mixture folder, and the manifest, which is written last and marks it as finished."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oxe_curate.mixture.texts import TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import TokenizeTask
-from oxe_curate.tokenize.plan import FORMAT
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask
 
@@ -41,7 +41,7 @@ def finish(
     texts: Sequence[TextSource],
     out: Folder,
 ) -> dict[str, Any]:
-    """Write the files beside the shards, then the manifest."""
+    """Write the statistics, the resolved mixture and the action tokens, then the manifest."""
     text = json.dumps({name: b.to_json() for name, b in statistics.items()}, indent=2) + "\n"
     out.publish_bytes(STATISTICS, text.encode())
     out.publish_bytes(RESOLVED, mixture_yaml(spec).encode())
@@ -49,7 +49,7 @@ def finish(
     rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
     frames: dict[str, dict[str, int]] = {}
     names = [*(task.output for task in tasks), STATISTICS, RESOLVED, TOKENS]
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
     for task in tasks:
         meta = shards.read_shard_meta(out, task.output)
@@ -60,7 +60,7 @@ def finish(
             frames.setdefault(split, {})[name] = frames.get(split, {}).get(name, 0) + count
         outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
     manifest = {
-        "format": FORMAT,
+        "format": TOKENIZE_FORMAT,
         "software": f"oxe-curate {__version__}",
         "mixture": spec.name,
         "seed": spec.seed,
@@ -96,7 +96,7 @@ def _hash(out: Folder, name: str) -> dict[str, Any]:
 
 
 def _shares(sources: Sequence[IndexedDataset], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:
-    """Asked share (weight times kept steps of the drawn splits) beside the drawn one, per data set."""
+    """Per data set: the requested share (weight times kept steps of the drawn splits) and the share drawn."""
     asked = {s.entry.name: s.entry.weight * count_kept(index, s.dataset, s.entry.splits)[1] for s in sources}
     total, drawn = sum(asked.values()) or 1, sum(rows.values()) or 1
     return {
@@ -107,7 +107,7 @@ def _shares(sources: Sequence[IndexedDataset], index: Index, rows: dict[str, int
 
 
 def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
-    """Weight, rows of the source, rows drawn, and their share of all that is trained on."""
+    """Per source: weight, rows, rows drawn, and their share of all training rows."""
     total = sum(rows["train"].values()) + sum(rows["text"].values()) or 1
     return {
         s.entry.name: {"weight": s.entry.weight, "rows": s.rows, "drawn": drawn, "share": drawn / total}
@@ -117,7 +117,7 @@ def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -
 
 
 def _round_trip(spec: Mixture, numbers: dict[str, Numbers], bounds: dict[str, Bounds]) -> dict[str, dict[str, Any]]:
-    """What binning loses, per data set, in metres and degrees."""
+    """The error of binning per data set, in metres and degrees."""
     report = {}
     for name, found in numbers.items():
         check = RoundTrip(bounds[name], ActionBins(spec.bins))

@@ -14,38 +14,41 @@ from oxe_curate.actions.bounds import Bounds, lookup, read_statistics
 from oxe_curate.actions.token_rules import TokenRule
 from oxe_curate.actions.tokenizers import read_vocabulary
 from oxe_curate.beam import runner
-from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.numbers import Numbers
 from oxe_curate.index.store import Index
+from oxe_curate.mixture.published import resolve_mixture
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards, text_build
 from oxe_curate.tokenize.build import Built, TokenizeTask
 from oxe_curate.tokenize.corpus import count_tokens
-from oxe_curate.tokenize.manifest import MANIFEST, finish
-from oxe_curate.tokenize.plan import index_hashes, plan_shards
+from oxe_curate.tokenize.manifest import MANIFEST, TOKENS, finish
+from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
 
-SHARD_BYTES = 256 << 20
-RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding takes the time, so more processes pay off much sooner
-BYTES_PER_WORKER = 1 << 30
-"""Another process takes two seconds to start; one of them writes this much in less than three."""
+_RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
+_BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
 _SHARD_NAME = re.compile(r"(train|validation|text)-\d{5}-of-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """What `tokenize` is asked to do besides the mixture.
+    """Options of `run_tokenize`.
 
     Attributes:
-        tokenizer: a tokenizer folder or file; None: Llama 2's size and rule, bound to no file.
-        rule: "last", "counts" or "reserved". corpus: texts for "counts".
-        statistics: a published dataset_statistics.json, instead of the mixture's bounds.
+        tokenizer: a tokenizer folder or file; None: Llama 2's size and rule, tied to no file.
+        rule: "last", "counts" or "reserved".
+        corpus: text files or folders for rule "counts".
+        statistics: a published dataset_statistics.json that replaces the mixture's bounds.
         cards: a folder of the user's own cards, as given to filter.
-        shard_bytes: images per output shard; a worker's memory follows it.
-        overwrite: replace another finished mixture in the output folder.
+        shard_bytes: bytes of images per output shard; a worker's memory is proportional to it.
+        overwrite: replace another finished mixture, or its action tokens, in the output folder.
+        workers: number of processes; None: as many as the work is worth.
+        beam_args: options for Beam.
+        progress: whether to show a progress bar.
     """
 
     tokenizer: Path | None = None
@@ -53,7 +56,7 @@ class TokenizeOptions:
     corpus: tuple[Path, ...] = ()
     statistics: Path | None = None
     cards: Path | None = None
-    shard_bytes: int = SHARD_BYTES
+    shard_bytes: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
     workers: int | None = None
     beam_args: tuple[str, ...] = ()
@@ -62,7 +65,7 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """What `tokenize` did: its manifest, and how many shards were done now or before."""
+    """The manifest, and how many shards this run wrote and found finished."""
 
     manifest: dict[str, Any]
     shards_done: int
@@ -76,37 +79,44 @@ def run_tokenize(
 ) -> TokenizeResult:
     """Write a mixture's shards, statistics, action tokens and manifest to `out`.
 
-    Shards that an interrupted run of the same command finished are left as they are.
+    Shards that an interrupted run of the same command finished are kept.
+
+    Args:
+        mixture: a mixture file, or the name of a published mixture.
+        index: folder that filter wrote.
+        out: output folder.
+        options: None for the defaults.
 
     Raises:
-        ConfigError: the mixture, the index or a file of statistics or a tokenizer is wrong.
-        DataError: a source shard is not what the index says. StorageError: something cannot be read or written.
+        ConfigError: the mixture, the index, the statistics or the tokenizer is wrong; `out` contains another mixture.
+        DataError: a source shard does not match the index. StorageError: something cannot be read or written.
     """
     start = time.monotonic()
     options = options or TokenizeOptions()
-    spec = with_statistics(read_mixture(Path(mixture)), options.statistics)
+    path = resolve_mixture(mixture)
+    spec = with_statistics(read_mixture(path), options.statistics)
     opened = Index.open(Folder.of(index))
-    sources = resolve(spec, opened, str(mixture), options.cards)
+    sources = resolve(spec, opened, str(path), options.cards)
     drawn = {source.dataset: source.entry.splits for source in sources}
     check_leaks(opened.datasets, drawn, bool(opened.criteria.get("allow_leak")))
-    texts = open_texts(spec.texts, Path(mixture).parent, str(mixture))
+    texts = open_texts(spec.texts, path.parent, str(path))
     folder = Folder.of(out)
     folder.check_writable()
     folder.sweep()
     tokens = _tokens(spec, options)
     over = spec.bounds.over if spec.bounds.over == "all" else "kept"
     numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
-    statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, Path(mixture).parent) for s in sources}
+    statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, path.parent) for s in sources}
     hashes = index_hashes(opened, sources)
     tasks = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
     planned: list[TokenizeTask | TextTask] = [*tasks, *text_tasks]
     done = {task.output for task in planned if _is_done(task)}
-    _check_out(folder, {task.output for task in planned}, done, options.overwrite)
+    _check_out(folder, {task.output for task in planned}, done, tokens, options.overwrite)
     todo = [task for task in planned if task.output not in done]
     if todo:
         folder.remove(MANIFEST)
-    worth = BYTES_PER_WORKER if spec.image.size is None else RESIZED_BYTES_PER_WORKER
+    worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
     runner.run_tasks(
         todo, _work, title="tokenize", workers=options.workers, bytes_per_worker=worth,
         beam_args=options.beam_args, progress=options.progress,
@@ -123,13 +133,13 @@ def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
     bins = ActionBins(spec.bins)
     if options.tokenizer is None:
         if options.rule != "last" or options.corpus:
-            raise ConfigError(f"--rule {options.rule} needs a tokenizer: name its folder or file with --tokenizer")
+            raise ConfigError(f"--rule {options.rule} needs a tokenizer; give its folder or file with --tokenizer")
         return ActionTokens.default(bins)
     vocabulary = read_vocabulary(options.tokenizer)
     counts = None
     if options.rule == "counts":
         if not options.corpus:
-            raise ConfigError("--rule counts needs texts to count tokens in: name files or folders with --corpus")
+            raise ConfigError("--rule counts needs text to count tokens in; give files or folders with --corpus")
         counts = count_tokens(vocabulary, options.corpus, progress=options.progress)
     return ActionTokens.build(vocabulary, options.rule, bins, counts)
 
@@ -158,14 +168,32 @@ def _is_done(task: TokenizeTask | TextTask) -> bool:
         return False
 
 
-def _check_out(out: Folder, planned: set[str], done: set[str], overwrite: bool) -> None:
-    """Remove shards of an unfinished other mixture. Raises ConfigError if a finished one is there."""
+def _check_out(out: Folder, planned: set[str], done: set[str], tokens: ActionTokens, overwrite: bool) -> None:
+    """Remove the shards of another mixture that is unfinished or that `overwrite` gives up.
+
+    Raises:
+        ConfigError: `out` contains another finished mixture, or this one with other action tokens.
+    """
+    finished = out.exists(MANIFEST) and not overwrite
     present = [name for name, folder, _ in out.list() if not folder and _SHARD_NAME.fullmatch(name)]
     if done >= set(present):
+        if finished and _other_tokens(out, tokens):
+            raise ConfigError(
+                f"{out}: this mixture is finished with other action tokens (another --tokenizer, --rule or --corpus). "
+                f"Use --overwrite to replace {TOKENS}; finished shards are kept."
+            )
         return
-    if out.exists(MANIFEST) and not overwrite:
-        raise ConfigError(f"{out} holds another finished mixture. Use another --out, or --overwrite to replace it.")
+    if finished:
+        raise ConfigError(f"{out}: contains another finished mixture. Use another --out, or --overwrite to replace it.")
     out.remove(MANIFEST)
     for name in present:
         if name not in planned:
             out.remove(name)
+
+
+def _other_tokens(out: Folder, tokens: ActionTokens) -> bool:
+    """Whether the table in `out` is another one than `tokens`; False if it is missing or damaged."""
+    try:
+        return not ActionTokens.read(f"{out}/{TOKENS}").to_table().equals(tokens.to_table(), check_metadata=True)
+    except (DataError, StorageError):
+        return False

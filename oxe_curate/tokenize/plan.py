@@ -1,4 +1,4 @@
-"""Which episodes go to which output shard, decided by hashes before anything is read but ids and sizes."""
+"""The assignment of episodes to output shards, by hashes of their ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from oxe_curate.tokenize.build import TokenizeTask
 if TYPE_CHECKING:
     import polars as pl
 
-FORMAT = 1
+TOKENIZE_FORMAT = 1
+DEFAULT_SHARD_BYTES = 256 << 20
+"""Bytes of images per output shard."""
 
 
 def plan_shards(
@@ -36,9 +38,9 @@ def plan_shards(
     shard_bytes: int,
     hashes: Mapping[str, str],
 ) -> list[TokenizeTask]:
-    """Decide which episodes go to which output shard: one task each. Reads ids and sizes alone.
+    """Assign the episodes to output shards, one task each. Reads only ids and sizes.
 
-    `hashes` are those of `index_hashes`, for the tasks' fingerprints.
+    `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
     import polars as pl
 
@@ -49,12 +51,12 @@ def plan_shards(
         columns = ["file", "row", "episode_id", original, "num_steps", "source_steps", _image_bytes(spec)]
         frame = query.collect(kept.select(columns), index.folder)
         for (path,), part in frame.group_by("file", maintain_order=True):
-            # a copy goes where its original goes: never one to train and the other to validation
+            # a duplicate is assigned like its original: never one to train and the other to validation
             held = samples.held_out(part["original"].to_list(), spec.validation)
             rows, ids = part["row"].to_numpy().astype(np.int64), part["episode_id"].to_list()
             found.append((number, str(path), rows, held, _expected_bytes(part, spec, source.entry.weight), ids))
     if not found:
-        raise ConfigError(f"{index.folder}: the mixture's splits hold no kept episode")
+        raise ConfigError(f"{index.folder}: no kept episode in the splits of the mixture")
     decided = _fingerprint(spec, sources, bounds, hashes)
     tasks = []
     for validation in (False, True):
@@ -96,9 +98,9 @@ def _image_bytes(spec: Mixture) -> pl.Expr:
 
 
 def _expected_bytes(episodes: pl.DataFrame, spec: Mixture, weight: float) -> NDArray[np.float64]:
-    """Bytes of images that each episode is expected to contribute, float64 (episodes,)."""
+    """Expected bytes of images of each episode, float64 (episodes,)."""
     stored = samples.stored_frames(episodes["num_steps"].to_numpy(), spec.window, spec.stride) * weight
-    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most a byte a pixel or so
+    if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most about a byte per pixel
         frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(stored * frame)
     source_steps = np.maximum(episodes["source_steps"].to_numpy(), 1)
@@ -108,13 +110,13 @@ def _expected_bytes(episodes: pl.DataFrame, spec: Mixture, weight: float) -> NDA
 def _fingerprint(
     spec: Mixture, sources: Sequence[IndexedDataset], bounds: dict[str, Bounds], hashes: Mapping[str, str]
 ) -> str:
-    """Hash of everything that decides every shard."""
+    """Hash of everything that determines the shards, except their names."""
     mixture = asdict(spec)
-    del mixture["texts"]  # their shards are others
+    del mixture["texts"]  # they have their own shards
     if spec.stride == 1:
-        del mixture["stride"]  # as before there was one: finished shards stay good
+        del mixture["stride"]  # keeps the fingerprints of versions without this key
     parts = {
-        "format": FORMAT, "version": __version__, "mixture": mixture,
+        "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
         "bounds": {name: b.to_json() for name, b in bounds.items()},
         "index": dict(hashes),
@@ -123,7 +125,7 @@ def _fingerprint(
 
 
 def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, str]:
-    """One hash per data set, over its index files. Reads all of them: once a run is enough."""
+    """One hash per data set, over its index files. Reads all of them, so call it once per run."""
     found = {}
     for source in sources:
         digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What binning costs: actions to bins and back, with the error in metres and degrees."""
+"""The error of converting actions to bins and back, in metres and degrees."""
 
 from __future__ import annotations
 
@@ -9,31 +9,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
+from oxe_curate.actions.dimensions import DIMENSIONS
 from oxe_curate.errors import DataError
-
-DIMENSIONS = (
-    ("x", "m", 1.0),
-    ("y", "m", 1.0),
-    ("z", "m", 1.0),
-    ("roll", "deg", 180 / np.pi),
-    ("pitch", "deg", 180 / np.pi),
-    ("yaw", "deg", 180 / np.pi),
-    ("gripper", "", 1.0),
-)
-"""Name, unit and factor to it. A data set that does not use metres and radians has other units: its own."""
 
 _BLOCK = 1 << 16
 
 
 class RoundTrip:
-    """Accumulates the errors of normalise, bin, decode and denormalise over any number of actions.
+    """Accumulates the errors of normalise, bin, decode and denormalise over any number of actions, in constant memory.
 
-    Memory does not grow. Two accumulators of the same data set merge; sums of floats depend on the order in their
-    last digits, so merge in a fixed order where a result must be reproducible.
-
-    An action is clipped in a dimension if it lies outside the bounds there: outside q01 .. q99 where the mask is
-    True, outside -1 .. 1 where it is False. Clipped and unclipped values are told apart, because only the error of
-    the unclipped ones is that of the bins: at most half an interval.
+    An action is clipped in a dimension if it is outside the bounds there: outside q01 .. q99 where the mask is True,
+    outside -1 .. 1 where it is False. Clipped and unclipped values are counted separately, because only the error of
+    unclipped values is due to the bins: at most half an interval.
     """
 
     def __init__(self, bounds: Bounds, bins: ActionBins) -> None:
@@ -45,20 +32,20 @@ class RoundTrip:
         self._largest = np.zeros((2, bounds.width))
 
     def add(self, actions: ArrayLike) -> None:
-        """Take in actions (..., D) in the units of the data set.
+        """Add actions (..., D) in the units of the data set.
 
         Raises:
-            DataError: another width, or a value that is not finite.
+            DataError: wrong number of dimensions, or a value that is not finite.
         """
         rows = np.asarray(actions, np.float32)
         if rows.ndim == 0 or rows.shape[-1] != self.bounds.width:
-            raise DataError(f"actions have shape {rows.shape}, the bounds have {self.bounds.width} dimensions")
+            raise DataError(f"expected actions (..., {self.bounds.width}), got shape {rows.shape}")
         rows = rows.reshape(-1, self.bounds.width)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            # (D, n): sums along the long axis are the fast ones
-            error = np.ascontiguousarray(np.abs(self.apply(block) - block).T)
-            clipped = np.ascontiguousarray(self.clipped(block).T)
+            # (D, n): sums along the long axis are fast
+            error = np.ascontiguousarray(np.abs(self._apply(block) - block).T)
+            clipped = np.ascontiguousarray(self._clipped(block).T)
             outside = error * clipped
             number = np.count_nonzero(clipped, axis=1)
             for row, (count, part) in enumerate(((len(block) - number, error - outside), (number, outside))):
@@ -66,32 +53,26 @@ class RoundTrip:
                 self._sum[row] += part.sum(axis=1)
                 np.maximum(self._largest[row], part.max(axis=1), out=self._largest[row])
 
-    def apply(self, actions: ArrayLike) -> NDArray[np.float64]:
-        """Return what a policy that predicts every bin rightly would do, float64 (..., D)."""
+    def _apply(self, actions: ArrayLike) -> NDArray[np.float64]:
+        """Return the actions of a policy that predicts every bin correctly, float64 (..., D)."""
         normalized = self.bins.decode(self.bins.encode(self.bounds.normalize(actions)))
         return self.bounds.denormalize(normalized)
 
-    def clipped(self, actions: ArrayLike) -> NDArray[np.bool_]:
-        """Return where actions (..., D) lie outside the bounds."""
+    def _clipped(self, actions: ArrayLike) -> NDArray[np.bool_]:
+        """Return where actions (..., D) are outside the bounds."""
         x = np.asarray(actions, np.float64)
         low = np.where(self.bounds.mask, self.bounds.q01, -1)
         high = np.where(self.bounds.mask, self.bounds.q99, 1)
         outside: NDArray[np.bool_] = ((x < low) | (x > high)) & ~self.bounds.constant
         return outside
 
-    def merge(self, other: RoundTrip) -> None:
-        """Take in what another accumulator of the same bounds and bins has seen."""
-        self._count += other._count
-        self._sum += other._sum
-        np.maximum(self._largest, other._largest, out=self._largest)
-
     def result(self) -> dict[str, Any]:
         """Return the errors so far, ready for JSON.
 
-        `steps`, and under `dimensions` one entry each with `name`, `unit`, `constant` (min == max; OpenVLA's rule
-        sends it through 0, so an unscaled one comes back wrong), `interval` (width of a bin), `mean_error` and
-        `largest_error` over all steps, `share_clipped`, and the same two errors `unclipped` and `clipped`. A mean
-        or largest of nothing is null.
+        `steps`, and under `dimensions` one entry each with `name`, `unit`, `constant` (min == max; OpenVLA maps it
+        to 0, so an unscaled one is not recovered), `interval` (width of a bin), `mean_error` and `largest_error` over
+        all steps, `share_clipped`, and the same two errors of `unclipped` and `clipped` values. The mean and largest
+        error of no values are null.
         """
         intervals = len(self.bins.edges) - 1
         span = np.where(self.bounds.mask, self.bounds.q99 - self.bounds.q01, 2.0)
@@ -116,13 +97,6 @@ class RoundTrip:
                 }
             )
         return {"steps": total, "dimensions": dimensions}
-
-
-def round_trip(actions: ArrayLike, bounds: Bounds, bins: ActionBins) -> dict[str, Any]:
-    """Return `RoundTrip.result` of some actions (..., D)."""
-    accumulator = RoundTrip(bounds, bins)
-    accumulator.add(actions)
-    return accumulator.result()
 
 
 def _errors(count: int, total: float, largest: float) -> dict[str, float | None]:

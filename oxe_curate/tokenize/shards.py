@@ -1,8 +1,8 @@
-"""Mixture shards: the Parquet schema, and writing one without copying an image in Python.
+"""Mixture shards: the Parquet schema, and writing a shard without copying images in Python.
 
-Images travel as a `binary_view` column whose views point into the mapped source shards, so that shuffling is a
-permutation of 16-byte views. In the file they are plain binary, PLAIN encoded and uncompressed: any reader opens
-them, and a trainer can find each image's byte offset (JPEG does not shrink further).
+Images are a `binary_view` column whose views point into the memory-mapped source shards, so shuffling is a permutation
+of 16-byte views. In the file they are plain binary, PLAIN encoded and uncompressed (JPEG does not shrink further), so
+that any reader opens them and a trainer can find the byte offset of each image.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from oxe_curate.errors import DataError
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.storage import Folder
 
-ROW_GROUP = 256
-"""Rows of a row group that hold one frame of a camera each; with a window, as many rows as hold that many frames."""
-META = b"oxe_curate"
-_WINDOW = 30  # bits: a source buffer over 2 GiB is seen through overlapping windows that begin every GiB
+_ROW_GROUP = 256
+"""Frames of a camera per row group: rows if the window is 1, else rows times the window."""
+_META = b"oxe_curate"
+_WINDOW = 30  # bits: a source buffer over 2 GiB is split into overlapping windows that begin every GiB
 _INLINE = 12
 
 
 class FrameViews:
-    """The frames of a shard as Arrow `binary_view` values over the same memory, computed once, picked per row group.
+    """The frames of a shard as Arrow `binary_view` values over the same memory, computed once, selected per row group.
 
     The layout of a view (Arrow columnar format, "Variable-size Binary View"): int32 length, then up to 12 bytes
     inline, or 4 bytes of prefix, int32 buffer, int32 offset.
 
     Args:
         frames: n frames.
-        used: bool (n,), those that will be picked: others are not looked at. None: all.
+        used: bool (n,), which frames will be picked; the others are not read. None: all.
     """
 
     def __init__(self, frames: EncodedFrames, used: NDArray[np.bool_] | None = None) -> None:
@@ -46,21 +46,21 @@ class FrameViews:
         views[:, 0] = frames.length
         views[:, 3] = frames.offset & ((1 << _WINDOW) - 1)
         raw = views.view(np.uint8).reshape(-1, 16)
-        wanted = np.ones(len(views), bool) if used is None else used
+        picked = np.ones(len(views), bool) if used is None else used
         for i, data in enumerate(frames.buffers):
-            here = np.flatnonzero((frames.buffer == i) & wanted)
+            here = np.flatnonzero((frames.buffer == i) & picked)
             views[here, 2] = len(self._windows) + (frames.offset[here] >> _WINDOW)
             starts = range(0, max(len(data), 1), 1 << _WINDOW)
             self._windows += [pa.py_buffer(data[start : start + 2**31 - 1]) for start in starts]
             here = here[frames.length[here] > _INLINE]
             raw[here, 4:8] = np.frombuffer(data, np.uint8)[frames.offset[here, None] + np.arange(4)]
-        for row in np.flatnonzero((frames.length <= _INLINE) & wanted):
+        for row in np.flatnonzero((frames.length <= _INLINE) & picked):
             data, offset, length = frames.buffers[frames.buffer[row]], frames.offset[row], frames.length[row]
             raw[row, 4:] = 0
             raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
 
     def pick(self, rows: NDArray[np.int64]) -> Any:
-        """A `binary_view` array of some frames, in their order; -1 gives an empty one."""
+        """A `binary_view` array of the given frames; -1 gives an empty value."""
         picked = self._views[rows]
         picked[rows < 0] = 0
         return pa.Array.from_buffers(pa.binary_view(), len(picked), [None, pa.py_buffer(picked), *self._windows])
@@ -87,7 +87,7 @@ def schema(cameras: Sequence[str], window: int) -> Any:
 
 
 def _hugging_face(fields: Any) -> str:
-    """The `huggingface` metadata entry, by which `datasets` shows pictures. `Sequence` is read by old and new."""
+    """The `huggingface` metadata entry, with which `datasets` decodes images. All its versions read `Sequence`."""
 
     def feature(kind: Any, name: str) -> Any:
         if pa.types.is_struct(kind):
@@ -107,13 +107,14 @@ class ShardRows:
     """A shard's rows before they are shuffled; every array has one entry per row.
 
     Attributes:
-        codes: for `dataset`, `episode_id` and `instruction`: int32 codes into `texts`.
+        codes: int32 (n,) codes into `texts`, of `dataset`, `episode_id` and `instruction`.
         sample_id: a string array.
-        frame: int64 (n, window): which of `frames` each observation shows; -1 where it is padding.
-        frames: role -> Frames.
+        frame: int64 (n, window), which of `frames` each observation shows; -1 for padding.
+        frames: by camera role.
         action: float32 (n, A, 7), normalised, A = window + chunk - 1. bins: uint8 (n, A, 7). action_mask: bool (n, A).
         observation_mask: bool (n, window).
-        proprio: float32 (n, P) per row, as a list since P differs between data sets.
+        proprio: float32, the rows' values one after the other, since their number differs between data sets.
+        proprio_width: int64 (n,), how many values each row has.
     """
 
     sample_id: Any
@@ -131,7 +132,7 @@ class ShardRows:
 
 
 def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
-    """Some of the rows, in the order of `permutation` -> an Arrow table, images as views."""
+    """The rows `permutation`, in that order, as an Arrow table with images as views."""
     n, window = len(permutation), rows.frame.shape[1]
     actions = rows.action.shape[1]
     plain = schema(list(rows.frames), window)
@@ -142,7 +143,7 @@ def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: N
         frames = rows.frame[permutation].ravel()
         encoded, padding = views[role].pick(frames), None
         if window > 1:
-            encoded = encoded.cast(pa.binary())  # a copy: the writer cannot slice views inside a list
+            encoded = encoded.cast(pa.binary())  # copies: the writer cannot slice views inside a list
             padding = pa.array(frames < 0)
         image = pa.StructArray.from_arrays(
             [encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"], mask=padding
@@ -158,7 +159,7 @@ def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: N
 
 
 def stored(rows: ShardRows) -> dict[str, int]:
-    """How many frames the rows hold, how many different ones, and the bytes of both: for the manifest."""
+    """Number and bytes of all frames and of distinct frames in the rows, for the manifest."""
     frames = rows.frame[rows.frame >= 0]
     different = np.unique(frames)
     lengths = [f.length for f in rows.frames.values()]
@@ -180,7 +181,7 @@ def _sevens(array: NDArray[Any]) -> Any:
 
 
 def _fixed(values: Any, size: int) -> Any:
-    """Values -> lists of `size` of them."""
+    """Split values into lists of `size`."""
     offsets = np.arange(0, len(values) + 1, size, dtype=np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
@@ -196,8 +197,8 @@ def write_shard_file(
 ) -> None:
     """Publish a shard, its rows in the order of `permutation`.
 
-    The ARROW:schema entry is our own, with plain binary: a reader that met `binary_view` there would fail on the
-    operations that Arrow lacks for it (Hugging Face streaming does).
+    The ARROW:schema entry declares plain binary: with `binary_view`, a reader would fail on operations that Arrow does
+    not support for it (as Hugging Face streaming does).
     """
     window = rows.frame.shape[1]
     plain = schema(list(rows.frames), window)
@@ -207,12 +208,12 @@ def write_shard_file(
         used[rows.frame[rows.frame >= 0]] = True
         views[role] = FrameViews(frames, used)
     _write(
-        out, path, plain, meta, lambda chosen: shard_table(rows, views, chosen), permutation, -(-ROW_GROUP // window),
+        out, path, plain, meta, lambda chosen: shard_table(rows, views, chosen), permutation, -(-_ROW_GROUP // window),
         dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
     )  # fmt: skip
 
 
-TEXT_SCHEMA = pa.schema(
+_TEXT_SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("dataset", pa.string()),
@@ -221,7 +222,7 @@ TEXT_SCHEMA = pa.schema(
         ("answer", pa.string()),
     ]
 )
-"""Of a text shard."""
+"""Schema of a text shard."""
 
 
 def write_texts(
@@ -237,12 +238,12 @@ def write_texts(
 
     Args:
         out: the mixture's folder.
-        path: of the shard in it.
-        rows: a table of n rows with the columns of `TEXT_SCHEMA` but the image.
+        path: of the shard in `out`.
+        rows: a table of n rows with the columns of `_TEXT_SCHEMA` except the image.
         frames: the images.
-        frame: int64 (n,), which of them each row shows.
+        frame: int64 (n,), the image of each row.
         permutation: int64 (n,).
-        meta: the shard's own metadata.
+        meta: metadata of the shard.
     """
     views = FrameViews(frames)
 
@@ -251,11 +252,11 @@ def write_texts(
         image = pa.StructArray.from_arrays(
             [views.pick(frame[chosen]), pa.nulls(len(chosen), pa.string())], ["bytes", "path"]
         )
-        columns = [image if name == "image" else picked[name] for name in TEXT_SCHEMA.names]
-        return pa.table(columns, names=TEXT_SCHEMA.names)
+        columns = [image if name == "image" else picked[name] for name in _TEXT_SCHEMA.names]
+        return pa.table(columns, names=_TEXT_SCHEMA.names)
 
     _write(
-        out, path, TEXT_SCHEMA, meta, table, permutation, ROW_GROUP,
+        out, path, _TEXT_SCHEMA, meta, table, permutation, _ROW_GROUP,
         dictionary=("dataset", "question"), statistics=("dataset",),
     )  # fmt: skip
 
@@ -272,9 +273,9 @@ def _write(
     dictionary: Sequence[str],
     statistics: Sequence[str],
 ) -> None:
-    """Write `table(rows)` of `group` rows of the permutation at a time; readers are told the schema `plain`."""
-    metadata = {b"huggingface": _hugging_face(plain).encode(), META: json.dumps(meta, sort_keys=True).encode()}
-    arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # where Arrow's reader takes metadata from
+    """Write `table(rows)` for `group` rows of the permutation at a time; readers see the schema `plain`."""
+    metadata = {b"huggingface": _hugging_face(plain).encode(), _META: json.dumps(meta, sort_keys=True).encode()}
+    arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # Arrow's reader takes the metadata from here
     metadata[b"ARROW:schema"] = base64.b64encode(arrow)
     leaves = _leaves(plain)
     compression = {leaf: "none" if leaf.startswith("image") and leaf.endswith(".bytes") else "zstd" for leaf in leaves}
@@ -290,7 +291,7 @@ def _write(
             write_statistics=list(statistics),
         ) as writer:
             writer.write_table(first)
-            # a table per row group: the writer cannot slice a view inside a struct
+            # one table per row group: the writer cannot slice views inside a struct
             for start in range(group, len(permutation), group):
                 writer.write_table(table(permutation[start : start + group]))
             writer.add_key_value_metadata(metadata)
@@ -312,10 +313,10 @@ def _leaves(plain: Any) -> list[str]:
 
 
 def read_shard_meta(out: Folder, path: str) -> dict[str, Any]:
-    """A shard's own metadata, from its footer. Raises DataError if it is not a mixture shard."""
+    """The metadata of a shard, from its footer. Raises DataError if it is not a mixture shard."""
     try:
         with out.open(path) as file:
             footer = pq.read_metadata(file)
-        return {**json.loads(footer.metadata[META]), "rows": footer.num_rows}
+        return {**json.loads(footer.metadata[_META]), "rows": footer.num_rows}
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{out}/{path}: not a mixture shard ({error})") from None

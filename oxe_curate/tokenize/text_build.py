@@ -1,4 +1,4 @@
-"""The text shards: image-text rows drawn by weight, their images resized as the mixture asks, shuffled, written."""
+"""Build the text shards: draw image-text rows by weight, resize their images, shuffle, write."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ from oxe_curate import __version__
 from oxe_curate.errors import DataError
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
-from oxe_curate.mixture import sampling as samples
+from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import ImageSpec, Mixture
 from oxe_curate.mixture.texts import TextFile, TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.plan import FORMAT
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
 
-_BATCH = 256  # rows that are read at once
-_UNITS = 4  # a shard holds at least about so many pieces of the sources
+_BATCH = 256  # rows to read at once
+_UNITS = 4  # pieces of the sources per shard, at least approximately
 
 
 @dataclass(frozen=True)
 class TextUnit:
-    """Some rows of a source that go to one shard together: those of a row group, or a part of it.
+    """Rows of a source that go to the same shard: a row group, or part of one.
 
     Attributes:
-        source: number of the source. file: path below its folder. file_rows: of the whole file.
-        group: the row group. first: number of its first row in the file.
+        source: number of the source.
+        file: path relative to the source's folder.
+        file_rows: rows of the whole file.
+        group: the row group.
+        first: number of its first row in the file.
         start, stop: rows of the group.
     """
 
@@ -51,7 +54,7 @@ class TextUnit:
 
 @dataclass(frozen=True)
 class TextTask:
-    """All that a worker needs to make one text shard. The sources come without their files."""
+    """Everything a worker needs to build one text shard. The sources have no `files`."""
 
     out: Folder
     output: str
@@ -64,12 +67,12 @@ class TextTask:
 
     @property
     def name(self) -> str:
-        """The output, for messages."""
+        """The output file, for messages."""
         return f"{self.out}/{self.output}"
 
 
 def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_bytes: int) -> list[TextTask]:
-    """Decide which rows go to which text shard: one task each."""
+    """Assign the rows to text shards, one task each."""
     found = [
         unit
         for number, source in enumerate(sources)
@@ -79,14 +82,14 @@ def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_
     if not found:
         return []
     names = [f"{sources[u.source].entry.name}/{u.file}:{u.group}:{u.start}" for u, _ in found]
-    mixed = samples.order(samples.episode_hashes(spec.seed, names))
+    mixed = sampling.order(sampling.episode_hashes(spec.seed, names))
     costs = np.array([cost for _, cost in found])[mixed]
     total = float(costs.sum())
     count = max(1, -int(-total // shard_bytes))
-    # as even as the pieces allow
+    # as evenly as the pieces allow
     target = np.minimum((np.cumsum(costs) - costs / 2) / total * count, count - 1).astype(int)
     decided = {
-        "format": FORMAT, "version": __version__, "seed": spec.seed, "shard_bytes": shard_bytes,
+        "format": TOKENIZE_FORMAT, "version": __version__, "seed": spec.seed, "shard_bytes": shard_bytes,
         "image": [spec.image.size, spec.image.quality],
         "texts": [
             [source.entry.name, source.entry.weight, asdict(source.columns), source.sha256] for source in sources
@@ -110,7 +113,7 @@ def plan_texts(spec: Mixture, sources: Sequence[TextSource], out: Folder, shard_
 def _units(
     number: int, source: TextSource, file: TextFile, size: int | None, shard_bytes: int
 ) -> Iterator[tuple[TextUnit, float]]:
-    """The pieces of a file, each with the bytes of images that it is expected to contribute."""
+    """The pieces of a file, each with its expected bytes of images."""
     first = 0
     for group, (rows, stored) in enumerate(file.groups):
         cost = (stored if size is None else rows * size**2) * source.entry.weight
@@ -144,13 +147,15 @@ def build_text_shard(task: TextTask) -> Built:
     frames = EncodedFrames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
-    shards.write_texts(task.out, task.output, table, frames, np.array(drawn.frame, np.int64), samples.order(keys), meta)
+    shards.write_texts(
+        task.out, task.output, table, frames, np.array(drawn.frame, np.int64), sampling.order(keys), meta
+    )
     return Built(steps_seen=len(keys))
 
 
 @dataclass
 class _Drawn:
-    """Rows as they grow; `place` is (buffer, offset, length) of each image, `frame` the image of each row."""
+    """Rows under construction; `place` is (buffer, offset, length) of each image, `frame` the image of each row."""
 
     sample_id: list[str] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
@@ -163,7 +168,7 @@ class _Drawn:
 
 
 def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64], Any]]:
-    """Yield (row numbers in the file, batch) of a unit, a few rows at a time."""
+    """Yield (row numbers in the file, batch) of a unit, at most `_BATCH` rows at a time."""
     try:
         with source.folder.open(unit.file) as opened, pq.ParquetFile(opened) as parquet:
             at = 0
@@ -181,10 +186,9 @@ def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64
 def _draw(
     drawn: _Drawn, task: TextTask, source: TextSource, unit: TextUnit, rows: NDArray[np.int64], batch: Any
 ) -> None:
-    """Take a batch's rows as often as the weight says."""
+    """Draw a batch's rows as often as the weight says."""
     name, entry = f"{source.entry.name}/{unit.file}", source.entry
-    copies = samples.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
-    hashes = samples.step_hashes(samples.episode_hash(task.seed, name), unit.file_rows, samples.ORDER)[rows]
+    copies = sampling.copies(entry.weight, task.seed, name, unit.file_rows)[rows]
     taken = np.flatnonzero(copies)
     if len(taken) == 0:
         return
@@ -199,23 +203,26 @@ def _draw(
     parts: list[bytes] = []
     for i, data in enumerate(_bytes(batch[columns.image])):
         if not data:
-            raise DataError(f"{where(i)} has no image: files that a path leads to must be embedded as bytes")
+            raise DataError(f"{where(i)}: no image bytes; images given by a path must be embedded")
         try:
             parts.append(images.encode_picture(data, task.image.size, task.image.quality))
         except ValueError as error:
-            raise DataError(f"{where(i)}: the image cannot be decoded ({error}). Take the row out.") from None
+            raise DataError(f"{where(i)}: cannot decode the image ({error}); remove the row") from None
     lengths = [len(part) for part in parts]
     offsets = np.cumsum([0, *lengths]).tolist()
+    repeats: list[tuple[int, int]] = []
     for i, (row, times) in enumerate(zip(rows[taken].tolist(), copies[taken].tolist(), strict=True)):
         drawn.place.append((len(drawn.buffers), offsets[i], lengths[i]))
-        drawn.keys.append(samples.splitmix64(hashes[taken[i : i + 1]]) + np.arange(times, dtype=np.uint64))
         for copy in range(times):
+            repeats.append((row, copy))
             drawn.sample_id.append(f"{name}/{row:08d}#{copy}" if copy else f"{name}/{row:08d}")
             drawn.dataset.append(entry.name)
             drawn.question.append(questions[i])
             drawn.answer.append(answers[i])
             drawn.frame.append(len(drawn.place) - 1)
     drawn.buffers.append(memoryview(b"".join(parts)))
+    steps, numbers = np.array(repeats, np.int64).T
+    drawn.keys.append(sampling.order_keys(task.seed, name, unit.file_rows, steps, numbers))
 
 
 def _bytes(column: Any) -> list[bytes | None]:
@@ -228,5 +235,5 @@ def _texts(column: Any, name: str, where: Any, empty: bool = True) -> list[str]:
     texts: list[str | None] = column.to_pylist()
     for i, text in enumerate(texts):
         if text is None or not (empty or text.strip()):
-            raise DataError(f"{where(i)}: {name!r} is {'null' if text is None else 'empty'}. Take the row out.")
+            raise DataError(f"{where(i)}: {name!r} is {'null' if text is None else 'empty'}; remove the row")
     return [text for text in texts if text is not None]

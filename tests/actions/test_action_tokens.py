@@ -1,4 +1,4 @@
-"""The table of action tokens against OpenVLA's ActionTokenizer and Llama 2's own files."""
+"""The table of action tokens, compared with OpenVLA's ActionTokenizer and Llama 2's files."""
 
 import pickle
 
@@ -48,8 +48,8 @@ def test_bins_and_ids_are_inverse(bins):
         np.testing.assert_array_equal(tokens.bins(tokens.ids(bins)), bins)
 
 
-def test_foreign_ids():
-    with pytest.raises(DataError, match="token 29871 is not"):
+def test_ids_outside_the_table():
+    with pytest.raises(DataError, match="token 29871 is not an action token"):
         LLAMA_2.bins([31744, 29871])
     np.testing.assert_array_equal(LLAMA_2.bins([[0, 31743], [32000, 2**40]], clip=True), [[255, 255], [0, 0]])
     with pytest.raises(DataError, match="integers"):
@@ -58,7 +58,7 @@ def test_foreign_ids():
         ActionTokens.default(ActionBins("uniform", 16)).ids([16])
 
 
-def test_empty_keeps_its_shape():
+def test_empty_arrays_keep_their_shape():
     assert LLAMA_2.ids(np.empty((0, 7), np.uint8)).shape == (0, 7)
     assert LLAMA_2.bins(np.empty((0, 7), np.int64)).shape == (0, 7)
 
@@ -68,7 +68,7 @@ def test_real_llama_2(shared, name):
     tokens = ActionTokens.build(shared / "data/tokenizers/llama2" / name)
     np.testing.assert_array_equal(tokens.token_id, LLAMA_2.token_id)
     np.testing.assert_array_equal(tokens.token_id, np.arange(31999, 31743, -1))
-    assert tokens.vocabulary_size == 32000  # three tokens added on top in the JSON file do not count
+    assert tokens.vocabulary_size == 32000  # without the three added tokens of the JSON file
     assert (tokens.piece[0], tokens.piece[255]) == ("给", "忠")
     assert all(len(piece) == 1 for piece in tokens.piece)
 
@@ -78,7 +78,7 @@ def test_real_llama_3_reserved(shared):
     assert tokens.token_id.tolist()[:244] == list(range(128255, 128011, -1))
     assert tokens.token_id.tolist()[244:246] == [128003, 128002]
     assert tokens.token_id.tolist()[246:] == list(range(127999, 127989, -1))
-    assert "no reserved token was left" in tokens.report()[250]["why"]
+    assert "no reserved token left" in tokens.report()[250]["why"]
 
 
 @pytest.mark.parametrize(("folder", "size"), [("llama3", 128000), ("qwen2_5", 151643)])
@@ -106,7 +106,7 @@ def test_file_round_trip(tmp_path, bins):
         assert path.read_bytes() == first
 
 
-def test_travels_to_workers():
+def test_a_table_can_be_pickled():
     again = pickle.loads(pickle.dumps(LLAMA_2))
     assert again.to_table().equals(LLAMA_2.to_table(), check_metadata=True)
     assert again.ids([127])[0] == 31872
@@ -132,13 +132,13 @@ def test_damaged_files(tmp_path):
         ActionTokens.read(path)
     table = LLAMA_2.to_table()
     for damaged, message in [
-        (table.replace_schema_metadata({"format": "2"}), "found 2"),
-        (table.replace_schema_metadata(None), "found None"),
+        (table.replace_schema_metadata({"format": "2"}), "got 2"),
+        (table.replace_schema_metadata(None), "got None"),
         (table.drop_columns(["token_id"]), "damaged"),
-        (table.slice(1), "does not ascend"),
+        (table.slice(1), "does not count up"),
         (table.set_column(6, "center", table["low"]), "centres"),
         (table.set_column(1, "token_id", [[5] * 256]), "same token"),
-        (table.replace_schema_metadata({**table.schema.metadata, b"bins": b"log"}), "'log' is not known"),
+        (table.replace_schema_metadata({**table.schema.metadata, b"bins": b"log"}), "unknown kind 'log'"),
     ]:
         pq.write_table(damaged, path)
         with pytest.raises(DataError, match=message):
@@ -150,7 +150,7 @@ def test_check_tokenizer(shared):
     tokens = ActionTokens.build(folder / "tokenizer.model")
     tokens.check_tokenizer(folder)
     tokens.check_tokenizer(folder / "tokenizer.model")
-    LLAMA_2.check_tokenizer(folder)  # made without a file: the size must do
+    LLAMA_2.check_tokenizer(folder)  # made without a file: only the size is compared
     for other in (folder / "llama-test-tokenizer.json", folder.parent / "qwen2_5"):
         with pytest.raises(ConfigError, match=r"another tokenizer.*\n.*sha256"):
             tokens.check_tokenizer(other)
@@ -166,7 +166,7 @@ def test_check_tokenizer_accepts_any_file_of_a_folder(shared, tmp_path):
         ActionTokens.build(source / name).check_tokenizer(tmp_path)
 
 
-def test_report_is_in_order_of_choice():
+def test_the_report_is_in_order_of_choice():
     counts = np.full(300, 50)
     counts[[7, 250]] = 0
     rows = ActionTokens.build(vocabulary(), "counts", ActionBins("uniform", 4), counts).report()

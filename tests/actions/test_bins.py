@@ -1,4 +1,4 @@
-"""Bins against numpy.digitize, and against the figures of OpenVLA's ActionTokenizer."""
+"""Bins, compared with numpy.digitize and with values of OpenVLA's ActionTokenizer."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_uniform_has_256_intervals():
 
 @pytest.mark.parametrize("kind", ["openvla", "uniform"])
 @pytest.mark.parametrize("count", [2, 3, 17, 255, 256])
-def test_encode_equals_digitize_beside_every_edge(kind, count):
+def test_encode_equals_digitize_next_to_every_edge(kind, count):
     bins = ActionBins(kind, count)
     x = neighbours(np.concatenate([bins.edges, bins.centers, [0.0]]))
     np.testing.assert_array_equal(bins.encode(x), reference(bins, x))
@@ -94,33 +94,33 @@ def test_openvla_centres():
 
 
 @pytest.mark.parametrize("bins", [OPENVLA, UNIFORM, ActionBins("openvla", 2)])
-def test_table_columns_meet(bins):
+def test_bins_are_adjacent(bins):
     assert len(bins.low) == len(bins.high) == len(bins.centers) == bins.count
     assert bins.low[0] == -1
     assert bins.high[-1] == 1
     np.testing.assert_array_equal(bins.low[1:], bins.high[:-1])
 
 
-def test_empty_keeps_its_shape():
+def test_empty_arrays_keep_their_shape():
     assert OPENVLA.encode(np.empty((0, 7), np.float32)).shape == (0, 7)
     assert OPENVLA.decode(np.empty((0, 7), np.uint8)).shape == (0, 7)
 
 
-def test_nan_is_named():
+def test_nan_is_reported_with_its_index():
     x = np.zeros((6000, 7), np.float32)
     x[5000, 2] = np.nan
     with pytest.raises(DataError, match=r"index \(5000, 2\)"):
         OPENVLA.encode(x)
 
 
-def test_mistakes():
+def test_invalid_arguments():
     with pytest.raises(ConfigError, match="Did you mean 'uniform'"):
         ActionBins("unifrom")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"2 \.\. 256"):
         ActionBins("openvla", 257)
     with pytest.raises(DataError, match=r"0 \.\. 15"):
         ActionBins("uniform", 16).decode(np.array([16]))
-    with pytest.raises(DataError, match="integers"):
+    with pytest.raises(DataError, match="expected integer bins"):
         OPENVLA.decode(np.array([0.5]))
 
 

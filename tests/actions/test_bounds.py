@@ -1,4 +1,4 @@
-"""Bounds, and normalisation as OpenVLA's loader does it."""
+"""Bounds, and normalisation as in OpenVLA's loader."""
 
 import json
 import pickle
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from oxe_curate.actions.bounds import GRIPPER_UNMASKED, Bounds, lookup, read_statistics
+from oxe_curate.actions.bounds import Bounds, lookup, read_statistics
+from oxe_curate.actions.dimensions import GRIPPER_UNMASKED
 from oxe_curate.errors import ConfigError, DataError
 
 actions7 = hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(7)), elements=st.floats(-1e6, 1e6, width=32))
@@ -61,7 +62,7 @@ def test_quantiles_of_any_magnitude(scale):
     np.testing.assert_array_equal([Bounds.fit(rows).q01, Bounds.fit(rows).q99], expected)
 
 
-def test_chunks_equal_the_whole(actions, monkeypatch):
+def test_blocks_equal_the_whole(actions, monkeypatch):
     monkeypatch.setattr("oxe_curate.actions.summary._BLOCK", 64)
     whole = Bounds.fit(actions).to_json()
     pieces = [actions[:1], actions[1:1], actions[1:700], actions[700:]]
@@ -72,7 +73,7 @@ def test_chunks_equal_the_whole(actions, monkeypatch):
         assert chunked["num_transitions"] == 1001
 
 
-def test_chunks_that_change_between_readings_are_noticed(actions):
+def test_blocks_that_change_between_readings_are_an_error(actions):
     class Shrinking:
         times = 2
 
@@ -80,7 +81,7 @@ def test_chunks_that_change_between_readings_are_noticed(actions):
             self.times -= 1
             return iter([actions] * self.times)
 
-    with pytest.raises(ValueError, match="second"):
+    with pytest.raises(ValueError, match="when read again"):
         Bounds.fit(Shrinking())
 
 
@@ -94,12 +95,12 @@ def test_gripper_is_neither_scaled_nor_clipped():
     assert literal().normalize([0, 0, 0, 0, 0, 0, 7.5])[6] == 7.5
 
 
-def test_constant_dimensions_become_zero_masked_or_not():
+def test_constant_dimensions_become_zero_scaled_or_not():
     bounds = Bounds.fit(np.array([[3, 0, 0, 0, 0, 0, 1], [3, 1, 1, 1, 1, 1, 1]], np.float32))
     normalized = bounds.normalize([3, 0, 1, 0, 1, 0, 1])
     np.testing.assert_array_equal(normalized[[0, 6]], [0, 0])
     np.testing.assert_array_equal(np.sign(normalized[1:6]), [-1, 1, -1, 1, -1])
-    # the scaled constant comes back, the one passed through does not: so does OpenVLA
+    # the scaled constant is recovered, the unscaled one is not, as in OpenVLA
     np.testing.assert_allclose(bounds.denormalize(normalized)[[0, 6]], [3, 0])
 
 
@@ -111,8 +112,8 @@ def test_equal_quantiles_but_not_constant_snap_to_the_ends():
     np.testing.assert_array_equal(bounds.normalize(rows[:3])[:, 0], [1, -1, -1])
 
 
-def test_arithmetic_is_tensorflows():
-    # What TensorFlow 2.21 gave inside tf.data for 2 * (x - low) / (high - low + 1e-8) - 1. On these values
+def test_arithmetic_equals_tensorflow():
+    # Output of TensorFlow 2.21 inside tf.data for 2 * (x - low) / (high - low + 1e-8) - 1. On these values
     # float64 arithmetic, or a product with the reciprocal, rounds to another float32.
     bounds = literal(-0.029042243957519531, 0.028308916389942172)
     x = [0.018300175666809082, 0.009142146445810795, 0.02386065572500229]
@@ -141,12 +142,12 @@ def test_round_trip_within_the_bounds(rows):
     back = bounds.denormalize(bounds.normalize(rows))
     tolerance = 1e-6 * (np.abs(rows).max(0) + 1)
     keep = ~(bounds.constant & ~bounds.mask)
-    keep &= bounds.max - bounds.min > 1e-2  # the 1e-8 in the divisor must be small beside the span
+    keep &= bounds.max - bounds.min > 1e-2  # the 1e-8 in the divisor must be small compared with the span
     assert (np.abs(back - rows) <= tolerance)[:, keep].all()
 
 
 @given(actions7)
-def test_normalized_lies_in_minus_one_to_one(rows):
+def test_normalized_values_are_in_minus_one_to_one(rows):
     normalized = Bounds.fit(rows).normalize(rows * np.float32(3))
     assert np.isfinite(normalized).all()
     assert (np.abs(normalized[:, :6]) <= 1).all()
@@ -165,21 +166,21 @@ def test_leading_axes_are_kept(actions):
     [
         (np.empty((0, 7)), "no steps"),
         ([], "no steps"),
-        (np.zeros((3, 8)), "8 dimensions, the mask has 7"),
-        ([np.zeros((3, 7)), np.zeros((3, 6))], "row 3 has 6"),
+        (np.zeros((3, 8)), "expected a mask of 8 dimensions, as the actions have, got 7"),
+        ([np.zeros((3, 7)), np.zeros((3, 6))], "row 3: expected 7 dimensions, .* got 6"),
         (np.zeros(7), r"shape \(7,\)"),
         (np.array([[0.0] * 7, [0, 0, np.nan, 0, 0, 0, 0]]), "row 1, dimension 2 is nan"),
         (np.array([[0.0] * 7, [0, 0, 0, 0, 0, -np.inf, 0]]), "row 1, dimension 5 is -inf"),
     ],
 )
-def test_fit_refuses(rows, message):
+def test_fit_rejects_invalid_actions(rows, message):
     with pytest.raises(DataError, match=message):
         Bounds.fit(rows)
 
 
-def test_bounds_refuse_other_widths_and_not_finite(actions):
+def test_wrong_widths_and_non_finite_values_are_rejected(actions):
     bounds = Bounds.fit(actions)
-    with pytest.raises(DataError, match=r"\(8,\).*7 dimensions"):
+    with pytest.raises(DataError, match=r"expected actions \(..., 7\), got shape \(8,\)"):
         bounds.normalize(np.zeros(8))
     with pytest.raises(DataError, match=r"index \(1, 3\) is nan"):
         bounds.normalize([[0] * 7, [0, 0, 0, np.nan, 0, 0, 0]])
@@ -200,12 +201,12 @@ def test_json_round_trip(actions, tmp_path):
         assert read_statistics(source)["bridge_orig"].to_json() == entry
 
 
-def test_travels_to_workers(actions):
+def test_bounds_can_be_pickled(actions):
     bounds = Bounds.fit(actions, proprio=actions[:, :3])
     assert pickle.loads(pickle.dumps(bounds)).to_json() == bounds.to_json()
 
 
-def test_no_proprio_is_left_out_and_read_from_zeros(actions):
+def test_absent_proprio_is_omitted_and_zeros_count_as_absent(actions):
     entry = Bounds.fit(actions, proprio=np.empty((1001, 0))).to_json()
     assert "proprio" not in entry
     zeros = {key: [0.0] * 7 for key in ("mean", "std", "max", "min", "q01", "q99")}
@@ -233,34 +234,34 @@ def test_model_configuration(actions, tmp_path):
     ("change", "message"),
     [
         ({"q01": None, "p01": [0] * 7, "p99": [1] * 7}, "Octo.*Rename"),
-        ({"q99": None}, "'q99' is missing"),
-        ({"std": "high"}, "'std' must be a list"),
-        ({"std": [0.0] * 6 + [float("nan")]}, "'std' must be a list"),
-        ({"max": [0.0] * 6}, "'max' has 6 numbers"),
-        ({"mask": [True] * 6}, "'mask' must hold 7"),
-        ({"mask": [1] * 7}, "'mask' must hold 7"),
+        ({"q99": None}, "missing key 'q99'"),
+        ({"std": "high"}, "std: expected a list of finite numbers"),
+        ({"std": [0.0] * 6 + [float("nan")]}, "std: expected a list of finite numbers"),
+        ({"max": [0.0] * 6}, "max: expected 7 numbers, as for mean, got 6"),
+        ({"mask": [True] * 6}, "mask: expected 7 booleans"),
+        ({"mask": [1] * 7}, "mask: expected 7 booleans"),
     ],
 )
-def test_from_json_refuses(actions, change, message):
+def test_from_json_rejects_invalid_entries(actions, change, message):
     entry = Bounds.fit(actions).to_json()
     entry["action"] = {k: v for k, v in {**entry["action"], **change}.items() if v is not None}
     with pytest.raises(ConfigError, match=f"(?s)stats.json: kuka: action: .*{message}"):
         Bounds.from_json(entry, "stats.json: kuka")
 
 
-def test_read_statistics_refuses(tmp_path, actions):
+def test_read_statistics_rejects_invalid_files(tmp_path, actions):
     path = tmp_path / "stats.json"
     with pytest.raises(ConfigError, match="No such file"):
         read_statistics(path)
     with pytest.raises(ConfigError, match="neither"):
         read_statistics(tmp_path)
     for text, message in [
-        ("{", "not JSON"),
-        ("[1]", "expected data set names"),
-        ("{}", "expected data set names"),
+        ("{", "not valid JSON"),
+        ("[1]", "expected statistics by data set name"),
+        ("{}", "expected statistics by data set name"),
         (json.dumps(Bounds.fit(actions).to_json()), "without its name"),
         ('{"kuka": {"actions": 1}}', "kuka: expected the key 'action'"),
-        ('{"kuka": {"action": {}, "num_transitions": 1}}', "'mean' is missing"),
+        ('{"kuka": {"action": {}, "num_transitions": 1}}', "missing key 'mean'"),
     ]:
         path.write_text(text)
         with pytest.raises(ConfigError, match=message):
@@ -271,5 +272,5 @@ def test_lookup():
     statistics = {"bridge_orig": literal(), "kuka": literal(-1, 1)}
     assert lookup(statistics, "kuka") is statistics["kuka"]
     assert lookup(statistics, "bridge_dataset", ["bridge_v2", "bridge_orig"]) is statistics["bridge_orig"]
-    with pytest.raises(ConfigError, match=r"no 'droid' \(nor 'droid_wipe'\). Known: bridge_orig, kuka"):
+    with pytest.raises(ConfigError, match=r"no statistics of 'droid' \(or 'droid_wipe'\). Known: bridge_orig, kuka"):
         lookup(statistics, "droid", ["droid_wipe"])

@@ -1,4 +1,4 @@
-"""Rules that choose action tokens, on vocabularies small enough to see through."""
+"""Rules that choose action tokens, on small vocabularies."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from oxe_curate.errors import ConfigError
 
 
 def words(*pieces, special=(), reserved=(), size=None) -> Vocabulary:
-    """A vocabulary that takes the longest piece at each place; unknown characters become -1."""
+    """A vocabulary that matches the longest piece; unknown characters become -1."""
 
     def encode(text: str) -> list[int]:
         ids = []
@@ -33,8 +33,8 @@ def test_last_counts_down_from_the_size():
     assert ids(choose_tokens(words(*"abcdef", size=5), "last", 3)) == [4, 3, 2]
 
 
-def test_last_refuses_special_tokens_and_small_vocabularies():
-    with pytest.raises(ConfigError, match=r"last 3 ids hold special tokens such as 'd'"):
+def test_last_rejects_special_tokens_and_small_vocabularies():
+    with pytest.raises(ConfigError, match=r"last 3 ids include special tokens such as 'd'"):
         choose_tokens(words(*"abcdef", special=[3]), "last", 3)
     with pytest.raises(ConfigError, match="last 7 ids do not exist"):
         choose_tokens(words(*"abcdef"), "last", 7)
@@ -60,7 +60,7 @@ def test_counts_take_the_least_used_with_high_ids_first_among_equals():
 def test_a_zero_count_of_a_low_id_does_not_beat_a_rare_high_one():
     pieces = [chr(0x4E00 + i) for i in range(1000)]
     counts = np.full(1000, 1000)
-    counts[3], counts[999] = 0, 1  # the low id is missing by chance; ids are given out by frequency
+    counts[3], counts[999] = 0, 1  # the low id is missing by chance; ids are assigned by frequency
     assert ids(choose_tokens(words(*pieces), "counts", 1, counts)) == [999]
 
 
@@ -69,7 +69,7 @@ def test_single_characters_first():
     assert ids(choose_tokens(words("x", "y", "u", "longword"), "counts", 1, counts)) == [2]
 
 
-def test_counts_leave_out_what_is_not_text():
+def test_counts_exclude_tokens_that_are_not_text():
     pieces = ["a", "b", "c", b"\xe4", " ", "\n", "", None, "s"]
     choices = choose_tokens(words(*pieces, special=[8]), "counts", 3, np.ones(9, np.int64))
     assert ids(choices) == [2, 1, 0]
@@ -88,7 +88,7 @@ def test_a_leading_space_token_is_allowed():
     assert survives_text(spaced, 0)
 
 
-def test_mistakes():
+def test_invalid_arguments():
     with pytest.raises(ConfigError, match="--corpus"):
         choose_tokens(words(*"abc"), "counts", 2)
     with pytest.raises(ConfigError, match="none of its 3 tokens"):

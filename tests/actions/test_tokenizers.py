@@ -1,4 +1,4 @@
-"""Tokenizer files of four kinds, small ones made here and the real ones."""
+"""Tokenizer files of four formats: small ones made here, and real ones."""
 
 import base64
 import hashlib
@@ -100,14 +100,14 @@ def test_ranks(tmp_path):
     assert vocabulary.size == 4
     assert vocabulary.pieces == ("a", "b", "ab", b"\xe4")
     assert not vocabulary.special
-    with pytest.raises(ConfigError, match="4 ranks, and a rank file does not say how"):
+    with pytest.raises(ConfigError, match="a rank file of 4 ranks does not tell how"):
         vocabulary.encode("ab")
 
 
 def test_an_unknown_split_is_an_error_only_when_counting(tmp_path):
     write_qwen(tmp_path, config=False)
     vocabulary = read_vocabulary(tmp_path)
-    with pytest.raises(ConfigError, match="is missing or names no class"):
+    with pytest.raises(ConfigError, match="is missing or does not name a class"):
         vocabulary.encode("ab")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     with pytest.raises(ConfigError, match="names 'GPT2Tokenizer'"):
@@ -126,20 +126,20 @@ def test_precedence_in_a_folder(tmp_path, sentencepiece_model):
     assert names == ["tokenizer.json", "tokenizer.model", "b.model.v3", "vocab.json"]
 
 
-def test_content_decides_not_the_name(tmp_path, sentencepiece_model):
+def test_the_format_is_detected_from_the_contents(tmp_path, sentencepiece_model):
     (tmp_path / "ranks.bin").write_bytes(sentencepiece_model)
     assert read_vocabulary(tmp_path / "ranks.bin").size == 290
     write_tokenizer_json(tmp_path / "llama-test-tokenizer.json")
     assert read_vocabulary(tmp_path / "llama-test-tokenizer.json").size == 5
 
 
-def test_mistakes(tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no tokenizer. Looked for tokenizer.json, tokenizer.model"):
+def test_missing_and_ambiguous_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"no tokenizer found; expected tokenizer.json, tokenizer.model"):
         read_vocabulary(tmp_path)
     with pytest.raises(ConfigError, match="no such file"):
         read_vocabulary(tmp_path / "tokenizer.json")
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(ConfigError, match="go together"):
+    with pytest.raises(ConfigError, match=r"expected both vocab.json and merges.txt"):
         read_vocabulary(tmp_path / "vocab.json")
     for name in ("a.model", "b.model"):
         write_ranks(tmp_path / name, [b"a"])
@@ -152,8 +152,8 @@ def test_mistakes(tmp_path):
     [
         ("tokenizer.json", b"{}", "not a Hugging Face tokenizer"),
         ("tokenizer.json", b'{"model": ', "not a Hugging Face tokenizer"),
-        ("tokenizer.model", b"", "neither a SentencePiece model"),
-        ("tokenizer.model", b"\x00\x01 garbage", "neither a SentencePiece model"),
+        ("tokenizer.model", b"", "not a SentencePiece model"),
+        ("tokenizer.model", b"\x00\x01 garbage", "not a SentencePiece model"),
         ("tokenizer.model", b"YQ== 0\nYg==\n", "damaged tiktoken rank file at line 2"),
         ("tokenizer.model", b"YQ== 0\nYg== 2\n", "do not count from 0 to 1"),
         ("tokenizer.model", b"YQ== 0\nY? 1\n", "damaged tiktoken rank file at line 2"),
@@ -192,7 +192,7 @@ def test_real_tokenizers(shared, name, size, total, hello):
     parts = [vocabulary.pieces[i] for i in vocabulary.encode(text)]
     joined = b"".join(part if isinstance(part, bytes) else part.encode() for part in parts).decode()
     assert joined.removeprefix(" " if "llama2" in name else "") == text
-    if name == "llama3":  # what tiktoken 0.14 gives with Meta's own pattern
+    if name == "llama3":  # output of tiktoken 0.14 with Meta's pattern
         ids = vocabulary.encode("robot take to pick up the can?\nOut: 忠忠")
         assert ids == [18748, 1935, 311, 3820, 709, 279, 649, 5380, 2729, 25, 90040, 254, 112427]
 
@@ -203,7 +203,7 @@ def test_real_llama_3(shared):
     assert vocabulary.reserved[:3] == (128002, 128003, 128012)
 
 
-def test_real_mistral_has_control_tokens_in_front(shared):
+def test_real_mistral_starts_with_control_tokens(shared):
     with pytest.raises(ConfigError, match="several tokenizers"):
         read_vocabulary(shared / "data/tokenizers/mistral")
     vocabulary = read_vocabulary(shared / "data/tokenizers/mistral/mistral_instruct_tokenizer_240323.model.v3")

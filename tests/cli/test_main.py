@@ -95,7 +95,7 @@ def test_nothing_kept_is_no_error_and_is_said(made: Path, tmp_path: Path) -> Non
     assert re.search(r"too_short +10 +100\.0 %", done.stdout)
     done = oxe("tokenize", made / "m.yaml", "--index", tmp_path / "index", "--out", tmp_path / "out")
     assert done.returncode == 2
-    assert "keeps no episode in the index (too_short: 10)" in done.stderr
+    assert "has no kept episode in the index (too_short: 10)" in done.stderr
 
 
 @pytest.mark.parametrize(

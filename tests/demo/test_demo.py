@@ -16,12 +16,12 @@ NAMES = [dataset.name for dataset in demo.DATASETS]
 
 @pytest.fixture
 def small(monkeypatch):
-    """The demo with one or two episodes a split."""
+    """The demo with one or two episodes per split."""
     datasets = [replace(d, splits={s: 1 + (s == "train") for s in d.splits}) for d in demo.DATASETS[:2]]
     monkeypatch.setattr(demo, "DATASETS", tuple(datasets))
 
 
-def test_demo_is_written_silently_and_alike_twice(small, tmp_path, capfd):
+def test_the_demo_is_reproducible_and_silent(small, tmp_path, capfd):
     first, second = (demo.write_demo(tmp_path / name) for name in ("a", "b"))
     assert [(d.name, d.version, d.splits) for d in first] == [
         ("bridge_dataset", "1.0.0", {"train": (1, 1), "val": (1,)}),
@@ -34,7 +34,7 @@ def test_demo_is_written_silently_and_alike_twice(small, tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_demo_replaces_its_own_folders_only(small, tmp_path):
+def test_the_demo_replaces_only_its_own_folders(small, tmp_path):
     folder = demo.write_demo(tmp_path)[0].path
     before = (folder / "bridge_dataset-train.tfrecord-00000-of-00002").read_bytes()
     demo.write_demo(tmp_path, seed=1)
@@ -45,7 +45,7 @@ def test_demo_replaces_its_own_folders_only(small, tmp_path):
         demo.write_demo(tmp_path)
 
 
-def test_spoiled_episodes_lie_in_the_train_split():
+def test_spoiled_episodes_are_in_the_train_split():
     for dataset in demo.DATASETS:
         assert all(index < dataset.splits["train"] for index in dataset.spoiled)
     assert sum(len(dataset.spoiled) for dataset in demo.DATASETS) == 3
@@ -60,7 +60,7 @@ def test_the_mixture_is_the_same_in_the_repository_and_in_the_package():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_structures_are_those_of_the_releases(name, shared: Path):
+def test_structures_equal_those_of_the_releases(name, shared: Path):
     known = tfds.FeatureConnector.from_json(json.loads((shared / f"oxe/features/{name}.json").read_text()))
     ours = tfds.FeatureConnector.from_json(features_json(name))
     assert leaves(ours) == leaves(known)
@@ -76,6 +76,6 @@ def leaves(feature, path: str = "") -> dict:
     return {path: (type(feature), str(feature.np_dtype), shape, getattr(feature, "encoding_format", None))}
 
 
-def test_a_wrong_notation_is_an_error():
-    with pytest.raises(ValueError, match="is no notation of a feature"):
+def test_an_invalid_notation_is_an_error():
+    with pytest.raises(ValueError, match="invalid feature notation"):
         _expand({"action": "float32<7>"})

@@ -1,4 +1,4 @@
-"""The numbers of an episode agree with each other, with the pictures, and with the data set's conventions."""
+"""The numbers of an episode agree with each other, with the images, and with the data set's conventions."""
 
 import io
 
@@ -43,8 +43,8 @@ def test_an_episode_has_the_declared_structure(name):
     assert steps["is_last"].tolist() == steps["is_terminal"].tolist() == steps["is_first"][::-1].tolist()
     for key, feature in structure["steps"].feature["observation"].items():
         if key.startswith("image"):
-            picture = Image.open(io.BytesIO(steps["observation"][key][-1]))
-            assert (picture.height, picture.width, len(picture.getbands())) == feature.shape
+            image = Image.open(io.BytesIO(steps["observation"][key][-1]))
+            assert (image.height, image.width, len(image.getbands())) == feature.shape
 
 
 def test_bridge_actions_are_the_differences_of_states():
@@ -54,10 +54,10 @@ def test_bridge_actions_are_the_differences_of_states():
     assert not action[0, :6].any()
     assert np.linalg.norm(action[:, :3], axis=1).max() > 0.02
     fingers_close = np.flatnonzero(np.diff(state[:, 6]) < 0)
-    assert not action[fingers_close, 6].any()  # told to close where they do
+    assert not action[fingers_close, 6].any()  # commanded to close where they do
 
 
-def test_bridge_flags_tell_which_cameras_hold_frames():
+def test_bridge_flags_match_the_cameras():
     for index in range(4):
         episode = make("bridge_dataset", index)
         for k in range(4):
@@ -66,7 +66,7 @@ def test_bridge_flags_tell_which_cameras_hold_frames():
         assert episode["episode_metadata"]["has_image_0"]
 
 
-def test_fractal_actions_lead_from_pose_to_pose():
+def test_fractal_actions_are_the_differences_of_poses():
     steps = make("fractal20220817_data", 1)["steps"]
     action, pose = steps["action"], steps["observation"]["base_pose_tool_reached"]
     np.testing.assert_allclose(pose[:-1, :3] + action["world_vector"][:-1], pose[1:, :3], atol=1e-6)
@@ -85,7 +85,7 @@ def matrix(quaternion: np.ndarray) -> np.ndarray:
     return np.eye(3) + 2 * w * cross + 2 * cross @ cross
 
 
-def test_jaco_moves_without_turning():
+def test_jaco_does_not_rotate():
     steps = make("jaco_play", 1)["steps"]
     observation, action = steps["observation"], steps["action"]
     position = observation["end_effector_cartesian_pos"][:, :3]
@@ -96,7 +96,7 @@ def test_jaco_moves_without_turning():
     assert relative_to_absolute(action["gripper_closedness_action"])[int(np.argmax(closed))] == 0
 
 
-def test_the_door_is_pulled_by_a_closed_hand():
+def test_the_door_is_opened_by_a_closed_hand():
     steps = make("nyu_door_opening_surprising_effectiveness")["steps"]
     closing = np.flatnonzero(steps["action"]["gripper_closedness_action"].ravel() == 1)
     vector = steps["action"]["world_vector"]
@@ -104,7 +104,7 @@ def test_the_door_is_pulled_by_a_closed_hand():
     assert (vector[closing[-1] + 1 : -1, 1] < 0).all()  # back, along the door's arc
 
 
-def test_spoiled_episodes_are_spoiled_as_said():
+def test_spoiled_episodes():
     silent = make("bridge_dataset", language=False)
     assert set(silent["steps"]["language_instruction"]) == {""}
     assert not silent["episode_metadata"]["has_language"]
@@ -115,14 +115,14 @@ def test_spoiled_episodes_are_spoiled_as_said():
     assert np.isnan(broken).any(axis=1).sum() == 1
 
 
-def test_an_embedding_belongs_to_its_text():
+def test_equal_texts_have_equal_embeddings():
     one, same, other = (episodes._embeddings(text, 2) for text in ("open the drawer", "open the drawer", "close it"))
     np.testing.assert_array_equal(one, same)
     assert abs(one[0] @ other[0]) < 0.2
     assert np.linalg.norm(one[0]) == pytest.approx(1)
 
 
-def test_quaternions_and_angles_invert_the_rotation():
+def test_quaternions_and_angles_invert_rotations():
     np.testing.assert_allclose(
         episodes._quaternion(rotation_from_rpy(np.array([0, 0, np.pi / 2]))), [0, 0, 0.5**0.5, 0.5**0.5]
     )

@@ -11,7 +11,7 @@ def test_rotation_is_roll_then_pitch_then_yaw():
     np.testing.assert_allclose(both @ [0, 1, 0], [0, 0, 1], atol=1e-12)
 
 
-def test_joint_angles_lead_back_to_the_wrist():
+def test_joint_angles_give_the_wrist():
     arm = Arm(base=(0.1, -0.2, 0.0))
     pose = Pose(np.array([0.35, 0.05, 0.04]), np.array([0.1, -0.1, 0.4]), 1.0)
     waist, lift, bend = arm.joints(pose)[:3]
@@ -21,17 +21,17 @@ def test_joint_angles_lead_back_to_the_wrist():
     np.testing.assert_allclose(wrist, pose.position + pose.rotation[:, 2] * arm.hand)
 
 
-def test_fingers_stand_apart_by_their_opening():
+def test_the_gap_of_the_fingers_is_their_opening():
     gaps = []
     for opening in (0.0, 1.0):
         solids = Solids()
         Arm().add_gripper(solids, Pose(np.zeros(3), np.zeros(3), opening), palm=False)
-        left, right = (corners[:, 1] for corners, _, _ in solids.boxes)
+        left, right = (corners[:, 1] for corners, _, _ in solids.parts)
         gaps.append(right.min() - left.max())
     np.testing.assert_allclose(gaps, [0.001, OPENING + 0.001])
 
 
-def test_the_wrist_camera_sees_the_grasp_in_the_middle():
+def test_the_wrist_camera_sees_the_grasp_point_in_the_middle():
     pose = Pose(np.array([0.3, 0.1, 0.05]), np.array([0.1, 0.1, 1.0]), 1.0)
     pixel, depth = Arm().wrist_camera(pose, (200, 200)).project(pose.position)
     assert 0.05 < depth < 0.2

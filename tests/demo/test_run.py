@@ -5,7 +5,7 @@ import pytest
 from oxe_curate.demo.run import run_demo
 
 
-def test_the_demo_runs_and_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_demo(tmp_path / "demo")
     text = capsys.readouterr().out
     for expected in (

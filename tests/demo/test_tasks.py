@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oxe_curate.demo.rooms import BRIDGE, FRACTAL, JACO, Scene
-from oxe_curate.demo.tasks import DemoTask, Frame, perform
+from oxe_curate.demo.tasks import DemoStep, DemoTask, perform
 from oxe_curate.demo.world import BLOCK, Block, Cabinet, Plate, World
 
 SCENES = {"bridge": BRIDGE[0], "fractal": FRACTAL, "jaco": JACO}
@@ -22,7 +22,7 @@ def task_of(kind: str, seed: int) -> DemoTask:
     return DemoTask(kind, "" if kind in ("open", "close") else "red", other)
 
 
-def reached(task: DemoTask, frames: list[Frame]) -> bool:
+def reached(task: DemoTask, frames: list[DemoStep]) -> bool:
     before, after = frames[0].world, frames[-1].world
     block = after.blocks.get("red")
     match task.kind:
@@ -44,7 +44,7 @@ def reached(task: DemoTask, frames: list[Frame]) -> bool:
 
 
 @pytest.mark.parametrize(("scene", "kind"), CASES)
-def test_the_goal_is_reached_by_a_hand_within_reach(scene, kind):
+def test_every_task_is_completed_within_reach(scene, kind):
     scene = SCENES[scene]
     for seed in range(8):
         task = task_of(kind, seed)
@@ -55,7 +55,7 @@ def test_the_goal_is_reached_by_a_hand_within_reach(scene, kind):
         assert min(frame.pose.position[2] for frame in frames) > 0.01
 
 
-def stretch(scene: Scene, frame: Frame) -> float:
+def stretch(scene: Scene, frame: DemoStep) -> float:
     arm = scene.arm
     wrist = frame.pose.position + frame.pose.rotation[:, 2] * arm.hand
     shoulder = np.asarray(arm.base) + np.array([0, 0, arm.shoulder])
@@ -80,14 +80,14 @@ def test_a_held_block_moves_with_the_hand():
     np.testing.assert_allclose(offsets, [offsets[0]] * len(offsets), atol=1e-12)
 
 
-def test_commands_come_before_the_fingers_move():
+def test_commands_precede_the_motion_of_the_fingers():
     frames = perform(DemoTask("pick", "red"), BRIDGE[0].room, np.random.default_rng(1))
     first_closing = next(t for t, f in enumerate(frames) if f.pose.opening < 1)
     assert [f.command for f in frames[: first_closing - 1]] == [1.0] * (first_closing - 1)
     assert [f.command for f in frames[first_closing - 1 :]] == [0.0] * (len(frames) - first_closing + 1)
 
 
-def test_a_drawer_takes_its_blocks_along():
+def test_a_drawer_moves_its_blocks():
     cabinet = Cabinet(0.3, 0.2, (0, -1))
     world = World(
         blocks={"red": Block("red", cabinet.point(0, 0.05, 0.09))}, cabinet=cabinet, extent=0.11, held="drawer"

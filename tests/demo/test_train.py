@@ -8,10 +8,10 @@ from oxe_curate.demo import train
 from oxe_curate.demo.run import run_demo
 
 
-def test_the_demo_trains_evaluates_and_asks(
+def test_the_demo_trains_evaluates_and_calls_the_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "OPTIONS", train.OPTIONS | {"steps": 2, "warmup": 0, "save_every": 1})
+    monkeypatch.setattr(train, "_OPTIONS", train._OPTIONS | {"steps": 2, "warmup": 0, "save_every": 1})
     run_demo(tmp_path / "demo")
     train.run_training_demo(tmp_path / "demo")
     text = capsys.readouterr().out

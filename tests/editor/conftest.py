@@ -67,7 +67,7 @@ class Served:
 
 
 def start(path: Path, catalogue: Catalogue, port: int = 0, allowed: tuple[str, ...] = ()) -> Served:
-    """Serve a file from a thread; returns once it listens."""
+    """Serve a file from a thread; returns when it accepts connections."""
     sock = server.listen(port)
     access = Access.local(sock.getsockname()[1], allowed)
     config = uvicorn.Config(

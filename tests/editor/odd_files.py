@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (a file a line)
-"""Mixture files as people and programs write them; in each, the weight of data set 1 can be set."""
+"""Mixture files with unusual formatting; in each, the weight of data set 1 can be set."""
 
 ODD_FILES = {
     "plain": "name: m\ndatasets:\n  - name: a\n    weight: 1.0\n  - name: b\n    weight: 2.0\n",

@@ -1,4 +1,4 @@
-"""How fast the page is: `python -m tests.editor.speed` prints a table. Wants Chromium and playwright."""
+"""Speed of the page: `python -m tests.editor.speed` prints a table. Requires Chromium and playwright."""
 
 import shutil
 import statistics

@@ -20,7 +20,7 @@ STEPS = [100.0, 200.0, 700.0]
 
 
 def units(text: str, start: int, end: int) -> str:
-    """A part of a text, in UTF-16 units, as a browser takes it."""
+    """A slice of a text in UTF-16 units, as in a browser."""
     return text.encode("utf-16-le")[2 * start : 2 * end].decode("utf-16-le")
 
 
@@ -32,7 +32,7 @@ def changed(text: str, done: dict) -> str:
     return raw.decode("utf-16-le")
 
 
-def test_rows_have_their_places_numbers_and_shares(catalogue):
+def test_rows_have_positions_numbers_and_shares(catalogue):
     found = analyse.analyse(MIXTURE, catalogue)
     rows = found["rows"]
     assert [units(MIXTURE, row["weightFrom"], row["weightTo"]) for row in rows] == ["1.0", "0.54087122203", "2.0"]
@@ -87,7 +87,7 @@ def test_texts_survive_every_edit_and_are_shown(catalogue, tmp_path):
     assert "no such file or folder" in finding["message"]
 
 
-def test_epochs_count_the_training(catalogue):
+def test_epochs_depend_on_the_training_samples(catalogue):
     rows = analyse.analyse(MIXTURE, catalogue, samples=10_000)["rows"]
     assert sum(row["epochs"] * row["steps"] * 0.9 for row in rows) == pytest.approx(10_000)
 
@@ -96,21 +96,21 @@ def test_epochs_count_the_training(catalogue):
     ("text", "line", "message"),
     [
         ("name: [\n", 2, "expected"),
-        ("# 🤖\nname: m\nname: n\n", 3, "twice"),
+        ("# 🤖\nname: m\nname: n\n", 3, "duplicate key"),
         ("- a\n", 1, "keys and values"),
         ("", 1, "keys and values"),
         ("name: m\ndatasets: 3\n", 2, "list"),
-        ("name: m\ndatasets:\n  - a\n", 3, "entry 1 of datasets has no name"),
+        ("name: m\ndatasets:\n  - a\n", 3, "datasets: entry 1 has no name"),
     ],
 )
-def test_a_text_that_is_no_mixture_names_its_line(catalogue, text, line, message):
+def test_an_invalid_text_has_an_error_with_its_line(catalogue, text, line, message):
     found = analyse.analyse(text, catalogue)
     assert found["ok"] is False
     assert found["error"]["line"] == line
     assert message in found["error"]["message"]
 
 
-def test_a_row_with_a_problem_stays_editable(catalogue):
+def test_a_row_with_a_problem_remains_editable(catalogue):
     text = "name: m\ndatasets:\n  - name: brigde_orig\n    weight: -1\n  - name: viola\n"
     rows = analyse.analyse(text, catalogue)["rows"]
     assert "Did you mean 'bridge_orig'" in rows[0]["problem"]
@@ -123,7 +123,7 @@ def test_a_row_with_a_problem_stays_editable(catalogue):
     ("quantity", "value"), [("weight", 0.7), ("share", 0.25), ("epochs", 3.0), ("hours", 0.05)],
 )  # fmt: skip
 @pytest.mark.parametrize("samples", [None, 50_000.0])
-def test_what_is_set_is_what_is_shown(catalogue, quantity, value, samples):
+def test_a_quantity_that_is_set_is_shown(catalogue, quantity, value, samples):
     key = {"hours": "passHours"}.get(quantity, quantity)
     done = analyse.apply_action(
         MIXTURE, {"op": "quantity", "row": 2, "quantity": quantity, "value": value}, catalogue, samples
@@ -134,7 +134,7 @@ def test_what_is_set_is_what_is_shown(catalogue, quantity, value, samples):
 
 
 @pytest.mark.parametrize(("quantity", "value"), [("weight", 3.0), ("share", 0.5), ("epochs", 3.0)])
-def test_rebalancing_keeps_the_pass_and_the_locked(quantity, value):
+def test_rebalancing_keeps_the_size_of_a_pass_and_locked_rows(quantity, value):
     new = solve([1.0, 1.0, 1.0], STEPS, 0, quantity, value, samples=1000.0, keep_total=True, locked={1})
     weights = [new.get(i, 1.0) for i in range(3)]
     assert np.dot(weights, STEPS) == pytest.approx(1000, rel=1e-5)
@@ -145,9 +145,9 @@ def test_rebalancing_keeps_the_pass_and_the_locked(quantity, value):
         assert weights[0] == pytest.approx(3.0, rel=1e-5)
 
 
-def test_rows_of_unknown_size_are_left_alone():
+def test_rows_of_unknown_size_are_not_changed():
     assert solve([1.0, 1.0, 1.0], [100.0, None, 300.0], 0, "share", 0.5) == {0: 3.0}
-    with pytest.raises(ConfigError, match="steps is not known"):
+    with pytest.raises(ConfigError, match="steps is unknown"):
         solve([1.0, 1.0], [None, 100.0], 0, "share", 0.5)
     assert solve([1.0, 1.0], [None, 100.0], 0, "weight", 0.5) == {0: 0.5}
 
@@ -155,9 +155,9 @@ def test_rows_of_unknown_size_are_left_alone():
 @pytest.mark.parametrize(
     ("quantity", "value", "message"),
     [("share", 1.0, "share"), ("share", 0.0, "above zero"), ("weight", -1, "above zero"), ("mass", 1, "Known|mean"),
-     ("epochs", 1e9, "do not fit"), ("hours", 1, "control rate")],
+     ("epochs", 1e9, "are more than"), ("hours", 1, "control rate")],
 )  # fmt: skip
-def test_what_cannot_be_reached_is_refused(quantity, value, message):
+def test_an_impossible_quantity_is_rejected(quantity, value, message):
     with pytest.raises(ConfigError, match=message):
         solve([1.0, 1.0], [100.0, 100.0], 0, quantity, value, samples=1000.0)
 
@@ -189,23 +189,23 @@ def test_every_published_mixture_can_be_edited():
         assert all(row["problem"] is None for row in done["analysis"]["rows"])
 
 
-def test_checks_are_the_command_lines(catalogue):
+def test_checks_equal_those_of_the_command_line(catalogue):
     findings = analyse.problems(MIXTURE.replace("jaco_play", "dobbe"), catalogue, None)
     first = findings[0]
     assert (first["level"], first["code"], first["line"]) == ("error", "fails_criterion", 10)
 
 
-def test_a_file_to_begin_with(index):
+def test_the_starting_text_has_the_data_sets_of_the_index(index):
     text = starting_text("mine", index)
     assert [row["weight"] for row in analyse.analyse(text, Catalogue(index))["rows"]] == [1.0, 1.0, 1.0]
     assert analyse.analyse(starting_text("mine", None), Catalogue(None))["rows"] == []
 
 
-def test_a_proposal_is_worked_out_beside_the_page(catalogue):
+def test_a_proposal_is_computed_in_the_background(catalogue):
     proposals = Proposals(catalogue)
-    mixture = analyse.mixture(MIXTURE, "my.yaml")
+    mixture = analyse.parse_mixture(MIXTURE, "my.yaml")
     assert proposals.state() == {"state": "idle"}
-    with pytest.raises(ConfigError, match="not a method"):
+    with pytest.raises(ConfigError, match="unknown method"):
         proposals.start(mixture, "guess")
     with pytest.raises(ConfigError, match="--index"):
         Proposals(Catalogue(None)).start(mixture, "diversity")
@@ -227,8 +227,8 @@ def frames(catalogue, index) -> FrameViewer:
 
 
 @pytest.mark.parametrize("more", ["", "window: 3\nstride: 2\n"])
-def test_the_next_samples_are_those_that_tokenize_writes(frames, index, tmp_path, more):
-    mixture = analyse.mixture(MIXTURE + more, "my.yaml")
+def test_the_next_samples_equal_the_rows_that_tokenize_writes(frames, index, tmp_path, more):
+    mixture = analyse.parse_mixture(MIXTURE + more, "my.yaml")
     found = frames.next_samples(mixture, "my.yaml", 0, 64)
     later = frames.next_samples(mixture, "my.yaml", 64, 16)
     path = tmp_path / "my.yaml"
@@ -243,7 +243,7 @@ def test_the_next_samples_are_those_that_tokenize_writes(frames, index, tmp_path
     assert [s["sampleId"] for s in other["samples"]] != shown[:64]
 
 
-def test_histograms_have_the_bounds_and_the_clipped_share(frames, index):
+def test_histograms_have_bounds_and_the_clipped_share(frames, index):
     found = frames.histograms(["bridge_dataset", "jaco_play"], 0.05, 0.95)
     assert [d["axis"] for d in found["dimensions"]] == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
     for dimension in found["dimensions"]:
@@ -261,7 +261,7 @@ def test_details(frames):
     assert sum(text["episodes"] for text in found["instructions"]) > 10
     with pytest.raises(ConfigError, match="keeps no episode"):
         frames.details("nyu_door_opening_surprising_effectiveness")
-    with pytest.raises(ConfigError, match="holds no"):
+    with pytest.raises(ConfigError, match="is not in the index"):
         frames.details("viola")
 
 
@@ -270,8 +270,8 @@ def test_a_swapped_frame_has_red_and_blue_exchanged(frames):
 
     from PIL import Image
 
-    pictures = [frames.picture("bridge_dataset", "primary", 0, 0, 3, 72, swap) for swap in (False, True)]
-    plain, swapped = (np.asarray(Image.open(io.BytesIO(p)), np.float64) for p in pictures)
+    encoded = [frames.image("bridge_dataset", "primary", 0, 0, 3, 72, swap) for swap in (False, True)]
+    plain, swapped = (np.asarray(Image.open(io.BytesIO(p)), np.float64) for p in encoded)
     assert np.abs(plain[..., 0] - swapped[..., 2]).mean() < 6
     assert np.abs(plain[..., 0] - plain[..., 2]).mean() > 8
 

@@ -16,19 +16,19 @@ RAW = st.tuples(st.booleans(), st.lists(st.tuples(st.text("ab:🤖 ", max_size=4
 
 
 @pytest.mark.parametrize("name", ODD_FILES)
-def test_an_untouched_text_is_the_same_bytes(name):
+def test_an_unchanged_text_has_the_same_bytes(name):
     raw = ODD_FILES[name].encode()
     assert "\r" not in view(raw)
     assert restore(view(raw), raw) == raw
 
 
 @given(RAW)
-def test_any_text_comes_back(raw):
+def test_any_text_survives_a_round_trip(raw):
     assert restore(view(raw), raw) == raw
 
 
 @given(RAW, st.data())
-def test_untouched_lines_keep_their_break(raw, data):
+def test_unchanged_lines_keep_their_line_break(raw, data):
     lines = view(raw).split("\n")
     i = data.draw(st.integers(0, len(lines) - 1))
     lines[i] = "changed 🦾"
@@ -39,7 +39,7 @@ def test_untouched_lines_keep_their_break(raw, data):
     assert after.count(b"\r") == raw.count(b"\r")
 
 
-def test_a_new_line_takes_the_common_break():
+def test_a_new_line_gets_the_most_common_line_break():
     raw = b"a\r\nb\r\nc\nd\r\n"
     assert restore("a\nnew\nb\nc\nd\n", raw) == b"a\r\nnew\r\nb\r\nc\nd\r\n"
 
@@ -61,7 +61,7 @@ def test_save_without_a_change_does_not_touch_the_file(path):
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_save_keeps_breaks_and_mode_and_leaves_nothing_behind(path):
+def test_save_keeps_line_breaks_and_mode_and_leaves_no_temporary_file(path):
     path.chmod(0o640)
     file = MixtureFile(path)
     assert file.save("name: n\ndatasets: []\n", file.read().digest)[0]
@@ -94,7 +94,7 @@ def test_a_file_that_changed_is_not_overwritten(path):
     assert not path.exists()
 
 
-def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+def test_a_failed_write_keeps_the_old_file(path, monkeypatch):
     file = MixtureFile(path)
     base = file.read().digest
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -133,9 +133,9 @@ def test_a_file_that_became_a_link_is_not_followed(tmp_path, path):
     assert secret.read_bytes() == b"secret"
 
 
-def test_what_is_no_file(tmp_path):
+def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(ConfigError, match="plain file"):
+    with pytest.raises(ConfigError, match="regular file"):
         MixtureFile(tmp_path / "pipe.yaml")
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises((ConfigError, StorageError)):

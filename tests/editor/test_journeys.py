@@ -1,4 +1,4 @@
-"""What people do with the page, in a real browser. Skipped where there is no Chromium (see docs/editor.md)."""
+"""User journeys in a real browser. Skipped without Chromium (see docs/editor.md)."""
 
 import difflib
 import os
@@ -98,7 +98,7 @@ def test_edit_a_weight_and_save(page, served):
         ("Hours of jaco_play in one pass", "0.1", "0.10"),
     ],
 )
-def test_share_epochs_and_hours_move_the_weight(page, name, value, other):
+def test_share_epochs_and_hours_change_the_weight(page, name, value, other):
     before = field(page, "Weight of jaco_play").input_value()
     quantity = field(page, name)
     quantity.fill(value)
@@ -169,8 +169,8 @@ def test_locked_rows_keep_their_share_while_the_rest_is_rebalanced(page):
     assert field(page, "Weight of bridge_dataset").input_value() == "1"
 
 
-def test_a_drag_there_and_back_leaves_the_text_as_it_was(page):
-    """With rebalancing every step changes several rows; all are counted from the text at the start of the drag."""
+def test_a_drag_back_to_the_start_restores_the_text(page):
+    """With rebalancing, every step changes several rows; all changes refer to the text at the start of the drag."""
     page.get_by_label("Published weights").select_option("openvla_rtx")
     page.get_by_label("Rebalance the rest").check()
     slider = field(page, "Weight of jaco_play, logarithmic")
@@ -192,18 +192,18 @@ def test_a_drag_there_and_back_leaves_the_text_as_it_was(page):
     expect(field(page, "Weight of bridge_dataset")).to_have_value("1")
 
 
-def test_an_unknown_data_set_is_refused_by_name(page):
+def test_an_unknown_data_set_is_reported(page):
     field(page, "Add a data set").fill("brigde")
     field(page, "Add a data set").press("Enter")
-    expect(page.get_by_text("No data set is called brigde.")).to_be_visible()
+    expect(page.get_by_text("Unknown data set brigde.")).to_be_visible()
 
 
-def test_invalid_text_locks_the_form_and_names_the_line(page):
+def test_invalid_text_locks_the_form_and_shows_the_line(page):
     page.locator(".cm-line", has_text="name: jaco_play").click()
     page.keyboard.press("End")
     page.keyboard.type(": [")
     banner = page.get_by_role("alert")
-    expect(banner).to_contain_text(re.compile(r"Line 10:.*last good text"))
+    expect(banner).to_contain_text(re.compile(r"Line 10:.*last valid text"))
     expect(page.locator(".lockable")).to_have_attribute("inert", "")
     expect(page.locator("tbody tr")).to_have_count(3)
     for _ in range(3):
@@ -212,34 +212,34 @@ def test_invalid_text_locks_the_form_and_names_the_line(page):
     expect(page.locator(".lockable")).not_to_have_attribute("inert", "")
 
 
-def test_text_and_form_point_at_each_other(page):
+def test_the_current_row_is_marked_in_text_and_form(page):
     page.locator(".cm-line", has_text="name: jaco_play").click()
     expect(page.locator("tbody tr.current")).to_contain_text("jaco_play")
     page.locator("tbody th.name button").first.click()
     expect(page.locator(".cm-current-row").first).to_contain_text("bridge_dataset")
 
 
-def test_the_published_weight_is_one_click_away(page):
+def test_the_published_weight_is_restored_with_one_click(page):
     page.get_by_label("Published weights").select_option("openvla_rtx")
     field(page, "Weight of jaco_play").fill("7")
     field(page, "Weight of jaco_play").press("Enter")
-    page.get_by_role("button", name=re.compile("Return jaco_play to OpenVLA: rtx: 2")).click()
+    page.get_by_role("button", name=re.compile("Reset jaco_play to OpenVLA: rtx: 2")).click()
     expect(field(page, "Weight of jaco_play")).to_have_value("2")
     expect(page.locator(".state")).to_have_text("saved")
 
 
-def test_compare_and_take_over(page, served):
+def test_compare_and_adopt(page, served):
     page.get_by_label("Published weights").select_option("openvla_bridge_rt_1")
     page.get_by_role("tab", name="Compare").click()
-    page.get_by_role("button", name="Take over all").click()
-    expect(page.get_by_text("Same data sets, same weights.")).to_be_visible()
+    page.get_by_role("button", name="Adopt all").click()
+    expect(page.get_by_text("Same data sets and weights.")).to_be_visible()
     expect(page.locator("tbody th.name")).to_have_count(2)
     text = saved(page, served)
     assert "# the first" in text
     assert "jaco_play" not in text
 
 
-def test_a_proposal_is_accepted_row_by_row(page, served):
+def test_a_proposal_is_adopted_row_by_row(page, served):
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="By diversity").click()
     expect(page.get_by_label("Published weights")).to_have_value("proposed_diversity", timeout=60_000)
@@ -301,7 +301,7 @@ def test_a_draft_survives_the_server(context, served, catalogue):
     field(page, "Weight of bridge_dataset").press("Enter")
     expect(page.locator(".state")).to_have_text("edited")
     served.stop()
-    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(page.get_by_role("alert")).to_contain_text("does not respond")
     page.on("dialog", lambda dialog: dialog.accept())
     page.close(run_before_unload=False)
     again = start(served.path, catalogue, served.port)
@@ -317,7 +317,7 @@ def test_a_draft_survives_the_server(context, served, catalogue):
         again.stop()
 
 
-def test_by_keyboard_alone(page, served):
+def test_with_the_keyboard_only(page, served):
     page.keyboard.press("/")
     page.keyboard.type("jaco")
     expect(page.locator("tbody tr")).to_have_count(1)
@@ -362,7 +362,7 @@ def test_frames_actions_and_samples(page):
 
 @pytest.fixture(scope="module")
 def many_rows(tmp_path_factory) -> Path:
-    """200 rows, of which the catalogue knows 97."""
+    """200 rows, 97 of them in the catalogue."""
     catalogue = Catalogue(None)
     names = [fact["name"] for fact in catalogue.facts.values()]
     names += [f"unknown_{i}" for i in range(200 - len(names))]
@@ -372,7 +372,7 @@ def many_rows(tmp_path_factory) -> Path:
     return path
 
 
-def test_200_rows_stay_quick(context, many_rows, catalogue, record_property):
+def test_200_rows_are_fast(context, many_rows, catalogue, record_property):
     served = start(many_rows, catalogue)
     try:
         page = opened(context, served)
@@ -385,14 +385,14 @@ def test_200_rows_stay_quick(context, many_rows, catalogue, record_property):
         took = page.evaluate("performance.getEntriesByName('edit').map((entry) => entry.duration)")
         assert len(took) >= 10
         record_property("median_ms", sorted(took)[len(took) // 2])
-        assert sorted(took)[len(took) // 2] < 1000  # a loaded machine; benchmarks/ holds the true figures
+        assert sorted(took)[len(took) // 2] < 1000  # a loaded machine; see benchmarks/ for measurements
     finally:
         served.stop()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("tab", ["Balance", "Data set", "Samples", "Compare", "Checks", "Settings"])
-def test_axe_finds_nothing_serious(page, scheme, tab):
+def test_axe_finds_no_serious_problem(page, scheme, tab):
     page.emulate_media(color_scheme=scheme)
     page.get_by_role("tab", name=tab).click()
     field(page, "Select jaco_play").check()
@@ -416,7 +416,7 @@ def test_no_request_leaves_the_machine(page, served):
     assert [url for url in page.requests if not url.startswith((own, "data:"))] == []
 
 
-def test_a_new_file_is_made_by_the_first_save(context, tmp_path, catalogue):
+def test_a_new_file_is_created_by_the_first_save(context, tmp_path, catalogue):
     served = start(tmp_path / "new.yaml", catalogue)
     try:
         page = opened(context, served)

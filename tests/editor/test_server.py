@@ -1,4 +1,4 @@
-"""Who is let in, and what is answered; over real sockets, so that headers are what arrives."""
+"""Access control and responses of the editor's server, over real sockets."""
 
 import http.client
 import json
@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from oxe_curate.editor import server
 from oxe_curate.editor.catalogue import Catalogue
+from oxe_curate.editor.files import MixtureFile
 from oxe_curate.editor.security import HEADERS, Access
 from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.mixture import published
 from tests.editor.conftest import MIXTURE, start
 
 
@@ -26,7 +29,7 @@ def running(tmp_path_factory, catalogue):
 
 
 def ask(served, method, path, body=None, raw=False, **headers):
-    """Status, headers and body. Headers named here replace those of a well-behaved page; None leaves one out."""
+    """Status, headers and body. Given headers replace those of a well-behaved page; None omits one."""
     own = {
         "Host": f"127.0.0.1:{served.port}",
         "Cookie": f"{served.access.cookie}={served.access.session}",
@@ -64,7 +67,7 @@ def test_a_well_behaved_page_is_served(running):
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        # DNS rebinding: a foreign name that resolves to 127.0.0.1
+        # DNS rebinding: another name that resolves to 127.0.0.1
         ({"Host": "evil.example"}, 421),
         ({"Host": "evil.example:{port}"}, 421),
         ({"Host": "127.0.0.1"}, 421),
@@ -77,7 +80,7 @@ def test_a_well_behaved_page_is_served(running):
         ({"Host": "robots.example:9999", "Origin": "https://robots.example:9999"}, 421),
         ({"Host": "tunnel.example:9999", "Origin": "http://tunnel.example:9999"}, 200),
         ({"Host": "Tunnel.Example", "Origin": "https://tunnel.example"}, 200),
-        # requests that another page makes the browser send
+        # requests sent by another page
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Origin": None}, 403),
@@ -87,14 +90,14 @@ def test_a_well_behaved_page_is_served(running):
         ({"Origin": "file://127.0.0.1:{port}"}, 403),
         ({"Sec_Fetch_Site": "cross-site"}, 403),
         ({"Sec_Fetch_Site": "same-site"}, 403),
-        # without the cookie, or with another
+        # without the cookie, or with a wrong one
         ({"Cookie": None}, 401),
         ({"Cookie": "oxe_curate_edit_{port}="}, 401),
         ({"Cookie": "oxe_curate_edit_{port}=guess"}, 401),
         ({"Cookie": "oxe_curate_edit_1={session}"}, 401),
         ({"Cookie": "a=b; oxe_curate_edit_{port}={session}"}, 200),
         ({"Cookie": '"; \\'}, 401),
-        # what a form can send
+        # content types that a form can send
         ({"Content_Type": "text/plain"}, 415),
         ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
         ({"Content_Type": "multipart/form-data; boundary=x"}, 415),
@@ -103,7 +106,7 @@ def test_a_well_behaved_page_is_served(running):
         ({"Content_Type": "application/json; charset=utf-8"}, 200),
     ],
 )
-def test_the_matrix_of_attacks(running, change, status):
+def test_attacks_are_refused(running, change, status):
     fill = {"port": running.port, "session": running.access.session}
     headers = {name: value and value.format(**fill) for name, value in change.items()}
     got, answered, _ = ask(running, "POST", "/api/analyse", GOOD, **headers)
@@ -132,7 +135,7 @@ def test_the_token_becomes_a_cookie_once(running):
         status, headers, _ = ask(running, "GET", f"/?token={token}", **plain)
         assert status == 401
         assert "set-cookie" not in headers
-    # a link on another page may lead here, but brings no cookie
+    # a link on another page may lead here, but without the cookie
     assert ask(running, "GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Cookie=None)[0] == 401
     assert ask(running, "GET", "/main.js", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
 
@@ -155,13 +158,13 @@ def test_other_methods_are_refused(running, method):
         "/api/frame/bridge_dataset?h=100000", "/api/frame/bridge_dataset?h=x",
     ],
 )  # fmt: skip
-def test_nothing_is_opened_by_a_name_that_a_request_brings(running, path):
+def test_no_file_is_opened_by_the_path_of_a_request(running, path):
     status, _, body = ask(running, "GET", path)
     assert status == 404
     assert b"root:" not in body
 
 
-def test_frames_are_pictures(running):
+def test_frames_are_jpegs(running):
     for path in ("/api/frame/bridge_dataset", "/api/frame/bridge_dataset/secondary/0/0/3?h=144"):
         status, headers, body = ask(running, "GET", path)
         assert status == 200
@@ -209,7 +212,7 @@ def test_malformed_requests_are_explained(running, path, body, status):
     assert b"Traceback" not in answer
 
 
-def test_a_body_has_a_size(running):
+def test_a_large_body_is_refused(running):
     assert ask(running, "POST", "/api/analyse", b"", raw=True, Content_Length=str(5 << 20))[0] == 413
     assert ask(running, "POST", "/api/analyse", b"0\r\n\r\n", raw=True, Content_Length=None, Transfer_Encoding="chunked")[0] in (411, 400)  # fmt: skip  # noqa: E501
 
@@ -233,15 +236,15 @@ def test_websockets_are_refused(running):
     assert status in (400, 401, 403)
 
 
-def test_only_this_machine_is_listened_to(running):
+def test_the_server_listens_on_127_0_0_1_only(running):
     sock = server.listen(0)
     assert sock.getsockname()[0] == "127.0.0.1"
-    with pytest.raises(StorageError, match="taken"):
+    with pytest.raises(StorageError, match="is in use"):
         server.listen(sock.getsockname()[1])
     sock.close()
 
 
-def test_secrets_are_long_and_stay_out_of_messages():
+def test_secrets_are_long_and_not_in_messages():
     access = Access.local(1234)
     assert len(access.token) >= 32
     assert len(access.session) >= 32
@@ -249,7 +252,7 @@ def test_secrets_are_long_and_stay_out_of_messages():
     assert access.session not in repr(access)
 
 
-def test_save_tells_of_a_conflict(running):
+def test_save_reports_a_conflict(running):
     base = json.loads(ask(running, "GET", "/api/file")[2])["base"]
     running.path.write_text("name: other\ndatasets: []\n", encoding="utf-8")
     answer = json.loads(ask(running, "POST", "/api/save", {"text": MIXTURE, "base": base})[2])
@@ -261,9 +264,13 @@ def test_save_tells_of_a_conflict(running):
     assert running.path.read_text(encoding="utf-8") == MIXTURE
 
 
-def test_what_cannot_be_edited(tmp_path):
-    with pytest.raises(ConfigError, match="Copy it first"):
-        server.serve_editor("openvla_rtx")
+def test_files_that_cannot_be_edited(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="Did you mean 'openvla_rtx'"):
+        server.serve_editor("openvla_rtxx")
+    monkeypatch.setattr(published, "_PACKAGED", tmp_path)
+    with pytest.raises(ConfigError, match=r"belongs to the installed package; edit a copy: oxe-curate edit a$"):
+        server.serve_editor(tmp_path / "a.yaml")
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match="yaml"):
         server.serve_editor(tmp_path / "x.txt")
     with pytest.raises(StorageError, match="no such folder"):
@@ -271,6 +278,18 @@ def test_what_cannot_be_edited(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"name: \xe9\n")
     with pytest.raises(ConfigError, match="UTF-8"):
         server.serve_editor(tmp_path / "latin.yaml")
+
+
+def test_a_published_mixture_is_edited_as_a_copy(tmp_path, monkeypatch, catalogue):
+    monkeypatch.chdir(tmp_path)
+    path, template = server._file_and_template("openvla_rtx")
+    assert path == Path("openvla_rtx.yaml")
+    editor = server.Editor(MixtureFile(path), catalogue, template)
+    opened = editor.opened()
+    assert opened["new"]
+    assert opened["text"] == published.find_published("openvla_rtx").path.read_text(encoding="utf-8")
+    assert editor.save({"text": "name: mine\n", "base": ""})["saved"]
+    assert path.read_text() == editor.opened()["text"] == "name: mine\n"
 
 
 def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
@@ -292,14 +311,14 @@ def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
         process.stdout.close()
 
 
-def test_every_static_file_has_a_type_and_a_size_worth_committing():
+def test_static_files_have_types_and_are_small():
     files = server.static_files()
     assert {"/", "/main.js", "/app.css", "/vendor/codemirror.js", "/vendor/preact.js"} <= set(files)
     assert max(len(data) for data, _ in files.values()) < 1_000_000
     assert not any(b"http://" in data.replace(b"http://www.w3.org/", b"") for path, (data, _) in files.items() if "vendor" not in path)  # fmt: skip  # noqa: E501
 
 
-def test_the_catalogue_without_an_index_answers(tmp_path):
+def test_the_catalogue_works_without_an_index(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(MIXTURE, encoding="utf-8")
     served = start(path, Catalogue(None))

@@ -13,8 +13,8 @@ from tests.structures import bridge
 BRIDGE = bridge()
 
 
-def picture(colour: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """uint8 (16, 16, 3): a flat colour, its left half as dark as the seed says, so that scenes differ."""
+def flat_image(colour: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """uint8 (16, 16, 3): a flat colour with a darker left part that depends on the seed, so that scenes differ."""
     image = np.full((16, 16, 3), colour, np.uint8)
     image[:, : 4 + seed % 8] //= 2
     return image

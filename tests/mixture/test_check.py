@@ -12,7 +12,7 @@ from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.check import Problem, check_file, check_text, has_errors
 from oxe_curate.mixture.lines import read_lines
 from oxe_curate.mixture.published import find_published
-from tests.mixture.sets import episode, index_of, picture
+from tests.mixture.sets import episode, flat_image, index_of
 
 
 def found(text: str, **options: object) -> dict[str, list[Problem]]:
@@ -26,7 +26,7 @@ def entries(*names: str, weight: float = 1.0) -> str:
     return "name: m\ndatasets:\n" + "".join(f"  - name: {name}\n    weight: {weight}\n" for name in names)
 
 
-def test_a_sound_mixture_has_only_its_licences_open() -> None:
+def test_a_good_mixture_has_only_a_licence_warning() -> None:
     assert list(found(entries("bridge_orig", "fractal20220817_data"))) == ["licence"]
 
 
@@ -38,12 +38,12 @@ def test_unknown_name() -> None:
 
 def test_duplicates_by_name_and_by_alias() -> None:
     by_name, by_alias = found(entries("kuka", "bridge_orig", "kuka", "bridge_dataset"))["duplicate"]
-    assert (by_name.line, by_name.message) == (7, "'kuka' stands twice, first on line 3")
+    assert (by_name.line, by_name.message) == (7, "duplicate data set 'kuka', first given on line 3")
     assert (by_alias.line, by_alias.dataset) == (9, "bridge_dataset")
-    assert "is the same data set as 'bridge_orig', first on line 5" in by_alias.message
+    assert "is the same data set as 'bridge_orig', first given on line 5" in by_alias.message
 
 
-def test_a_published_mixture_is_held_to_the_criterion_too() -> None:
+def test_a_published_mixture_is_checked_too() -> None:
     findings = check_file(find_published("oxe_magic_soup_plus").path)
     assert has_errors(findings)
     (failing,) = [f for f in findings if f.level == "error"]
@@ -73,14 +73,14 @@ def test_epochs_of_a_training() -> None:
     assert not {"few_epochs", "many_epochs"} & set(found(text))
 
 
-def test_unknown_sizes_are_said() -> None:
+def test_unknown_sizes_are_reported() -> None:
     (finding,) = found(entries("viola", "rh20t"), samples=1000)["size_unknown"]
     assert "rh20t" in finding.message
 
 
 def test_rates_language_gripper_and_licences() -> None:
     result = found(entries("fractal20220817_data", "toto", "austin_buds_dataset_converted_externally_to_rlds"))
-    assert "10 times: fractal20220817_data at 3 Hz, toto at 30 Hz" in result["control_rates"][0].message
+    assert "a factor of 10: fractal20220817_data 3 Hz, toto 30 Hz" in result["control_rates"][0].message
     assert [f.dataset for f in result["gripper_polarity"]] == ["austin_buds_dataset_converted_externally_to_rlds"]
     assert len(result["licence"]) == 1
     assert "3 of 3" in result["licence"][0].message
@@ -88,7 +88,7 @@ def test_rates_language_gripper_and_licences() -> None:
     assert "control_rates" not in found(entries("bridge_orig", "viola"))  # 5 and 20 Hz
 
 
-def test_what_cards_say() -> None:
+def test_gripper_polarity_and_broken_versions_of_cards() -> None:
     polarity = {name: card_facts.gripper_polarity(card) for name, card in registry.load_all().items()}
     for name in ("bridge_orig", "fractal20220817_data", "kuka", "libero_10_no_noops", "bc_z", "toto", "viola", "rh20t"):
         assert polarity[name] == "documented", name
@@ -117,20 +117,20 @@ def test_what_cards_say() -> None:
         ("", None, "expected a mapping"),
     ],
 )
-def test_a_wrong_form_is_a_finding_with_a_line(text: str, line: int | None, words: str) -> None:
+def test_a_schema_error_is_a_finding_with_a_line(text: str, line: int | None, words: str) -> None:
     (finding,) = check_text(text, "m.yaml")
     assert (finding.level, finding.code, finding.line) == ("error", "invalid", line)
     assert words in finding.message
     assert "m.yaml" not in finding.message
 
 
-def test_a_wrong_form_after_a_duplicate_has_its_own_line() -> None:
+def test_a_schema_error_after_a_duplicate_has_the_right_line() -> None:
     result = found(entries("viola", "viola") + "  - name: toto\n    weight: -1\n")
     assert (result["invalid"][0].line, result["duplicate"][0].line) == (8, 5)
     assert "datasets.2.weight" in result["invalid"][0].message
 
 
-def test_lines_of_odd_files() -> None:
+def test_line_numbers_of_unusual_files() -> None:
     lines = read_lines("\ufeff# c\r\nname: m\r\ndatasets: [{name: a, weight: 1},\r\n  {name: b}]\r\n")
     assert (lines.of("datasets.0.weight"), lines.of("datasets.1.name"), lines.of("datasets.1.weight")) == (3, 4, 4)
     assert lines.of("nowhere") is None
@@ -139,8 +139,8 @@ def test_lines_of_odd_files() -> None:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     move = np.full((4, 6), 0.01)
-    some = [episode("open the door", picture((90, 90, 200)), move)] * 3
-    silent = [episode("", picture((90, 90, 90)), move)] * 2
+    some = [episode("open the door", flat_image((90, 90, 200)), move)] * 3
+    silent = [episode("", flat_image((90, 90, 90)), move)] * 2
     return index_of(
         tmp_path_factory.mktemp("sets"),
         {"bridge_dataset": ("1.0.0", {"train": some, "val": some[:1]}), "bridge_data_msr": ("0.0.1", silent)},
@@ -178,7 +178,7 @@ def test_broken_versions(tmp_path: Path, index: Index) -> None:
     held = Index(index.folder, index.source, {"bc_z": replace(index.datasets["bridge_dataset"], card="bc_z")}, {})
     (finding,) = found(entries("bc_z"), index=held)["broken_version"]
     assert finding.level == "error"
-    assert "holds version 1.0.0" in finding.message
+    assert "has version 1.0.0" in finding.message
     held.datasets["bc_z"] = replace(held.datasets["bc_z"], version="0.1.0")
     assert not {"broken_version", "version_open"} & set(found(entries("bc_z"), index=held))
 
@@ -186,12 +186,12 @@ def test_broken_versions(tmp_path: Path, index: Index) -> None:
 def test_a_text_source_that_cannot_be_read(tmp_path: Path) -> None:
     text = entries("bridge_orig") + "texts:\n  - name: vqa\n    weight: 1\n    path: vqa.parqet\n"
     pq.write_table(pa.table({"image": [b"x"], "question": ["a"], "answr": ["b"]}), tmp_path / "vqa.parquet")
-    assert "no_text_source" not in found(text)  # nothing tells where a relative path starts
+    assert "no_text_source" not in found(text)  # a relative path needs a base folder
     (finding,) = found(text, base=tmp_path)["no_text_source"]
     assert (finding.level, finding.key, finding.line, finding.dataset) == ("error", "texts.0.path", 8, "vqa")
     assert "no such file or folder. Did you mean 'vqa.parquet'?" in finding.message
     (tmp_path / "m.yaml").write_text(text.replace("parqet", "parquet"))
     (finding,) = [f for f in check_file(tmp_path / "m.yaml") if f.code == "no_text_source"]
-    assert "no column 'answer' beside 'question'. Did you mean 'answr'?" in finding.message
+    assert "has a column 'question' but no 'answer'. Did you mean 'answr'?" in finding.message
     pq.write_table(pa.table({"image": [b"x"], "question": ["a"], "answer": ["b"]}), tmp_path / "vqa.parquet")
     assert not has_errors(check_file(tmp_path / "m.yaml"))

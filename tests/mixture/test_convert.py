@@ -26,19 +26,19 @@ def test_round_trip(weights: list[float], unit: convert.WeightUnit) -> None:
     assert [e.weight for e in back.datasets] == pytest.approx(weights, rel=1e-9)
 
 
-def test_from_shares_nothing_is_stored_twice() -> None:
+def test_shares_give_weights_of_at_most_one() -> None:
     back = convert.with_quantities(SOUP, FOUND, convert.quantities(SOUP, FOUND, "shares"), "shares")
     assert max(e.weight for e in back.datasets) == 1.0
     assert back.datasets[0].weight == pytest.approx(0.54087122203 / 3)
 
 
-def test_epochs_are_the_weights_of_a_mixture_that_is_passed_once() -> None:
+def test_epochs_of_one_pass_are_the_weights() -> None:
     values = convert.quantities(SOUP, FOUND, "epochs")
     assert values["taco_play"] == pytest.approx(2.0)
     assert convert.with_quantities(SOUP, FOUND, values, "epochs").datasets[3].weight == pytest.approx(2.0)
 
 
-def test_text_reads_back(tmp_path: Path) -> None:
+def test_the_text_can_be_read_again(tmp_path: Path) -> None:
     mixture = Mixture(
         name="mine: 1",
         datasets=(
@@ -55,9 +55,9 @@ def test_text_reads_back(tmp_path: Path) -> None:
     assert "validation" not in path.read_text()
 
 
-def test_unknown_sizes_and_strange_files_are_refused(tmp_path: Path) -> None:
+def test_unknown_sizes_and_invalid_files_are_rejected(tmp_path: Path) -> None:
     mixture = Mixture(name="m", datasets=(MixtureEntry(name="rh20t", weight=1.0),))
-    with pytest.raises(ConfigError, match="number of steps of 'rh20t' is not known"):
+    with pytest.raises(ConfigError, match="number of steps of 'rh20t' is unknown"):
         convert.quantities(mixture, members(mixture), "shares")
     with pytest.raises(ConfigError, match="'kuka' is not in both"):
         convert.with_quantities(mixture, members(mixture), {"kuka": 1.0, "rh20t": 1.0}, "weights")

@@ -27,7 +27,7 @@ def test_magic_soup_plus_and_its_second_stage() -> None:
     assert after > before
 
 
-def test_one_data_set_under_two_names_is_one() -> None:
+def test_a_data_set_is_the_same_under_any_name() -> None:
     result = compare(published.load_published("openvla_bridge"), published.load_published("octo_bridge"))
     assert result.changes == (MixtureChange("bridge_dataset", "same", (1.0, 1.0), (1.0, 1.0)),)
 

@@ -13,7 +13,7 @@ from oxe_curate.mixture import proxy
 from oxe_curate.mixture.propose import propose
 from oxe_curate.mixture.spec import Mixture, MixtureEntry, read_mixture
 from oxe_curate.mixture.survey import survey
-from tests.mixture.sets import episode, index_of, picture
+from tests.mixture.sets import episode, flat_image, index_of
 
 SHORT = proxy.ProxySettings(steps=4, batch=12, width=8)
 TASKS = ("open the drawer", "close the drawer", "pick up the cup", "wipe the table", "push the block", "turn the tap")
@@ -21,16 +21,16 @@ TASKS = ("open the drawer", "close the drawer", "pick up the cup", "wipe the tab
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    """A varied set, a narrow one, and one that is a single scene and task over and over."""
+    """A varied data set, a narrow one, and one that repeats a single scene and task."""
     rng = np.random.default_rng(0)
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250), (250, 250, 250)]
     move = rng.uniform(-0.1, 0.1, (8, 6))
     varied = [
-        episode(task, picture(colour, i), rng.uniform(-0.1, 0.1, (8, 6)))
+        episode(task, flat_image(colour, i), rng.uniform(-0.1, 0.1, (8, 6)))
         for i, (task, colour) in enumerate(zip(TASKS, colours, strict=True))
     ]
-    narrow = [episode(TASKS[i % 2], picture((90, 90, 90)), rng.uniform(-0.1, 0.1, (8, 6))) for i in range(6)]
-    same = [episode(TASKS[0], picture((90, 90, 90)), move)] * 6
+    narrow = [episode(TASKS[i % 2], flat_image((90, 90, 90)), rng.uniform(-0.1, 0.1, (8, 6))) for i in range(6)]
+    same = [episode(TASKS[0], flat_image((90, 90, 90)), move)] * 6
     return index_of(
         tmp_path_factory.mktemp("propose"),
         {"bridge_dataset": ("1.0.0", varied), "bridge_v2": ("1.0.0", narrow), "bridge_data_v2": ("1.0.0", same)},
@@ -47,11 +47,11 @@ def test_survey(index: Index) -> None:
     assert varied.duplicates == narrow.duplicates == 0
     assert same.duplicates == pytest.approx(5 / 6)
     assert survey(index, "bridge_dataset", sample=2).sampled == 2
-    with pytest.raises(ConfigError, match="keeps no episode in val"):
+    with pytest.raises(ConfigError, match="has no kept episode in val"):
         survey(index, "bridge_dataset", ("val",))
 
 
-def test_diversity_prefers_the_varied_and_leaves_out_what_repeats_itself(index: Index) -> None:
+def test_diversity_prefers_varied_data_and_removes_repetitive_data(index: Index) -> None:
     result = propose(index)
     weight = {row.name: row.weight for row in result.rows}
     assert weight["bridge_data_v2"] is None
@@ -62,7 +62,7 @@ def test_diversity_prefers_the_varied_and_leaves_out_what_repeats_itself(index: 
     assert propose(index) == result
 
 
-def test_against_a_mixture_whose_other_data_sets_are_elsewhere(index: Index) -> None:
+def test_weights_of_data_sets_outside_the_index_are_kept(index: Index) -> None:
     entries = (("viola", 2.0), ("bridge_dataset", 0.5), ("bridge_v2", 0.5))
     current = Mixture(name="mine", datasets=tuple(MixtureEntry(name=n, weight=w) for n, w in entries), chunk=8)
     result = propose(index, current)
@@ -72,7 +72,7 @@ def test_against_a_mixture_whose_other_data_sets_are_elsewhere(index: Index) -> 
     assert 48 * (new["bridge_dataset"] + new["bridge_v2"]) == pytest.approx(48, rel=1e-3)  # together as before
     assert result.mixture.chunk == 8
     assert result.rows[0].current == 0.5
-    with pytest.raises(ConfigError, match="holds none of the data sets of mine"):
+    with pytest.raises(ConfigError, match="no data set of mine is in the index"):
         propose(index, Mixture(name="mine", datasets=current.datasets[:1]))
 
 
@@ -81,10 +81,10 @@ def test_command(index: Index, tmp_path: Path) -> None:
     arguments = ["propose", "--index", str(index.folder), "--out", str(out), "-q"]
     result = CliRunner().invoke(mixture_app, arguments)
     assert result.exit_code == 0, result.exception
-    assert "- bridge_data_v2 is left out: 6 episodes of 8 steps with 1 task" in result.stdout
+    assert "- bridge_data_v2 is removed, for lack of variety: 6 episodes of 8 steps with 1 task" in result.stdout
     assert [e.name for e in read_mixture(out).datasets] == ["bridge_dataset", "bridge_v2"]
     assert "# bridge_dataset is drawn" in out.read_text()
-    assert "# bridge_data_v2 is left out" in out.read_text()
+    assert "# bridge_data_v2 is removed" in out.read_text()
     assert isinstance(CliRunner().invoke(mixture_app, arguments).exception, ConfigError)
     data = json.loads(CliRunner().invoke(mixture_app, [*arguments[:3], "-q", "--json"]).stdout)
     tasks = {row["name"]: row["numbers"]["tasks"] for row in data["rows"]}
@@ -111,16 +111,16 @@ def test_real_bridge_frames(shared: Path, tmp_path: Path) -> None:
     assert (train.episodes, train.steps, train.duplicates) == (25, 200, 0)
     assert 10 < train.effective_scenes < 20
     both = survey(index, "bridge_dataset", ("train", "val"))
-    assert both.duplicates == 0.5  # the two splits hold the same episodes
+    assert both.duplicates == 0.5  # the two splits contain the same episodes
     assert both.effective_scenes == pytest.approx(train.effective_scenes)
 
 
-def test_a_frame_that_is_no_picture_is_named(index: Index, tmp_path: Path) -> None:
-    image = picture((100, 120, 140))
+def test_an_undecodable_frame_is_reported(index: Index, tmp_path: Path) -> None:
+    image = flat_image((100, 120, 140))
     broken = index_of(tmp_path, {"bridge_dataset": ("1.0.0", [episode("go", image, np.full((4, 6), 0.1))])})
     (path,) = (tmp_path / "raw" / "bridge_dataset" / "1.0.0").glob("*tfrecord*")
     path.write_bytes(path.read_bytes().replace(b"\xff\xd8\xff", b"\xff\xd8\x00"))
     with pytest.raises(
-        DataError, match=r"bridge_dataset/1.0.0/train/00000/00000: a frame of its primary camera cannot be decoded"
+        DataError, match=r"bridge_dataset/1.0.0/train/00000/00000: cannot decode a frame of its primary camera"
     ):
         survey(broken, "bridge_dataset")

@@ -11,7 +11,7 @@ SETTINGS = proxy.ProxySettings(steps=50, batch=48, width=32, learning_rate=2e-3)
 
 
 def examples(kind: str, seed: int, n: int = 200) -> Examples:
-    """A bar in the picture; actions that are always the same, tell where the bar is, or are drawn by lot."""
+    """Images of a bar; actions that are constant, follow the position of the bar, or are random."""
     rng = np.random.default_rng(seed)
     place = rng.integers(0, 4, n)
     frames = np.zeros((n, 32, 32, 3), np.uint8)
@@ -36,7 +36,7 @@ def result(sets: list[Examples]) -> proxy.ProxyResult:
     return proxy.optimise(sets, [1, 1, 1], seed=0, settings=SETTINGS)
 
 
-def test_what_can_be_learnt_is_drawn_more_than_what_cannot_or_soon_is(result: proxy.ProxyResult) -> None:
+def test_learnable_data_is_drawn_more_than_noise_or_easy_data(result: proxy.ProxyResult) -> None:
     same, lots, learnable = result.shares
     assert learnable > max(same, lots) + 0.03
     assert result.shares.sum() == pytest.approx(1)
@@ -44,7 +44,7 @@ def test_what_can_be_learnt_is_drawn_more_than_what_cannot_or_soon_is(result: pr
     assert result.reference[2] < 1.0
 
 
-def test_a_seed_decides_everything(sets: list[Examples]) -> None:
+def test_a_seed_determines_everything(sets: list[Examples]) -> None:
     pytest.importorskip("torch")
     short = proxy.ProxySettings(steps=8, batch=24, width=16)
     first, again, other = (proxy.optimise(sets, [1, 1, 1], seed, short) for seed in (0, 0, 1))
@@ -53,13 +53,13 @@ def test_a_seed_decides_everything(sets: list[Examples]) -> None:
     assert not np.array_equal(other.shares, first.shares)
 
 
-def test_without_excess_loss_shares_go_by_size(sets: list[Examples]) -> None:
+def test_without_excess_loss_shares_are_by_size(sets: list[Examples]) -> None:
     pytest.importorskip("torch")
     still = proxy.ProxySettings(steps=3, batch=8, width=8, robust_rate=0.0)
     np.testing.assert_allclose(proxy.optimise(sets[:2], [3, 1], settings=still).shares, [0.75, 0.25])
 
 
-def test_torchs_state_is_left_as_it_was(sets: list[Examples]) -> None:
+def test_the_state_of_torch_is_unchanged(sets: list[Examples]) -> None:
     torch = pytest.importorskip("torch")
     before, threads = torch.random.get_rng_state(), torch.get_num_threads()
     proxy.optimise(sets[:1], [1], settings=proxy.ProxySettings(steps=1, batch=4, width=8))
@@ -67,15 +67,17 @@ def test_torchs_state_is_left_as_it_was(sets: list[Examples]) -> None:
     assert torch.get_num_threads() == threads
 
 
-def test_words() -> None:
+def test_bag_of_words() -> None:
     np.testing.assert_array_equal(bag_of_words("Open the door!"), bag_of_words("door the OPEN"))
     assert np.linalg.norm(bag_of_words("open")) == pytest.approx(1)
     assert not bag_of_words("").any()
 
 
-def test_what_is_missing_is_said(sets: list[Examples], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_episodes_and_a_missing_torch_are_reported(
+    sets: list[Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = Examples(sets[0].frames[:4], sets[0].words[:4], sets[0].classes[:4], np.zeros(4, bool))
-    with pytest.raises(ConfigError, match="data set 2 has too few episodes"):
+    with pytest.raises(ConfigError, match="data set 2: too few episodes"):
         proxy.optimise([sets[0], one], [1, 1])
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError, match=r"oxe-curate\[train\]"):

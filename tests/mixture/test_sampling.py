@@ -15,11 +15,11 @@ def test_copies_are_the_whole_part_and_at_most_one_more(weight: float, seed: int
     drawn = samples.copies(weight, seed, episode, 50)
     assert set(drawn.tolist()) <= {int(weight), int(weight) + 1}
     assert np.array_equal(drawn, samples.copies(weight, seed, episode, 50))
-    assert np.array_equal(drawn[:20], samples.copies(weight, seed, episode, 20))  # a step does not ask for the length
+    assert np.array_equal(drawn[:20], samples.copies(weight, seed, episode, 20))  # independent of the length
 
 
 @pytest.mark.parametrize("weight", [0.06, 0.54087122203, 1.0, 2.5])
-def test_copies_are_right_in_expectation(weight: float) -> None:
+def test_copies_are_correct_in_expectation(weight: float) -> None:
     total = sum(samples.copies(weight, 0, f"d/1/train/0/{i}", 100).sum() for i in range(200))
     spread = np.sqrt(20_000 * (weight % 1) * (1 - weight % 1))
     assert abs(total - 20_000 * weight) <= 4 * spread
@@ -31,13 +31,13 @@ def test_a_larger_weight_never_loses_a_sample() -> None:
     assert some.sum() < more.sum()
 
 
-def test_validation_draws_once_at_most() -> None:
+def test_a_validation_sample_is_drawn_at_most_once() -> None:
     assert samples.copies(2.7, 0, "e", 9, validation=True).tolist() == [1] * 9
     part = samples.copies(0.3, 0, "e", 900, validation=True)
     assert np.array_equal(part, samples.copies(0.3, 0, "e", 900))
 
 
-def test_the_seed_changes_the_draw_but_not_what_is_held_out() -> None:
+def test_the_seed_changes_the_draw_but_not_the_validation_split() -> None:
     names = [f"d/1/train/0/{i}" for i in range(2000)]
     assert not np.array_equal(samples.copies(0.5, 0, names[0], 99), samples.copies(0.5, 1, names[0], 99))
     held = samples.held_out(names, 0.05)
@@ -52,7 +52,7 @@ def test_episodes_spread_evenly_over_shards() -> None:
     assert len(counts) == 8
 
 
-def test_splitmix64_is_the_published_one() -> None:
+def test_splitmix64_equals_the_published_values() -> None:
     # first outputs for seed 1234567 of Vigna's splitmix64.c: the state advances by gamma before each output
     state = np.array([1234567, 1234567 + 0x9E3779B97F4A7C15], np.uint64)
     assert samples.splitmix64(state).tolist() == [6457827717110365317, 3203168211198807973]
@@ -71,7 +71,7 @@ def test_chunks_look_ahead_and_repeat_the_last_step() -> None:
 
 
 @given(st.integers(0, 40), st.integers(1, 14), st.data())
-def test_every_step_lies_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
+def test_every_step_is_in_a_window_and_the_last_one_ends_one(steps: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, window))
     ends = samples.window_ends(steps, stride)
     assert len(ends) == -(-steps // stride)
@@ -87,7 +87,7 @@ def test_the_actions_of_a_window_are_those_of_its_steps_and_the_chunk_after() ->
     assert index.tolist() == [[0, 0, 1, 2], [2, 3, 4, 4]]
     assert mask.tolist() == [[False, True, True, True], [True, True, True, False]]
     seen, seen_mask = samples.windows(np.array([1, 4]), 3)
-    assert np.array_equal(index[:, :3], seen)  # the frame of observation w and its action are of one step
+    assert np.array_equal(index[:, :3], seen)  # each observation and its first action are of the same step
     assert np.array_equal(mask[:, :3], seen_mask)
 
 
@@ -97,7 +97,9 @@ def test_draw_repeats_the_windows_ends() -> None:
     assert copy.tolist() == [0, 1, 0, 1, 0, 1]
     every, _ = samples.draw(0.5, 0, "a/b", 100)
     some, _ = samples.draw(0.5, 0, "a/b", 100, stride=3)
-    assert some.tolist() == [s for s in every.tolist() if s % 3 == 0]  # a step is drawn or not, whatever the stride
+    assert some.tolist() == [
+        s for s in every.tolist() if s % 3 == 0
+    ]  # the draw of a step does not depend on the stride
 
 
 def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
@@ -106,7 +108,7 @@ def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
     assert sorted(order.tolist()) == list(range(1000))
     assert not np.array_equal(order, np.arange(1000))
     shuffled = np.random.default_rng(0).permutation(1000)
-    assert np.array_equal(keys[order], keys[shuffled][samples.order(keys[shuffled])])  # arrival does not matter
+    assert np.array_equal(keys[order], keys[shuffled][samples.order(keys[shuffled])])  # in any order
 
 
 @pytest.mark.parametrize(
@@ -126,11 +128,13 @@ def test_an_episodes_hash_is_the_same_in_every_release(seed: int | None, episode
 
 def test_a_steps_hashes_are_the_same_in_every_release() -> None:
     episode = samples.episode_hash(0, ONE)
-    assert {int(p): [hex(h) for h in samples.step_hashes(episode, 3, p)] for p in (samples.COPIES, samples.ORDER)} == {
+    assert {
+        int(p): [hex(h) for h in samples._step_hashes(episode, 3, p)] for p in (samples._COPIES, samples._ORDER)
+    } == {
         1: ["0x546a3c1a307eea6c", "0xf2a1b5d3afc96681", "0x90d92f8d2f13e296"],
         2: ["0xe8fe326e9bf5e87c", "0x8735ac281b406491", "0x256d25e19a8ae0a6"],
     }
-    found = samples.hash01(samples.step_hashes(episode, 3, samples.COPIES))
+    found = samples._hash01(samples._step_hashes(episode, 3, samples._COPIES))
     assert found.tolist() == [0.0796433457529151, 0.3815800913386501, 0.1873948490027597]
 
 

@@ -27,7 +27,7 @@ def test_magic_soups_balance_of_fractal_and_kuka() -> None:
     assert fractal == pytest.approx(kuka, rel=1e-3)
 
 
-def test_unknown_size_leaves_the_others_among_themselves() -> None:
+def test_an_unknown_size_is_excluded_from_the_shares() -> None:
     np.testing.assert_equal(shares.shares([1, 1, 1], [10, np.nan, 30]), [0.25, np.nan, 0.75])
 
 
@@ -46,7 +46,7 @@ def test_weights_to_shares_and_back(sets: list[tuple[float, int]], samples: floa
 def test_weights_to_epochs_and_back(sets: list[tuple[float, int]], samples: float) -> None:
     weights, steps = columns(sets)
     seen = shares.epochs(weights, steps, samples)
-    assert shares.samples_for_epochs(seen, steps) == pytest.approx(samples)
+    assert float(seen @ steps) == pytest.approx(samples)
     np.testing.assert_allclose(shares.weights_for_epochs(seen, steps, float(weights @ steps)), weights, rtol=1e-12)
 
 
@@ -87,12 +87,12 @@ def test_rebalance_keeps_the_pass_and_the_locked(
         assert new[i] == pytest.approx(weights[i])
 
 
-def test_what_cannot_be_solved_is_refused() -> None:
-    with pytest.raises(ConfigError, match="locked data sets hold 66"):
+def test_impossible_shares_and_epochs_are_rejected() -> None:
+    with pytest.raises(ConfigError, match="locked data sets have 66"):
         shares.rebalance([1, 1, 1], [1, 1, 1], 0, 0.5, locked={1, 2})
-    with pytest.raises(ConfigError, match="do not fit into 100 samples"):
+    with pytest.raises(ConfigError, match="are more than 100 samples"):
         shares.with_epochs([1, 1], [100, 100], 0, 3, samples=100)
-    with pytest.raises(ConfigError, match="data set 2 is not known"):
+    with pytest.raises(ConfigError, match="data set 2 is unknown"):
         shares.weights_for_shares([1, 1], [1, np.nan])
     with pytest.raises(ConfigError, match="between 0 and 1"):
         shares.with_share([1, 1], [1, 1], 0, 1.0)
@@ -110,13 +110,13 @@ def test_published_counts_are_used_and_marked() -> None:
     assert fractal.hours == pytest.approx(3786400 / 3 / 3600)
     assert (bridge.card, bridge.episodes) == ("bridge_orig", None)
     assert fractal.share == pytest.approx(0.5 * 3786400 / (0.5 * 3786400 + 2135463))
-    # the twentieth part that is held out is not trained on
+    # a twentieth is held out
     assert bridge.epochs == pytest.approx(1_000_000 * bridge.share / (2135463 * 0.95))
     assert result.one_pass == pytest.approx(0.95 * (0.5 * 3786400 + 2135463))
     assert result.unknown == ()
 
 
-def test_unknown_sizes_are_unknown() -> None:
+def test_numbers_of_unknown_sizes_are_none() -> None:
     m = mixture(viola=1.0, rh20t=1.0)
     viola, rh20t = breakdown(m, members(m), samples=1000).rows
     assert (rh20t.steps, rh20t.hours, rh20t.share, rh20t.epochs) == (None, None, None, None)

@@ -49,7 +49,7 @@ def test_every_key_is_read_and_written_back(tmp_path: Path) -> None:
     assert read(tmp_path, mixture_yaml(mixture)) == mixture
 
 
-def test_little_is_needed(tmp_path: Path) -> None:
+def test_defaults(tmp_path: Path) -> None:
     mixture = read(tmp_path, "name: m\ndatasets: [{name: kuka, weight: 1}]")
     assert (mixture.window, mixture.stride, mixture.chunk, mixture.bins, mixture.image.cameras) == (
         1,
@@ -69,10 +69,10 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ("weight: 1.0", "weight: -2", "datasets.0.weight: input should be greater than 0, got -2"),
         ("weight: 1.0", "weight: .inf", "datasets.0.weight"),
         ("weight: 1.0", "weight: one", "datasets.0.weight: input should be a valid number"),
-        ("fractal20220817_data", "bridge_dataset", "'bridge_dataset' stands twice"),
+        ("fractal20220817_data", "bridge_dataset", "duplicate data set 'bridge_dataset'; merge its entries"),
         ("bins: uniform", "bins: uniformly", "bins: unknown value 'uniformly'. Did you mean 'uniform'?"),
         ("[primary, wrist]", "[primary, wrsit]", "image.cameras.1: unknown value 'wrsit'. Did you mean 'wrist'?"),
-        ("[primary, wrist]", "[]", "image.cameras: name each camera once"),
+        ("[primary, wrist]", "[]", "image.cameras: expected at least one camera"),
         ("low: 0.01", "low: 0.999", "bounds: low 0.999 must be below high 0.99"),
         ("seed: 3", "seed: 3\nseed: 4", "m.yaml:3: duplicate key 'seed'"),
         ("stride: 2", "stride: 3", "stride 3 is larger than window 2"),
@@ -82,7 +82,7 @@ def test_little_is_needed(tmp_path: Path) -> None:
         ("validation: 1e-2", "validation: 1.5", "validation: input should be less than 1"),
     ],
 )
-def test_a_mistake_is_named_with_its_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_an_error_names_the_key(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in WHOLE
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, WHOLE.replace(old, new, 1))
@@ -117,12 +117,12 @@ def mixture(*entries: Any, **more: Any) -> Mixture:
 
 
 @pytest.mark.parametrize("name", ["bridge_dataset", "bridge_orig", "bridge_v2"])
-def test_a_data_set_goes_by_any_of_its_names(name: str) -> None:
+def test_a_data_set_is_found_by_any_of_its_names(name: str) -> None:
     (source,) = resolve(mixture(name), index(bridge_dataset=BRIDGE), "m.yaml")
     assert (source.entry.name, source.dataset, source.bgr) == (name, "bridge_dataset", frozenset())
 
 
-def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
+def test_bgr_comes_from_the_card_or_the_entry() -> None:
     ur5 = {"card": "berkeley_autolab_ur5"}
     entry = {"name": "berkeley_autolab_ur5", "weight": 1}
     image = {"cameras": ["primary", "wrist"]}
@@ -136,20 +136,23 @@ def test_frames_stored_as_bgr_are_known_from_the_card_or_the_entry() -> None:
 @pytest.mark.parametrize(
     ("chosen", "have", "message"),
     [
-        (mixture("bridge_orgi"), {"bridge_dataset": BRIDGE}, "is not in the index /i. Did you mean 'bridge_orig'?"),
-        (mixture("kuka"), {"bridge_dataset": BRIDGE}, "'kuka' is not in the index"),
-        (mixture("bridge_orig", "bridge_dataset"), {"bridge_dataset": BRIDGE}, "are both the data set bridge_dataset"),
+        (mixture("bridge_orgi"), {"bridge_dataset": BRIDGE},
+         "is not in the index /i. Did you mean 'bridge_orig'? If it is a data set of your own, pass the folder of "
+         "your own cards with --cards, or draft one with `oxe-curate inspect FOLDER --out CARD.yaml`."),
+        (mixture("kuka"), {"bridge_dataset": BRIDGE}, "'kuka' is not in the index /i. Run filter on it first"),
+        (mixture("bridge_orig", "bridge_dataset"), {"bridge_dataset": BRIDGE},
+         "are the same data set, bridge_dataset; merge their entries"),
         (mixture("bridge_orig"), {"bridge_dataset": {**BRIDGE, "kept": 0, "dropped": {"no_language": [7, 9]}}},
-         "keeps no episode in the index (no_language: 7)"),
+         "has no kept episode in the index (no_language: 7)"),
         (mixture({"name": "bridge_orig", "weight": 1, "splits": ["tets"]}), {"bridge_dataset": BRIDGE},
          "has no split 'tets'"),
         (mixture({"name": "bridge_orig", "weight": 1, "recipe": "documented"}), {"bridge_dataset": BRIDGE},
-         "asks for the recipe 'documented', the index was filtered with 'openvla'"),
+         "expected the recipe 'documented', but the index was filtered with 'openvla'"),
         (mixture("bridge_orig", image={"cameras": ["wrist"]}), {"bridge_dataset": BRIDGE},
          "'bridge_orig' has no wrist camera"),
     ],
 )  # fmt: skip
-def test_nothing_is_skipped(chosen: Mixture, have: dict[str, Any], message: str) -> None:
+def test_an_entry_that_cannot_be_used_is_an_error(chosen: Mixture, have: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve(chosen, index(**have), "m.yaml")
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""Image-text sources: from Parquet files to text shards, and what a mistake in them says."""
+"""Image-text sources: from Parquet files to text shards, and the messages for errors in them."""
 
 import io
 import json
@@ -33,16 +33,16 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "index"
 
 
-def picture(seed: int, kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+def image_bytes(seed: int, kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (24, 16), (seed * 7 % 256, 30, 60)).convert(mode).save(out, kind, **options)
     return out.getvalue()
 
 
 def write(path: Path, count: int = 10, first: int = 0, **columns: Any) -> Path:
-    """A file of `count` rows; a column given as None is left out."""
+    """A file of `count` rows; a column given as None is omitted."""
     data = {
-        "image": [{"bytes": picture(first + i), "path": None} for i in range(count)],
+        "image": [{"bytes": image_bytes(first + i), "path": None} for i in range(count)],
         "question": [f"what is {first + i}?" for i in range(count)],
         "answer": [f"number {first + i}" for i in range(count)],
         **columns,
@@ -66,7 +66,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
-def test_one_line_brings_in_a_folder_of_questions(index: Path, tmp_path: Path) -> None:
+def test_a_folder_of_questions_is_added_with_one_line(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa/a.parquet", 10)
     write(tmp_path / "vqa/more/b.parquet", 5, first=10)
     result = tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa, weight: 1}]")
@@ -79,13 +79,13 @@ def test_one_line_brings_in_a_folder_of_questions(index: Path, tmp_path: Path) -
     for row in found:
         number = int(row["answer"].removeprefix("number "))
         assert (row["dataset"], row["question"]) == ("vqa", f"what is {number}?")
-        assert row["image"] == {"bytes": picture(number), "path": None}
+        assert row["image"] == {"bytes": image_bytes(number), "path": None}
     assert result.manifest["rows"]["text"] == {"vqa": 15}
     assert "text-00000-of-00001.parquet" in result.manifest["outputs"]
     assert json.loads((tmp_path / "out/manifest.json").read_text())["texts"]["vqa"]["rows"] == 15
 
 
-def test_a_source_may_be_named_by_path_or_address_or_be_a_folder(tmp_path: Path) -> None:
+def test_a_source_is_a_path_a_uri_or_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "vqa/a.parquet")
     for path in (
         "vqa",
@@ -112,10 +112,10 @@ def test_without_texts_nothing_is_added(index: Path, tmp_path: Path) -> None:
 
 
 def test_captions_and_columns_of_other_names(index: Path, tmp_path: Path) -> None:
-    write(tmp_path / "caption.parquet", question=None, answer=None, caption=[f"a picture of {i}" for i in range(10)])
+    write(tmp_path / "caption.parquet", question=None, answer=None, caption=[f"an image of {i}" for i in range(10)])
     write(
         tmp_path / "other.parquet", image=None, question=None, answer=None,
-        jpg=pa.array([picture(i, "JPEG") for i in range(10)], pa.large_binary()),
+        jpg=pa.array([image_bytes(i, "JPEG") for i in range(10)], pa.large_binary()),
         q=pa.array(["what?"] * 10).dictionary_encode(), a=[str(i) for i in range(10)],
     )  # fmt: skip
     tokenize(
@@ -124,12 +124,12 @@ def test_captions_and_columns_of_other_names(index: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     found = rows(tmp_path / "out")
     texts = {(r["dataset"], r["question"], r["answer"]) for r in found}
-    assert texts == {("captions", "", f"a picture of {i}") for i in range(10)} | {
+    assert texts == {("captions", "", f"an image of {i}") for i in range(10)} | {
         ("other", "what?", str(i)) for i in range(10)
     }
     for row in found:
         if row["dataset"] == "other":
-            assert row["image"]["bytes"] == picture(int(row["answer"]), "JPEG")
+            assert row["image"]["bytes"] == image_bytes(int(row["answer"]), "JPEG")
 
 
 def test_a_weight_is_the_expected_copies_of_a_row(index: Path, tmp_path: Path) -> None:
@@ -149,14 +149,19 @@ def test_a_weight_is_the_expected_copies_of_a_row(index: Path, tmp_path: Path) -
     assert 0 < len(rows(tmp_path / "less")) < 50
 
 
-def test_images_are_resized_as_the_robots_are(index: Path, tmp_path: Path) -> None:
+def test_images_are_resized_as_robot_frames_are(index: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side
+    exif[0x0112] = 6  # stored rotated by 90 degrees
     lying = Image.fromarray(np.repeat(np.uint8([[[250, 0, 0]], [[0, 0, 250]]]), 64, 1).repeat(32, 0))
     turned = io.BytesIO()
     lying.save(turned, "JPEG", exif=exif, quality=95)
-    pictures = [picture(1, "JPEG", "CMYK"), picture(1, "PNG", "P"), picture(1, "JPEG", "L"), turned.getvalue()]
-    write(tmp_path / "vqa.parquet", 4, image=[{"bytes": data, "path": "x"} for data in pictures])
+    encoded = [
+        image_bytes(1, "JPEG", "CMYK"),
+        image_bytes(1, "PNG", "P"),
+        image_bytes(1, "JPEG", "L"),
+        turned.getvalue(),
+    ]
+    write(tmp_path / "vqa.parquet", 4, image=[{"bytes": data, "path": "x"} for data in encoded])
     tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa.parquet, weight: 1}]\nimage: {size: 32}")
     found = {r["answer"]: decode(r["image"]["bytes"]) for r in rows(tmp_path / "out")}
     assert {image.shape for image in found.values()} == {(32, 32, 3)}
@@ -181,18 +186,18 @@ def test_shards_are_bounded_and_two_runs_are_identical(index: Path, tmp_path: Pa
     assert len({r["sample_id"] for r in rows(tmp_path / "one")}) == 63
 
 
-def test_a_row_group_larger_than_a_shard_is_cut(index: Path, tmp_path: Path) -> None:
-    data = pa.table({"image": [picture(i) for i in range(50)], "caption": [str(i) for i in range(50)]})
+def test_a_row_group_larger_than_a_shard_is_split(index: Path, tmp_path: Path) -> None:
+    data = pa.table({"image": [image_bytes(i) for i in range(50)], "caption": [str(i) for i in range(50)]})
     pq.write_table(data, tmp_path / "one.parquet")
     tokenize(index, tmp_path, "texts: [{name: c, path: one.parquet, weight: 1}]", shard_bytes=1000)
     assert len(list((tmp_path / "out").glob("text-*"))) > 3
     assert sorted(int(r["answer"]) for r in rows(tmp_path / "out")) == list(range(50))
     for row in rows(tmp_path / "out"):
-        assert row["image"]["bytes"] == picture(int(row["answer"]))
+        assert row["image"]["bytes"] == image_bytes(int(row["answer"]))
         assert row["sample_id"] == f"c/one.parquet/{int(row['answer']):08d}"
 
 
-def test_texts_can_be_added_later_and_an_interrupted_run_goes_on(index: Path, tmp_path: Path) -> None:
+def test_texts_can_be_added_later_and_an_interrupted_run_resumes(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa.parquet", 40)
     text = "texts: [{name: vqa, path: vqa.parquet, weight: 1}]"
     first = tokenize(index, tmp_path, "", shard_bytes=1000)
@@ -211,7 +216,7 @@ def test_texts_can_be_added_later_and_an_interrupted_run_goes_on(index: Path, tm
     assert {r["answer"] for r in rows(tmp_path / "out")} == {f"number {i}" for i in range(1, 41)}
 
 
-def test_the_form_of_a_text_shard(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_format_of_a_text_shard(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "vqa.parquet", 300)
     tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa.parquet, weight: 1}]")
     path = tmp_path / "out/text-00000-of-00001.parquet"
@@ -232,21 +237,23 @@ def test_the_form_of_a_text_shard(index: Path, tmp_path: Path, monkeypatch: pyte
     ("columns", "error", "message"),
     [
         ({"answer": None, "anwser": ["x"] * 10}, ConfigError,
-         r"vqa.parquet has no column 'answer' beside 'question'. Did you mean 'anwser'?"),
+         r"vqa.parquet has a column 'question' but no 'answer'. Did you mean 'anwser'?"),
         ({"question": None, "answer": None, "captoin": ["x"] * 10}, ConfigError, "Did you mean 'captoin'?"),
         ({"image": None, "imgae": [b"x"] * 10}, ConfigError, "has no column 'image'. Did you mean 'imgae'?"),
-        ({"caption": ["x"] * 10}, ConfigError, "has questions and captions. Say which with"),
-        ({"answer": [["a", "b"]] * 10}, DataError, "the column 'answer' holds list<element: string>, not text"),
-        ({"image": ["x.jpg"] * 10}, DataError, "the column 'image' holds string, not images"),
-        ({"answer": [*["x"] * 6, " ", *["x"] * 3]}, DataError, "vqa.parquet: row 6: 'answer' is empty. Take"),
+        ({"caption": ["x"] * 10}, ConfigError, "has questions and captions. Choose with"),
+        ({"answer": [["a", "b"]] * 10}, DataError,
+         "column 'answer': expected text, got list<element: string>; make one row per text"),
+        ({"image": ["x.jpg"] * 10}, DataError,
+         "column 'image': expected images (struct<bytes, path> or binary), got string"),
+        ({"answer": [*["x"] * 6, " ", *["x"] * 3]}, DataError, "vqa.parquet: row 6: 'answer' is empty; remove the row"),
         ({"question": [*["x"] * 7, None, *["x"] * 2]}, DataError, "row 7: 'question' is null"),
-        ({"image": [*[picture(1)] * 3, b"no picture", *[picture(1)] * 6]}, DataError,
-         "row 3: the image cannot be decoded"),
-        ({"image": [{"bytes": None, "path": "x"}, *[{"bytes": picture(1), "path": None}] * 9]}, DataError,
-         "row 0 has no image: files that a path leads to must be embedded"),
+        ({"image": [*[image_bytes(1)] * 3, b"no image_bytes", *[image_bytes(1)] * 6]}, DataError,
+         "row 3: cannot decode the image"),
+        ({"image": [{"bytes": None, "path": "x"}, *[{"bytes": image_bytes(1), "path": None}] * 9]}, DataError,
+         "row 0: no image bytes; images given by a path must be embedded"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_source_is_named(
+def test_an_error_in_a_source_names_it(
     index: Path, tmp_path: Path, columns: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     write(tmp_path / "vqa.parquet", **columns)
@@ -256,14 +263,14 @@ def test_a_mistake_in_a_source_is_named(
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_a_source_that_is_not_there_is_named(index: Path, tmp_path: Path) -> None:
+def test_a_missing_source_is_reported(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa.parquet")
     with pytest.raises(
         ConfigError, match=r"m\.yaml: texts: 'vqa': .*no such file or folder. Did you mean 'vqa.parquet'"
     ):
         tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa.parqet, weight: 1}]")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match=r"empty: holds no \.parquet file"):
+    with pytest.raises(ConfigError, match=r"empty: no \.parquet file found"):
         tokenize(index, tmp_path, "texts: [{name: vqa, path: empty, weight: 1}]")
     (tmp_path / "empty/x.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file"):
@@ -275,7 +282,7 @@ def test_a_source_that_is_not_there_is_named(index: Path, tmp_path: Path) -> Non
         question=None,
         answer=pa.array([], pa.string()),
     )
-    with pytest.raises(DataError, match="empty holds no row"):
+    with pytest.raises(DataError, match="empty has no rows"):
         tokenize(index, tmp_path, "texts: [{name: vqa, path: empty, weight: 1, columns: {caption: answer}}]")
 
 
@@ -285,18 +292,18 @@ def test_a_source_that_is_not_there_is_named(index: Path, tmp_path: Path) -> Non
         ("texts: [{name: a, path: x, wieght: 1}]", "unknown key 'texts.0.wieght'. Did you mean 'weight'?"),
         ("texts: [{name: a, path: x, weight: 0}]", "texts.0.weight: input should be greater than 0"),
         ("texts: [{name: a, path: x, weight: 1, columns: {capton: c}}]", "Did you mean 'caption'?"),
-        ("texts: [{name: a, path: x, weight: 1, columns: {caption: c, answer: a}}]", "not both"),
-        ("texts: [{name: bridge_dataset, path: x, weight: 1}]", "texts: 'bridge_dataset' stands twice"),
+        ("texts: [{name: a, path: x, weight: 1, columns: {caption: c, answer: a}}]", "either a caption, or"),
+        ("texts: [{name: bridge_dataset, path: x, weight: 1}]", "texts: duplicate name 'bridge_dataset'"),
     ],
 )
-def test_a_mistake_in_the_mixture_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_in_the_mixture_names_the_key(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "m.yaml").write_text(MIXTURE + text)
     with pytest.raises(ConfigError) as caught:
         read_mixture(tmp_path / "m.yaml")
     assert message in str(caught.value)
 
 
-def test_a_source_is_known_by_its_footers(tmp_path: Path) -> None:
+def test_the_hash_of_a_source_comes_from_its_footers(tmp_path: Path) -> None:
     entry = TextEntry(name="vqa", path="vqa.parquet", weight=1)
     write(tmp_path / "vqa.parquet")
     before = open_text(entry, tmp_path, "m")
@@ -306,7 +313,7 @@ def test_a_source_is_known_by_its_footers(tmp_path: Path) -> None:
     assert before.sha256 != open_text(entry, tmp_path, "m").sha256
 
 
-def test_the_output_tells_of_texts_and_copies(index: Path, tmp_path: Path) -> None:
+def test_the_output_shows_texts_and_stored_copies(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa.parquet")
     text = "texts: [{name: vqa, path: vqa.parquet, weight: 1}]\nwindow: 3\nvalidation: 0"
     manifest = tokenize(index, tmp_path, text).manifest

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxe_curate.mixture import variety
-from tests.mixture.sets import picture
+from tests.mixture.sets import flat_image
 
 
 def layout(image: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def test_effective_number() -> None:
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=20))
-def test_effective_number_lies_between_one_and_the_count(counts: list[int]) -> None:
+def test_effective_number_is_between_one_and_the_count(counts: list[int]) -> None:
     assert 1 - 1e-9 <= variety.effective_number(counts) <= len(counts) + 1e-9
 
 
@@ -28,13 +28,13 @@ def test_spellings_of_a_task() -> None:
     assert variety.task("öffne Schublade 3") == "öffne schublade 3"
 
 
-def test_distance_of_embeddings_is_the_rms_difference_of_flat_pictures() -> None:
+def test_distance_of_embeddings_is_the_rms_difference_of_flat_images() -> None:
     dark, light = (np.full((64, 48, 3), value, np.uint8) for value in (100, 151))
     distance = np.linalg.norm(layout(dark) - layout(light))
-    assert distance == pytest.approx(51 / 255, abs=2e-3)  # luma alone: chroma is the same
+    assert distance == pytest.approx(51 / 255, abs=2e-3)  # only luma differs
 
 
-def test_a_picture_and_its_small_copy_lie_close_and_its_mirror_image_far() -> None:
+def test_a_scaled_image_is_close_and_a_mirrored_one_far() -> None:
     half = np.zeros((64, 64, 3), np.uint8)
     half[:, :32] = 255
     embedded = layout(half)
@@ -61,8 +61,8 @@ def test_coverage_of_uniform_constant_and_one_sided_actions() -> None:
     assert variety.action_coverage(np.empty((0, 7))) == 0
 
 
-def test_near_duplicates_need_all_three() -> None:
-    frames = np.stack([layout(picture((200, 50, 50)))] * 4)
+def test_near_duplicates_match_in_task_frame_and_actions() -> None:
+    frames = np.stack([layout(flat_image((200, 50, 50)))] * 4)
     still, moving = np.zeros((20, 7)), np.full((20, 7), 0.5)
     signatures = np.stack([variety.action_signature(a) for a in (still, still[:9], moving, still + 0.01)])
     assert variety.near_duplicates(["a"] * 4, frames, signatures) == 0.5  # the second and the fourth

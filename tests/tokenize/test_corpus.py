@@ -1,4 +1,4 @@
-"""Counting tokens over files of several kinds."""
+"""Token counts of files in several formats."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_json_lines_and_parquet(tmp_path):
     assert count(tmp_path / "a.jsonl") == count(tmp_path / "b.parquet") == {"a": 1, "b": 2}
 
 
-def test_folder_is_read_once_in_any_order(tmp_path):
+def test_the_order_of_paths_does_not_matter(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep/a.md").write_text("x")
     (tmp_path / "b.txt").write_text("y")
@@ -44,7 +44,7 @@ def test_folder_is_read_once_in_any_order(tmp_path):
     assert count(tmp_path) == count(tmp_path / "b.txt", tmp_path / "deep") == {"x": 1, "y": 1}
 
 
-def test_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
+def test_long_text_is_split_at_line_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "_PIECE", 4)
     seen = []
     spy = Vocabulary(128, LETTERS.pieces, frozenset(), (), "", "spy", lambda t: seen.append(t) or [])
@@ -55,7 +55,7 @@ def test_long_text_is_cut_at_line_ends(tmp_path, monkeypatch):
     assert max(map(len, seen)) <= 8
 
 
-def test_real_tokenizer_counts_what_it_encodes(tmp_path, shared):
+def test_counts_equal_the_encoding_of_a_real_tokenizer(tmp_path, shared):
     vocabulary = read_vocabulary(shared / "data/tokenizers/llama2/tokenizer.model")
     text = "pick up the can and put it into the drawer\n"
     (tmp_path / "a.txt").write_text(text)
@@ -63,20 +63,20 @@ def test_real_tokenizer_counts_what_it_encodes(tmp_path, shared):
     np.testing.assert_array_equal(counts, np.bincount(vocabulary.encode(text), minlength=32000))
 
 
-def test_mistakes(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     with pytest.raises(ConfigError, match="empty"):
         count()
     with pytest.raises(ConfigError, match="no such file"):
         count(tmp_path / "missing")
-    with pytest.raises(ConfigError, match=r"no text. Looked for .txt"):
+    with pytest.raises(ConfigError, match=r"no text found; expected files named .txt"):
         count(tmp_path)
     for name, content, error, message in [
-        ("a.txt", b"\xff\xfe", DataError, "a.txt: is not UTF-8"),
-        ("b.jsonl", b'{"text": "a"}\n{"texts": "a"}\n', ConfigError, "b.jsonl:2: has no key 'text'. Did you mean"),
-        ("c.jsonl", b"[]\n", ConfigError, "c.jsonl:1: has no key 'text'."),
-        ("d.jsonl", b"{\n", DataError, "d.jsonl:1: is not JSON"),
-        ("e.jsonl", b'{"text": 5}\n', DataError, "e.jsonl:1: 'text' is not a text"),
-        ("f.parquet", b"no", DataError, "f.parquet: cannot be read as Parquet"),
+        ("a.txt", b"\xff\xfe", DataError, "a.txt: not UTF-8"),
+        ("b.jsonl", b'{"text": "a"}\n{"texts": "a"}\n', ConfigError, "b.jsonl:2: no key 'text'. Did you mean"),
+        ("c.jsonl", b"[]\n", ConfigError, "c.jsonl:1: no key 'text'."),
+        ("d.jsonl", b"{\n", DataError, "d.jsonl:1: not valid JSON"),
+        ("e.jsonl", b'{"text": 5}\n', DataError, "e.jsonl:1: 'text' is not a string"),
+        ("f.parquet", b"no", DataError, "f.parquet: cannot read as Parquet"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(error, match=message):
@@ -85,5 +85,5 @@ def test_mistakes(tmp_path):
     with pytest.raises(ConfigError, match="no column 'text'"):
         count(tmp_path / "g.parquet")
     polars.DataFrame({"text": [1]}).write_parquet(tmp_path / "h.parquet")
-    with pytest.raises(DataError, match="holds int64, not text"):
+    with pytest.raises(DataError, match="expected text, got int64"):
         count(tmp_path / "h.parquet")

@@ -1,4 +1,4 @@
-"""tokenize, from the index to the shards, against the raw episodes and OpenVLA's rules."""
+"""tokenize, from the index to the shards, compared with the raw episodes and OpenVLA's rules."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def rows(out: Path, split: str = "*") -> list[dict[str, Any]]:
     return [row for path in sorted(out.glob(f"{split}-*-of-*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def test_every_step_of_the_train_split_is_a_row_once(index: Path, tmp_path: Path) -> None:
+def test_every_step_of_the_train_split_is_one_row(index: Path, tmp_path: Path) -> None:
     result = tokenize(index, tmp_path / "out", "validation: 0.2")
     found = rows(tmp_path / "out")
     expected = {
@@ -70,7 +70,7 @@ def test_every_step_of_the_train_split_is_a_row_once(index: Path, tmp_path: Path
     assert counts["train"]["bridge_dataset"] + counts["validation"]["bridge_dataset"] == len(expected)
 
 
-def test_a_row_holds_the_frame_and_the_action_of_its_own_step(index: Path, tmp_path: Path) -> None:
+def test_a_row_has_the_frame_and_the_action_of_its_step(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "out", "image: {cameras: [primary, secondary]}")
     bounds = read_statistics(tmp_path / "out/dataset_statistics.json")["bridge_dataset"]
     for row in rows(tmp_path / "out"):
@@ -97,7 +97,7 @@ def test_rows_are_shuffled(index: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_windows_hold_the_frames_and_the_actions_of_every_step(index: Path, tmp_path: Path, stride: int) -> None:
+def test_windows_have_the_frames_and_actions_of_every_step(index: Path, tmp_path: Path, stride: int) -> None:
     tokenize(index, tmp_path / "out", f"window: 3\nstride: {stride}\nchunk: 4\nvalidation: 0")
     tokenize(index, tmp_path / "single", "validation: 0")
     single = {r["sample_id"]: r for r in rows(tmp_path / "single")}
@@ -125,8 +125,8 @@ def test_windows_hold_the_frames_and_the_actions_of_every_step(index: Path, tmp_
         assert ends == list(range((steps - 1) % stride, steps, stride))
 
 
-def test_a_windows_actions_move_between_its_own_frames(index: Path, tmp_path: Path) -> None:
-    """Fails when frames and actions are shifted against each other by a step."""
+def test_the_actions_of_a_window_move_between_its_frames(index: Path, tmp_path: Path) -> None:
+    """Fails if frames and actions are shifted by a step."""
     tokenize(index, tmp_path / "out", "window: 4\nstride: 2\nvalidation: 0")
     bounds = read_statistics(tmp_path / "out/dataset_statistics.json")["bridge_dataset"]
     for row in rows(tmp_path / "out"):
@@ -135,12 +135,12 @@ def test_a_windows_actions_move_between_its_own_frames(index: Path, tmp_path: Pa
         state = bridge.episode(seed, 6 + seed % 5)["steps"]["observation"]["state"]
         for image, action, valid in zip(row["image_primary"], row["action"], row["action_mask"], strict=True):
             if valid:
-                raw = round(float(decode(image["bytes"])[..., 1].mean()) / 10)  # the colour tells the raw step
+                raw = round(float(decode(image["bytes"])[..., 1].mean()) / 10)  # the colour encodes the raw step
                 motion = np.append((state[raw + 1] - state[raw])[:6], np.float32(0))
                 assert np.array_equal(bounds.normalize(motion)[:6], np.float32(action)[:6])
 
 
-def test_the_manifest_says_how_often_a_frame_is_stored(index: Path, tmp_path: Path) -> None:
+def test_the_manifest_counts_stored_frames(index: Path, tmp_path: Path) -> None:
     manifest = tokenize(
         index, tmp_path / "out", "window: 4\nstride: 2\nimage: {cameras: [primary, secondary]}"
     ).manifest
@@ -184,7 +184,7 @@ def test_row_groups_and_shards_shrink_with_the_window(index: Path, tmp_path: Pat
     assert len(list((tmp_path / "five").glob("train-*"))) > 2 * len(list((tmp_path / "one").glob("train-*")))
 
 
-def test_weights_are_expected_copies_and_the_manifest_tells_the_shares(index: Path, tmp_path: Path) -> None:
+def test_weights_are_expected_copies_and_the_manifest_has_the_shares(index: Path, tmp_path: Path) -> None:
     text = (
         "name: m\ndatasets:\n- {name: bridge_orig, weight: 2.5}\n- {name: bridge_data_msr, weight: 0.5}\nvalidation: 0"
     )
@@ -203,7 +203,7 @@ def test_weights_are_expected_copies_and_the_manifest_tells_the_shares(index: Pa
     assert set(json.loads((tmp_path / "out/dataset_statistics.json").read_text())) == set(steps)
 
 
-def test_statistics_are_over_all_indexed_splits_with_openvlas_keys(index: Path, tmp_path: Path) -> None:
+def test_statistics_cover_all_indexed_splits_with_openvla_keys(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "out")
     (entry,) = json.loads((tmp_path / "out/dataset_statistics.json").read_text()).values()
     assert set(entry) == {"action", "proprio", "num_transitions", "num_trajectories"}
@@ -218,7 +218,7 @@ def test_statistics_are_over_all_indexed_splits_with_openvlas_keys(index: Path, 
     assert np.allclose(entry["action"]["mean"][:6], motion.astype(np.float64).mean(axis=0), rtol=1e-9)
 
 
-def test_published_statistics_may_be_used(index: Path, tmp_path: Path) -> None:
+def test_published_statistics_can_be_used(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "one")
     published = json.loads((tmp_path / "one/dataset_statistics.json").read_text())
     published["bridge_dataset"]["action"]["q99"] = [1.0] * 7
@@ -231,7 +231,7 @@ def test_published_statistics_may_be_used(index: Path, tmp_path: Path) -> None:
         tokenize(index, tmp_path / "three", statistics=tmp_path / "stats.json")
 
 
-def test_two_runs_are_identical_whatever_the_workers(index: Path, tmp_path: Path) -> None:
+def test_the_output_does_not_depend_on_the_number_of_workers(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "one", shard_bytes=8000)
     tokenize(index, tmp_path / "two", shard_bytes=8000, workers=3)
     assert len(list((tmp_path / "one").glob("train-*"))) > 3
@@ -240,7 +240,7 @@ def test_two_runs_are_identical_whatever_the_workers(index: Path, tmp_path: Path
     assert tree(tmp_path / "one") != tree(tmp_path / "other")
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(index: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bytes(index: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tokenize(index, out, shard_bytes=8000)
     before = tree(out)
@@ -257,7 +257,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(index: Path, tmp_path: Pat
 
 def test_another_mixture_does_not_overwrite_a_finished_one(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "out", shard_bytes=8000)
-    with pytest.raises(ConfigError, match=r"holds another finished mixture.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"contains another finished mixture.*--overwrite"):
         tokenize(index, tmp_path / "out", "seed: 1", shard_bytes=20000)
     tokenize(index, tmp_path / "out", "seed: 1", shard_bytes=20000, overwrite=True)
     names = {p.name for p in (tmp_path / "out").glob("*.parquet")} - {"action_tokens.parquet"}
@@ -266,7 +266,7 @@ def test_another_mixture_does_not_overwrite_a_finished_one(index: Path, tmp_path
     }  # fmt: skip
 
 
-def test_the_manifest_vouches_for_every_file(index: Path, tmp_path: Path) -> None:
+def test_the_manifest_has_the_hash_of_every_file(index: Path, tmp_path: Path) -> None:
     import hashlib
 
     manifest = tokenize(index, tmp_path / "out").manifest
@@ -288,7 +288,7 @@ def test_resized_frames(index: Path, tmp_path: Path) -> None:
         assert np.abs(image.astype(int) - bridge.colour(record * 2 + shard, row["step"] + 1, 0)[:1, :1]).max() <= 4
 
 
-def test_a_shard_that_no_episode_falls_to_is_empty(index: Path, tmp_path: Path) -> None:
+def test_a_shard_without_episodes_is_empty(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "out", "image: {size: 32}\nvalidation: 0", shard_bytes=5000)
     counts = [pq.read_metadata(path).num_rows for path in (tmp_path / "out").glob("train-*")]
     assert min(counts) == 0
@@ -324,7 +324,7 @@ def test_two_versions_of_a_data_set_are_not_mixed(tmp_path: Path) -> None:
     assert {row["episode_id"] for row in rows(tmp_path / "out")} == {"bridge_dataset/2.0.0/train/00000/00000"}
 
 
-def test_the_index_is_hashed_once_a_run(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_hashed_once_per_run(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = Folder.read_bytes
 
@@ -339,7 +339,7 @@ def test_the_index_is_hashed_once_a_run(index: Path, tmp_path: Path, monkeypatch
     assert files
 
 
-def test_a_source_shard_that_has_gone_is_named(tmp_path: Path) -> None:
+def test_a_missing_source_shard_is_reported(tmp_path: Path) -> None:
     folder = bridge.write(tmp_path / "in")
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
     shard = folder / "bridge_dataset-train.tfrecord-00000-of-00002"
@@ -368,9 +368,7 @@ def test_readers_open_the_shards(index: Path, tmp_path: Path, monkeypatch: pytes
     assert next(iter(streamed.shuffle(seed=0, buffer_size=8)))["image_primary"].size == (16, 16)
 
 
-def test_readers_open_windows_with_frames_that_are_not_there(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readers_open_windows_with_missing_frames(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenize(index, tmp_path / "out", "window: 3\nvalidation: 0")
     files = str(tmp_path / "out/train-*.parquet")
     frame = pl.read_parquet(files).filter(pl.col("step") == 0)
@@ -426,7 +424,7 @@ def test_the_real_bridge_shard_and_the_real_llama_tokenizer(shared: Path, tmp_pa
     assert np.allclose(np.sort(scaled, axis=0), np.sort(action[:, :6], axis=0), atol=1e-5)
 
 
-def test_rules_need_what_they_need(index: Path, tmp_path: Path, shared: Path) -> None:
+def test_rules_require_a_tokenizer_and_a_corpus(index: Path, tmp_path: Path, shared: Path) -> None:
     with pytest.raises(ConfigError, match="--rule reserved needs a tokenizer"):
         tokenize(index, tmp_path / "out", rule="reserved")
     llama = shared / "data/tokenizers/llama2/tokenizer.model"
@@ -436,6 +434,34 @@ def test_rules_need_what_they_need(index: Path, tmp_path: Path, shared: Path) ->
     result = tokenize(index, tmp_path / "out", tokenizer=llama, rule="counts", corpus=(tmp_path / "text.txt",))
     assert result.manifest["tokens"]["rule"] == "counts"
     assert len(result.tokens.report()) == 256
+
+
+def test_other_action_tokens_need_overwrite(index: Path, tmp_path: Path, shared: Path) -> None:
+    out = tmp_path / "out"
+    tokenize(index, out)
+    before = tree(out)
+    llama3 = shared / "data/tokenizers/llama3"
+    with pytest.raises(ConfigError, match=r"finished with other action tokens .*--overwrite"):
+        tokenize(index, out, tokenizer=llama3)
+    assert tree(out) == before
+    result = tokenize(index, out, tokenizer=llama3, overwrite=True)
+    assert (result.shards_done, result.manifest["tokens"]["vocabulary_size"]) == (0, 128000)
+    after = tree(out)
+    assert {name for name in before if before[name] != after[name]} == {"action_tokens.parquet", "manifest.json"}
+    (out / "manifest.json").unlink()
+    assert tokenize(index, out).manifest["tokens"]["vocabulary_size"] == 32000
+
+
+def test_a_published_mixture_is_given_by_name(index: Path, tmp_path: Path) -> None:
+    options = TokenizeOptions(workers=1, progress=False)
+    result = run_tokenize("openvla_bridge", index, tmp_path / "out", options)
+    assert result.manifest["mixture"] == "openvla_bridge"
+    with pytest.raises(ConfigError, match="Did you mean 'openvla_bridge'"):
+        run_tokenize("openvla_bridg", index, tmp_path / "out", options)
+    with pytest.raises(
+        ConfigError, match=r"openvla_rtx.yaml: datasets: 'fractal\w+' is not in the index .* Run filter"
+    ):
+        run_tokenize("openvla_rtx", index, tmp_path / "out", options)
 
 
 def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The error of binning, by hand and by its bound."""
+"""The error of binning: values by hand, and its upper bound."""
 
 import json
 
@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from oxe_curate.actions.bins import ActionBins
-from oxe_curate.actions.bounds import GRIPPER_UNMASKED, Bounds
+from oxe_curate.actions.bounds import Bounds
+from oxe_curate.actions.dimensions import GRIPPER_UNMASKED
 from oxe_curate.errors import DataError
-from oxe_curate.tokenize.roundtrip import RoundTrip, round_trip
+from oxe_curate.tokenize.roundtrip import RoundTrip
 
 UNIT = np.array([-1.0] * 6 + [0.0]), np.array([1.0] * 7)
 BOUNDS = Bounds(UNIT[0], UNIT[1], UNIT[1], UNIT[0], *UNIT, mask=np.array(GRIPPER_UNMASKED))
+
+
+def round_trip(actions, bounds, bins):
+    accumulator = RoundTrip(bounds, bins)
+    accumulator.add(actions)
+    return accumulator.result()
 
 
 def test_by_hand():
@@ -45,16 +52,14 @@ def test_unclipped_error_is_at_most_half_an_interval(actions, kind):
             assert largest <= entry["interval"] * 0.5 + 1e-6 * max(1, abs(actions).max()) * 60
 
 
-def test_pieces_and_merges_equal_the_whole():
+def test_blocks_equal_the_whole():
     actions = np.random.default_rng(0).normal(size=(1000, 7)).astype(np.float32)
     bounds, bins = Bounds.fit(actions), ActionBins()
     whole = round_trip(actions, bounds, bins)
-    parts = [RoundTrip(bounds, bins), RoundTrip(bounds, bins)]
-    parts[0].add(actions[:10].reshape(2, 5, 7))
-    parts[0].add(actions[10:400])
-    parts[1].add(actions[400:])
-    parts[0].merge(parts[1])
-    merged = parts[0].result()
+    parts = RoundTrip(bounds, bins)
+    for part in (actions[:10].reshape(2, 5, 7), actions[10:400], actions[400:]):
+        parts.add(part)
+    merged = parts.result()
     assert merged["steps"] == whole["steps"] == 1000
     for one, other in zip(merged["dimensions"], whole["dimensions"], strict=True):
         np.testing.assert_allclose(one["mean_error"], other["mean_error"], rtol=1e-12)
@@ -62,14 +67,14 @@ def test_pieces_and_merges_equal_the_whole():
         assert one["share_clipped"] == other["share_clipped"]
 
 
-def test_share_clipped_is_what_the_quantiles_leave_out():
+def test_share_clipped_is_the_share_outside_the_quantiles():
     actions = np.random.default_rng(0).normal(size=(10_000, 7)).astype(np.float32)
     shares = [d["share_clipped"] for d in round_trip(actions, Bounds.fit(actions), ActionBins())["dimensions"]]
     np.testing.assert_allclose(shares[:6], 0.02, atol=1e-9)
     assert shares[6] == np.mean(np.abs(actions[:, 6]) > 1)
 
 
-def test_a_constant_gripper_comes_back_wrong_and_says_so():
+def test_a_constant_gripper_is_not_recovered_and_reported():
     actions = np.zeros((5, 7), np.float32)
     actions[:, 6] = 1
     x, *_, gripper = round_trip(actions, Bounds.fit(actions), ActionBins())["dimensions"]
@@ -80,7 +85,7 @@ def test_a_constant_gripper_comes_back_wrong_and_says_so():
     assert x["largest_error"] == 0
 
 
-def test_json_of_nothing_and_of_other_widths():
+def test_results_without_actions_and_of_other_widths():
     result = RoundTrip(BOUNDS, ActionBins()).result()
     assert result["steps"] == 0
     assert result["dimensions"][0]["mean_error"] is None
@@ -90,8 +95,8 @@ def test_json_of_nothing_and_of_other_widths():
     json.dumps([result, wide], allow_nan=False)
 
 
-def test_another_width_is_refused():
-    with pytest.raises(DataError, match="7 dimensions"):
+def test_a_wrong_width_is_rejected():
+    with pytest.raises(DataError, match=r"expected actions \(..., 7\)"):
         round_trip(np.zeros((2, 8)), BOUNDS, ActionBins())
     with pytest.raises(DataError, match="nan"):
         round_trip(np.full((2, 7), np.nan), BOUNDS, ActionBins())

@@ -1,4 +1,4 @@
-"""The image column: views over several buffers, and what readers see of it."""
+"""The image column: views of several buffers, and its schema."""
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ from oxe_curate.tokenize.shards import FrameViews
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=12), st.integers(1, 3), st.randoms())
-def test_views_are_the_bytes_in_any_order_from_any_buffer(values: list[bytes], buffers: int, random: object) -> None:
+def test_views_equal_the_bytes_in_any_order(values: list[bytes], buffers: int, random: object) -> None:
     parts: list[list[bytes]] = [[b"head"] for _ in range(buffers)]
     where = []
     for i, value in enumerate(values):
@@ -27,7 +27,7 @@ def test_views_are_the_bytes_in_any_order_from_any_buffer(values: list[bytes], b
     assert array.to_pylist() == [values[i] for i in order]
 
 
-def test_a_buffer_beyond_two_gib_is_seen_through_windows(monkeypatch: object) -> None:
+def test_a_buffer_over_two_gib_is_split_into_windows(monkeypatch: object) -> None:
     monkeypatch.setattr(shards, "_WINDOW", 4)  # type: ignore[attr-defined]
     data = bytes(range(200))
     offsets = np.array([0, 15, 16, 17, 100], np.int64)
@@ -35,7 +35,7 @@ def test_a_buffer_beyond_two_gib_is_seen_through_windows(monkeypatch: object) ->
     assert FrameViews(frames).pick(np.arange(5)).to_pylist() == [data[o : o + 20] for o in offsets]
 
 
-def test_the_schema_describes_itself_to_hugging_face() -> None:
+def test_the_schema_has_hugging_face_features() -> None:
     import json
 
     fields = shards.schema(["primary", "wrist"], window=2)

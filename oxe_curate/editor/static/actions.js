@@ -1,4 +1,4 @@
-// What the page does: every change of a number is an operation that the server turns into changes of the text.
+// Actions of the page: every change of a number is an operation, which the server turns into changes of the text.
 
 import * as api from "./api.js";
 import { S, notify, remember, resort, update } from "./store.js";
@@ -41,10 +41,10 @@ export function textChanged(byForm) {
 }
 
 export async function analyse() {
-  const asked = version;
+  const sent = version;
   try {
     const result = await api.post("/api/analyse", { text: text.text, samples: S.samples });
-    if (asked === version) take(result);
+    if (sent === version) take(result);
   } catch (error) {
     gone(error);
   }
@@ -67,10 +67,10 @@ function take(result) {
 }
 
 export async function check() {
-  const asked = version;
+  const sent = version;
   try {
     const { findings } = await api.post("/api/check", { text: text.text, samples: S.samples });
-    if (asked !== version) return;
+    if (sent !== version) return;
     update({ findings });
     if (S.error === null) text.diagnose(findings);
   } catch (error) {
@@ -83,10 +83,10 @@ export async function check() {
 let inFlight = null;
 let waiting = null;
 
-/** Apply an operation as one step of the history; within a drag, `held` is its gesture. Resolves when the text has it. */
+/** Apply an operation as one step of the history; within a drag, `held` is its gesture. Resolves when the text is changed. */
 export function operate(operation, held = text.begin()) {
   if (inFlight) {
-    if (waiting && waiting.held === held) waiting.resolve(false); // the drag has moved on
+    if (waiting && waiting.held === held) waiting.resolve(false); // the drag continued
     else if (waiting) return waiting.promise.then(() => operate(operation, held));
     waiting = { operation, held };
     waiting.promise = new Promise((resolve) => (waiting.resolve = resolve));
@@ -102,7 +102,7 @@ export function operate(operation, held = text.begin()) {
   return inFlight;
 }
 
-/** Resolves when no change is on its way. */
+/** Resolves when no change is pending. */
 export async function settled() {
   while (inFlight) await inFlight;
 }
@@ -110,12 +110,12 @@ export async function settled() {
 export const beginGesture = () => text.begin();
 
 async function send(operation, held) {
-  if (held.done === null) Object.assign(held, { doc: text.view.state.doc, now: text.view.state.doc }); // it had to wait
+  if (held.done === null) Object.assign(held, { doc: text.view.state.doc, now: text.view.state.doc }); // it was queued
   const started = performance.now();
   try {
     const { changes, analysis } = await api.post("/api/edit", { text: held.doc.toString(), operation, samples: S.samples });
     if (!text.apply(held, changes)) {
-      notify("The text changed meanwhile: nothing was done.", "error");
+      notify("The text changed in the meantime; nothing was done.", "error");
       return false;
     }
     take(analysis);
@@ -145,7 +145,7 @@ export async function scaleSelected(factor) {
 export async function removeRows(ids) {
   if (await operate({ op: "remove", rows: rowsOf(ids) })) {
     update({ selected: new Set([...S.selected].filter((id) => !ids.has(id))) });
-    notify(`Removed ${ids.size === 1 ? [...ids][0] : `${ids.size} data sets`}. Undo brings ${ids.size === 1 ? "it" : "them"} back.`);
+    notify(`Removed ${ids.size === 1 ? [...ids][0] : `${ids.size} data sets`}. Undo restores ${ids.size === 1 ? "it" : "them"}.`);
   }
 }
 
@@ -161,7 +161,7 @@ export async function addDataset(identity) {
 export const setSetting = (path, value) => operate({ op: "set", path, value });
 export const adopt = (weights, only) => operate({ op: "adopt", weights, ...(only ? { only } : {}) });
 
-/** Ask for proposed weights; they become a mixture to compare with, accepted row by row. */
+/** Request proposed weights; they become a mixture to compare with, to adopt row by row. */
 export async function propose(method) {
   try {
     let proposal = await api.post("/api/propose", { text: text.text, method });
@@ -174,7 +174,7 @@ export async function propose(method) {
     if (proposal.state !== "done") return;
     const name = `proposed_${method}`;
     const { weights, reasons, absent } = proposal;
-    const source = `Worked out from the index${absent.length ? `; kept as they are, for want of data: ${absent.join(", ")}` : ""}.`;
+    const source = `Computed from the index${absent.length ? `; unchanged, because not in the index: ${absent.join(", ")}` : ""}.`;
     update({ references: { ...S.references, [name]: { title: `Proposed: by ${method}`, source, weights, reasons } } });
     remember({ reference: name, panel: "compare" });
   } catch (error) {
@@ -217,7 +217,7 @@ export async function save(force = false, base = S.file.base) {
       return;
     }
     saved(content, result.base);
-    notify(S.error ? "Saved, though the text is not a mixture yet" : "Saved");
+    notify(S.error ? "Saved, but the text is not a valid mixture" : "Saved");
   } catch (error) {
     gone(error);
   } finally {
@@ -230,7 +230,7 @@ function saved(content, base) {
   if (text.text === content) localStorage.removeItem(draftKey());
 }
 
-/** Take the file on disk instead; undo brings the text back. */
+/** Load the file on disk; undo restores the text. */
 export function load(content, base) {
   update({ file: { ...S.file, text: content, base }, conflict: null, changedOnDisk: false });
   text.replace(content);
@@ -273,7 +273,7 @@ export async function watch() {
   }
 }
 
-/** The file on disk, to compare. */
+/** Fetch the file on disk, to compare. */
 export async function fetchConflict() {
   try {
     const file = await api.get("/api/file");

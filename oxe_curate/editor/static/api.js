@@ -1,4 +1,4 @@
-// Requests to the one server that the page may talk to.
+// Requests to the editor's server.
 
 export class Refused extends Error {
   constructor(message, status) {
@@ -7,7 +7,7 @@ export class Refused extends Error {
   }
 }
 
-/** JSON from the server; Refused where it answers with an error, TypeError where it does not answer. */
+/** JSON from the server. Throws Refused for an error response, TypeError without a response. */
 async function call(path, options) {
   const response = await fetch(path, { credentials: "same-origin", ...options });
   const type = response.headers.get("content-type") ?? "";

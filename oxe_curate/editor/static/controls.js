@@ -1,9 +1,9 @@
-// Small controls that more than one part of the page uses.
+// Small shared controls.
 
 import { html, useEffect, useLayoutEffect, useRef, useState } from "/vendor/preact.js";
 import * as format from "./format.js";
 
-/** A field for a number: commits on Enter or when it is left, Escape takes it back, arrows go to the row above or below. */
+/** A number field: Enter or leaving it commits, Escape reverts, arrows go to the row above or below. */
 export function NumberField({ label, shown, exact, onCommit, disabled, kind, placeholder, title, empty = false }) {
   const [draft, setDraft] = useState(null);
   const input = useRef();
@@ -84,5 +84,5 @@ export function Bar({ share, colour, scale = 1 }) {
 }
 
 const HUES = [255, 150, 60, 310, 195, 25, 100, 350, 225, 125];
-/** A colour for the n-th of some groups; beyond ten they grow grey. */
+/** A colour for the n-th group; grey from the eleventh on. */
 export const colour = (n) => (n < HUES.length ? `light-dark(oklch(0.74 0.115 ${HUES[n]}), oklch(0.72 0.115 ${HUES[n]}))` : "light-dark(#b3bac6, #8b94a3)");

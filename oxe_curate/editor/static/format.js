@@ -1,10 +1,10 @@
-// Numbers as people read them, and back.
+// Formatting and parsing of numbers.
 
 const plain = new Intl.NumberFormat("en-US");
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
 
 export const count = (n) => (n == null ? "–" : Math.abs(n) < 10000 ? plain.format(Math.round(n)) : compact.format(n));
-export const exact = (n) => (n == null ? "not known" : plain.format(Math.round(n)));
+export const exact = (n) => (n == null ? "unknown" : plain.format(Math.round(n)));
 export const weight = (w) => (w == null ? "" : String(Number(w.toPrecision(6))));
 export const percent = (s) => (s == null ? "–" : s > 0 && s < 0.00005 ? "<0.01" : (100 * s).toFixed(2));
 export const epochs = (e) => {
@@ -34,7 +34,7 @@ export function duration(seconds) {
   return `${(seconds / 86400).toFixed(1)} days`;
 }
 
-/** "1,200", "2.5M", "1e-3", "40 %" -> a number; NaN for anything else. */
+/** Parse "1,200", "2.5M", "1e-3", "40 %"; NaN for anything else. */
 export function parse(text) {
   const found = /^\s*([-+]?(?:\d[\d,_ ]*)?(?:\.\d*)?(?:e[-+]?\d+)?)\s*([kMGBT]?)\s*(?:%|h|×|x)?\s*$/i.exec(text);
   if (!found || !/\d/.test(found[1])) return NaN;

@@ -1,4 +1,4 @@
-// The page: bar, summary, rows, text and tabs.
+// The page: top bar, summary, table, text and tabs.
 
 import { html, render, useEffect, useLayoutEffect, useRef, useState } from "/vendor/preact.js";
 import * as act from "./actions.js";
@@ -24,7 +24,7 @@ function App() {
     ${S.analysis && html`<${Summary} />`}
     <main>
       <section class="form" aria-label="Data sets">
-        ${locked && html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.error.line ? html`<b>Line ${S.error.line}:</b> ` : ""}${S.error.message.replace(/[.]?$/, ".")}${S.analysis ? " The form is locked and shows the last good text." : ""}</span>${S.error.line && html`<button onClick=${() => act.goTo(S.error.line)}>Go to line ${S.error.line}</button>`}</div>`}
+        ${locked && html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.error.line ? html`<b>Line ${S.error.line}:</b> ` : ""}${S.error.message.replace(/[.]?$/, ".")}${S.analysis ? " The form is locked and shows the last valid text." : ""}</span>${S.error.line && html`<button onClick=${() => act.goTo(S.error.line)}>Go to line ${S.error.line}</button>`}</div>`}
         ${S.analysis && html`<div class=${`lockable${locked ? " locked" : ""}`} inert=${locked}><${Toolbar} /><div class="scroll" tabindex="-1"><${Table} /></div></div>`}
       </section>
       <${Splitter} name="--right" axis="x" label="Width of the text" />
@@ -45,7 +45,7 @@ function TopBar() {
     <img src="/icon.svg" width="24" height="24" alt="" />
     <h1 title=${file.path + (file.linkTo ? ` → ${file.linkTo}` : "")}>${file.name}<span class="state">${file.new ? "not saved yet" : dirty ? "edited" : "saved"}</span></h1>
     <button class="primary" disabled=${(!dirty && !file.new) || S.busy} title="Save (Ctrl+S)" onClick=${() => act.save()}>Save</button>
-    <button disabled=${!S.undoable} title="Undo (Ctrl+Z): one history for text and form" aria-label="Undo" onClick=${act.undo}><${Icon} name="undo" /></button>
+    <button disabled=${!S.undoable} title="Undo (Ctrl+Z); text and form share one history" aria-label="Undo" onClick=${act.undo}><${Icon} name="undo" /></button>
     <button disabled=${!S.redoable} title="Redo (Ctrl+Shift+Z)" aria-label="Redo" onClick=${act.redo}><${Icon} name="redo" /></button>
     <span class="spring"></span>
     <label for="reference" class="muted">Published weights</label><${ReferenceSelect} id="reference" />
@@ -60,16 +60,16 @@ function Summary() {
   const warnings = S.findings.length - errors;
   const groups = grouped(by);
   const unknown = totals.unknownSteps.length;
-  return html`<section class="summary" aria-label="The mixture in numbers">
+  return html`<section class="summary" aria-label="Summary of the mixture">
     <div class="figures"><dl>
       <div><dt>Data sets</dt><dd>${totals.datasets}</dd></div>
-      <div title=${`${format.exact(totals.samples)} samples${unknown ? `; the size of ${totals.unknownSteps.join(", ")} is not known` : ""}`}><dt>One pass</dt><dd>${format.count(totals.samples)}<small> samples${unknown ? ` + ${unknown} of unknown size` : ""}</small></dd></div>
+      <div title=${`${format.exact(totals.samples)} samples${unknown ? `; unknown size: ${totals.unknownSteps.join(", ")}` : ""}`}><dt>One pass</dt><dd>${format.count(totals.samples)}<small> samples${unknown ? ` + ${unknown} of unknown size` : ""}</small></dd></div>
       <div><dt>Data seen</dt><dd>${format.hours(totals.hours)}<small> h</small></dd></div>
-      <div title=${totals.unknownBytes.length ? `without ${totals.unknownBytes.join(", ")}` : "of the images that tokenize writes"}><dt>On disk</dt><dd>${format.bytes(totals.bytes)}${totals.unknownBytes.length ? html`<small> +</small>` : ""}</dd></div>
+      <div title=${totals.unknownBytes.length ? `Without ${totals.unknownBytes.join(", ")}` : "Size of the images that tokenize writes"}><dt>On disk</dt><dd>${format.bytes(totals.bytes)}${totals.unknownBytes.length ? html`<small> +</small>` : ""}</dd></div>
       <div class="training"><dt>Training</dt><dd>
-        <${NumberField} kind="boxed samples" label="Samples of the training" placeholder="one pass" empty=${true} shown=${S.samples === null ? "" : format.count(S.samples)} exact=${S.samples === null ? "" : String(S.samples)} title="Length of the training in samples. Empty: one pass of the mixture, so that epochs are the weights."
+        <${NumberField} kind="boxed samples" label="Training samples" placeholder="one pass" empty=${true} shown=${S.samples === null ? "" : format.count(S.samples)} exact=${S.samples === null ? "" : String(S.samples)} title="Number of training samples. Empty: one pass of the mixture, so that epochs equal the weights."
           onCommit=${(v) => { remember({ samples: v && v >= 1 ? Math.round(v) : null }); act.analyse().then(act.check); }} /><small>samples at</small>
-        <${NumberField} kind="boxed speed" label="Samples a second" shown=${String(S.speed)} title="OpenVLA's own step ran at 28 samples a second on one H200 (LoRA, rank 32)" onCommit=${(v) => v > 0 && remember({ speed: v })} /><small>/s =</small> ${format.duration(samples / S.speed)}</dd></div></dl>
+        <${NumberField} kind="boxed speed" label="Samples per second" shown=${String(S.speed)} title="OpenVLA's own training step runs at 28 samples per second on one H200 (LoRA, rank 32)" onCommit=${(v) => v > 0 && remember({ speed: v })} /><small>/s =</small> ${format.duration(samples / S.speed)}</dd></div></dl>
       <div class="spring"></div>
       <label class="muted bar-by">Bar by <select value=${by} onChange=${(e) => remember({ stackBy: e.target.value })}>${["robot", "dataset", "rate"].map((key) => html`<option key=${key} value=${key} selected=${key === by}>${GROUPS[key][0].toLowerCase()}</option>`)}</select></label>
       <button class=${`pill ${errors ? "bad" : warnings ? "warn" : "good"}`} onClick=${() => remember({ panel: "checks" })}>${errors ? `${errors} error${errors > 1 ? "s" : ""}` : ""}${errors && warnings ? ", " : ""}${warnings ? `${warnings} warning${warnings > 1 ? "s" : ""}` : ""}${!errors && !warnings ? "Checks passed" : ""}</button>
@@ -90,7 +90,7 @@ function Toolbar() {
   const add = (event) => {
     const name = event.target.value.trim();
     const found = missing.find(([id, f]) => f.name === name || id === name || f.aliases.includes(name));
-    if (!found && name && event.type === "change") notify(present.has(name) ? `${name} is in the mixture already.` : `No data set is called ${name}.`, "error");
+    if (!found && name && event.type === "change") notify(present.has(name) ? `${name} is already in the mixture.` : `Unknown data set ${name}.`, "error");
     if (!found) return;
     event.target.value = "";
     act.addDataset(found[0]);
@@ -99,7 +99,7 @@ function Toolbar() {
     <input id="filter" type="search" placeholder="Filter ( / )" aria-label="Filter the rows" value=${S.filter} onInput=${(e) => update({ filter: e.target.value })} />
     <input type="text" class="boxed add" list="known" placeholder="Add a data set…" aria-label="Add a data set" autocomplete="off" onChange=${add} onInput=${(e) => (e.inputType ?? "insertReplacementText") === "insertReplacementText" && add(e)} />
     <datalist id="known">${missing.map(([id, f]) => html`<option key=${id} value=${f.name}>${f.robot}${f.verdict === "pass" ? "" : ` (${f.verdict})`}</option>`)}</datalist>
-    <label class="check" title="One pass stays as large as it is: when a row is edited, the rows that are not locked give or take in proportion"><input type="checkbox" checked=${S.keepTotal} onChange=${(e) => update({ keepTotal: e.target.checked })} />Rebalance the rest</label>
+    <label class="check" title="Keep the size of one pass: when a row is edited, the unlocked rows are scaled in proportion"><input type="checkbox" checked=${S.keepTotal} onChange=${(e) => update({ keepTotal: e.target.checked })} />Rebalance the rest</label>
     <span class="spring"></span>
     ${n > 0 && html`<div class="selection" role="group" aria-label="Change the selected rows"><b>${n} selected</b>
       <button onClick=${times(0.5)}>× ½</button><button onClick=${times(2)}>× 2</button>
@@ -120,7 +120,7 @@ function TextPane() {
   return html`<div class="text" ref=${host}></div>`;
 }
 
-/** A handle between two parts: dragged, or moved with the arrow keys. */
+/** A handle between two areas: dragged, or moved with the arrow keys. */
 function Splitter({ name, axis, label }) {
   const root = document.documentElement.style;
   const [size, setSize] = useState(() => Number(localStorage.getItem(`oxe-curate:${name}`)) || null);
@@ -161,7 +161,7 @@ function ServerGone() {
     link.click();
     URL.revokeObjectURL(link.href);
   };
-  return html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.serverGone === "session" ? "The editor was started anew, and this tab is of the one before." : "The editor's server does not answer."} Your text is kept in this browser: start <code>oxe-curate edit</code> again and open its address.</span><button onClick=${copy}>Copy the text</button><button onClick=${download}>Download</button></div>`;
+  return html`<div class="banner error" role="alert"><${Icon} name="error" /><span>${S.serverGone === "session" ? "The editor was restarted; this tab belongs to the previous session." : "The editor's server does not respond."} Your text is saved in this browser: run <code>oxe-curate edit</code> again and open its address.</span><button onClick=${copy}>Copy the text</button><button onClick=${download}>Download</button></div>`;
 }
 
 function Conflict() {
@@ -181,8 +181,8 @@ function Draft() {
   const host = useRef();
   useEffect(() => compare(host.current, S.file.text, S.draft.text), []);
   const when = new Date(S.draft.time).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
-  return html`<${Dialog} wide title="A draft was kept" onClose=${() => update({ draft: null })}>
-    <p>This browser has a text of ${when} that was not saved. Left: the file. Right: the draft.</p>
+  return html`<${Dialog} wide title="Unsaved draft found" onClose=${() => update({ draft: null })}>
+    <p>This browser has unsaved text from ${when}. Left: the file. Right: the draft.</p>
     <div class="merge" ref=${host}></div>
     <div class="buttons"><button onClick=${act.dropDraft}>Discard the draft</button><span class="spring"></span><button class="primary" onClick=${act.restoreDraft}>Restore the draft</button></div>
   <//>`;
@@ -194,7 +194,7 @@ addEventListener("keydown", (event) => {
   if (command && key === "s") {
     event.preventDefault();
     const field = document.activeElement;
-    if (field?.matches(".number")) [field.blur(), field.focus()]; // commits what was typed
+    if (field?.matches(".number")) [field.blur(), field.focus()]; // commits the input
     act.settled().then(() => (S.dirty || S.file?.new) && act.save());
   } else if (command && (key === "z" || key === "y") && !(event.composedPath()[0].closest?.(".cm-editor, [type=search]"))) {
     event.preventDefault();
@@ -220,5 +220,5 @@ try {
   setInterval(act.watch, 2500);
   addEventListener("focus", act.watch);
 } catch (error) {
-  app.textContent = `The mixture cannot be opened: ${error.message}`;
+  app.textContent = `Cannot open the mixture: ${error.message}`;
 }

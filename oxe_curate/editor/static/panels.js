@@ -25,7 +25,7 @@ export function Panels() {
     document.getElementById(`tab-${next}`).focus();
   };
   const Shown = { balance: Balance, dataset: Dataset, samples: Samples, compare: Compare, checks: Checks, settings: Settings }[S.panel] ?? Balance;
-  return html`<div class="tabs" role="tablist" aria-label="About the mixture" onKeyDown=${move}>
+  return html`<div class="tabs" role="tablist" aria-label="Details of the mixture" onKeyDown=${move}>
       ${PANELS.map(([key, label]) => html`<button key=${key} id=${`tab-${key}`} role="tab" aria-selected=${S.panel === key} aria-controls="panel" tabindex=${S.panel === key ? 0 : -1} onClick=${() => remember({ panel: key })}>${label}${badge[key] ? html` <span class=${`badge${key === "checks" && errors ? " bad" : ""}`}>${badge[key]}</span>` : ""}</button>`)}
     </div>
     <div id="panel" class="panel" role="tabpanel" aria-labelledby=${`tab-${S.panel}`} tabindex="0"><${Shown} key=${S.panel} /></div>`;
@@ -34,16 +34,16 @@ export function Panels() {
 // ── balance ────────────────────────────────────────────────────────────────────────────────────────────
 
 const RATES = [[0, 4, "below 4 Hz"], [4, 8, "4 to 8 Hz"], [8, 16, "8 to 16 Hz"], [16, 31, "16 to 30 Hz"], [31, 1e9, "above 30 Hz"]];
-const rate = (hz) => (hz == null ? "not known" : RATES.find(([low, high]) => low <= hz && hz < high)[2]);
+const rate = (hz) => (hz == null ? "unknown" : RATES.find(([low, high]) => low <= hz && hz < high)[2]);
 
 export const GROUPS = {
-  robot: ["Robot", (f) => [f?.robot ?? "not known"]],
+  robot: ["Robot", (f) => [f?.robot ?? "unknown"]],
   dataset: ["Data set", (f, row) => [row.name]],
   camera: ["Camera", (f) => (f?.cameras.length ? f.cameras : ["none"])],
   rate: ["Control rate", (f) => [rate(f?.hz)]],
 };
 
-/** [group, share] of the samples, the largest first. */
+/** [group, share of the samples], largest first. */
 export function grouped(key) {
   const sums = new Map();
   for (const row of S.analysis.rows) for (const name of GROUPS[key][1](fact(row), row)) sums.set(name, (sums.get(name) ?? 0) + (row.share ?? 0));
@@ -56,7 +56,7 @@ function Balance() {
     const largest = Math.max(...groups.map(([, share]) => share), 1e-9);
     const shown = groups.slice(0, 12);
     const rest = groups.slice(12).reduce((sum, [, share]) => sum + share, 0);
-    return html`<section key=${key}><h3>${label} <small>${key === "camera" ? "% of the samples that have it" : "% of the samples"}</small></h3>
+    return html`<section key=${key}><h3>${label} <small>${key === "camera" ? "% of the samples with this camera" : "% of the samples"}</small></h3>
       <ul class="bars">${shown.map(([name, share], i) => html`<li key=${name} title=${`${name}: ${format.percent(share)} %`}><span class="label">${name}</span><${Bar} share=${share} scale=${largest} colour=${key === "robot" ? colour(i) : undefined} /><span class="value">${format.percent(share)}</span></li>`)}
       ${rest > 0 && html`<li><span class="label muted">${groups.length - 12} more</span><${Bar} share=${rest} scale=${largest} colour="var(--muted)" /><span class="value">${format.percent(rest)}</span></li>`}</ul></section>`;
   })}</div>`;
@@ -74,7 +74,7 @@ function Samples() {
   useEffect(() => {
     let live = true;
     const timer = setTimeout(() => {
-      // one request at a time: on a large index drawing takes seconds
+      // one request at a time: with a large index, drawing takes seconds
       drawing = drawing.then(() => live && api.post("/api/samples", { text: act.currentText(), offset, count: 64 }).then(
         (found) => live && (setSheet(found), setError(null)),
         (e) => live && setError(e.message),
@@ -97,14 +97,14 @@ function Samples() {
 
 // ── compare ────────────────────────────────────────────────────────────────────────────────────────────
 
-/** Data sets whose weight is not the reference's: [{id, mine, theirs}]. */
+/** Data sets whose weight differs from the reference: [{id, name, mine, theirs}]. */
 export function differences() {
-  const wanted = S.references[S.reference]?.weights ?? {};
+  const weights = S.references[S.reference]?.weights ?? {};
   const rows = S.analysis?.rows ?? [];
   const present = new Set(rows.map((row) => row.id));
   return [
-    ...rows.filter((row) => row.weight !== (wanted[row.id] ?? null)).map((row) => ({ id: row.id, name: row.name, mine: row.weight, theirs: wanted[row.id] ?? null })),
-    ...Object.entries(wanted).filter(([id]) => !present.has(id)).map(([id, weight]) => ({ id, name: S.facts[id]?.name ?? id, mine: null, theirs: weight })),
+    ...rows.filter((row) => row.weight !== (weights[row.id] ?? null)).map((row) => ({ id: row.id, name: row.name, mine: row.weight, theirs: weights[row.id] ?? null })),
+    ...Object.entries(weights).filter(([id]) => !present.has(id)).map(([id, weight]) => ({ id, name: S.facts[id]?.name ?? id, mine: null, theirs: weight })),
   ];
 }
 
@@ -118,15 +118,15 @@ export function ReferenceSelect({ id }) {
 function Compare() {
   const list = differences();
   const reference = S.references[S.reference];
-  if (!reference) return html`<p class="empty">There are no published mixtures in this installation.</p>`;
-  const kind = (d) => (d.theirs === null ? "only here" : d.mine === null ? "only there" : `× ${Number((d.mine / d.theirs).toPrecision(3))}`);
+  if (!reference) return html`<p class="empty">This installation has no published mixtures.</p>`;
+  const kind = (d) => (d.theirs === null ? "only here" : d.mine === null ? "missing here" : `× ${Number((d.mine / d.theirs).toPrecision(3))}`);
   return html`<div class="toolbar"><label for="compare-with">With</label><${ReferenceSelect} id="compare-with" />
-      <button disabled=${list.length === 0} onClick=${() => act.adopt(reference.weights)}>Take over all ${list.length || ""}</button></div>
+      <button disabled=${list.length === 0} onClick=${() => act.adopt(reference.weights)}>Adopt all ${list.length || ""}</button></div>
     <${Propose} />
     <p class="muted small">${reference.source}</p>
-    ${list.length === 0 ? html`<p class="empty"><${Icon} name="ok" /> Same data sets, same weights.</p>` : html`<table class="list"><thead><tr><th scope="col">Data set</th><th scope="col" class="num">Here</th><th scope="col" class="num">There</th><th scope="col">Change</th><td></td></tr></thead><tbody>
+    ${list.length === 0 ? html`<p class="empty"><${Icon} name="ok" /> Same data sets and weights.</p>` : html`<table class="list"><thead><tr><th scope="col">Data set</th><th scope="col" class="num">Here</th><th scope="col" class="num">Reference</th><th scope="col">Change</th><td></td></tr></thead><tbody>
       ${list.map((d) => html`<tr key=${d.id} class=${reference.reasons?.[d.id] ? "has-reason" : ""}><th scope="row" title=${d.name}>${d.name}</th><td class="num">${d.mine === null ? "–" : format.weight(d.mine)}</td><td class="num">${d.theirs === null ? "–" : format.weight(d.theirs)}</td><td class="muted">${kind(d)}</td>
-        <td><button class="small" aria-label=${`${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"} ${d.name}`} onClick=${() => act.adopt(reference.weights, [d.id])}>${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Take"}</button></td></tr>
+        <td><button class="small" aria-label=${`${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Adopt"} ${d.name}`} onClick=${() => act.adopt(reference.weights, [d.id])}>${d.theirs === null ? "Remove" : d.mine === null ? "Add" : "Adopt"}</button></td></tr>
         ${reference.reasons?.[d.id] && html`<tr key=${`${d.id} why`} class="reasons"><td colspan="5">${reference.reasons[d.id]}</td></tr>`}`)}
     </tbody></table>`}`;
 }
@@ -134,17 +134,17 @@ function Compare() {
 function Propose() {
   const { proposal } = S;
   if (!S.file.index) return null;
-  if (proposal?.state === "running") return html`<p class="empty" role="status">Weighing by ${proposal.method}: ${proposal.step}…</p>`;
+  if (proposal?.state === "running") return html`<p class="empty" role="status">Computing weights by ${proposal.method}: ${proposal.step}…</p>`;
   return html`<div class="toolbar"><span>Propose weights</span>
-    <button title="Down-weights data with few tasks and scenes; seconds" onClick=${() => act.propose("diversity")}>By diversity</button>
-    <button title="Trains small models and weighs by excess loss; minutes" onClick=${() => act.propose("proxy")}>By proxy model</button></div>
+    <button title="Lowers the weight of data with few tasks and scenes; takes seconds" onClick=${() => act.propose("diversity")}>By diversity</button>
+    <button title="Trains small models and sets weights by excess loss; takes minutes" onClick=${() => act.propose("proxy")}>By proxy model</button></div>
     ${proposal?.state === "failed" && html`<p class="bad">${proposal.error}</p>`}`;
 }
 
 // ── checks ─────────────────────────────────────────────────────────────────────────────────────────────
 
 function Checks() {
-  if (S.findings.length === 0) return html`<p class="empty"><${Icon} name="ok" /> Nothing to mend.</p>`;
+  if (S.findings.length === 0) return html`<p class="empty"><${Icon} name="ok" /> No problems found.</p>`;
   return html`<ul class="findings">${S.findings.map((f, i) => html`<li key=${`${f.code}${f.key}${i}`} class=${f.level}><${Icon} name=${f.level} />
     <div><span class="hidden">${f.level}: </span>${f.message}${f.advice ? html` <span class="muted">${f.advice}</span>` : ""}</div>
     ${f.line ? html`<button class="small" onClick=${() => act.goTo(f.line)} aria-label=${`Go to line ${f.line}`}>Line ${f.line}</button>` : ""}</li>`)}</ul>`;
@@ -165,18 +165,18 @@ function Settings() {
   const choice = (label, path, options, hint) => html`<label class="setting"><span>${label}</span><select value=${s[path[0]]} onChange=${(e) => act.setSetting(path, e.target.value)}>${options.map((o) => html`<option key=${o} value=${o} selected=${o === s[path[0]]}>${o}</option>`)}</select><small>${hint}</small></label>`;
   const cameras = s.image.cameras;
   return html`<div class="settings">
-    <label class="setting"><span>Name</span><input type="text" class="boxed" value=${s.name ?? ""} onChange=${(e) => act.setSetting(["name"], e.target.value)} /><small>written beside the shards</small></label>
-    ${number("Seed", ["seed"], "decides fractional copies and the order of rows")}
-    ${number("Window", ["window"], "observations a sample")}
-    ${number("Stride", ["stride"], "steps from a sample to the next, at most the window")}
-    ${number("Chunk", ["chunk"], "actions from each step on")}
+    <label class="setting"><span>Name</span><input type="text" class="boxed" value=${s.name ?? ""} onChange=${(e) => act.setSetting(["name"], e.target.value)} /><small>written to the output folder</small></label>
+    ${number("Seed", ["seed"], "determines fractional copies and the order of rows")}
+    ${number("Window", ["window"], "observations per sample")}
+    ${number("Stride", ["stride"], "steps between samples, at most the window")}
+    ${number("Chunk", ["chunk"], "actions per observation")}
     <fieldset class="setting"><legend>Cameras</legend><div>${ROLES.map((role) => html`<label key=${role}><input type="checkbox" checked=${cameras.includes(role)} onChange=${(e) => act.setSetting(["image", "cameras"], e.target.checked ? [...cameras, role] : cameras.filter((c) => c !== role))} />${role}</label>`)}</div></fieldset>
-    ${number("Image size", ["image", "size"], "pixels a side; empty keeps the source's bytes")}
-    ${number("JPEG quality", ["image", "quality"], "where frames are resized")}
+    ${number("Image size", ["image", "size"], "pixels per side; empty keeps the original bytes")}
+    ${number("JPEG quality", ["image", "quality"], "of resized frames")}
     ${number("Lower bound", ["bounds", "low"], "the quantile that becomes −1", false)}
     ${number("Upper bound", ["bounds", "high"], "the quantile that becomes +1", false)}
-    ${choice("Bins", ["bins"], ["openvla", "uniform"], "256 edges as the released checkpoints, or 256 intervals")}
+    ${choice("Bins", ["bins"], ["openvla", "uniform"], "openvla: 256 edges, as in the released checkpoints; uniform: 256 intervals")}
     ${number("Validation", ["validation"], "share of episodes held out", false)}
-    ${S.analysis.texts.length ? html`<div class="setting"><span>Image-text</span><ul>${S.analysis.texts.map((t) => html`<li key=${t.name} title=${t.path}>${t.name} × ${String(t.weight ?? "?")}</li>`)}</ul><small>rows beside the robot's; edit them in the text</small></div>` : ""}
+    ${S.analysis.texts.length ? html`<div class="setting"><span>Image-text</span><ul>${S.analysis.texts.map((t) => html`<li key=${t.name} title=${t.path}>${t.name} × ${String(t.weight ?? "?")}</li>`)}</ul><small>added to the robot data; edit them in the text</small></div>` : ""}
   </div>`;
 }

@@ -1,4 +1,4 @@
-// The state of the page. The text is the document; everything here is derived from it, or is about the view of it.
+// The state of the page. The text is the document; everything here is derived from it or describes the view.
 
 const remembered = JSON.parse(localStorage.getItem("oxe-curate:view") ?? "{}");
 
@@ -6,8 +6,8 @@ export const S = {
   file: null, // {name, path, base, new, linkTo, index}
   facts: {}, // identity -> facts
   references: {}, // name -> {title, source, weights}
-  analysis: null, // of the last good text
-  error: null, // of the present text: {message, line, from}
+  analysis: null, // of the last valid text
+  error: null, // of the current text: {message, line, from}
   findings: [],
   dirty: false,
   undoable: false,
@@ -18,19 +18,19 @@ export const S = {
   keepTotal: false,
   filter: "",
   sort: { key: null, down: true },
-  order: [], // identities as sorted when the user last asked for it: rows do not jump while a slider moves
+  order: [], // identities in the order of the last sort: rows do not jump while a slider moves
   reference: remembered.reference ?? "openvla_oxe_magic_soup_plus",
-  samples: remembered.samples ?? null, // length of the training; null: one pass
-  speed: remembered.speed ?? 28, // samples a second
+  samples: remembered.samples ?? null, // training samples; null: one pass
+  speed: remembered.speed ?? 28, // samples per second
   panel: remembered.panel ?? "balance",
-  stackBy: remembered.stackBy ?? "robot", // what the bar across the page shows
+  stackBy: remembered.stackBy ?? "robot", // grouping of the bar in the summary
   overlay: null, // the second data set of the histograms
   serverGone: false,
   conflict: null, // {text, base} on disk
   changedOnDisk: false,
   draft: null,
   notice: null, // {kind, text}
-  proposal: null, // {state, method, step, ...}, as the server tells
+  proposal: null, // {state, method, step, ...}, as reported by the server
   busy: false,
 };
 
@@ -68,13 +68,13 @@ export function notify(text, kind = "info") {
 export const fact = (row) => S.facts[row.id] ?? null;
 export const ghost = (row) => S.references[S.reference]?.weights[row.id] ?? null;
 
-/** The rows as they are shown: filtered, in the order that was asked for. */
+/** The visible rows: filtered and sorted. */
 export function shownRows() {
   const rows = S.analysis?.rows ?? [];
   const words = S.filter.toLowerCase().split(/\s+/).filter(Boolean);
   const matching = words.length === 0 ? rows : rows.filter((row) => {
     const f = fact(row);
-    const text = [row.name, row.id, f?.robot, f?.card, ...(f?.aliases ?? []), ...(f?.cameras ?? []), f?.arms, f?.verdict].join(" ").toLowerCase();
+    const text = [row.name, row.id, f?.robot, ...(f?.aliases ?? []), ...(f?.cameras ?? []), f?.arms, f?.verdict].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
   if (S.sort.key === null) return matching;
@@ -93,7 +93,7 @@ const KEYS = {
   passHours: (row) => row.passHours,
 };
 
-/** Sort by a column: numbers largest first, then smallest first, then the file's order. */
+/** Sort by a column: numbers largest first, then smallest first, then in the order of the file. */
 export function sortBy(key) {
   const first = key !== "name";
   const sort = S.sort.key !== key ? { key, down: first } : S.sort.down === first ? { key, down: !first } : { key: null, down: true };

@@ -1,4 +1,4 @@
-// The rows: one data set each, the same quantity in four units.
+// The table: one data set per row, the same quantity in four units.
 
 import { html, useEffect, useMemo, useRef, useState } from "/vendor/preact.js";
 import * as act from "./actions.js";
@@ -12,14 +12,14 @@ const clamp = (x) => Math.max(LOW, Math.min(HIGH, x));
 const place = (weight) => (clamp(Math.log10(weight)) - LOW) / (HIGH - LOW);
 
 const COLUMNS = [
-  ["name", "Data set", "By name"],
-  ["episodes", "Episodes", "Episodes of the data set that the filter kept, or as published"],
-  ["steps", "Steps", "Steps of the data set that the filter kept, or as published"],
+  ["name", "Data set", "Sort by name"],
+  ["episodes", "Episodes", "Episodes that filter kept, or as published"],
+  ["steps", "Steps", "Steps that filter kept, or as published"],
   ["hours", "Hours", "Steps at the data set's control rate"],
-  ["weight", "Weight", "Expected copies of each step in one pass. Slider: logarithmic, 0.001 to 100"],
-  ["share", "Share %", "Of the samples: weight × steps over the sum"],
-  ["epochs", "Epochs", "How often each step is seen in the training"],
-  ["passHours", "Seen h", "Hours of data seen in one pass, copies counted"],
+  ["weight", "Weight", "Expected copies of each step in one pass. The slider is logarithmic, 0.001 to 100"],
+  ["share", "Share %", "Share of the samples: weight × steps, divided by the sum"],
+  ["epochs", "Epochs", "How often each step is seen in training"],
+  ["passHours", "Seen h", "Hours of data in one pass, including copies"],
 ];
 
 export function Table() {
@@ -54,13 +54,13 @@ export function Table() {
         selected=${selected.has(row.id)} locked=${locked.has(row.id)} current=${current === row.id} reference=${reference} />`)}
     </tbody>
   </table>
-  ${rows.length === 0 && html`<p class="empty">${analysis.rows.length ? "No data set matches the filter." : "The mixture is empty. Add a data set above, or type one into the text."}</p>`}`;
+  ${rows.length === 0 && html`<p class="empty">${analysis.rows.length ? "No data set matches the filter." : "The mixture is empty. Add a data set above, or in the text."}</p>`}`;
 }
 
-/** Where a column is sorted, its direction: on the side where it moves nothing. */
+/** The direction of a sorted column, on the side where the arrow does not move the label. */
 const arrow = (key, side) => S.sort.key === key && (key === "name" || key === "weight") === (side === "after") && html`<span class="arrow" aria-hidden="true">${S.sort.down ? "↓" : "↑"}</span>`;
 
-/** The bars' full width: steps of 1, 2, 5, so that they do not all move while one slider does. */
+/** The share at full width, in steps of 1, 2, 5, so that not all bars move with one slider. */
 function barScale(largest) {
   for (const step of [0.01, 0.02, 0.05, 0.1, 0.2, 0.5]) if (largest <= step) return step;
   return 1;
@@ -68,7 +68,7 @@ function barScale(largest) {
 
 function Row(props) {
   const { row, f, ghost: published, scale, selected, locked, current, reference } = props;
-  const [drag, setDrag] = useState(null); // the slider's place while it is held
+  const [drag, setDrag] = useState(null); // position of the slider while it is dragged
   const held = useRef(null);
   const pointer = useRef(false);
   return useMemo(() => {
@@ -77,7 +77,7 @@ function Row(props) {
     const slide = (event) => {
       let value = Number(event.target.value);
       held.current ??= act.beginGesture();
-      // a pointer is drawn to the published weight; a key's step is smaller than that and must get away from it
+      // a pointer snaps to the published weight; a key's step is smaller than that and must not
       if (pointer.current && published && Math.abs(value - Math.log10(published)) < 0.02) value = Math.log10(published);
       const target = published && value === Math.log10(published) ? published : Number((10 ** value).toPrecision(3));
       setDrag(value);
@@ -86,7 +86,7 @@ function Row(props) {
     const release = () => {
       held.current = null;
       pointer.current = false;
-      setTimeout(() => setDrag(null), 120); // the last answer may be on its way
+      setTimeout(() => setDrag(null), 120); // the last response may be pending
     };
     const choose = () => act.focusRow(row);
     const toggle = (name) => () => {
@@ -105,20 +105,20 @@ function Row(props) {
           <span class="sub">${row.problem ? html`<span class="bad">${row.problem}</span>` : html`${f && f.verdict !== "pass" && html`<span class=${`verdict ${f.verdict}`}>${f.verdict === "fail" ? "fails" : f.verdict}</span>`}${robot(f)} · ${cameras(f)} · ${format.hz(f?.hz)}`}</span>
         </button></th>
       <td class="num" title=${format.exact(row.episodes)}>${format.count(row.episodes)}</td>
-      <td class=${`num ${row.origin}`} title=${`${format.exact(row.steps)} steps${row.origin === "published" ? " as published; not in the index" : ""}`}>${format.count(row.steps)}</td>
+      <td class=${`num ${row.origin}`} title=${`${format.exact(row.steps)} steps${row.origin === "published" ? " (published; not in the index)" : ""}`}>${format.count(row.steps)}</td>
       <td class="num hours">${format.hours(row.hours)}</td>
       <td class="slider"><div class="track">
         <input type="range" min=${LOW} max=${HIGH} step="0.01" aria-label=${`Weight of ${row.name}, logarithmic`} aria-valuetext=${format.weight(row.weight)}
           value=${sliderValue} disabled=${locked && S.keepTotal} onPointerDown=${() => (pointer.current = true)} onInput=${slide} onChange=${release} onBlur=${release} />
         ${published != null && html`<button class=${`ghost${differs ? " differs" : ""}`} tabindex=${differs ? 0 : -1} style=${{ left: `calc(${place(published)} * (100% - ${THUMB}px) + ${THUMB / 2}px)` }}
-          title=${`${published_title}${differs ? ". Click to return to it." : ""}`} aria-label=${`Return ${row.name} to ${published_title}`} onClick=${() => act.setQuantity(row, "weight", published)}></button>`}
+          title=${`${published_title}${differs ? ". Click to restore it." : ""}`} aria-label=${`Reset ${row.name} to ${published_title}`} onClick=${() => act.setQuantity(row, "weight", published)}></button>`}
       </div></td>
       <td class="exact"><${NumberField} kind="boxed" label=${`Weight of ${row.name}`} shown=${format.weight(row.weight)} exact=${row.weight == null ? "" : String(row.weight)} disabled=${locked && S.keepTotal} onCommit=${commit("weight")} /></td>
       <td class="share"><div class="bar" aria-hidden="true"><span style=${{ width: `${Math.min(100, (100 * (row.share ?? 0)) / scale)}%` }}></span></div>
         <${NumberField} label=${`Share of ${row.name} in percent`} shown=${format.percent(row.share)} exact=${row.share == null ? "" : String(Number((100 * row.share).toPrecision(6)))} disabled=${!known} onCommit=${commit("share", 0.01)} /></td>
       <td><${NumberField} label=${`Epochs of ${row.name}`} shown=${format.epochs(row.epochs)} exact=${row.epochs == null ? "" : String(Number(row.epochs.toPrecision(6)))} disabled=${!known} onCommit=${commit("epochs")} /></td>
       <td><${NumberField} label=${`Hours of ${row.name} in one pass`} shown=${format.hours(row.passHours)} exact=${row.passHours == null ? "" : String(Number(row.passHours.toPrecision(6)))} disabled=${!known || !row.hz} onCommit=${commit("hours")} /></td>
-      <td class="tools"><button class="tool" aria-pressed=${locked} aria-label=${`Lock ${row.name}`} title=${locked ? "Locked: keeps its weight while others are rebalanced" : "Lock: keep its weight while others are rebalanced"} onClick=${toggle("locked")}><${Icon} name=${locked ? "lock" : "unlock"} /></button><button class="tool" aria-label=${`Remove ${row.name}`} title="Remove from the mixture" onClick=${() => act.removeRows(new Set([row.id]))}><${Icon} name="remove" /></button></td>
+      <td class="tools"><button class="tool" aria-pressed=${locked} aria-label=${`Lock ${row.name}`} title=${locked ? "Locked: keeps its weight while others are rebalanced" : "Lock its weight while others are rebalanced"} onClick=${toggle("locked")}><${Icon} name=${locked ? "lock" : "unlock"} /></button><button class="tool" aria-label=${`Remove ${row.name}`} title="Remove from the mixture" onClick=${() => act.removeRows(new Set([row.id]))}><${Icon} name="remove" /></button></td>
     </tr>`;
   }, [JSON.stringify(row), f, published, scale, selected, locked, current, drag, reference, S.keepTotal]);
 }
@@ -130,5 +130,5 @@ const cameras = (f) => (f?.cameras.length ? f.cameras.map((role) => short[role] 
 function Thumb({ row, f }) {
   if (f?.frames) return html`<img loading="lazy" decoding="async" width="52" height="39" alt="" src=${`/api/frame/${encodeURIComponent(row.id)}?h=72`} />`;
   const letters = (f?.robot ?? "?").split(/\s+/).map((word) => word[0]).join("").slice(0, 2).toUpperCase();
-  return html`<span class="stand-in" title="No frames: the data set is not in the index">${letters}</span>`;
+  return html`<span class="stand-in" title="No frames: this data set is not in the index">${letters}</span>`;
 }

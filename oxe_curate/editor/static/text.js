@@ -1,4 +1,4 @@
-// The YAML text: CodeMirror inside a shadow root, whose style sheets a strict Content-Security-Policy allows.
+// The YAML text: CodeMirror in a shadow root, whose style sheets a strict Content-Security-Policy allows.
 
 import * as cm from "/vendor/codemirror.js";
 
@@ -44,7 +44,7 @@ const theme = cm.EditorView.theme({
   ".cm-textfield, .cm-button": { background: "var(--surface)", color: "var(--text)", border: "1px solid var(--line)", borderRadius: "5px" },
   ".cm-changedLine": { backgroundColor: "var(--accent-soft) !important" },
   ".cm-deletedChunk, .cm-merge-a .cm-changedLine": { backgroundColor: "var(--error-soft) !important" },
-  ".cm-lintRange-warning": { backgroundImage: "none" }, // the gutter says it
+  ".cm-lintRange-warning": { backgroundImage: "none" }, // shown in the gutter
   ".cm-diagnostic": { fontFamily: "var(--sans)", fontSize: "12.5px" },
 });
 
@@ -60,7 +60,7 @@ const colours = cm.HighlightStyle.define([
 const look = [theme, cm.syntaxHighlighting(colours), cm.yaml(), cm.EditorView.lineWrapping];
 
 export class Text {
-  /** `on.change()` after any change of the text, `on.cursor(offset)` after the cursor moved. */
+  /** Calls `on.change(byForm)` after the text changed, and `on.cursor(offset)` after the cursor moved. */
   constructor(host, text, names, on) {
     let last = { gesture: null, time: 0 };
     const root = host.attachShadow({ mode: "open" });
@@ -116,23 +116,23 @@ export class Text {
   undo = () => cm.undo(this.view);
   redo = () => cm.redo(this.view);
 
-  /** Start a gesture: its changes are all counted from the text as it is now, and are one step of the history. */
+  /** Start a gesture: its changes refer to the current text, and are one step of the history. */
   begin() {
     return { id: Symbol("gesture"), doc: this.view.state.doc, now: this.view.state.doc, done: null };
   }
 
-  /** Make a gesture's changes be these instead of those before; false if the text was changed by other hands. */
+  /** Replace the changes of a gesture; false if the text was changed otherwise in the meantime. */
   apply(held, changes) {
     if (!this.view.state.doc.eq(held.now)) return false;
-    const wanted = cm.ChangeSet.of(changes, held.doc.length);
-    const step = held.done ? held.done.invert(held.doc).compose(wanted) : wanted;
+    const target = cm.ChangeSet.of(changes, held.doc.length);
+    const step = held.done ? held.done.invert(held.doc).compose(target) : target;
     if (!step.empty) this.view.dispatch({ changes: step, annotations: gesture.of(held.id) });
-    held.done = wanted;
+    held.done = target;
     held.now = this.view.state.doc;
     return true;
   }
 
-  /** Replace the whole text as one step of the history, touching only what differs at its ends. */
+  /** Replace the whole text as one step of the history, without its common prefix and suffix. */
   replace(text) {
     const old = this.text;
     let [start, end, newEnd] = [0, old.length, text.length];
@@ -141,14 +141,14 @@ export class Text {
     this.view.dispatch({ changes: { from: start, to: end, insert: text.slice(start, newEnd) }, annotations: gesture.of(Symbol("replace")) });
   }
 
-  /** Mark the lines of a row; scroll to them if asked. */
+  /** Mark the lines of a row, and scroll to them if `scroll`. */
   mark(range, scroll) {
     const effects = [setCurrent.of(range)];
     if (range && scroll) effects.push(cm.EditorView.scrollIntoView(Math.min(range.from, this.view.state.doc.length), { y: "center" }));
     this.view.dispatch({ effects });
   }
 
-  /** Put the cursor on a line, from 1. */
+  /** Put the cursor on a line, counted from 1. */
   goTo(line) {
     const doc = this.view.state.doc;
     const at = doc.line(Math.max(1, Math.min(line, doc.lines)));
@@ -156,7 +156,7 @@ export class Text {
     this.view.focus();
   }
 
-  /** Show findings beside their lines: [{line, level, message}]. */
+  /** Show findings at their lines: [{line, level, message}]. */
   diagnose(findings) {
     const doc = this.view.state.doc;
     const shown = findings.filter((f) => f.line).map((f) => {
@@ -176,7 +176,7 @@ function complete(context, names) {
   return { from, options: names().map((label) => ({ label, type: "text" })), validFor: /^[\w.-]*$/ };
 }
 
-/** Two texts side by side, read only; a function to take them away again. */
+/** Show two texts side by side, read-only. Returns a function that removes them. */
 export function compare(host, left, right) {
   const root = host.shadowRoot ?? host.attachShadow({ mode: "open" });
   const extensions = [cm.lineNumbers(), cm.EditorState.readOnly.of(true), cm.EditorView.editable.of(false), ...look];

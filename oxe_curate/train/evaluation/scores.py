@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
-from oxe_curate.tokenize.roundtrip import DIMENSIONS
+from oxe_curate.actions.dimensions import DIMENSIONS
 
 NAMES = tuple(name for name, _, _ in DIMENSIONS)
 UNITS = tuple(unit for _, unit, _ in DIMENSIONS)

@@ -326,7 +326,7 @@ def test_no_held_out_episodes_and_no_mixture_are_told(mixtures, tmp_path, toys):
     run = make(tmp_path, mixtures / "none")
     with pytest.raises(ConfigError, match="'validation' holds no rows"):
         evaluate_run(run, progress=False)
-    with pytest.raises(ConfigError, match=r"holds no manifest.json"):
+    with pytest.raises(ConfigError, match=r"manifest.json not found"):
         evaluate_run(run, data=str(tmp_path), progress=False)
 
 

@@ -279,7 +279,7 @@ def test_a_mixture_without_its_statistics_is_refused(world: Path, tmp_path: Path
 
     shutil.copytree(world / "data", tmp_path / "data")
     (tmp_path / "data" / "dataset_statistics.json").unlink()
-    with pytest.raises(DataError, match=r"dataset_statistics.json: is missing. Run tokenize again"):
+    with pytest.raises(DataError, match=r"dataset_statistics.json: file is missing; run tokenize again"):
         train(replace(settings(world, tmp_path / "run"), data=str(tmp_path / "data")))
 
 

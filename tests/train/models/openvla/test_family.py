@@ -284,7 +284,7 @@ def test_collator_is_picklable(base):
 
 def test_action_tokens_of_another_tokenizer_are_rejected(base, shared):
     other = replace(mixture(base), tokens=ActionTokens.build(shared / "data/tokenizers/qwen2_5"))
-    with pytest.raises(ConfigError, match="made for another tokenizer"):
+    with pytest.raises(ConfigError, match="those of another tokenizer"):
         OpenVLAFamily.build(train_config(base), other, CPU)
     other = replace(mixture(base), tokens=replace(ActionTokens.default(), vocabulary_size=832))
     with pytest.raises(ConfigError, match="action token 31999 is outside its vocabulary of 896 tokens"):

@@ -87,7 +87,7 @@ def test_prompter_is_picklable(llama):
 
 
 def test_missing_tokenizer_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="holds no tokenizer"):
+    with pytest.raises(ConfigError, match="no tokenizer found"):
         Prompter.of(Path(tmp_path), LLAMA)
 
 
