@@ -86,14 +86,14 @@ def ours(folder: Path, row_groups: bool = False, workers: int = 1) -> Batches:
 def ours_encoded(folder: Path, row_groups: bool) -> Batches:
     """What the loader reads before it decodes."""
     from oxe_curate.tokenize.folder import MixtureFolder
-    from oxe_curate.train.data.local import split_shards
     from oxe_curate.train.data.order import batch_positions
-    from oxe_curate.train.data.row_source import open_rows, order_of
-    from oxe_curate.train.data.rows import Form
+    from oxe_curate.train.data.row_source import open_rows
+    from oxe_curate.train.data.rows import SampleFormat
+    from oxe_curate.train.data.shards import split_shards
 
     mixture = MixtureFolder.open(str(folder))
-    rows = open_rows(mixture, split_shards(mixture, "train"), Form.of(mixture), row_groups=row_groups)
-    order = order_of(rows, 0, BATCH, 1)
+    rows = open_rows(mixture, split_shards(mixture, "train"), SampleFormat.of(mixture), row_groups=row_groups)
+    order = rows.order(0, BATCH, 1)
     plan = (order.rows(batch_positions(0, step, 0, 1, BATCH)) for step in itertools.count())
     for claim in rows.batches(plan):
         yield [(block.records[row], block.texts[0][row], bytes(block.frame(row, 0, 0))) for block, row in claim()]

@@ -1,4 +1,4 @@
-"""Small mixtures, written by the product itself from Bridge-like episodes whose every frame and number is known."""
+"""Small mixtures made from Bridge-like episodes with known frames and numbers."""
 
 import io
 from pathlib import Path
@@ -42,14 +42,14 @@ def build(index: Path, out: Path, text: str = "", shard_bytes: int = 8000) -> Mi
 
 
 def picture(value: int, size: int = 16) -> bytes:
-    """A PNG of one grey."""
+    """A PNG of one shade of gray."""
     sink = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(sink, "PNG")
     return sink.getvalue()
 
 
 def texts(path: Path, count: int) -> Path:
-    """An image-text source of `count` rows; row i is grey i with the question "q<i>" and the answer "a<i>"."""
+    """An image-text source of `count` rows; row i is gray i with the question "q<i>" and the answer "a<i>"."""
     path.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {

@@ -87,7 +87,7 @@ def test_saturation_and_hue(pictures):
     assert np.allclose(found, expected, atol=3e-6)
 
 
-def test_the_whole_is_the_five_in_order(pictures):
+def test_augment_applies_the_five_steps_in_order(pictures):
     random = np.random.default_rng(1).random((4, 8), np.float32)
     found = channels_last(augment.augment(torch.from_numpy(pictures), torch.from_numpy(random)))
     assert found.dtype == np.float32
@@ -100,7 +100,7 @@ def test_the_whole_is_the_five_in_order(pictures):
         assert np.allclose(result, x, atol=5e-6)
 
 
-def test_an_image_depends_on_its_own_numbers_alone(pictures):
+def test_an_image_depends_only_on_its_own_numbers(pictures):
     random = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
     whole = augment.augment(torch.from_numpy(pictures), random)
     alone = augment.augment(torch.from_numpy(pictures[2:3]), random[2:3])
@@ -108,7 +108,7 @@ def test_an_image_depends_on_its_own_numbers_alone(pictures):
     assert not torch.allclose(whole[2:3], augment.augment(torch.from_numpy(pictures[2:3]), random[1:2]), atol=0.01)
 
 
-def test_the_middle(pictures):
+def test_center_crop(pictures):
     side = 0.9**0.5
     found = channels_last(augment.center_crop(torch.from_numpy(pictures)))
     assert np.allclose(found, [crop(i, (1 - side) / 2, (1 - side) / 2, side) for i in pictures / 255.0], atol=2e-6)
