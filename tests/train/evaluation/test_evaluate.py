@@ -303,6 +303,20 @@ def test_a_checkpoint_is_evaluated_in_its_own_folder(mixtures, tmp_path, toys):
     assert table["predicted_gripper"][0] == pytest.approx(2 * 0.75 * bridge_red(table) / 255, abs=0.02)
 
 
+def test_an_output_folder_that_belongs_to_something_else_is_refused(mixtures, tmp_path, toys):
+    run = make(tmp_path, mixtures / "plain", chunk=2)
+    for out, match in (
+        (tmp_path / "base", "is the base model"),
+        (mixtures / "plain" / "evaluation", "is inside the mixture"),
+        (run, "holds a training run"),
+        (mixtures / "index", "holds an episode index"),
+    ):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(ConfigError, match=f"--out .*: {match}"):
+            evaluate_run(run, out=out, progress=False)
+        assert sorted(out.rglob("*")) == before
+
+
 def bridge_red(table):
     return int(table["instruction"][0].split()[1]) * 20 % 256
 

@@ -153,6 +153,16 @@ def test_the_card_has_data_settings_and_results(run, tmp_path):
     assert "after step 3: loss 1.5" in bare
 
 
+def test_the_card_names_the_versions_that_openvlas_code_needs(run, monkeypatch):
+    from oxe_curate.train.export import model_card
+
+    monkeypatch.setattr(model_card, "upstream_obstacles", lambda *_: [])
+    text = model_card.model_card(open_saved(run), "m", True, {})
+    assert "transformers 4.40.1, tokenizers 0.19.1, timm 0.9.10 and torch 2.2" in text
+    assert "transformers 4.50 or newer" in text
+    assert "predict_action" in text
+
+
 def test_the_card_shows_openvlas_own_code_only_if_it_works(run):
     saved = open_saved(run)
     published = {"text_config": {"vocab_size": 32064}, "pad_to_multiple_of": 64}

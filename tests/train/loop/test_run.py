@@ -276,6 +276,30 @@ def test_a_wrong_configuration_is_refused_before_anything_is_written(broken: str
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("place", ["base", "mixture", "inside", "around", "index", "export", "source", "other"])
+def test_a_run_folder_that_belongs_to_something_else_is_refused(place: str, world: Path, tmp_path: Path) -> None:
+    folder, match = {
+        "base": (world / "base", "is the base model"),
+        "mixture": (world / "data", "is the mixture"),
+        "inside": (world / "base" / "run", "is inside the base model"),
+        "around": (world, "contains the base model"),
+        "index": (tmp_path / "index.json", "holds an episode index"),
+        "export": (tmp_path / "oxe_curate.json", "holds an exported model"),
+        "source": (tmp_path / "bridge" / "0.1.0" / "features.json", "holds a source data set"),
+        "other": (tmp_path / "thesis.tex", "is not empty and does not hold a training run"),
+    }[place]
+    if folder.is_relative_to(tmp_path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_text("{}")
+        folder = tmp_path
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=f"--run .*: {match}") as error:
+            train(settings(world, folder), resume=resume)
+        assert error.value.exit_code == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
 def test_a_mixture_without_its_statistics_is_refused(world: Path, tmp_path: Path) -> None:
     import shutil
 
