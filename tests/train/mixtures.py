@@ -41,7 +41,7 @@ def build(index: Path, out: Path, text: str = "", shard_bytes: int = 8000) -> Mi
     return MixtureFolder.open(str(out))
 
 
-def picture(value: int, size: int = 16) -> bytes:
+def gray_png(value: int, size: int = 16) -> bytes:
     """A PNG of one shade of gray."""
     sink = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(sink, "PNG")
@@ -53,7 +53,7 @@ def texts(path: Path, count: int) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {
-            "image": [{"bytes": picture(i), "path": None} for i in range(count)],
+            "image": [{"bytes": gray_png(i), "path": None} for i in range(count)],
             "question": [f"q{i}" for i in range(count)],
             "answer": [f"a{i}" for i in range(count)],
         }

@@ -63,7 +63,7 @@ def rows_at(seed: int, n: int, positions: ArrayLike) -> NDArray[np.int64]:
 
 
 def random_numbers(seed: int, positions: ArrayLike, k: int = 8) -> NDArray[np.float32]:
-    """float32 (n, k) in [0, 1), a function of (seed, position) alone, for positions (n,)."""
+    """float32 (n, k) in [0, 1), a function of (seed, position), for positions (n,)."""
     positions = np.asarray(positions, np.int64).astype(np.uint64)
     with np.errstate(over="ignore"):
         key = splitmix64(np.array([seed], np.int64).astype(np.uint64) + _AUGMENT * _GAMMA)

@@ -196,7 +196,7 @@ def _open_run(run: RunFolder, checkpoint: int | None, base: str | Path | None) -
     path, record = run.path, read_json(run.record)
     spec = spec_from_json(record.get("contract"), str(run.record))
     if not run.config.is_file():
-        raise DataError(f"{run.config}: not found. Restore it; {_RUN} alone does not describe the model.")
+        raise DataError(f"{run.config}: not found. Restore it; {_RUN} does not describe the whole model.")
     steps = [step for step in run.steps() if run.checkpoint(step).weights.is_dir()]
     if checkpoint is None:
         weights = run.adapter

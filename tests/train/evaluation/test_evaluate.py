@@ -176,7 +176,7 @@ def test_batches_cover_an_episode_in_order(tmp_path):
     model, config = toy_model(tmp_path, chunk=2)
     steps = np.arange(10)
     found = predict_batches(model, config, reader(steps, chunk=2), steps, False, batch_size=4)
-    np.testing.assert_allclose(found.predicted[:, 0, 0], steps, atol=1e-4)  # the model says how red it is
+    np.testing.assert_allclose(found.predicted[:, 0, 0], steps, atol=1e-4)  # the model's output is the red value
     np.testing.assert_allclose(found.target[:, :, 3] * 100, steps[:, None] + [0, 1], atol=1e-4)
     np.testing.assert_array_equal(found.frames[:, 0, 0, 0], [0, 3, 6, 9])
     assert found.instruction == "step 0"
@@ -203,7 +203,7 @@ def test_every_step_is_predicted_with_any_stride(tmp_path, stride):
     times = np.arange(steps[-1] + 1)
     np.testing.assert_array_equal(found.steps, times)
     np.testing.assert_allclose(found.target[:, 0, 0] * 100, times, atol=1e-4)
-    # the toy says the mean red of its last three frames: 0, 0.5, 1, 2, 3 ...
+    # the toy's output is the mean red of its last three frames: 0, 0.5, 1, 2, 3 ...
     expected = [np.mean(times[max(t - 2, 0) : t + 1]) for t in times]
     np.testing.assert_allclose(found.predicted[:, 0, 0], expected, atol=1e-4)
     assert found.mask.all()
@@ -263,10 +263,10 @@ def test_a_run_is_evaluated_on_held_out_episodes(mixtures, tmp_path, toys):
     manifest = json.loads((mixtures / "plain" / "manifest.json").read_text())
     assert len(table) == result.whole.steps == sum(manifest["rows"]["validation"].values())
     assert read["episodes"] == {"bridge_dataset": table["episode_id"].n_unique()}
-    # the table and the scores say the same
+    # the table matches the scores
     error = (table["predicted_x"] - table["target_x"]).abs().mean()
     assert result.whole.l1[0] == pytest.approx(error, rel=1e-5)
-    # and the toy is what it says: gain 2 x scale 0.25 x red / 255, of the episode's own colour
+    # the toy's output: gain 2 x scale 0.25 x red / 255, the color of the episode
     seed = table["instruction"].cast(pl.String).str.extract(r"task (\d+)").cast(pl.Int32)
     np.testing.assert_allclose(table["predicted_gripper"], 0.5 * (seed * 20 % 256) / 255, atol=0.01)
     chunks = np.array(table["predicted_chunk"].to_list())

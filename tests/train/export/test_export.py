@@ -70,11 +70,11 @@ def test_a_checkpoint_is_exported(run, tmp_path):
 
 
 def test_a_merged_model_needs_no_base_and_contains_no_paths(run, tmp_path):
-    wanted = act(run)
+    expected = act(run)
     out = export_run(run, tmp_path / "out", merge=True)
     shutil.rmtree(tmp_path / "base")
     shutil.rmtree(run)
-    np.testing.assert_allclose(act(out), wanted, rtol=1e-6)
+    np.testing.assert_allclose(act(out), expected, rtol=1e-6)
     for path in out.iterdir():
         assert str(tmp_path) not in path.read_bytes().decode("latin-1")
 

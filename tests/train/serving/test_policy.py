@@ -184,7 +184,7 @@ def test_the_crop_is_as_trained_by_default(tmp_path):
     assert Policy.load(make(tmp_path, "plain")).center_crop is False
 
 
-# ── pictures ──
+# ── images ──
 
 
 def test_images_are_accepted_in_any_format():
