@@ -1,12 +1,12 @@
-"""OpenVLA's own RLDS loader doing what filter and tokenize do; prints one line of JSON.
+"""OpenVLA's own RLDS loader on the work of filter and tokenize; prints one line of JSON.
 
     python benchmarks/openvla_loader.py statistics FOLDER --openvla CHECKOUT --dlimp CHECKOUT
 
-FOLDER holds bridge_dataset/1.0.0. The checkouts are github.com/openvla/openvla (c8f03f4 was used) and
-github.com/moojink/dlimp_openvla (040105d); nothing of them is part of this project. Only the subpackage
-prismatic.vla.datasets.rlds and prismatic.vla.action_tokenizer are imported: their parents' __init__ would load
-torch, timm and transformers, which the data path does not use, so empty packages stand in for them. Needed from
-PyPI: tensorflow-cpu, tensorflow-datasets, rich, tqdm, and tensorflow-graphics without its dependencies (--no-deps).
+FOLDER contains bridge_dataset/1.0.0. The checkouts are github.com/openvla/openvla (c8f03f4 was used) and
+github.com/moojink/dlimp_openvla (040105d); neither is part of this project. Only prismatic.vla.datasets.rlds and
+prismatic.vla.action_tokenizer are imported: the __init__ of their parents would load torch, timm and transformers,
+which the data path does not use, so empty packages replace them. Required from PyPI: tensorflow-cpu,
+tensorflow-datasets, rich, tqdm, and tensorflow-graphics without its dependencies (--no-deps).
 The settings are those of RLDSDataset in prismatic/vla/datasets/datasets.py.
 """
 
@@ -25,7 +25,7 @@ VOCABULARY = 32_000  # Llama-2
 
 
 class Identity:
-    """Stands in for the Llama-2 tokenizer: `decode` hands the ids back instead of making text of them."""
+    """Replaces the Llama-2 tokenizer: `decode` returns the ids instead of text."""
 
     vocab_size = VOCABULARY
 
@@ -41,7 +41,7 @@ def import_rlds(openvla: Path, dlimp: Path) -> tuple[Any, Any, Any]:
         package.__path__ = [str(openvla.joinpath(*name.split(".")))]
         sys.modules[name] = package
     transformers = types.ModuleType("transformers")
-    transformers.PreTrainedTokenizerBase = object  # type: ignore[attr-defined]  # named in an annotation only
+    transformers.PreTrainedTokenizerBase = object  # type: ignore[attr-defined]  # used in an annotation only
     sys.modules["transformers"] = transformers
     from prismatic.vla.action_tokenizer import ActionTokenizer  # type: ignore[import-not-found]
     from prismatic.vla.datasets.rlds import dataset, oxe  # type: ignore[import-not-found]
@@ -50,7 +50,7 @@ def import_rlds(openvla: Path, dlimp: Path) -> tuple[Any, Any, Any]:
 
 
 def forget_statistics(folder: Path) -> None:
-    """Remove the statistics that the loader caches beside the shards: each run computes them anew."""
+    """Remove the statistics that the loader caches next to the shards, so that each run computes them."""
     for path in (folder / DATASET / "1.0.0").glob("dataset_statistics_*.json"):
         path.unlink()
 

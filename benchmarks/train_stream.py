@@ -1,10 +1,10 @@
-"""Samples a second of training's data path on one core, beside what else reads the same Parquet shards.
+"""Samples per second of the training data path on one core, compared with other readers of the same Parquet shards.
 
     python -m benchmarks.train_stream                  # writes benchmarks/results/train-stream.{md,json}
 
-The mixture (some 150 MB of 224 px pictures) is made first where it is missing. The contenders take turns, each in a
-process of its own, on one core; then a loop that is bound by launching small operations, as a training step is on a
-fast GPU, runs beside each kind of loader. Nothing else should run meanwhile.
+The mixture (about 150 MB of 224 px images) is made first if it is missing. The readers take turns, each in its own
+process, on one core; then a loop that launches small operations, like a training step on a fast GPU, runs next to each
+kind of loader. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from benchmarks import make_shards, measure, report
 HERE = Path(__file__).parent
 BATCH, SIZE, BUFFER = 16, 224, 1000
 NUMBERS = ["instruction", "action", "bins", "action_mask"]
-RATE = 100  # samples a second that a training step asks for
+RATE = 100  # samples per second that a training step uses
 PACKAGES = ("torch", "datasets", "pillow")
 
 Batches = Iterator[Any]
 
 
 def make_mixture(folder: Path, shared: Path, gb: float) -> Path:
-    """A tokenized mixture of varied Bridge episodes at 224 px, several shards of it."""
+    """A tokenized mixture of varied Bridge episodes at 224 px, in several shards."""
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
     from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 
@@ -84,23 +84,23 @@ def ours(folder: Path, row_groups: bool = False, workers: int = 1) -> Batches:
 
 
 def ours_encoded(folder: Path, row_groups: bool) -> Batches:
-    """What the loader reads before it decodes."""
+    """The data that the loader reads before decoding."""
     from oxe_curate.tokenize.folder import MixtureFolder
-    from oxe_curate.train.data.local import split_shards
     from oxe_curate.train.data.order import batch_positions
-    from oxe_curate.train.data.row_source import open_rows, order_of
-    from oxe_curate.train.data.rows import Form
+    from oxe_curate.train.data.row_source import open_rows
+    from oxe_curate.train.data.rows import SampleFormat
+    from oxe_curate.train.data.shards import split_shards
 
     mixture = MixtureFolder.open(str(folder))
-    rows = open_rows(mixture, split_shards(mixture, "train"), Form.of(mixture), row_groups=row_groups)
-    order = order_of(rows, 0, BATCH, 1)
+    rows = open_rows(mixture, split_shards(mixture, "train"), SampleFormat.of(mixture), row_groups=row_groups)
+    order = rows.order(0, BATCH, 1)
     plan = (order.rows(batch_positions(0, step, 0, 1, BATCH)) for step in itertools.count())
     for claim in rows.batches(plan):
         yield [(block.records[row], block.texts[0][row], bytes(block.frame(row, 0, 0))) for block, row in claim()]
 
 
 def buffered(samples: Iterator[Any]) -> Iterator[Any]:
-    """A shuffle buffer, as webdataset and tf.data have."""
+    """A shuffle buffer as in webdataset and tf.data."""
     rng, held = random.Random(0), list(itertools.islice(samples, BUFFER))
     for sample in samples:
         place = rng.randrange(BUFFER)
@@ -109,7 +109,7 @@ def buffered(samples: Iterator[Any]) -> Iterator[Any]:
 
 
 def dataset(folder: Path, decode: Callable[[bytes], Any] | None) -> Any:
-    """What one writes around pyarrow: an IterableDataset over iter_batches, with a shuffle buffer."""
+    """The usual code around pyarrow: an IterableDataset over iter_batches, with a shuffle buffer."""
     import pyarrow.parquet as pq
     import torch
 
@@ -136,7 +136,7 @@ def dataset(folder: Path, decode: Callable[[bytes], Any] | None) -> Any:
 
 
 def collate(samples: Any) -> Any:
-    """As torch's default, but numpy stays numpy and encoded pictures stay a list."""
+    """Like torch's default, but numpy arrays stay numpy and encoded images stay a list."""
     decoded = isinstance(samples[0]["image"], np.ndarray)
     stacked = {name: np.stack([s[name] for s in samples]) for name in ("action", "bins")}
     images = [s["image"] for s in samples]
@@ -150,7 +150,7 @@ def iter_batches(folder: Path, decode: Callable[[bytes], Any] | None, workers: i
 
 
 def hugging_face(folder: Path, streaming: bool, decode: bool) -> Batches:
-    """datasets.load_dataset, shuffled; map-style by its own permutation, streaming with a buffer."""
+    """datasets.load_dataset, shuffled: map-style by its own permutation, streaming with a buffer."""
     import datasets  # type: ignore[import-untyped]
 
     datasets.disable_progress_bars()
@@ -195,7 +195,7 @@ BESIDE: dict[str, Callable[[Path], Batches]] = {
 
 
 def stream(folder: Path, name: str, seconds: float) -> dict[str, float]:
-    """Samples of one contender on one core, after a second to fill its buffers."""
+    """Samples of one reader on one core, after a second to fill its buffers."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     batches = CONTENDERS[name][1](folder)
     until = time.perf_counter() + 1
@@ -210,7 +210,7 @@ def stream(folder: Path, name: str, seconds: float) -> dict[str, float]:
 
 
 def beside(folder: Path, name: str, seconds: float) -> dict[str, Any]:
-    """A loop of small operations that in every other quarter of a second takes batches as a training step would.
+    """A loop of small operations that takes batches like a training step in every other quarter of a second.
 
     In the quarters between, the loader rests once its buffers are full: what else runs on the machine slows both alike.
     """
@@ -238,7 +238,7 @@ def beside(folder: Path, name: str, seconds: float) -> dict[str, Any]:
 
 
 def rounds(args: argparse.Namespace, folder: Path, part: str, names: list[str]) -> dict[str, list[Any]]:
-    """Let the contenders take turns."""
+    """Run the readers in turn."""
     found: dict[str, list[Any]] = {name: [] for name in names}
     log = args.data / "log.txt"
     for number in range(args.rounds):

@@ -23,7 +23,16 @@ FLOORS = [
     {"editor", "demo"},
     {"cli"},
 ]
-TRAIN = [{"config"}, {"data"}, {"models"}, {"loop"}, {"serving"}, {"evaluation"}, {"export"}]
+TRAIN = [
+    {"settings", "run_folder"},
+    {"packages", "config"},
+    {"data"},
+    {"models"},
+    {"loop"},
+    {"serving"},
+    {"evaluation"},
+    {"export"},
+]
 FILES = {
     ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
     for p in (ROOT / "oxe_curate").rglob("*.py")

@@ -12,6 +12,7 @@ from oxe_curate import __version__
 from oxe_curate.cli import train as training
 from oxe_curate.cli.mixture import mixture_app
 from oxe_curate.cli.options import Cards, Json, Quiet, Workers, print_json, print_result
+from oxe_curate.train.packages import check_packages
 
 app = typer.Typer(
     name="oxe-curate",
@@ -369,7 +370,7 @@ def demo(
     from oxe_curate.demo.run import run_demo
 
     if train:
-        training.check_packages()
+        check_packages()
     run_demo(out, seed)
     if train:
         from oxe_curate.demo.train import run_training_demo

@@ -1,168 +1,64 @@
-"""`oxe-curate train`, `evaluate`, `export` and `serve`: parse, call one function, show the result."""
+"""`oxe-curate train`, `evaluate`, `export`, `serve` and `compose`: parse, call one function, show the result."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-_NEEDED = (
-    "accelerate", "bitsandbytes", "peft", "safetensors", "starlette", "tensorboard", "torch", "transformers", "uvicorn",
-)  # fmt: skip
+from oxe_curate.cli import train_options
+from oxe_curate.train.packages import check_packages, check_training_packages
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
-Checkpoint = Annotated[
-    int | None, typer.Option("--checkpoint", metavar="STEP", min=1, help="Of this step. Default: the finished run.")
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide the progress bar.")]
+_Checkpoint = Annotated[
+    int | None,
+    typer.Option("--checkpoint", metavar="STEP", min=1, help="Step of the checkpoint (default: the final result)."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cuda, cuda:1, cpu. Default: the GPU if there is one.")]
-Base = Annotated[
-    Path | None, typer.Option("--base", metavar="DIR", help="Where the base checkpoint lies, if it moved.")
+_Device = Annotated[
+    str | None, typer.Option("--device", help="cuda, cuda:1 or cpu (default: the GPU if there is one).")
 ]
-Crop = Annotated[
+_Base = Annotated[
+    Path | None, typer.Option("--base", metavar="DIR", help="Base model folder (default: as recorded in training).")
+]
+_Crop = Annotated[
     bool | None,
-    typer.Option("--center-crop/--no-center-crop", help="Cut out the middle of each picture. Default: as trained."),
+    typer.Option("--center-crop/--no-center-crop", help="Crop the center of each image (default: as trained)."),
 ]
-Quantize = Annotated[
-    Literal["none", "int8", "nf4"], typer.Option("--quantize", help="Of the language model while it runs.")
+_Quantize = Annotated[
+    Literal["none", "int8", "nf4"], typer.Option("--quantize", help="Quantization of the language model.")
 ]
 
 
 def train(
-    data: Annotated[str | None, typer.Argument(metavar="MIXTURE", help="Folder that tokenize wrote.")] = None,
-    model: Annotated[
-        Literal["openvla", "roboflamingo"] | None, typer.Option("--model", help="Model family. Default: openvla.")
-    ] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="DIR", help="Checkpoint folder to start from.")] = None,
-    run: Annotated[str | None, typer.Option("--run", metavar="DIR", help="Folder of the results.")] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="YAML with any of the settings; options win.")
+        Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings; options override it.")
     ] = None,
-    adapter: Annotated[
-        Literal["lora", "qlora", "int8", "none"] | None,
-        typer.Option(
-            "--adapter", help="LoRA; LoRA on an NF4 or int8 language model; none. Default: lora; roboflamingo: none."
-        ),
-    ] = None,
-    tune: Annotated[
-        Literal["full", "last-layer", "frozen-vision", "sandwich"] | None,
-        typer.Option("--tune", help="Which weights, with --adapter none."),
-    ] = None,
-    rank: Annotated[int | None, typer.Option("--rank", min=1, help="Of LoRA. Default: 32.")] = None,
-    alpha: Annotated[
-        float | None, typer.Option("--alpha", help="Of LoRA: scaled by alpha / rank. Default: 16.")
-    ] = None,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option("--targets", help="Of LoRA: all-linear, openvla, or endings of layers' names; repeatable."),
-    ] = None,
-    head: Annotated[
-        Literal["tokens", "l1", "mlp", "gpt", "lstm"] | None,
-        typer.Option("--head", help="openvla: tokens or l1; roboflamingo: mlp, gpt or lstm."),
-    ] = None,
-    decoding: Annotated[
-        Literal["autoregressive", "parallel"] | None,
-        typer.Option("--decoding", help="openvla: token by token, or all of a chunk in one pass."),
-    ] = None,
-    chunk: Annotated[int | None, typer.Option("--chunk", min=1, help="Actions predicted at once.")] = None,
-    camera: Annotated[
-        list[str] | None, typer.Option("--camera", help="Role to look at; repeatable. Default: the mixture's.")
-    ] = None,
-    proprio: Annotated[bool | None, typer.Option("--proprio/--no-proprio", help="Show the robot's state.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps. Default: one epoch.")] = None,
-    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the mixture, instead.")] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", min=1, help="Samples a GPU and forward pass. Default: 16; roboflamingo: 6."),
-    ] = None,
-    accumulation: Annotated[
-        int | None, typer.Option("--accumulation", min=1, help="Forward passes an optimizer step. Default: 1.")
-    ] = None,
-    optimizer: Annotated[
-        Literal["adamw", "adamw8bit"] | None,
-        typer.Option("--optimizer", help="adamw8bit: a quarter of the memory for moments. Default: adamw."),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Default: 5e-4; roboflamingo: 1e-4.")
-    ] = None,
-    schedule: Annotated[
-        Literal["constant", "cosine", "linear"] | None, typer.Option("--schedule", help="Default: constant.")
-    ] = None,
-    warmup: Annotated[
-        int | None,
-        typer.Option("--warmup", min=0, help="Steps of rising learning rate. Default: 0; roboflamingo: 500."),
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option("--clip", help="Norm of the gradients at most. Default: 1; --set clip=null for any.")
-    ] = None,
-    checkpointing: Annotated[
-        bool | None,
-        typer.Option("--checkpointing/--no-checkpointing", help="Less memory: compute activations twice."),
-    ] = None,
-    compile_: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile: slower start, faster steps.")
-    ] = None,
-    augment: Annotated[bool | None, typer.Option("--augment/--no-augment", help="OpenVLA's image changes.")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Threads that decode. Default: by the machine.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of order, augmentation and fresh weights.")] = None,
-    dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option("--dtype", help="Default: bf16.")] = None,
-    shard: Annotated[
-        Literal["ddp", "fsdp"] | None, typer.Option("--shard", help="Where torchrun started several processes.")
-    ] = None,
-    log: Annotated[
-        Literal["tensorboard", "wandb", "none"] | None, typer.Option("--log", help="Default: tensorboard.")
-    ] = None,
-    log_every: Annotated[
-        int | None, typer.Option("--log-every", min=1, help="Steps between lines of the log. Default: 10.")
-    ] = None,
-    eval_every: Annotated[int | None, typer.Option("--eval-every", min=1, help="Steps between validations.")] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", min=1, help="Steps between checkpoints.")] = None,
-    keep: Annotated[int | None, typer.Option("--keep", min=1, help="Checkpoints that stay. Default: 2.")] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting (lora.dropout=0.1); repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as lora.dropout=0.1; repeatable."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint of --run, as configured.")
+        bool, typer.Option("--resume", help="Continue from the last checkpoint of --run, with its settings.")
     ] = False,
-    forecast: Annotated[bool, typer.Option("--forecast", help="Measure, say memory and hours, and stop.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Measure steps, memory and hours, then stop.")] = False,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+    **options: Any,
 ) -> None:
     """Fine-tune a model on a mixture: LoRA, QLoRA, int8 or the weights themselves.
 
-    Starts with a forecast of steps, epochs, memory and hours. Several GPUs: `torchrun --nproc-per-node 4 -m --
-    oxe_curate train ...`. Interrupted at any moment, `train --resume --run DIR` goes on as if nothing had happened.
+    Starts with a forecast of steps, epochs, memory and hours. For several GPUs: `torchrun --nproc-per-node 4 -m --
+    oxe_curate train ...`. After an interruption, `train --resume --run DIR` continues from the last checkpoint.
     """
-    check_packages()
     from oxe_curate.train.config import read_train_config
 
-    sections = {"tokens": "openvla", "l1": "openvla", "mlp": "flamingo", "gpt": "flamingo", "lstm": "flamingo"}
-    overrides: dict[str, Any] = {
-        "data": data, "model": model, "base": base, "run": run, "adapter": adapter, "tune": tune, "lora.rank": rank,
-        "lora.alpha": alpha, "openvla.decoding": decoding, "chunk": chunk, "cameras": camera, "proprio": proprio,
-        "steps": steps, "epochs": epochs, "batch_size": batch_size, "accumulation": accumulation,
-        "learning_rate": learning_rate, "schedule": schedule, "warmup": warmup, "checkpointing": checkpointing,
-        "compile": compile_, "augment": augment, "seed": seed, "dtype": dtype, "shard": shard, "log": log,
-        "eval_every": eval_every, "save_every": save_every, "optimizer": optimizer, "clip": clip, "workers": workers,
-        "log_every": log_every, "keep": keep,
-        # one may be a word for a set of layers
-        "lora.targets": targets[0] if targets and len(targets) == 1 else targets,
-    }  # fmt: skip
-    if head is not None:
-        overrides[f"{sections[head]}.head"] = head
-    overrides = {key: value for key, value in overrides.items() if value is not None} | _settings(setting or [])
-    chosen = read_train_config(config, overrides, resume)
-    if head is not None and sections[head] != {"openvla": "openvla", "roboflamingo": "flamingo"}[chosen.model]:
-        from oxe_curate.errors import ConfigError
-
-        raise ConfigError(
-            f"--head {head}: {chosen.model} has no such head. openvla: tokens, l1; roboflamingo: mlp, gpt, lstm"
-        )
+    chosen = read_train_config(config, train_options.overrides(options) | _settings(setting or []), resume)
+    train_options.check_family(options, chosen.model)
+    check_training_packages(chosen)
     from oxe_curate.train.loop.run import run_training
 
     result = run_training(chosen, resume=resume, forecast_only=forecast, progress=not quiet)
@@ -170,24 +66,34 @@ def train(
         _print_json(result.to_json())
 
 
+# Typer reads the options from the signature
+_fixed = [p for p in inspect.signature(train, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+_generated = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in train_options.option_parameters()]
+train.__signature__ = inspect.Signature(_generated + _fixed)  # type: ignore[attr-defined]
+
+
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder that train wrote.")],
-    checkpoint: Checkpoint = None,
+    run: Annotated[Path, typer.Argument(help="Run folder or exported model.")],
+    checkpoint: _Checkpoint = None,
     split: Annotated[
-        Literal["validation", "train"], typer.Option("--split", help="Episodes held out, or trained on.")
+        Literal["validation", "train"], typer.Option("--split", help="Held-out or training episodes.")
     ] = "validation",
-    episodes: Annotated[int | None, typer.Option("--episodes", min=1, help="At most. Default: 20.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder. Default: RUN/evaluation.")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Where the mixture lies, if it moved.")] = None,
-    base: Base = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples a forward pass.")] = 16,
-    center_crop: Crop = None,
-    device: Device = None,
-    quantize: Quantize = "none",
-    quiet: Quiet = False,
-    as_json: Json = False,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="Maximum number of episodes (default: 20).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Output folder (default: RUN/evaluation).")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Mixture folder (default: as recorded in training).")
+    ] = None,
+    base: _Base = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")] = 16,
+    center_crop: _Crop = None,
+    device: _Device = None,
+    quantize: _Quantize = "none",
+    quiet: _Quiet = False,
+    as_json: _Json = False,
 ) -> None:
-    """Predict whole episodes step by step, and show errors in metres and degrees beside curves of every dimension."""
+    """Predict whole episodes step by step; report errors in metres and degrees and curves of every dimension."""
     check_packages()
     from oxe_curate.train.evaluation.evaluate import evaluate_run
 
@@ -207,16 +113,19 @@ def evaluate(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder that train wrote.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
-    merge: Annotated[bool, typer.Option("--merge", help="Whole bf16 weights instead of the adapter.")] = False,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
+    run: Annotated[Path, typer.Argument(help="Run folder, or exported adapter to merge.")],
+    out: Annotated[Path, typer.Option("--out", help="New output folder.")],
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Write merged bf16 weights instead of the adapter."),
+    ] = False,
+    checkpoint: _Checkpoint = None,
+    base: _Base = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="That merges. Default: cpu; the GPU where the base is quantised.")
+        str | None, typer.Option("--device", help="Device that merges (default: cpu; for a quantized base the GPU).")
     ] = None,
 ) -> None:
-    """Write a run as a folder that others load: adapter or merged weights, statistics, tokenizer, model card."""
+    """Export a run: adapter or merged weights, statistics, tokenizer and model card."""
     check_packages()
     from oxe_curate.train.export.export import export_run
 
@@ -224,22 +133,26 @@ def export(
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(help="Run, exported folder or published checkpoint.")],
-    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    folder: Annotated[Path, typer.Argument(help="Run folder, exported model or published checkpoint.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     unnorm_key: Annotated[
-        str | None, typer.Option("--unnorm-key", metavar="DATASET", help="Whose statistics, unless a request says so.")
+        str | None,
+        typer.Option("--unnorm-key", metavar="DATASET", help="Statistics to use where a request names no data set."),
     ] = None,
-    quantize: Quantize = "none",
-    device: Device = None,
-    dtype: Annotated[Literal["bf16", "fp32"] | None, typer.Option("--dtype", help="Default: as trained.")] = None,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    center_crop: Crop = None,
-    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Largest request.")] = 32,
+    quantize: _Quantize = "none",
+    device: _Device = None,
+    dtype: Annotated[
+        Literal["bf16", "fp32"] | None, typer.Option("--dtype", help="Type of weights (default: as trained).")
+    ] = None,
+    checkpoint: _Checkpoint = None,
+    base: _Base = None,
+    center_crop: _Crop = None,
+    max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Maximum size of a request in MiB.")] = 32,
 ) -> None:
-    """Answer POST /act with actions, as OpenVLA's deploy.py does. Listens on this machine alone by default."""
+    """Serve a policy over HTTP: POST /act, as in OpenVLA's deploy.py. Listens on localhost by default."""
     check_packages()
+    check_packages("starlette", "uvicorn")
     from oxe_curate.train.serving.serve import serve_policy
 
     serve_policy(
@@ -248,28 +161,33 @@ def serve(
     )  # fmt: skip
 
 
-def compose(
+def _compose(
     language_model: Annotated[Path, typer.Argument(help="Folder of a Hugging Face causal language model.")],
     vision: Annotated[
-        list[Path], typer.Argument(help="OpenVLA checkpoint whose towers are taken; or timm's DINOv2, then SigLIP.")
+        list[Path], typer.Argument(help="OpenVLA checkpoint with the vision towers, or timm's DINOv2 and SigLIP.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make: a base for train.")],
+    out: Annotated[Path, typer.Option("--out", help="New output folder, a base model for train.")],
 ) -> None:
-    """Put a language model (Llama 3, Qwen) behind OpenVLA's vision towers, as a base to train from."""
+    """Combine a language model (Llama 3, Qwen) with OpenVLA's vision towers into a base model for train."""
     check_packages()
     from oxe_curate.errors import ConfigError
-    from oxe_curate.train.models.openvla.compose import compose_checkpoint as put_together
+    from oxe_curate.outputs import claim_output
+    from oxe_curate.train.models.openvla.compose import compose_checkpoint
 
     if len(vision) > 2:
-        raise ConfigError(f"compose: {len(vision)} vision folders; give one OpenVLA checkpoint, or DINOv2 and SigLIP")
-    put_together(language_model, vision[0] if len(vision) == 1 else (vision[0], vision[1]), out)
-    typer.echo(f"Base: {out}. Tokenize with --tokenizer {out}, so that the action tokens fit it.")
+        raise ConfigError(
+            f"compose: expected one OpenVLA checkpoint, or DINOv2 and SigLIP; got {len(vision)} vision folders"
+        )
+    inputs = {"language model": language_model} | {f"vision model {path.name}": path for path in vision}
+    claim_output(out, "export", inputs)
+    compose_checkpoint(language_model, vision[0] if len(vision) == 1 else (vision[0], vision[1]), out)
+    typer.echo(f"Base model: {out}. Run tokenize with --tokenizer {out}, so that the action tokens match it.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    for command in (train, evaluate, export, serve, compose):
-        app.command(command.__name__)(command)
+    """Add the commands to the application."""
+    for command in (train, evaluate, export, serve, _compose):
+        app.command(command.__name__.removeprefix("_"))(command)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -283,17 +201,6 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair}: expected KEY=VALUE, such as lora.dropout=0.1")
         found[key] = parse_yaml(value, f"--set {pair}")
     return found
-
-
-def check_packages() -> None:
-    """Raise ConfigError, which says what to install, unless the extra `[train]` is there."""
-    from importlib.util import find_spec
-
-    from oxe_curate.errors import ConfigError
-
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f'training needs more packages ({", ".join(missing)}): pip install "oxe-curate[train]"')
 
 
 def _print_json(value: Any) -> None:

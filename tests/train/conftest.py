@@ -1,4 +1,4 @@
-"""Where there is no GPU, Triton runs kernels in its interpreter, which must be known before anything imports it."""
+"""Without a GPU, Triton runs kernels in its interpreter; the variable must be set before Triton is imported."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""Trains in a process of its own, on the CPU: python -m tests.train.launched '{settings as JSON}'."""
+"""Trains in a separate process, on the CPU: python -m tests.train.launched '{settings as JSON}'."""
 
 import json
 import sys

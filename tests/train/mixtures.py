@@ -1,4 +1,4 @@
-"""Small mixtures, written by the product itself from Bridge-like episodes whose every frame and number is known."""
+"""Small mixtures made from Bridge-like episodes with known frames and numbers."""
 
 import io
 from pathlib import Path
@@ -41,19 +41,19 @@ def build(index: Path, out: Path, text: str = "", shard_bytes: int = 8000) -> Mi
     return MixtureFolder.open(str(out))
 
 
-def picture(value: int, size: int = 16) -> bytes:
-    """A PNG of one grey."""
+def gray_png(value: int, size: int = 16) -> bytes:
+    """A PNG of one shade of gray."""
     sink = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(sink, "PNG")
     return sink.getvalue()
 
 
 def texts(path: Path, count: int) -> Path:
-    """An image-text source of `count` rows; row i is grey i with the question "q<i>" and the answer "a<i>"."""
+    """An image-text source of `count` rows; row i is gray i with the question "q<i>" and the answer "a<i>"."""
     path.mkdir(parents=True, exist_ok=True)
     table = pa.table(
         {
-            "image": [{"bytes": picture(i), "path": None} for i in range(count)],
+            "image": [{"bytes": gray_png(i), "path": None} for i in range(count)],
             "question": [f"q{i}" for i in range(count)],
             "answer": [f"a{i}" for i in range(count)],
         }

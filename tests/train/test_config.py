@@ -1,4 +1,4 @@
-"""What a run is told: defaults by family, files under options, a run folder under both."""
+"""The configuration of a run: defaults by family, files, options and resumed runs."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from oxe_curate.config import to_yaml
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.config import FAMILY_DEFAULTS, TrainConfig, read_train_config, to_yaml
+from oxe_curate.train.config import TrainConfig, read_train_config
+from oxe_curate.train.settings import FAMILY_DEFAULTS
 
 WHERE = {"data": "mix", "base": "base", "run": "run"}
 
@@ -17,7 +19,7 @@ def flamingo(**values: Any) -> TrainConfig:
     return TrainConfig(**WHERE, model="roboflamingo", **values)
 
 
-def test_defaults_are_the_familys_however_a_configuration_is_made() -> None:
+def test_defaults_depend_on_the_family() -> None:
     openvla = TrainConfig("mix", "base", "run")
     assert (openvla.adapter, openvla.batch_size, openvla.learning_rate) == ("lora", 16, 5e-4)
     assert (openvla.warmup, openvla.augment) == (0, True)
@@ -29,11 +31,11 @@ def test_defaults_are_the_familys_however_a_configuration_is_made() -> None:
     assert {key: asdict(made)[key] for key in FAMILY_DEFAULTS["roboflamingo"]} == FAMILY_DEFAULTS["roboflamingo"]
 
 
-def test_what_is_told_goes_before_the_familys_and_none_asks_for_it() -> None:
-    told = read_train_config(None, {**WHERE, "model": "roboflamingo", "batch_size": 16, "warmup": None, "clip": None})
-    assert (told.batch_size, told.warmup, told.clip) == (16, 500, None)
-    assert replace(told, learning_rate=5e-4).learning_rate == 5e-4
-    assert replace(told, steps=3).batch_size == 16
+def test_given_values_override_the_family_and_none_means_its_default() -> None:
+    given = read_train_config(None, {**WHERE, "model": "roboflamingo", "batch_size": 16, "warmup": None, "clip": None})
+    assert (given.batch_size, given.warmup, given.clip) == (16, 500, None)
+    assert replace(given, learning_rate=5e-4).learning_rate == 5e-4
+    assert replace(given, steps=3).batch_size == 16
     assert TrainConfig(**WHERE, batch_size=None).batch_size == 16
 
 
@@ -45,22 +47,22 @@ def test_the_saved_configuration_holds_the_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("given", "message"),
     [
         ({}, r"options: train needs MIXTURE \(.*\), --base \(.*\), --run \(.*\)$"),
-        ({"data": "mix", "run": "run"}, r"train needs --base \(the checkpoint folder to start from\)$"),
+        ({"data": "mix", "run": "run"}, r"train needs --base \(the base model folder\)$"),
         (WHERE | {"model": "openvlla"}, "model: 'openvlla' is not known. Did you mean 'openvla'"),
         (WHERE | {"batch_sice": 4}, "unknown key 'batch_sice'. Did you mean 'batch_size'"),
-        (WHERE | {"data": "mix", "lora": 3, "lora.rank": 4}, "lora is 3, not a section"),
-        (WHERE | {"optimizer": "adamw8bit", "shard": "fsdp"}, "adamw8bit needs each weight whole"),
+        (WHERE | {"data": "mix", "lora": 3, "lora.rank": 4}, "expected lora to be a section, got 3"),
+        (WHERE | {"optimizer": "adamw8bit", "shard": "fsdp"}, "adamw8bit does not support shard: fsdp"),
     ],
 )
-def test_what_is_wrong_is_named(told: dict[str, Any], message: str) -> None:
+def test_wrong_settings_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_train_config(None, told)
+        read_train_config(None, given)
 
 
-def test_a_run_folder_is_enough_to_go_on(tmp_path: Path) -> None:
+def test_a_run_folder_is_enough_to_resume(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     (tmp_path / "run").mkdir()
     begun = TrainConfig("mix", "base", "/moved/from", epochs=2.0, batch_size=3, lora={"rank": 8, "dropout": 0.1})
@@ -79,51 +81,9 @@ def test_a_run_folder_is_enough_to_go_on(tmp_path: Path) -> None:
         read_train_config(None, {"run": run, "batch_size": 0}, resume=True)
 
 
-def test_a_run_that_has_not_begun_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"needs MIXTURE .*, --base .* \(.*config\.yaml is not there: no run to"):
+def test_resuming_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"needs MIXTURE .*, --base .* \(.*config\.yaml not found: no run to"):
         read_train_config(None, {"run": str(tmp_path)}, resume=True)
     with pytest.raises(ConfigError, match=r"train needs MIXTURE .*, --base .*, --run"):
         read_train_config(None, {}, resume=True)
-    assert read_train_config(None, {**WHERE, "run": str(tmp_path)}, resume=True).batch_size == 16  # it begins
-
-
-def test_every_option_reaches_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    pytest.importorskip("bitsandbytes")
-    from typer.testing import CliRunner
-
-    from oxe_curate.cli.main import app
-    from oxe_curate.train.loop import run
-
-    seen: list[TrainConfig] = []
-    monkeypatch.setattr(run, "run_training", lambda config, **_: seen.append(config))
-
-    def train(*arguments: str) -> TrainConfig:
-        done = CliRunner().invoke(app, ["train", *arguments], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return seen[-1]
-
-    where = ("mix", "--base", "base", "--run", str(tmp_path))
-    told = train(
-        *where, "--targets", "openvla", "--keep", "7", "--workers", "3", "--clip", "0.5", "--log-every", "2",
-        "--optimizer", "adamw8bit",
-    )  # fmt: skip
-    assert (told.lora.targets, told.keep, told.workers, told.clip, told.log_every, told.optimizer) == (
-        "openvla", 7, 3, 0.5, 2, "adamw8bit",
-    )  # fmt: skip
-    assert train(*where, "--targets", "q_proj", "--targets", "v_proj").lora.targets == ("q_proj", "v_proj")
-    assert train(*where, "--set", "clip=null").clip is None
-    assert train(*where, "--model", "roboflamingo") == TrainConfig("mix", "base", str(tmp_path), "roboflamingo")
-    (tmp_path / "config.yaml").write_text(to_yaml(told))
-    assert train("--resume", "--run", str(tmp_path)) == told
-
-
-def test_a_head_of_the_other_family_is_refused() -> None:
-    from typer.testing import CliRunner
-
-    from oxe_curate.cli.main import app
-
-    result = CliRunner().invoke(
-        app, ["train", "mixture", "--base", "b", "--run", "r", "--head", "lstm"], catch_exceptions=True
-    )
-    assert "openvla has no such head" in str(result.exception)
+    assert read_train_config(None, {**WHERE, "run": str(tmp_path)}, resume=True).batch_size == 16  # it starts

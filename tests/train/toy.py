@@ -1,4 +1,4 @@
-"""A family of a few hundred weights and rows out of thin air, so that the trainer is tested without data or model."""
+"""A family of a few hundred weights and synthetic rows, to test the trainer without data or a real model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.batch import Batch, Collator, Rows
 from oxe_curate.train.data.order import batch_positions
 from oxe_curate.train.loop.checkpoints import Progress
-from oxe_curate.train.loop.processes import Processes
+from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.validate import HeldOut
 from oxe_curate.train.models import adapter_files
 from oxe_curate.train.models.base import Controller, Family, PolicySpec
 
 FEATURES, CHUNK = 6, 2
 NAMES = ("arm_a", "arm_b")
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def collate(rows: Rows) -> Batch:
@@ -34,7 +34,7 @@ def collate(rows: Rows) -> Batch:
 
 
 class Block(nn.Module):
-    """Shaped like a transformer's, so that FSDP finds it."""
+    """Has the shape of a transformer block, so that FSDP finds it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,10 +115,10 @@ class ToyFamily(Family):
 
 
 class ToySource:
-    """Rows that follow from their position alone."""
+    """Rows that are a function of their position."""
 
-    def __init__(self, config: TrainConfig, processes: Processes = ALONE, held: int = 8) -> None:
-        self.config, self.processes, self.held = config, processes, held
+    def __init__(self, config: TrainConfig, dist: Distributed = ALONE, held: int = 8) -> None:
+        self.config, self.dist, self.held = config, dist, held
 
     def train(self, consumed: int) -> Iterator[Batch]:
         step = 0
@@ -128,8 +128,8 @@ class ToySource:
                     batch_positions(
                         consumed,
                         step,
-                        self.processes.rank,
-                        self.processes.world,
+                        self.dist.rank,
+                        self.dist.world,
                         self.config.batch_size,
                         self.config.accumulation,
                     )
@@ -139,7 +139,7 @@ class ToySource:
 
     def validation(self) -> Iterator[Batch]:
         for start in range(0, self.held, 4):
-            if start // 4 % self.processes.world == self.processes.rank:
+            if start // 4 % self.dist.world == self.dist.rank:
                 yield HeldOut(collate)(rows(np.arange(10_000 + start, 10_004 + start)))
 
 
@@ -164,7 +164,7 @@ def rows(positions: np.ndarray) -> Rows:
 
 
 def mixture() -> Any:
-    """What of a mixture the trainer looks at."""
+    """The part of a mixture that the trainer uses."""
     actions = np.linspace(-1, 1, 70, dtype=np.float32).reshape(10, 7)
     return SimpleNamespace(
         names=NAMES, manifest={"rows": {}}, statistics={"arm_a": Bounds.fit(actions), "arm_b": Bounds.fit(3 * actions)}
@@ -178,6 +178,6 @@ def settings(run: Path, **values: Any) -> TrainConfig:
 
 
 def progress(step: int = 1, **values: Any) -> Progress:
-    """A checkpoint's, for tests of the folder alone."""
+    """The progress of a checkpoint, for tests of the folder."""
     usual: dict[str, Any] = {"step": step, "consumed": 4 * step, "global_batch": 4, "config": {}, "hashes": {}}
     return Progress(**{**usual, **values})

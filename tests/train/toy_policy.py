@@ -12,7 +12,8 @@ from torch import nn
 
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds
-from oxe_curate.train.config import TrainConfig, to_yaml
+from oxe_curate.config import to_yaml
+from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop import saved
 from oxe_curate.train.models.base import Controller, Family, PolicySpec
 
@@ -148,7 +149,7 @@ def write_run(
     data: Path | None = None,
     **config: Any,
 ) -> Path:
-    """A run folder as training leaves it: trained scale `scale`, `scale * step` at a checkpoint."""
+    """A run folder like that of train, with trained scale `scale`, and `scale * step` at a checkpoint."""
     folder.mkdir(parents=True)
     if data is None:
         (folder / "dataset_statistics.json").write_text(json.dumps(statistics(*names, proprio=proprio), indent=2))
@@ -192,7 +193,7 @@ def edit_record(run: Path, **spec: Any) -> None:
 
 
 def red(value: int, size: int = SIZE) -> np.ndarray:
-    """A picture of one red."""
+    """An image of one shade of red."""
     image = np.zeros((size, size, 3), np.uint8)
     image[..., 0] = value
     return image

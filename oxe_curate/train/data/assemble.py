@@ -1,4 +1,4 @@
-"""Located samples -> Rows: gather the numbers, decode the images straight into the batch's array."""
+"""Located samples -> Rows: gather the numbers and decode the images directly into the array of the batch."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from PIL import Image
 from oxe_curate.errors import DataError
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.order import random_numbers
-from oxe_curate.train.data.rows import Form, Located, RowBlock
+from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
 
 
 def assemble(
     positions: NDArray[np.int64],
     samples: Sequence[Located],
-    form: Form,
+    sample_format: SampleFormat,
     image_size: int,
     seed: int,
     text_factor: float = 1.0,
 ) -> Rows:
-    """Make a batch of some samples; robot rows and image-text rows part here.
+    """Make a batch of samples; separates robot rows and image-text rows.
 
     Args:
-        positions: int64 (N,), place of each sample in the run.
-        samples: N of them.
-        form: what of a robot row is wanted.
-        image_size: S; an image of another size is resized with Pillow's bicubic filter, as at inference.
+        positions: int64 (N,), position of each sample in the run.
+        samples: N samples.
+        sample_format: the part of a robot row to read.
+        image_size: S; images of another size are resized with Pillow's bicubic filter, as at inference.
         seed: of the random numbers.
-        text_factor: of the language loss.
+        text_factor: factor of the language loss.
 
     Raises:
-        DataError: an image does not decode; names the shard, the row and the sample.
+        DataError: an image cannot be decoded; the message has the shard, row and sample.
     """
     is_text = np.array([len(block.texts) == 2 for block, _ in samples], bool)
     robots = [sample for sample, text in zip(samples, is_text, strict=True) if not text]
-    n, window, chunk = len(robots), form.window, form.chunk
-    records = np.zeros(n, form.record)
-    images = np.empty((n, window, len(form.cameras), image_size, image_size, 3), np.uint8)
+    n, window, chunk = len(robots), sample_format.window, sample_format.chunk
+    records = np.zeros(n, sample_format.record)
+    images = np.empty((n, window, len(sample_format.cameras), image_size, image_size, 3), np.uint8)
     for i, (block, row) in enumerate(robots):
         record = records[i] = block.records[row]
         seen = record["observation_mask"]
         for w in range(window):
             if seen[w]:
-                for camera in range(len(form.cameras)):
+                for camera in range(len(sample_format.cameras)):
                     _decode(block, row, w, camera, images[i, w, camera])
-        if not seen.all():  # what lies before the episode's start looks like its first observation
+        if not seen.all():  # observations before the start of the episode repeat the first one
             images[i, ~seen] = images[i, seen.argmax()]
     ahead = np.arange(window)[:, None] + np.arange(chunk)
     place = np.flatnonzero(is_text)
@@ -66,7 +66,7 @@ def assemble(
         action_mask=records["action_mask"][:, ahead],
         proprio=records["proprio"],
         random=random_numbers(seed, positions[~is_text]),
-        sample_id=SampleIds(robots),
+        sample_id=_SampleIds(robots),
         texts=_texts(texts, place, image_size, text_factor) if texts else None,
     )
 
@@ -90,16 +90,16 @@ def _decode(block: RowBlock, row: int, observation: int, camera: int, out: NDArr
         decode_into(data, out)
     except ValueError as error:
         raise DataError(
-            f"{block.where(row)} ({block.sample_id(row)}): its image does not decode ({error}). "
-            "The shard is damaged: remove it and run tokenize again."
+            f"{block.where(row)} ({block.sample_id(row)}): cannot decode the image ({error}). "
+            "The shard is damaged; remove it and run tokenize again."
         ) from None
 
 
 def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
-    """Decode a JPEG or PNG into uint8 (S, S, 3), RGB, resizing where it has another size.
+    """Decode a JPEG or PNG into uint8 (S, S, 3), RGB, and resize it if needed.
 
     Raises:
-        ValueError: not such an image, or a damaged one.
+        ValueError: another format, or a damaged image.
     """
     if bytes(data[:2]) == b"\xff\xd8":
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -113,18 +113,18 @@ def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
                 decoded = image.convert("RGB")
         except (OSError, SyntaxError) as error:
             raise ValueError(str(error)) from None
-    out[:] = resize(decoded, out.shape[0])
+    out[:] = resize_image(decoded, out.shape[0])
 
 
-def resize(image: Any, size: int) -> NDArray[np.uint8]:
-    """A PIL image -> uint8 (size, size, 3), aspect not kept: the "resize-naive" of the released models."""
+def resize_image(image: Any, size: int) -> NDArray[np.uint8]:
+    """A PIL image -> uint8 (size, size, 3), ignoring the aspect ratio: "resize-naive" of the released models."""
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image, np.uint8)
 
 
-class SampleIds(Sequence[str]):
-    """Ids of a batch's samples, read from the shards when somebody asks."""
+class _SampleIds(Sequence[str]):
+    """Ids of the samples of a batch, read from the shards on access."""
 
     def __init__(self, samples: Sequence[Located]) -> None:
         self._samples = samples

@@ -1,10 +1,10 @@
-"""OpenVLA's image augmentation for a whole batch at once, on whatever device the images are.
+"""OpenVLA's image augmentation for a whole batch at once, on the device of the images.
 
 In this order, each clipped to [0, 1]: a random square crop of 0.9 of the area, resized back bilinearly; brightness
 +-0.2; contrast x0.8 to 1.2 about each channel's mean; saturation x0.8 to 1.2 and hue +-0.05 of a turn in HSV. The
 definitions are TensorFlow's (`tf.image.crop_and_resize`, `adjust_brightness`, `adjust_contrast`, `adjust_saturation`,
-`adjust_hue`), the values those of OpenVLA's training data (prismatic/vla/datasets/datasets.py). What is drawn
-follows from `Rows.random`, so a resumed run augments as the uninterrupted one.
+`adjust_hue`), the values those of OpenVLA's training data (prismatic/vla/datasets/datasets.py). The random numbers come
+from `Rows.random`, so a resumed run augments like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-AREA = 0.9
-BRIGHTNESS = 0.2
-CONTRAST = (0.8, 1.2)
-SATURATION = (0.8, 1.2)
-HUE = 0.05
+_AREA = 0.9
+_BRIGHTNESS = 0.2
+_CONTRAST = (0.8, 1.2)
+_SATURATION = (0.8, 1.2)
+_HUE = 0.05
 
 
 def augment(images: torch.Tensor, random: torch.Tensor) -> torch.Tensor:
-    """Augment images, each by its own random numbers.
+    """Augment images, each with its own random numbers.
 
     Args:
         images: uint8 (n, S, S, 3).
-        random: float32 (n, k), k >= 6, in [0, 1): vertical and horizontal place of the crop, brightness, contrast,
-            saturation, hue. Images that belong together (cameras, a window) repeat a row.
+        random: float32 (n, k), k >= 6, in [0, 1): vertical and horizontal position of the crop, brightness, contrast,
+            saturation, hue. Images of one sample (cameras, a window) share a row.
 
     Returns:
         float32 (n, 3, S, S) in [0, 1].
     """
     x = unit(images)
-    side = AREA**0.5
+    side = _AREA**0.5
     x = crop_and_resize(x, random[:, 0] * (1 - side), random[:, 1] * (1 - side), side)
-    x = adjust_brightness(x, (random[:, 2] * 2 - 1) * BRIGHTNESS).clamp_(0, 1)
-    x = adjust_contrast(x, _between(CONTRAST, random[:, 3])).clamp_(0, 1)
-    return adjust_color(x, _between(SATURATION, random[:, 4]), (random[:, 5] * 2 - 1) * HUE)
+    x = adjust_brightness(x, (random[:, 2] * 2 - 1) * _BRIGHTNESS).clamp_(0, 1)
+    x = adjust_contrast(x, _between(_CONTRAST, random[:, 3])).clamp_(0, 1)
+    return adjust_color(x, _between(_SATURATION, random[:, 4]), (random[:, 5] * 2 - 1) * _HUE)
 
 
-def center_crop(images: torch.Tensor, area: float = AREA) -> torch.Tensor:
-    """The middle square of `area` of the image, resized back: what models trained with `augment` look at.
+def center_crop(images: torch.Tensor, area: float = _AREA) -> torch.Tensor:
+    """The center crop of `area` of the image, resized back: the input of models trained with `augment`.
 
     Args:
         images: uint8 (n, S, S, 3).
@@ -56,7 +56,7 @@ def center_crop(images: torch.Tensor, area: float = AREA) -> torch.Tensor:
 
 
 def crop_middle(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Cut the middle `AREA` of pictures and enlarge it to their size, rounded to uint8 as OpenVLA's evaluation.
+    """Center-crop images by `_AREA` and resize them back, rounded to uint8 as in OpenVLA's evaluation.
 
     Args:
         images: uint8 (..., S, S, 3).
@@ -82,9 +82,9 @@ def crop_and_resize(x: torch.Tensor, top: torch.Tensor, left: torch.Tensor, side
 
     Args:
         x: float32 (n, 3, S, S).
-        top: float32 (n,), where the crop begins, as a share of the image.
-        left: float32 (n,), likewise.
-        side: of the crop, as a share of the image's.
+        top: float32 (n,), top of the crop, as a share of the image.
+        left: float32 (n,), left of the crop, as a share of the image.
+        side: of the crop, as a share of the image.
     """
     size = x.shape[-1]
     # grid_sample(align_corners=True) reads at (g + 1) / 2 * (S - 1)
@@ -107,28 +107,27 @@ def adjust_contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def adjust_color(x: torch.Tensor, saturation: torch.Tensor, hue: torch.Tensor) -> torch.Tensor:
-    """Scale the saturation by a factor, clip it to 1, then turn the hue; both in HSV, back in RGB.
+    """Scale the saturation and clip it to 1, then rotate the hue, in HSV; returns RGB.
 
-    One conversion serves both: between them TensorFlow goes to RGB and back, which changes neither value, nor hue
-    where there is one.
+    One conversion is enough: TensorFlow's conversion to RGB and back in between changes neither.
 
     Args:
         x: float32 (n, 3, H, W) in [0, 1].
         saturation: float32 (n,), factors.
-        hue: float32 (n,), parts of a turn.
+        hue: float32 (n,), in turns.
     """
     value, _ = x.max(dim=1)
     chroma = value - x.min(dim=1).values
     red, green, blue = x.unbind(1)
     safe = torch.where(chroma > 0, chroma, 1)
-    # in sixths of a turn; where channels tie the first of red, green, blue decides
+    # in sixths of a turn; of equal channels the first of red, green, blue decides
     angle = torch.where(
         value == red,
         (green - blue) / safe,
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     angle = angle + hue[:, None, None] * 6
-    # V * S is the chroma, so scaling S with a clip at 1 is scaling the chroma with a clip at V
+    # the chroma is V * S, so scaling S clipped at 1 is scaling the chroma clipped at V
     chroma = torch.minimum(chroma * saturation[:, None, None], value)
     turn = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
     k = torch.remainder(turn + angle[:, None], 6)

@@ -1,4 +1,4 @@
-"""What travels from the shards to a model: rows of numpy arrays, then a batch of tensors."""
+"""The types between shards and model: rows of numpy arrays, then batches of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Batch = dict[str, Any]
-"""Name -> torch tensor, batch first. What the names are is between a family's collator and its forward."""
+"""Name -> torch tensor, batch first. A family's collator and forward agree on the names."""
 
 IGNORE = -100
 """Label of a token without a loss."""
@@ -18,13 +18,13 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class TextRows:
-    """Image-text samples of a batch.
+    """The image-text samples of a batch.
 
     Attributes:
         images: uint8 (m, S, S, 3), RGB.
-        question: the prompt, "" for a caption. answer: the text to be learned.
+        question: the prompt, "" for a caption. answer: the text to learn.
         factor: float32 (m,): weight of each row's language loss.
-        place: int64 (m,): which of the batch's n samples each is; the robot rows fill the others in order.
+        place: int64 (m,): index of each sample in the batch; the robot rows fill the other places in order.
     """
 
     images: NDArray[np.uint8]
@@ -36,19 +36,19 @@ class TextRows:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Robot samples of a batch, n of them, decoded but not yet tokenised.
+    """The n robot samples of a batch, decoded but not yet tokenized.
 
     Attributes:
-        position: int64 (n,): place of each sample in the run's endless sequence; seeds its augmentation.
-        dataset: int64 (n,): index into the mixture's names. instruction: one text a sample.
+        position: int64 (n,): position of each sample in the run's endless sequence; seeds its augmentation.
+        dataset: int64 (n,): index into the mixture's names. instruction: n texts.
         images: uint8 (n, W, C, S, S, 3): W observations, oldest first, of C cameras, RGB.
-        observation_mask: bool (n, W): False where an observation is padding before the episode's start.
-        actions: float32 (n, W, K, 7), normalised: the K actions from each observation's step on.
-        bins: uint8 (n, W, K, 7), the same as bins.
+        observation_mask: bool (n, W): False where an observation is padding before the start of the episode.
+        actions: float32 (n, W, K, 7), normalized: the K actions from each observation's step.
+        bins: uint8 (n, W, K, 7), the actions as bins.
         action_mask: bool (n, W, K): False where an action is padding.
-        proprio: float32 (n, P), normalised to [-1, 1] by the data set's bounds, zero-padded to the widest; P may be 0.
-        texts: the batch's image-text samples, if the mixture has any.
-        random: float32 (n, 8) in [0, 1), a function of (seed, position) alone: for augmentation.
+        proprio: float32 (n, P), normalized to [-1, 1] by the data set's bounds, zero-padded to the widest; P may be 0.
+        texts: the image-text samples of the batch, if there are any.
+        random: float32 (n, 8) in [0, 1), a function of (seed, position): for augmentation.
         sample_id: for messages and checks.
     """
 
@@ -67,10 +67,10 @@ class Rows:
 
 
 class Collator(Protocol):
-    """Turns rows into a batch of CPU tensors; runs in the loader's workers."""
+    """Converts rows into a batch of CPU tensors, in the threads of the loader."""
 
     def __call__(self, rows: Rows) -> Batch:
-        """Tokenise the texts, and pack everything the family's forward needs."""
+        """Tokenize the texts and pack all inputs of the family's forward."""
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int, multiple: int = 1) -> NDArray[np.int64]:

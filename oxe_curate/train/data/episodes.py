@@ -1,4 +1,4 @@
-"""Whole episodes of a mixture in the order of their steps, for evaluation."""
+"""Whole episodes of a mixture in step order, for evaluation."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.assemble import assemble
 from oxe_curate.train.data.batch import Rows
-from oxe_curate.train.data.local import MEND, split_shards
 from oxe_curate.train.data.row_source import open_rows
-from oxe_curate.train.data.rows import Form
+from oxe_curate.train.data.rows import SampleFormat
+from oxe_curate.train.data.shards import REPAIR, split_shards
 
 
 class EpisodeReader:
     """The episodes of a split, each step once, however many copies of it the mixture drew.
 
-    An episode holds the steps that the mixture drew: with a weight below 1 or a stride some are missing. `steps` tells
-    which are there. From an object store an episode costs the row groups that its rows lie in, of which 1 GiB is kept.
+    Steps that the mixture did not draw (a weight below 1, a stride) are missing; `steps` lists those of an episode.
+    From an object store an episode costs the row groups of its rows, of which 1 GiB is cached.
 
     Args:
         mixture: a finished mixture.
         split: "validation" or "train".
-        image_size: S, pixels of a side.
-        cameras: of the rows; None: all that the mixture has. So for `window`, `chunk` and `proprio` (default none).
+        image_size: S, side in pixels.
+        cameras, window, chunk, proprio: the part of the rows to read; None: all that the mixture has.
 
     Attributes:
-        ids: the episodes' ids, sorted. by_dataset: data set -> ids of its episodes, sorted.
+        ids: of the episodes, sorted. by_dataset: data set -> ids of its episodes, sorted.
 
     Raises:
-        ConfigError: a form of rows that the mixture does not have; a split without rows.
+        ConfigError: the mixture does not have this part; the split has no rows.
         DataError: a shard is damaged.
     """
 
@@ -50,20 +50,20 @@ class EpisodeReader:
         chunk: int | None = None,
         proprio: bool = False,
     ) -> None:
-        self.form = Form.of(mixture, cameras, window, chunk, proprio)
+        self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
         self._image_size = image_size
         shards = [shard for shard in split_shards(mixture, split) if shard.rows]
-        self._rows = open_rows(mixture, shards, self.form)
+        self._rows = open_rows(mixture, shards, self.sample_format)
         if not shards:
-            raise ConfigError(f"{mixture.folder}: its split {split!r} holds no rows")
-        texts = ["dataset", "episode_id"]  # as codes: a string for each row would fill the memory
+            raise ConfigError(f"{mixture.folder}: split {split!r} has no rows")
+        texts = ["dataset", "episode_id"]  # as codes: a string per row would fill the memory
         tables = []
         for shard in shards:
             try:
                 with mixture.folder.open(shard.name) as file:
                     tables.append(pq.ParquetFile(file, read_dictionary=texts).read([*texts, "step"]))
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{mixture.folder}/{shard.name}: {error}. {MEND}") from None
+                raise DataError(f"{mixture.folder}/{shard.name}: {error}. {REPAIR}") from None
         table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
         (names, episode), (datasets, dataset) = (_codes(table[name]) for name in ("episode_id", "dataset"))
         step = np.asarray(table["step"], np.int64)
@@ -83,23 +83,23 @@ class EpisodeReader:
         return len(self.ids)
 
     def __iter__(self) -> Iterator[tuple[str, Rows]]:
-        """Every episode: its id and its rows."""
+        """Iterate over (id, rows) of every episode."""
         return ((name, self.read(name)) for name in self.ids)
 
     def steps(self, episode_id: str) -> NDArray[np.int64]:
-        """int64 (T',): which steps of an episode are there, ascending."""
+        """int64 (T',): the steps of an episode, ascending."""
         self._check(episode_id)
         return self._steps[episode_id]
 
     def read(self, episode_id: str, start: int = 0, stop: int | None = None) -> Rows:
-        """An episode's rows in the order of its steps; `start` and `stop` cut a part of them.
+        """Read the rows of an episode in step order, or the part from `start` to `stop`.
 
-        `Rows.position` counts them; `Rows.random` is for augmentation, which evaluation has no use for.
+        `Rows.position` is the index in the episode; `Rows.random` has no use in evaluation.
         """
         self._check(episode_id)
         rows = self._of[episode_id][start:stop]
         places = np.arange(start, start + len(rows), dtype=np.int64)
-        return assemble(places, self._rows.claim(rows)(), self.form, self._image_size, 0)
+        return assemble(places, self._rows.claim(rows)(), self.sample_format, self._image_size, 0)
 
     def _check(self, episode_id: str) -> None:
         if episode_id not in self._of:
@@ -107,6 +107,6 @@ class EpisodeReader:
 
 
 def _codes(column: Any) -> tuple[list[str], NDArray[np.int64]]:
-    """A dictionary-encoded column -> its texts, and the code of each row."""
+    """A dictionary-encoded column -> its values, and the code of each row."""
     array = column.chunk(0)
     return array.dictionary.to_pylist(), np.asarray(array.indices, np.int64)

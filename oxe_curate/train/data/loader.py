@@ -1,7 +1,8 @@
-"""Batches of a mixture, in order, made ahead by threads.
+"""Batches of a mixture, in order, prepared ahead by threads.
 
-Threads and not processes: pread, the JPEG decoder, Pillow and the tokenizers all let go of the interpreter's lock, so
-they scale, nothing is pickled, and no process is forked beside CUDA. Measured: benchmarks/results/train-stream.md.
+Threads instead of processes: pread, the JPEG decoder, Pillow and the tokenizers release the interpreter lock, so
+threads scale, nothing is pickled, and no process is forked after CUDA started. See
+benchmarks/results/train-stream.md.
 """
 
 from __future__ import annotations
@@ -21,43 +22,41 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.assemble import assemble
 from oxe_curate.train.data.batch import Batch, Collator, Rows
-from oxe_curate.train.data.local import MEMORY, LocalRows, split_shards
-from oxe_curate.train.data.order import shuffled
-from oxe_curate.train.data.row_source import open_rows, order_of
-from oxe_curate.train.data.rows import Form, Located
+from oxe_curate.train.data.local import MEMORY
+from oxe_curate.train.data.row_source import Claim, open_rows
+from oxe_curate.train.data.rows import SampleFormat
+from oxe_curate.train.data.shards import split_shards
 
-AHEAD, AHEAD_BYTES = 3, 512 << 20
-"""Batches that each thread may be ahead, and bytes of pictures that all may be, where that is fewer."""
-
-Claim = Callable[[], Sequence[Located]]
+_AHEAD, _AHEAD_BYTES = 3, 512 << 20
+"""Limits of what is prepared ahead: batches per thread, and bytes of images of all threads."""
 
 
 class Loader:
-    """A run's micro-batches for one process, from any sample on.
+    """The micro-batches of one process in a run, starting at any sample.
 
-    The order is a function of the seed and the mixture alone. `start` counts the samples that all processes have
-    consumed together; a run continued from there sees what it would have seen, on any number of threads and GPUs and
-    with any division of the global batch.
+    The order is a function of the seed and the mixture. `start` counts the samples that all processes have consumed
+    together; a run that continues from there sees the same samples as without the interruption, on any number of
+    threads and GPUs and with any division of the global batch.
 
     Args:
         mixture: a finished mixture. collator: makes a batch of rows; called in several threads.
-        image_size: S, pixels of a side.
-        batch_size: samples a micro-batch of this process. accumulation: micro-batches an optimizer step.
-        rank, world: this process, and how many there are.
+        image_size: S, side in pixels.
+        batch_size: samples per micro-batch of this process. accumulation: micro-batches per optimizer step.
+        rank, world: number of this process, and of all processes.
         seed: of order and augmentation.
         start: samples consumed before.
-        steps: optimizer steps to make; None: to the end of the epoch, rounded up to a whole step.
-        cameras, window, chunk, proprio: what of the rows is wanted; None: all that the mixture has.
-        text_factor: of the language loss on image-text rows.
-        workers: threads that decode; None: one for each core, eight at most.
-        memory: bytes of the rows' numbers that are kept.
-        pin: put the tensors into page-locked memory, for a copy to the GPU beside its work.
-        row_groups: read whole row groups and mix in a bounded buffer, as from an object store: for disks that are slow
-            at single reads. It is another order, so a resumed run must keep it. None: for object stores alone.
+        steps: optimizer steps; None: to the end of the epoch, rounded up to a whole step.
+        cameras, window, chunk, proprio: the part of the rows to read; None: all that the mixture has.
+        text_factor: factor of the language loss on image-text rows.
+        workers: decoding threads; None: one per core, at most eight.
+        memory: bytes of the rows' numbers to keep.
+        pin: put the tensors into page-locked memory, so that copies to the GPU overlap with its work.
+        row_groups: read whole row groups and mix them in a bounded buffer, as from an object store: for disks with slow
+            random reads. The order differs, so a resumed run must keep it. None: for object stores only.
 
     Raises:
-        ConfigError: a form of rows that the mixture does not have; an empty mixture.
-        DataError: a shard is missing or not the one that the manifest tells of.
+        ConfigError: the mixture does not have this part of the rows, or no rows at all.
+        DataError: a shard is missing or differs from the manifest.
     """
 
     def __init__(
@@ -83,49 +82,46 @@ class Loader:
         pin: bool = False,
         row_groups: bool | None = None,
     ) -> None:
-        self.form = Form.of(mixture, cameras, window, chunk, proprio)
-        self._rows = open_rows(mixture, split_shards(mixture, "train", "text"), self.form, memory, row_groups)
+        self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
+        self._rows = open_rows(mixture, split_shards(mixture, "train", "text"), self.sample_format, memory, row_groups)
         if len(self._rows) == 0:
-            raise ConfigError(f"{mixture.folder}: holds no rows to train on")
+            raise ConfigError(f"{mixture.folder}: contains no training rows")
         self._collator, self._image_size = collator, image_size
         self._batch_size, self._accumulation = batch_size, accumulation
         self._rank, self._world, self._seed, self._start = rank, world, seed, start
         self._text_factor, self._pin = text_factor, pin
-        self._workers = workers or default_workers()
-        self._order = order_of(self._rows, seed, self.global_batch, world)
+        self._workers = workers or _default_workers()
+        self._order = self._rows.order(seed, self.global_batch, world)
         left = self.samples - start % self.samples
         self._steps = -(-left // self.global_batch) if steps is None else steps
 
     @property
     def samples(self) -> int:
-        """Rows in an epoch, of all processes."""
+        """Rows per epoch, of all processes."""
         return len(self._rows)
 
     @property
     def global_batch(self) -> int:
-        """Samples an optimizer step, of all processes."""
+        """Samples per optimizer step, of all processes."""
         return self._world * self._batch_size * self._accumulation
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps an epoch, rounded up: the last one reaches into the next epoch."""
-        return -(-self.samples // self.global_batch)
-
     def __len__(self) -> int:
-        """Micro-batches of this process."""
+        """Number of micro-batches of this process."""
         return self._steps * self._accumulation
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches. Leaving the loop early stops the threads."""
+        """Yield the batches; closing the iterator stops the threads."""
         plan, kept = itertools.tee(self._positions(step) for step in range(len(self)))
         with closing(self._rows.batches(self._order.rows(positions) for positions in plan)) as claims:
             jobs = (functools.partial(self._batch, *job) for job in zip(kept, claims, strict=True))
-            yield from ahead(
-                jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.form)
+            yield from prefetched(
+                jobs,
+                self._workers,
+                batches_ahead(self._workers, self._batch_size, self._image_size, self.sample_format),
             )
 
     def rows(self, step: int) -> Rows:
-        """The rows of a micro-batch, made in the caller's thread: for tests and tools."""
+        """The rows of a micro-batch, read in the caller's thread: for tests and tools."""
         positions = self._positions(step)
         return self._assemble(positions, self._rows.claim(self._order.rows(positions)))
 
@@ -133,25 +129,25 @@ class Loader:
         return self._order.positions(self._start, step, self._rank, self._world, self._batch_size, self._accumulation)
 
     def _assemble(self, positions: NDArray[np.int64], claim: Claim) -> Rows:
-        return assemble(positions, claim(), self.form, self._image_size, self._seed, self._text_factor)
+        return assemble(positions, claim(), self.sample_format, self._image_size, self._seed, self._text_factor)
 
     def _batch(self, positions: NDArray[np.int64], claim: Claim) -> Batch:
         batch = self._collator(self._assemble(positions, claim))
-        return pinned(batch) if self._pin else batch
+        return _pinned(batch) if self._pin else batch
 
 
 class ValidationLoader:
-    """Held-out samples, each once, in a fixed shuffled order that no seed changes.
+    """Held-out samples, each once, in a fixed order that is independent of the seed.
 
-    Processes take equal parts, so that all make the same number of forward passes, as sharded models need: the last
-    `count % world` samples are left out (none with one process). A process's last batch may be smaller.
+    Processes take equal parts, since sharded models need the same number of forward passes in each: the last
+    `count % world` samples are left out. The last batch of a process may be smaller.
 
     Args:
-        count: samples looked at, of all processes; None or more than there are: all.
-        others: as `Loader`'s.
+        count: number of samples, of all processes; None or more than there are: all.
+        others: see `Loader`.
 
     Raises:
-        ConfigError: the mixture holds out fewer samples than there are processes.
+        ConfigError: the mixture has fewer held-out samples than there are processes.
     """
 
     def __init__(
@@ -172,56 +168,58 @@ class ValidationLoader:
         memory: int = MEMORY,
         pin: bool = False,
     ) -> None:
-        self.form = Form.of(mixture, cameras, window, chunk, proprio)
-        self._rows = open_rows(mixture, split_shards(mixture, "validation"), self.form, memory)
+        self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
+        self._rows = open_rows(mixture, split_shards(mixture, "validation"), self.sample_format, memory)
         held = len(self._rows)
         self.samples = min(held, held if count is None else count) // world * world
         if self.samples == 0:
             raise ConfigError(
-                f"{mixture.folder}: holds out {held} samples, too few for {world} processes. "
-                "Give the mixture a larger share for validation and run tokenize again, or set eval_samples: 0."
+                f"{mixture.folder}: {held} held-out samples are too few for {world} processes. "
+                "Increase `validation` in the mixture and run tokenize again, or set eval_samples: 0."
             )
         self._places = np.arange(rank, self.samples, world, dtype=np.int64)
         self._collator, self._image_size, self._batch_size = collator, image_size, batch_size
-        self._workers, self._pin = workers or default_workers(), pin
+        self._workers, self._pin = workers or _default_workers(), pin
 
     def __len__(self) -> int:
-        """Batches of this process; the same number for every process."""
+        """Number of batches, the same in every process."""
         return -(-len(self._places) // self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches. Leaving the loop early stops the threads."""
+        """Yield the batches; closing the iterator stops the threads."""
         jobs = (functools.partial(self._batch, step) for step in range(len(self)))
-        return ahead(jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.form))
+        return prefetched(
+            jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.sample_format)
+        )
 
     def _batch(self, step: int) -> Batch:
         batch = self._collator(self.rows(step))
-        return pinned(batch) if self._pin else batch
+        return _pinned(batch) if self._pin else batch
 
     def rows(self, step: int) -> Rows:
-        """The rows of a batch."""
+        """Read the rows of a batch."""
         places = self._places[step * self._batch_size : (step + 1) * self._batch_size]
-        local = isinstance(self._rows, LocalRows)  # elsewhere in the order of the shards, whose rows are shuffled
-        rows = shuffled(0, 0, len(self._rows), places) if local else places
-        return assemble(places, self._rows.claim(rows)(), self.form, self._image_size, 0)
+        return assemble(
+            places, self._rows.claim(self._rows.held_out(places))(), self.sample_format, self._image_size, 0
+        )
 
 
-def default_workers() -> int:
-    """Threads that decode: one for each core this process may use, two at least, eight at most."""
+def _default_workers() -> int:
+    """Decoding threads: one per core that this process may use, from two to eight."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 2), 8)
 
 
-def batches_ahead(workers: int, batch_size: int, image_size: int, form: Form) -> int:
-    """How many batches are made ahead: enough for the threads, but no more pictures than `AHEAD_BYTES` hold."""
-    size = batch_size * form.window * len(form.cameras) * image_size**2 * 3
-    return max(min(workers * AHEAD, AHEAD_BYTES // size), workers + 1)
+def batches_ahead(workers: int, batch_size: int, image_size: int, sample_format: SampleFormat) -> int:
+    """Number of batches to prepare ahead: enough for the threads, limited to `_AHEAD_BYTES` of images."""
+    size = batch_size * sample_format.window * len(sample_format.cameras) * image_size**2 * 3
+    return max(min(workers * _AHEAD, _AHEAD_BYTES // size), workers + 1)
 
 
-def ahead(jobs: Iterator[Callable[[], Batch]], workers: int, limit: int) -> Iterator[Batch]:
-    """Run jobs in threads and yield their results in order, at most `limit` of them made ahead.
+def prefetched(jobs: Iterator[Callable[[], Batch]], workers: int, limit: int) -> Iterator[Batch]:
+    """Run jobs in threads and yield their results in order, at most `limit` jobs ahead.
 
-    A job's exception is raised at its turn. The threads end with the last result, an exception, or the generator.
+    The exception of a job is raised at its turn. The threads end with the last result, an exception, or the generator.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="oxe-loader")
     waiting: deque[Future[Batch]] = deque()
@@ -237,6 +235,6 @@ def ahead(jobs: Iterator[Callable[[], Batch]], workers: int, limit: int) -> Iter
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def pinned(batch: Batch) -> Batch:
-    """The batch with its tensors in page-locked memory."""
+def _pinned(batch: Batch) -> Batch:
+    """Move the tensors of a batch to page-locked memory."""
     return {name: value.pin_memory() if hasattr(value, "pin_memory") else value for name, value in batch.items()}

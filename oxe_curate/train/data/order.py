@@ -1,8 +1,8 @@
-"""The order of samples: a fresh permutation per epoch that is computed, not stored.
+"""The order of samples: a new permutation per epoch that is computed, not stored.
 
-A run sees one endless sequence of samples: position p is place p % n of epoch p // n. What stands at a place follows
-from (seed, epoch, place) alone, so that one integer, the samples consumed, resumes a run exactly, on any number of
-workers and GPUs. Random numbers for augmentation follow from (seed, position) in the same way.
+A run sees one endless sequence of samples: position p is place p % n of epoch p // n. The row at a place is a function
+of (seed, epoch, place), so that one integer, the samples consumed, resumes a run exactly, on any number of workers and
+GPUs. Random numbers for augmentation are a function of (seed, position).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 _BLOCK = 2048
 _LEAST_BITS = 6  # a network over fewer bits reaches too few permutations
-_ORDER, _AUGMENT = np.uint64(11), np.uint64(12)  # each purpose has a stream of its own
+_ORDER, _AUGMENT = np.uint64(11), np.uint64(12)  # one hash stream per purpose
 
 
 def shuffled(seed: int, epoch: int, n: int, places: ArrayLike) -> NDArray[np.int64]:
-    """What stands at some places of a pseudo-random permutation of range(n): O(1) memory, any place at once.
+    """Values at some places of a pseudo-random permutation of range(n), in O(1) memory.
 
     A Feistel network over the smallest power of two that holds n (Luby and Rackoff 1988), keyed by SplitMix64 of
-    (seed, epoch); a value past n - 1 is fed back until it falls inside ("cycle walking", Black and Rogaway 2002),
+    (seed, epoch); a value above n - 1 is encrypted again until it is inside ("cycle walking", Black and Rogaway 2002),
     twice at most on average.
 
     Args:
         seed: of the run.
-        epoch: which permutation.
+        epoch: number of the permutation.
         n: number of rows.
         places: integers in [0, n), any shape.
 
@@ -40,7 +40,7 @@ def shuffled(seed: int, epoch: int, n: int, places: ArrayLike) -> NDArray[np.int
     """
     places = np.asarray(places, np.int64)
     if places.size and not (places.min() >= 0 and places.max() < n):
-        raise IndexError(f"places lie in [{places.min()}, {places.max()}], the permutation has {n} rows")
+        raise IndexError(f"places in [{places.min()}, {places.max()}] of a permutation of {n} rows")
     bits = max((n - 1).bit_length(), _LEAST_BITS)
     keys = _keys(seed, epoch)
     values = places.astype(np.uint64).ravel()
@@ -63,7 +63,7 @@ def rows_at(seed: int, n: int, positions: ArrayLike) -> NDArray[np.int64]:
 
 
 def random_numbers(seed: int, positions: ArrayLike, k: int = 8) -> NDArray[np.float32]:
-    """float32 (n, k) in [0, 1), a function of (seed, position) alone, for positions (n,)."""
+    """float32 (n, k) in [0, 1), a function of (seed, position), for positions (n,)."""
     positions = np.asarray(positions, np.int64).astype(np.uint64)
     with np.errstate(over="ignore"):
         key = splitmix64(np.array([seed], np.int64).astype(np.uint64) + _AUGMENT * _GAMMA)
@@ -75,16 +75,16 @@ def random_numbers(seed: int, positions: ArrayLike, k: int = 8) -> NDArray[np.fl
 def batch_positions(
     start: int, step: int, rank: int, world: int, batch_size: int, accumulation: int = 1
 ) -> NDArray[np.int64]:
-    """Positions that one rank's micro-batch takes, int64 (batch_size,).
+    """Positions of one rank's micro-batch, int64 (batch_size,).
 
-    The `world * accumulation * batch_size` samples of an optimizer step are consecutive, however they are divided:
-    one process with the same global batch sees the same samples in the same steps.
+    The `world * accumulation * batch_size` samples of an optimizer step are consecutive, however they are divided: one
+    process with the same global batch sees the same samples in the same steps.
 
     Args:
         start: samples consumed before `step` 0.
-        step: number of the micro-batch since then; `accumulation` of them make an optimizer step.
-        rank: this process.
-        world: how many there are.
+        step: number of the micro-batch since then; an optimizer step has `accumulation` of them.
+        rank: of this process.
+        world: number of processes.
         batch_size: samples in a micro-batch of one rank.
         accumulation: micro-batches of one rank in an optimizer step.
     """
@@ -95,18 +95,18 @@ def batch_positions(
 
 @dataclass(frozen=True)
 class Shuffle:
-    """The order where any row can be read at any time: a true permutation of all rows in each epoch.
+    """The order with random access: a permutation of all rows in each epoch.
 
     Attributes:
         seed: of the run.
-        n: rows.
+        n: number of rows.
     """
 
     seed: int
     n: int
 
     def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows at positions of the endless sequence."""
+        """See `RowOrder`."""
         blocks, places = np.divmod(positions, _BLOCK)
         out = np.empty(len(positions), np.int64)
         for block in np.unique(blocks):
@@ -116,13 +116,13 @@ class Shuffle:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (there is one order a run)
     def _block(self, block: int) -> NDArray[np.int64]:
-        """Many rows at once cost a tenth of as many calls."""
+        """Rows of a block of positions; computing many at once is ten times faster."""
         return rows_at(self.seed, self.n, block * _BLOCK + np.arange(_BLOCK, dtype=np.int64))
 
     def positions(
         self, start: int, step: int, rank: int, world: int, batch_size: int, accumulation: int
     ) -> NDArray[np.int64]:
-        """See `batch_positions`."""
+        """See `RowOrder`."""
         return batch_positions(start, step, rank, world, batch_size, accumulation)
 
 
@@ -135,7 +135,7 @@ def _keys(seed: int, epoch: int) -> NDArray[np.uint64]:
 
 
 def _feistel(values: NDArray[np.uint64], keys: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:
-    """A bijection of [0, 2**bits); the halves differ by a bit where `bits` is odd, and swap their widths each round."""
+    """A bijection of [0, 2**bits); with odd `bits` the halves differ by a bit and swap their widths in each round."""
     low_bits = np.uint64(bits // 2)
     high_bits = np.uint64(bits - bits // 2)
     one = np.uint64(1)

@@ -1,9 +1,9 @@
-"""Where each value of a PLAIN, uncompressed binary column lies in a Parquet file, from the page headers alone.
+"""Offsets of the values of a PLAIN, uncompressed binary column in a Parquet file, found from the page headers.
 
 A trainer can then read any image by offset and length, in any order, without decoding its row group.
 
-Layout (parquet-format, "Data Pages" and "Encodings"): a column chunk is a row of pages; a page is a header in Thrift's
-compact protocol, repetition and definition levels, then for each value its length (uint32) and its bytes.
+Layout (parquet-format, "Data Pages" and "Encodings"): a column chunk is a sequence of pages; a page is a header in
+Thrift's compact protocol, repetition and definition levels, then for each value its length (uint32) and its bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from oxe_curate.errors import CorruptError, DataError
 from oxe_curate.rlds.varint import read_varint
 
-Read = Callable[[int, int], bytes]
+_ReadBytes = Callable[[int, int], bytes]
 """(offset, length) -> that part of a file."""
 
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
@@ -27,22 +27,22 @@ _LENGTH = struct.Struct("<I")
 
 
 def value_offsets(
-    read: Read, start: int, size: int, values: int, levels: tuple[int, int]
+    read: _ReadBytes, start: int, size: int, values: int, levels: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find every value of a column chunk.
 
     Args:
         read: reads a part of the file.
-        start: where the chunk's first page begins.
-        size: bytes of the chunk.
-        values: how many values it holds, nulls not counted.
-        levels: the column's largest repetition and definition level.
+        start: offset of the first page of the chunk.
+        size: of the chunk in bytes.
+        values: number of values, without nulls.
+        levels: maximum repetition and definition level of the column.
 
     Returns:
         int64 (values,): offset of each value's bytes in the file, and their lengths.
 
     Raises:
-        DataError: the pages hold another number of values, are damaged or not PLAIN; names no file.
+        DataError: the pages have another number of values, are damaged or not PLAIN; the message names no file.
     """
     offsets: list[int] = []
     lengths: list[int] = []
@@ -52,8 +52,8 @@ def value_offsets(
         place += header
         at, place = place, place + body
         if body < 0 or place > end:
-            raise DataError("a page does not end where its column does")
-        if skipped is None:  # version 1: each kind of level begins with its own length
+            raise DataError("a page reaches past the end of its column")
+        if skipped is None:  # version 1: each kind of levels starts with its length
             for level in levels:
                 if level:
                     at += 4 + _LENGTH.unpack(read(at, 4))[0]
@@ -65,14 +65,14 @@ def value_offsets(
             lengths.append(length)
             at += 4 + length
         if at != place:
-            raise DataError("a page is damaged: its images do not add up to its size")
+            raise DataError("a page is damaged: the sizes of its images do not add up")
     if len(offsets) != values:
-        raise DataError(f"its pages hold {len(offsets)} images instead of {values}")
+        raise DataError(f"expected {values} images in its pages, got {len(offsets)}")
     return np.array(offsets, np.int64), np.array(lengths, np.int64)
 
 
 def _page(header: bytes) -> tuple[int, int, int | None]:
-    """Bytes of the header, of the page's body, and of the levels in it (None where they tell their own length).
+    """Sizes of the header, of the body, and of the levels in the body (None where the levels have their own length).
 
     Field numbers are those of parquet.thrift's PageHeader, DataPageHeader and DataPageHeaderV2.
     """
@@ -85,13 +85,13 @@ def _page(header: bytes) -> tuple[int, int, int | None]:
             return size, body, fields[8][5] + fields[8][6]
     except (CorruptError, IndexError, KeyError, TypeError, ValueError):
         raise DataError("a page header is damaged") from None
-    raise DataError("its images are not stored PLAIN")
+    raise DataError("its images are not PLAIN-encoded")
 
 
 def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
-    """One Thrift struct: field number -> bool, int or struct; other types raise ValueError (no page header has them).
+    """Parse a Thrift struct: field number -> bool, int or struct; other types (in no page header) raise ValueError.
 
-    Binary fields are skipped, since statistics hold them.
+    Binary fields, which only statistics have, are skipped.
     """
     fields: dict[int, Any] = {}
     number = 0

@@ -1,8 +1,8 @@
-"""What a training row holds, and how a row group's numbers become one compact array.
+"""Training rows: the part of a row that a run reads, and the numbers of a row group as one compact array.
 
-A robot row takes 36 (W + K - 1) + W + 4 P + 16 W C + 12 bytes: W observations, K actions, P numbers of proprio, C
-cameras, a reference to its instruction included. That is 65 for one image and one action, and 1 kB for a window of 12
-from two cameras with 10 actions. Images are not held: they are read when a batch wants them.
+A robot row takes 36 (W + K - 1) + W + 4 P + 16 W C + 12 bytes for W observations, K actions, P numbers of proprio and C
+cameras, including a reference to its instruction: 65 bytes for one image and one action, 1 kB for a window of 12 from
+two cameras with 10 actions. Images are not kept; they are read for each batch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from oxe_curate.actions.summary import ActionSummary
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.folder import MixtureFolder
 
-ACTION = 7
+ACTION_WIDTH = 7
 
 
 @dataclass(frozen=True)
-class Form:
-    """Which part of a mixture's rows a run looks at.
+class SampleFormat:
+    """The part of a mixture's rows that a run reads.
 
     Attributes:
-        cameras: roles, in the order in which the model takes them.
-        window, chunk: observations and actions that the run takes.
-        stored_window, stored_chunk: those that a row holds, at least as many.
-        proprio: width of the robot's state, 0 for none.
-        names: the data sets. summaries: their statistics of proprio; None where they have none.
+        cameras: roles, in the model's order.
+        window, chunk: observations and actions that the run reads.
+        stored_window, stored_chunk: observations and actions of a stored row, at least as many.
+        proprio: width of the robot state, 0 for none.
+        names: data sets. summaries: statistics of their proprio, None for a data set without.
     """
 
     cameras: tuple[str, ...]
@@ -50,34 +50,34 @@ class Form:
         window: int | None = None,
         chunk: int | None = None,
         proprio: bool = False,
-    ) -> Form:
-        """The form that a run asks for; None: all that the mixture has.
+    ) -> SampleFormat:
+        """The format for a run; None for a value means all that the mixture has.
 
         Raises:
             ConfigError: the mixture has no such camera, a shorter window or chunk, or no proprio.
         """
         spec = mixture.mixture
-        wanted = tuple(cameras or spec.image.cameras)
-        for role in wanted:
+        roles = tuple(cameras or spec.image.cameras)
+        for role in roles:
             if role not in spec.image.cameras:
                 raise ConfigError(
-                    f"cameras: {mixture.folder} has no {role!r}. {did_you_mean(role, spec.image.cameras)} "
-                    "Others need another tokenize, with image.cameras in the mixture."
+                    f"cameras: {mixture.folder} has no {role!r} camera. {did_you_mean(role, spec.image.cameras)} "
+                    "To add one, set image.cameras in the mixture and run tokenize again."
                 )
-        if len(set(wanted)) != len(wanted):
-            raise ConfigError(f"cameras: {', '.join(wanted)}: name each once")
+        if len(set(roles)) != len(roles):
+            raise ConfigError(f"cameras: {', '.join(roles)}: duplicate camera")
         for name, asked, held in (("window", window, spec.window), ("chunk", chunk, spec.chunk)):
             if asked is not None and not 1 <= asked <= held:
                 raise ConfigError(
-                    f"{name}: {asked} asked for, but the rows of {mixture.folder} hold {held}. "
-                    f"Ask for 1 to {held}, or run tokenize again with {name}: {asked} in the mixture."
+                    f"{name}: expected 1 to {held}, as in the rows of {mixture.folder}, got {asked}. "
+                    f"For more, set {name}: {asked} in the mixture and run tokenize again."
                 )
         summaries = tuple(mixture.statistics[name].proprio for name in mixture.names)
         width = max((s.width for s in summaries if s is not None), default=0)
         if proprio and width == 0:
-            raise ConfigError(f"proprio: no data set of {mixture.folder} has any. Train without it.")
+            raise ConfigError(f"proprio: no data set of {mixture.folder} has a robot state; train without --proprio")
         return cls(
-            wanted, window or spec.window, chunk or spec.chunk, spec.window, spec.chunk, width if proprio else 0,
+            roles, window or spec.window, chunk or spec.chunk, spec.window, spec.chunk, width if proprio else 0,
             mixture.names, summaries,
         )  # fmt: skip
 
@@ -88,11 +88,11 @@ class Form:
 
     @property
     def record(self) -> np.dtype[Any]:
-        """One row's numbers; `frame` (W, C, 2) is each image's offset and length."""
+        """The numbers of one row; `frame` (W, C, 2) holds the offset and length of each image."""
         return np.dtype(
             [
-                ("action", "<f4", (self.actions, ACTION)),
-                ("bins", "u1", (self.actions, ACTION)),
+                ("action", "<f4", (self.actions, ACTION_WIDTH)),
+                ("bins", "u1", (self.actions, ACTION_WIDTH)),
                 ("action_mask", "?", (self.actions,)),
                 ("observation_mask", "?", (self.window,)),
                 ("proprio", "<f4", (self.proprio,)),
@@ -102,18 +102,18 @@ class Form:
         )
 
     def columns(self) -> list[str]:
-        """The columns that `numbers` reads."""
+        """The columns that `read_records` reads."""
         names = ["dataset", "instruction", "action", "bins", "action_mask"]
         return names + ["proprio"] * bool(self.proprio) + ["observation_mask"] * (self.stored_window > 1)
 
 
 TEXT_RECORD = np.dtype([("frame", "<i8", (1, 1, 2))])
-"""An image-text row's numbers: where its one image lies."""
+"""The numbers of an image-text row: offset and length of its image."""
 TEXT_COLUMNS = ["question", "answer"]
 
 
 class RowBlock(Protocol):
-    """A row group in memory: robot rows (`Form.record`, texts: instruction), or image-text rows (`TEXT_RECORD`,
+    """A row group in memory: robot rows (`SampleFormat.record`, texts: instruction) or image-text rows (`TEXT_RECORD`,
     texts: question and answer).
     """
 
@@ -123,103 +123,105 @@ class RowBlock(Protocol):
 
     @property
     def texts(self) -> tuple[Sequence[str], ...]:
-        """Columns of n texts."""
+        """Columns of n texts each."""
 
     def frame(self, row: int, observation: int, camera: int) -> bytes | memoryview:
-        """An encoded image."""
+        """Read an encoded image."""
 
     def where(self, row: int) -> str:
-        """The shard and the row in it, for messages."""
+        """Shard and row, for messages."""
 
     def sample_id(self, row: int) -> str:
-        """Read it from the shard: nobody needs it but messages and checks."""
+        """Read the sample's id from the shard, for messages and checks."""
 
 
 Located = tuple[RowBlock, int]
-"""A sample: its row group, and the row in it."""
+"""A sample: its row group, and the index in it."""
 
 
-def numbers(table: Any, form: Form) -> tuple[NDArray[Any], list[str]]:
-    """A row group's columns -> its records without frames, and the instructions.
+def read_records(table: Any, sample_format: SampleFormat) -> tuple[NDArray[Any], list[str]]:
+    """Convert the columns of a row group into records without frames, and instructions.
 
     Raises:
-        DataError: a column is not what the mixture says; names no file.
+        DataError: a column does not match the mixture; the message names no file.
     """
     n = len(table)
-    records = np.zeros(n, form.record)
-    stored = form.stored_window + form.stored_chunk - 1
-    first = form.stored_window - form.window  # a shorter window keeps the latest observations
-    taken = slice(first, first + form.actions)
-    records["action"] = _cells(table, "action", (n, stored, ACTION))[:, taken]
-    records["bins"] = _cells(table, "bins", (n, stored, ACTION))[:, taken]
+    records = np.zeros(n, sample_format.record)
+    stored = sample_format.stored_window + sample_format.stored_chunk - 1
+    first = sample_format.stored_window - sample_format.window  # a shorter window keeps the latest observations
+    taken = slice(first, first + sample_format.actions)
+    records["action"] = _cells(table, "action", (n, stored, ACTION_WIDTH))[:, taken]
+    records["bins"] = _cells(table, "bins", (n, stored, ACTION_WIDTH))[:, taken]
     records["action_mask"] = _cells(table, "action_mask", (n, stored))[:, taken]
-    records["observation_mask"] = stored_observations(table, form)[:, first:]
-    codes = {name: code for code, name in enumerate(form.names)}
+    records["observation_mask"] = stored_observations(table, sample_format)[:, first:]
+    codes = {name: code for code, name in enumerate(sample_format.names)}
     try:
         records["dataset"] = [codes[name] for name in table["dataset"].to_pylist()]
     except KeyError as error:
-        raise DataError(f"a row of the data set {error}, which the mixture does not name") from None
-    if form.proprio:
-        records["proprio"] = _proprio(table["proprio"], records["dataset"], form)
+        raise DataError(f"a row of data set {error}, which is not in the mixture") from None
+    if sample_format.proprio:
+        records["proprio"] = _proprio(table["proprio"], records["dataset"], sample_format)
     return records, [text or "" for text in table["instruction"].to_pylist()]
 
 
-def stored_observations(table: Any, form: Form) -> NDArray[np.bool_]:
-    """bool (n, stored window): which observations a row holds; the others are padding, and their images null."""
-    shape = (len(table), form.stored_window)
-    return np.ones(shape, bool) if form.stored_window == 1 else _cells(table, "observation_mask", shape)
+def stored_observations(table: Any, sample_format: SampleFormat) -> NDArray[np.bool_]:
+    """bool (n, stored window): False where an observation is padding, whose image is null."""
+    shape = (len(table), sample_format.stored_window)
+    return np.ones(shape, bool) if sample_format.stored_window == 1 else _cells(table, "observation_mask", shape)
 
 
 def _cells(table: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A column of nested lists as an array; DataError unless every row has the same number of entries."""
+    """A column of nested lists as an array. Raises DataError unless all rows have the expected number of entries."""
     values = table[name].combine_chunks().flatten()
     rows = len(values)
     if len(shape) == 3:
         values = values.flatten()
     if rows != shape[0] * shape[1] or len(values) != np.prod(shape) or values.null_count:
         raise DataError(
-            f"its rows hold {rows / max(shape[0], 1):g} entries of {name!r} instead of {shape[1]}; "
-            "shards of another version of tokenize: run it again"
+            f"expected {shape[1]} entries of {name!r} per row, got {rows / max(shape[0], 1):g}; "
+            "the shards are of another version, run tokenize again"
         )
     return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(shape)
 
 
-def _proprio(column: Any, dataset: NDArray[np.int32], form: Form) -> NDArray[np.float32]:
-    """A ragged column -> float32 (n, P), each row normalised by its data set's bounds, zeros behind."""
+def _proprio(column: Any, dataset: NDArray[np.int32], sample_format: SampleFormat) -> NDArray[np.float32]:
+    """A ragged column -> float32 (n, P), each row normalized by its data set's bounds and padded with zeros."""
     array = column.combine_chunks()
     widths = np.asarray(array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), np.int64)
     values = np.asarray(array.flatten().to_numpy(zero_copy_only=False), np.float32)
     starts = np.cumsum(widths) - widths
-    out = np.zeros((len(array), form.proprio), np.float32)
+    out = np.zeros((len(array), sample_format.proprio), np.float32)
     for code in np.unique(dataset):
-        summary = form.summaries[code]
+        summary = sample_format.summaries[code]
         here = np.flatnonzero((dataset == code) & (widths > 0))
         if summary is None or len(here) == 0:
             continue
         if (widths[here] != summary.width).any():
-            raise DataError(f"a row of {form.names[code]} has a proprio of another width than its statistics")
+            raise DataError(
+                f"the proprio of a row of {sample_format.names[code]} has another width than the statistics"
+            )
         states = values[starts[here, None] + np.arange(summary.width)]
-        out[here] = normalize_proprio(states, summary, form.proprio)
+        out[here] = normalize_proprio(states, summary, sample_format.proprio)
     return out
 
 
 def normalize_proprio(states: ArrayLike, summary: ActionSummary, width: int) -> NDArray[np.float32]:
-    """Scale a robot's state as its actions are: q01 .. q99 becomes -1 .. 1, clipped; constants become 0.
+    """Normalize a robot state like actions: q01 .. q99 becomes -1 .. 1, clipped; constants become 0.
 
     Args:
         states: (..., p) in the data set's units.
         summary: statistics of p dimensions.
-        width: P >= p; zeros fill up.
+        width: P >= p; padded with zeros.
 
     Returns:
         float32 (..., P).
 
     Raises:
-        DataError: another number of dimensions.
+        DataError: `states` has another number of dimensions.
     """
     x = np.asarray(states, np.float32)
     if x.shape[-1] != summary.width:
-        raise DataError(f"proprio has {x.shape[-1]} numbers, the statistics have {summary.width}")
+        raise DataError(f"expected a proprio of {summary.width} numbers, as in the statistics, got {x.shape[-1]}")
     span = (summary.q99 - summary.q01 + 1e-8).astype(np.float32)
     scaled = np.clip(np.float32(2) * (x - summary.q01.astype(np.float32)) / span - np.float32(1), -1, 1)
     out = np.zeros((*x.shape[:-1], width), np.float32)

@@ -1,10 +1,4 @@
-"""Mixture shards in an object store: whole row groups ahead of their use, mixed in a bounded buffer.
-
-The order is a pure function of (seed, epoch) and the row groups' sizes, as on a local disk, so that a run resumes at
-any sample. An epoch's row groups stand in a shuffled line; the line is cut into equal lanes; a lane is drawn pool by
-pool, each pool's rows shuffled; and samples are taken from the lanes in turn. A process's share of a step comes from
-its own lanes, so that processes read (nearly) only what they use.
-"""
+"""Mixture shards in an object store: whole row groups, read ahead, in the order of `stream_order.py`."""
 
 from __future__ import annotations
 
@@ -23,127 +17,51 @@ from numpy.typing import NDArray
 
 from oxe_curate.errors import DataError, StorageError
 from oxe_curate.lru import LruCache
-from oxe_curate.mixture.sampling import splitmix64
 from oxe_curate.storage import explain
 from oxe_curate.tokenize.folder import MixtureFolder
-from oxe_curate.train.data.local import MEND, ShardName, Texts, checked_columns, group_starts, image_leaf
-from oxe_curate.train.data.order import shuffled
-from oxe_curate.train.data.rows import TEXT_COLUMNS, TEXT_RECORD, Form, Located, numbers, stored_observations
+from oxe_curate.train.data.rows import (
+    TEXT_COLUMNS,
+    TEXT_RECORD,
+    Located,
+    SampleFormat,
+    read_records,
+    stored_observations,
+)
+from oxe_curate.train.data.shards import (
+    REPAIR,
+    ShardFile,
+    TextColumn,
+    checked_columns,
+    group_starts,
+    image_leaf,
+)
+from oxe_curate.train.data.stream_order import StreamOrder, lanes
 
-BUFFER = 8192
-"""Images of all processes together that are mixed; as many again are read ahead."""
-LANES = 64
+_BUFFER = 8192
+"""Images of all processes that are mixed; as many again are read ahead."""
 _READERS, _OPEN_FILES = 8, 64
-_PAUSES = (1.0, 4.0, 16.0)  # seconds between attempts, after those that Arrow makes by itself
-_CACHE = 1 << 30  # bytes of row groups kept for reads in an order of their own
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-Value = TypeVar("Value")
-_GROUPS, _POOLS = 21, 22  # purposes of hashes
-
-
-def lanes(global_batch: int, groups: int) -> int:
-    """How many lanes: the largest divisor of the global batch that is at most 64 and a quarter of the row groups."""
-    most = max(1, min(LANES, groups // 4, global_batch))
-    return next(n for n in range(most, 0, -1) if global_batch % n == 0)
-
-
-@dataclass(frozen=True, eq=False)
-class StreamOrder:
-    """Which row stands at which position.
-
-    Attributes:
-        seed: of the run.
-        sizes: int64 (g,), rows of each row group, in the order of the shards.
-        lanes: how many. The order depends on it, and with `lanes()` on the global batch, not on how that is divided.
-        pool: rows of a lane that are mixed.
-    """
-
-    seed: int
-    sizes: NDArray[np.int64]
-    lanes: int
-    pool: int
-
-    @functools.cached_property
-    def n(self) -> int:
-        """Rows in an epoch."""
-        return int(self.sizes.sum())
-
-    def rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows at positions of the endless sequence, int64 (n,)."""
-        out = np.empty(len(positions), np.int64)
-        for number, position in enumerate(positions.tolist()):
-            epoch, i = divmod(position, self.n)
-            if i >= self.n // self.lanes * self.lanes:  # what the lanes leave over stands at the line's end
-                out[number] = self._line(epoch, np.array([i]))[0]
-                continue
-            place, lane = divmod(i, self.lanes)
-            # the lanes' pools end at different times, so that reading is spread evenly
-            t, within = divmod(place + self.pool - self._first(lane), self.pool)
-            if t == 0:
-                within = place
-            out[number] = self._pool(epoch, lane, t)[within]
-        return out
-
-    def positions(
-        self, start: int, step: int, rank: int, world: int, batch_size: int, accumulation: int
-    ) -> NDArray[np.int64]:
-        """Positions that one rank's micro-batch takes; see `order.batch_positions`, from which the division differs:
-
-        the samples of an optimizer step are sorted by lane before the processes take equal parts.
-        """
-        optimizer_step, part = divmod(step, accumulation)
-        total = world * batch_size * accumulation
-        step_positions = start + optimizer_step * total + np.arange(total, dtype=np.int64)
-        lane = step_positions % self.n % self.lanes
-        mine = step_positions[np.argsort(lane, kind="stable")].reshape(world, accumulation, batch_size)
-        return np.asarray(mine[rank, part])
-
-    def _first(self, lane: int) -> int:
-        """Rows of a lane's first pool."""
-        return -(-self.pool * (lane + 1) // self.lanes)
-
-    @functools.lru_cache(maxsize=4 * LANES)  # noqa: B019 (there is one order a run)
-    def _pool(self, epoch: int, lane: int, t: int) -> NDArray[np.int64]:
-        """The rows of a lane's t-th pool, as they are drawn."""
-        length = self.n // self.lanes
-        stop = min(self._first(lane) + t * self.pool, length)
-        start = max(0, self._first(lane) + (t - 1) * self.pool)
-        rows = self._line(epoch, lane * length + np.arange(start, stop, dtype=np.int64))
-        with np.errstate(over="ignore"):
-            key = np.array([self.seed, _POOLS, epoch, lane, t], np.uint64)
-            mixed = functools.reduce(lambda a, b: splitmix64(np.atleast_1d(a ^ b)), key)
-            keys = splitmix64(mixed + np.arange(len(rows), dtype=np.uint64) * _GAMMA)
-        return rows[np.argsort(keys, kind="stable")]
-
-    def _line(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows at places of the epoch's line of row groups."""
-        groups, starts, first = self._groups(epoch)
-        at = np.searchsorted(starts, places, side="right") - 1
-        return np.asarray(first[groups[at]] + places - starts[at])
-
-    @functools.lru_cache(maxsize=3)  # noqa: B019
-    def _groups(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's order of row groups, where each begins in the line, and each group's first row."""
-        groups = shuffled(self.seed + (_GROUPS << 32), epoch, len(self.sizes), np.arange(len(self.sizes)))
-        drawn = self.sizes[groups]
-        return groups, np.cumsum(drawn) - drawn, np.cumsum(self.sizes) - self.sizes
+_PAUSES = (1.0, 4.0, 16.0)  # seconds between retries, after those of Arrow itself
+_CACHE = 1 << 30  # bytes of row groups kept for reads in any order
+_Value = TypeVar("_Value")
 
 
 class RemoteRows:
-    """The rows of some shards in an object store, in their order.
+    """The rows of some shards in an object store, in shard order: a `RowSource`.
 
     Args:
         mixture: the folder.
-        shards: names, rows and sizes, by the manifest.
-        form: what of a row is wanted.
-        ahead: rows of this process that `batches` looks ahead.
+        shards: files as the manifest lists them.
+        sample_format: the part of a row to read.
+        ahead: rows of this process that `batches` reads ahead.
 
     Raises:
-        DataError: a shard is missing or damaged; names it. StorageError: the store cannot be read.
+        DataError: a shard is missing or damaged. StorageError: the store cannot be read.
     """
 
-    def __init__(self, mixture: MixtureFolder, shards: Sequence[ShardName], form: Form, ahead: int = BUFFER) -> None:
-        self.form, self.ahead = form, ahead
+    def __init__(
+        self, mixture: MixtureFolder, shards: Sequence[ShardFile], sample_format: SampleFormat, ahead: int = _BUFFER
+    ) -> None:
+        self.sample_format, self.ahead = sample_format, ahead
         self._folder = mixture.folder
         self._shards = [shard for shard in shards if shard.rows]
         self._files: LruCache[Any] = LruCache(_OPEN_FILES)
@@ -163,8 +81,19 @@ class RemoteRows:
         """int64 (g,): rows of each row group."""
         return np.diff(self._starts)
 
+    def order(self, seed: int, global_batch: int, world: int) -> StreamOrder:
+        """See `RowSource`; also sets how far `batches` of this process reads ahead."""
+        rows = max(_BUFFER // (self.sample_format.window * len(self.sample_format.cameras)), 1)
+        count = lanes(global_batch, len(self.sizes))
+        self.ahead = -(-rows // world)
+        return StreamOrder(seed, self.sizes, count, -(-rows // count))
+
+    def held_out(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `RowSource`: shard order, to read each row group once; tokenize has shuffled the rows."""
+        return places
+
     def claim(self, rows: NDArray[np.int64]) -> Callable[[], list[Located]]:
-        """Rows to be read when the result is called. The row groups read last are kept."""
+        """See `RowSource`; the row groups used last are kept."""
 
         def read() -> list[Located]:
             found: list[Located] = []
@@ -176,12 +105,13 @@ class RemoteRows:
         return read
 
     def batches(self, plan: Iterator[NDArray[np.int64]]) -> Generator[Callable[[], list[Located]], None, None]:
-        """Claim one batch of rows after another, reading row groups ahead in threads and dropping them after use."""
+        """See `RowSource`; threads read row groups ahead, and each is dropped after its last use."""
         pool = ThreadPoolExecutor(_READERS, thread_name_prefix="oxe-stream")
         coming: deque[tuple[NDArray[np.int64], NDArray[np.int64]]] = deque()
         reading: dict[int, Future[RemoteBlock]] = {}
         last_use: dict[int, int] = {}
         rows_ahead = seen = given = 0
+        complete = False
         try:
             for rows in plan:
                 groups = self._group_of(rows)
@@ -197,8 +127,9 @@ class RemoteRows:
             while coming:
                 yield self._give(*coming.popleft(), reading, last_use, given)
                 given += 1
+            complete = True  # claims that were yielded may still wait for their row groups
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=not complete)
 
     def _give(
         self,
@@ -208,7 +139,7 @@ class RemoteRows:
         last_use: dict[int, int],
         number: int,
     ) -> Callable[[], list[Located]]:
-        """A batch that waits for its row groups; those that no later one wants are forgotten here."""
+        """A batch that waits for its row groups; those of no later batch are dropped here."""
         waited = [reading[group] for group in groups.tolist()]
         places = (rows - self._starts[groups]).tolist()
         for group in np.unique(groups).tolist():
@@ -222,21 +153,21 @@ class RemoteRows:
     def _group_starts(self, number: int) -> NDArray[np.int64]:
         shard = self._shards[number]
         if (found := self._folder.size(shard.name)) != shard.size:
-            raise DataError(f"{self._name(number)}: has {found} bytes, the manifest says {shard.size}. {MEND}")
-        return group_starts(patiently(lambda: self._open(number))[1], shard.rows, self._name(number))
+            raise DataError(f"{self._name(number)}: {found} bytes, but the manifest lists {shard.size}. {REPAIR}")
+        return group_starts(_with_retries(lambda: self._open(number))[1], shard.rows, self._name(number))
 
     def _name(self, number: int) -> str:
         return f"{self._folder}/{self._shards[number].name}"
 
     def _open(self, number: int) -> tuple[Any, Any]:
-        """An open shard and its footer; both serve several threads at once."""
+        """An open shard and its footer, both thread-safe."""
 
         def read() -> tuple[tuple[Any, Any], int]:
             file = self._folder.open(self._shards[number].name)
             try:
                 return (file, pq.read_metadata(file)), 1
             except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{self._name(number)}: its footer is damaged ({error}). {MEND}") from None
+                raise DataError(f"{self._name(number)}: its footer is damaged ({error}). {REPAIR}") from None
 
         opened: tuple[Any, Any] = self._files.get(number, read)
         return opened
@@ -247,13 +178,13 @@ class RemoteRows:
 
         def read() -> Any:
             file, footer = self._open(number)
-            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader serves one thread
+            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader is not thread-safe
             return reader.read_row_group(local, list(columns), use_threads=False)
 
         try:
-            return checked_columns(patiently(read), columns, name)
+            return checked_columns(_with_retries(read), columns, name)
         except pa.ArrowException as error:
-            raise DataError(f"{name}: row group {local}: {error}. {MEND}") from None
+            raise DataError(f"{name}: row group {local}: {error}. {REPAIR}") from None
         except OSError as error:
             raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
 
@@ -262,21 +193,21 @@ class RemoteRows:
         return block, block.records.nbytes + sum(len(images) for images in block.images)
 
     def _fetch(self, group: int) -> RemoteBlock:
-        """Read a row group, its images included."""
+        """Read a row group with its images."""
         number = int(self._shard_of[group])
         text = self._shards[number].text
-        cameras = ["image"] if text else [f"image_{role}" for role in self.form.cameras]
-        listed = not text and self.form.stored_window > 1
+        cameras = ["image"] if text else [f"image_{role}" for role in self.sample_format.cameras]
+        listed = not text and self.sample_format.stored_window > 1
         leaves = [image_leaf(camera, listed) for camera in cameras]
-        table = self._table(group, [*(TEXT_COLUMNS if text else self.form.columns()), *leaves])
+        table = self._table(group, [*(TEXT_COLUMNS if text else self.sample_format.columns()), *leaves])
         try:
             if text:
                 records = np.zeros(len(table), TEXT_RECORD)
-                texts: tuple[Sequence[str], ...] = (Texts(table["question"]), Texts(table["answer"]))
+                texts: tuple[Sequence[str], ...] = (TextColumn(table["question"]), TextColumn(table["answer"]))
                 mask = np.ones((len(table), 1), bool)
             else:
-                records, instructions = numbers(table, self.form)
-                texts, mask = (instructions,), stored_observations(table, self.form)
+                records, instructions = read_records(table, self.sample_format)
+                texts, mask = (instructions,), stored_observations(table, self.sample_format)
             window = records["frame"].shape[1]
             images = []
             for camera, name in enumerate(cameras):
@@ -284,7 +215,7 @@ class RemoteRows:
                 records["frame"][:, :, camera] = places[:, mask.shape[1] - window :]
                 images.append(data)
         except DataError as error:
-            raise DataError(f"{self._name(number)}: row group {group}: {error}. {MEND}") from None
+            raise DataError(f"{self._name(number)}: row group {group}: {error}. {REPAIR}") from None
         first = int(self._starts[group] - self._starts[self._first_group[number]])
         where = f"{self._name(number)}: row"
         return RemoteBlock(records, texts, images, where, first, functools.partial(self._table, group))
@@ -292,7 +223,7 @@ class RemoteRows:
 
 @dataclass(frozen=True, eq=False)
 class RemoteBlock:
-    """A row group with its images: see `rows.Block`. `images`: each camera's encoded images, one after another."""
+    """A row group with its images: see `RowBlock`. `images`: the concatenated encoded images of each camera."""
 
     records: NDArray[Any]
     texts: tuple[Sequence[str], ...]
@@ -302,21 +233,21 @@ class RemoteBlock:
     table: Callable[[Sequence[str]], Any]
 
     def frame(self, row: int, observation: int, camera: int) -> memoryview:
-        """An encoded image."""
+        """See `RowBlock`."""
         start, length = self.records["frame"][row, observation, camera].tolist()
         return self.images[camera][start : start + length]
 
     def where(self, row: int) -> str:
-        """The shard and the row in it."""
+        """See `RowBlock`."""
         return f"{self.name} {self.first + row}"
 
     def sample_id(self, row: int) -> str:
-        """Read the group's ids."""
+        """See `RowBlock`."""
         return str(self.table(["sample_id"])["sample_id"][row].as_py())
 
 
-def patiently(read: Callable[[], Value]) -> Value:
-    """Try again, a few times, what a store or the network refused."""
+def _with_retries(read: Callable[[], _Value]) -> _Value:
+    """Retry failed reads of the store a few times."""
     for pause in _PAUSES:
         try:
             return read()
@@ -333,7 +264,7 @@ def _binary(column: Any, mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], me
     encoded = array.field("bytes")
     valid = np.asarray(encoded.is_valid()) & np.asarray(array.is_valid())
     if len(valid) != mask.size or not valid[mask.ravel()].all():
-        raise DataError(f"its pages hold {valid.sum()} images instead of {mask.sum()}")
+        raise DataError(f"expected {mask.sum()} images in its pages, got {valid.sum()}")
     _, offsets, data = encoded.buffers()
     edges = np.frombuffer(offsets, np.int32)[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)
     places = np.stack((edges[:-1], np.diff(edges)), axis=-1)

@@ -1,8 +1,7 @@
-"""How well a run predicts: whole episodes step by step, errors in metres and degrees, curves of every dimension.
+"""Evaluation of a run on whole episodes: errors in metres and degrees, curves of every dimension.
 
-At each step the model sees what the robot saw in the data, whatever it predicted before (teacher forcing). A model that
-keeps nothing between steps predicts them in batches; one with a window goes through each episode with its `Controller`,
-as on a robot, state and all.
+At each step the model gets the observation of the data, whatever it predicted before (teacher forcing). A model without
+state between steps predicts in batches; one with a window predicts step by step with its `Controller`, as on a robot.
 """
 
 from __future__ import annotations
@@ -25,34 +24,34 @@ from oxe_curate import __version__
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.mixture.sampling import episode_hash
+from oxe_curate.outputs import claim_output
 from oxe_curate.storage import Folder, stderr_is_terminal
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.episodes import EpisodeReader
-from oxe_curate.train.evaluation import page as evaluation_page
-from oxe_curate.train.evaluation.page import Drawn
-from oxe_curate.train.evaluation.predict_episode import Predicted, batched, through
+from oxe_curate.train.evaluation.page import Drawn, evaluation_page, score_table
+from oxe_curate.train.evaluation.predict_episode import Predicted, predict_batches, predict_in_order
 from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
-from oxe_curate.train.loop.saved import CHECKPOINT, Saved, open_saved
+from oxe_curate.train.loop.saved import Saved, open_saved
 from oxe_curate.train.models.weights import Quantization
-from oxe_curate.train.serving.policy import load_model
+from oxe_curate.train.serving.policy import restore_model
 
-EPISODES = 20
-DRAWN = 12
-"""Episodes whose curves are on the page; all are in predictions.parquet."""
-Done = list[tuple[str, str, Predicted]]
-"""(Data set, episode, what the model made of it)."""
-RESULT, PAGE, PREDICTIONS = "evaluation.json", "index.html", "predictions.parquet"
+_EPISODES = 20
+_DRAWN = 12
+"""Episodes with curves on the page; predictions.parquet has all."""
+_Done = list[tuple[str, str, Predicted]]
+"""(Data set, episode, predictions)."""
+_RESULT, _PAGE, _PREDICTIONS = "evaluation.json", "index.html", "predictions.parquet"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        folder: where it was written. page: its HTML page.
+        folder: of the output. page: its HTML page.
         how: "batches" or "controller".
         scores: data set -> its scores. whole: of all steps.
-        episodes: data set -> how many.
+        episodes: data set -> number of episodes.
     """
 
     folder: Path
@@ -68,14 +67,14 @@ class Evaluation:
     @property
     def page(self) -> Path:
         """The HTML page."""
-        return self.folder / PAGE
+        return self.folder / _PAGE
 
     def table(self) -> Any:
         """A table for the terminal (rich)."""
-        return evaluation_page.score_table(self.scores, self.whole)
+        return score_table(self.scores, self.whole)
 
     def to_json(self) -> dict[str, Any]:
-        """What evaluation.json holds."""
+        """The content of evaluation.json."""
         return {
             "software": f"oxe-curate {__version__}",
             "run": self.run,
@@ -105,51 +104,54 @@ def evaluate_run(
     batch_size: int = 16,
     center_crop: bool | None = None,
 ) -> Evaluation:
-    """Predict whole episodes of a run's mixture, and write a table, the predictions and a page of curves.
+    """Predict whole episodes of a run's mixture; write scores, predictions and a page of curves.
 
     Args:
-        run: a run, or what was exported of one.
+        run: a run or an exported model.
         checkpoint: step of a run; default its end.
-        split: episodes held out, or trained on (of which only the steps that were drawn are there).
-        episodes: how many at most, the same number from each data set as far as they go; default 20.
-        out: folder; default `evaluation` in the run's (`evaluation/checkpoint-<step>` for a step of it).
+        split: held-out episodes, or those trained on (with only the steps that the mixture drew).
+        episodes: maximum number, equally from all data sets as far as possible; default 20.
+        out: output folder; default `evaluation` in the run folder (`evaluation/checkpoint-<step>` for a checkpoint).
         device: default the GPU, if there is one.
         quantize: see `Policy.load`.
-        progress: whether to show a bar, if standard error is a terminal.
-        data: where the mixture lies, if not where it lay in training.
-        base: where the base checkpoint lies, likewise.
-        batch_size: samples a forward pass, where steps are predicted in batches.
-        center_crop: cut out the middle of each picture; default as trained (True after random crops).
+        progress: show a progress bar, if standard error is a terminal.
+        data: folder of the mixture, if it has moved since the training.
+        base: folder of the base model, if it has moved since the training.
+        batch_size: samples per forward pass, for models that predict in batches.
+        center_crop: crop the center of each image; default as in training (True after random crops).
 
     Raises:
-        ConfigError: as `open_saved`; no such mixture, or no episodes in the split.
-        DataError: files that are not those of the training; output that is not finite.
+        ConfigError: see `open_saved`; no such mixture, no episodes in the split, or `out` belongs to something else.
+        DataError: files differ from those of the training; the model's output is not finite.
         StorageError: `out` cannot be written.
     """
     started = time.monotonic()
     saved = open_saved(run, checkpoint=checkpoint, base=base)
     mixture = _mixture(saved, data)
-    folder = Folder.of(out or _default_out(saved))
+    folder = Folder.of(out or saved.layout.evaluation(saved.checkpoint))
+    # an exported model is its own base, and its evaluation is inside it
+    inputs = {"mixture": str(mixture.folder)} | ({} if saved.weights is None else {"base model": saved.config.base})
+    claim_output(folder.uri, "evaluation", inputs)
     folder.check_writable()
     spec = saved.spec
     reader = EpisodeReader(
         mixture, split=split, image_size=spec.image_size, cameras=spec.cameras, window=spec.window,
         chunk=spec.chunk, proprio=spec.proprio > 0,
     )  # fmt: skip
-    chosen = choose_episodes(reader.by_dataset, episodes or EPISODES)
+    chosen = choose_episodes(reader.by_dataset, episodes or _EPISODES)
     crop = saved.config.augment if center_crop is None else center_crop
-    model = load_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
-    # a row tells the robot's state at its own step alone, so a window with state stays a row
+    model = restore_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
+    # a row has the proprio of its own step only, so the steps of a window with proprio cannot be separated
     how = "controller" if spec.window > 1 and spec.proprio == 0 else "batches"
-    done: Done = []
+    done: _Done = []
     for dataset, name in tqdm(chosen, desc="evaluate", disable=not (progress and stderr_is_terminal())):
         read, steps = functools.partial(reader.read, name), reader.steps(name)
         if how == "controller":
-            found = through(model, read, steps, crop)
+            found = predict_in_order(model, read, steps, crop)
         else:
-            found = batched(model, saved.config, read, steps, crop, batch_size)
+            found = predict_batches(model, saved.config, read, steps, crop, batch_size)
         if not np.isfinite(found.predicted).all():
-            raise DataError(f"{saved.folder}: the model's output is not finite. Did training diverge?")
+            raise DataError(f"{saved.folder}: the model's output is not finite; the training may have diverged")
         done.append((dataset, name, found))
     result = _result(done, saved, split, how, Path(folder.uri), time.monotonic() - started)
     _write(folder, result, done, saved)
@@ -157,10 +159,10 @@ def evaluate_run(
 
 
 def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
-    """Which episodes to take: in turn one of each data set, each data set's in the order of a hash of their ids.
+    """Choose episodes: one of each data set in turn, those of a data set in the order of a hash of their ids.
 
     Returns:
-        (data set, episode) pairs, a data set's together.
+        (data set, episode) pairs, grouped by data set.
     """
     ranked = {name: sorted(ids, key=lambda one: (episode_hash(0, one), one)) for name, ids in by_dataset.items()}
     turns = [(turn, place, one) for place, ids in enumerate(ranked.values()) for turn, one in enumerate(ids)]
@@ -170,27 +172,22 @@ def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list
 
 
 def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
-    """The mixture, if its statistics and token table are those of the training."""
+    """Open the mixture; its statistics and token table must be those of the training."""
     where = data or saved.config.data
     if not where:
-        raise ConfigError(f"{saved.folder}: does not say what it was trained on; name the mixture's folder with data")
+        raise ConfigError(f"{saved.folder}: the mixture of the training is not recorded; set --data")
     mixture = MixtureFolder.open(where)
     for key in ("statistics", "tokens"):
-        told = saved.spec.hashes.get(key)
-        if told is not None and told != mixture.hashes[key]:
+        expected = saved.spec.hashes.get(key)
+        if expected is not None and expected != mixture.hashes[key]:
             raise DataError(
-                f"{mixture.folder}: its {key} are not those that {saved.folder} was trained with: errors would be "
-                "taken in other units than the model's. Evaluate on the mixture of the training."
+                f"{mixture.folder}: its {key} differ from those that {saved.folder} was trained with, so errors would "
+                "have other units. Evaluate on the mixture of the training."
             )
     return mixture
 
 
-def _default_out(saved: Saved) -> Path:
-    folder = saved.folder / "evaluation"
-    return folder if saved.checkpoint is None else folder / f"{CHECKPOINT}{saved.checkpoint}"
-
-
-def _result(done: Done, saved: Saved, split: str, how: str, folder: Path, seconds: float) -> Evaluation:
+def _result(done: _Done, saved: Saved, split: str, how: str, folder: Path, seconds: float) -> Evaluation:
     bins, bounds = ActionBins("uniform" if saved.spec.bins == "uniform" else "openvla"), saved.bounds
     total = sum(len(found.steps) for _, _, found in done)
     scores, count = {}, {}
@@ -202,21 +199,20 @@ def _result(done: Done, saved: Saved, split: str, how: str, folder: Path, second
     return Evaluation(folder, str(saved.folder), saved.checkpoint, split, how, scores, together(scores), count, seconds)
 
 
-def _write(folder: Folder, result: Evaluation, done: Done, saved: Saved) -> None:
-    """Predictions, page, and last evaluation.json."""
-    folder.publish(PREDICTIONS, lambda sink: pq.write_table(_table(done, saved), sink, compression="zstd"))
+def _write(folder: Folder, result: Evaluation, done: _Done, saved: Saved) -> None:
+    """Write the predictions, the page and, last, evaluation.json."""
+    folder.publish(_PREDICTIONS, lambda sink: pq.write_table(_table(done, saved), sink, compression="zstd"))
     facts = {"data": Path(saved.config.data).name, "split": result.split, "base": Path(saved.config.base).name}
     if result.checkpoint is not None:
         facts["checkpoint"] = str(result.checkpoint)
     notes = [
-        "At each step the model sees what the robot saw in the data. The data's actions are clipped to the bounds that "
-        "they were normalised by.",
+        "At each step the model gets the observation of the data. The actions of the data are clipped to the bounds.",
         "Steps are predicted one after another with the model's own state, as on a robot."
         if result.how == "controller"
-        else "Steps are predicted in batches: each holds all that the model looks at.",
+        else "Steps are predicted in batches; the model has no state between steps.",
     ]
     if saved.spec.tokens is None:
-        notes.append("The model has no action tokens; its numbers are compared by the bins that they fall into.")
+        notes.append("The model has no action tokens; token accuracy compares the bins of its values.")
     drawn = [
         Drawn(
             dataset, name, found.instruction, found.steps, saved.bounds[dataset].denormalize(found.target[:, 0]),
@@ -225,22 +221,22 @@ def _write(folder: Folder, result: Evaluation, done: Done, saved: Saved) -> None
         for dataset, name, found in _few(done)
     ]  # fmt: skip
     title = f"Evaluation: {saved.folder.name}"
-    page = evaluation_page.page(title, facts, result.scores, result.whole, drawn, notes)
-    folder.publish_bytes(PAGE, page.encode())
-    folder.publish_bytes(RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    page = evaluation_page(title, facts, result.scores, result.whole, drawn, notes)
+    folder.publish_bytes(_PAGE, page.encode())
+    folder.publish_bytes(_RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
 
 
-def _few(done: Done) -> Done:
-    """The episodes to be drawn."""
+def _few(done: _Done) -> _Done:
+    """The episodes to show on the page."""
     by_dataset: dict[str, list[str]] = {}
     for dataset, name, _ in done:
         by_dataset.setdefault(dataset, []).append(name)
-    shown = set(choose_episodes(by_dataset, DRAWN))
+    shown = set(choose_episodes(by_dataset, _DRAWN))
     return [entry for entry in done if entry[:2] in shown]
 
 
-def _table(done: Done, saved: Saved) -> Any:
-    """A row per step, in the data set's units: `target_x` ..., `predicted_x` ..., and whole chunks where there are."""
+def _table(done: _Done, saved: Saved) -> Any:
+    """One row per step in the data set's units: `target_x`, ..., `predicted_x`, ..., and whole chunks if any."""
     texts = [(dataset, name, found.instruction) for dataset, name, found in done for _ in found.steps]
     columns: dict[str, Any] = {
         key: pa.array(list(values)).dictionary_encode()

@@ -1,4 +1,4 @@
-"""Predictions for a whole episode, each step seen as it is in the data (teacher forcing)."""
+"""Predictions for a whole episode with the observations of the data (teacher forcing)."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.loop.validate import to_device
 from oxe_curate.train.models.base import Family
 
-FRAMES = 4
-"""Frames of an episode that are kept to be shown."""
+_FRAMES = 4
+"""Frames of an episode that are kept for the page."""
 
-Read = Callable[[int, int], Rows]
-"""(start, stop) -> that part of an episode's rows, in the order of its steps."""
+ReadRows = Callable[[int, int], Rows]
+"""(start, stop) -> that part of an episode's rows, in step order."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """An episode with what a model made of it.
+    """The predictions for an episode.
 
     Attributes:
         instruction: of its first step.
         steps: int64 (T,), ascending, each once.
-        predicted: float32 (T, K, 7), normalised.
-        target: float32 (T, K, 7), normalised: the data's actions.
-        mask: bool (T, K), False past the episode's end.
-        frames: uint8 (n, S, S, 3), a few of what the first camera saw, from the first to the last.
+        predicted: float32 (T, K, 7), normalized.
+        target: float32 (T, K, 7), normalized actions of the data.
+        mask: bool (T, K), False after the end of the episode.
+        frames: uint8 (n, S, S, 3), some frames of the first camera, from the first to the last.
     """
 
     instruction: str
@@ -43,18 +43,18 @@ class Predicted:
     frames: NDArray[np.uint8]
 
 
-def batched(
-    model: Family, config: TrainConfig, read: Read, steps: NDArray[np.int64], crop: bool, batch_size: int
+def predict_batches(
+    model: Family, config: TrainConfig, read: ReadRows, steps: NDArray[np.int64], crop: bool, batch_size: int
 ) -> Predicted:
-    """Predict an episode's rows in batches; each row holds all that the model looks at.
+    """Predict the rows of an episode in batches; each row has the whole input of the model.
 
     Args:
         model: in evaluation mode.
         config: of the run.
         read: the episode's rows.
         steps: int64 (n,), of the rows, ascending.
-        crop: cut out the middle of each picture.
-        batch_size: rows a forward pass.
+        crop: crop the center of each image.
+        batch_size: rows per forward pass.
     """
     device = next(model.parameters()).device
     done = []
@@ -66,18 +66,20 @@ def batched(
     return Predicted(done[0][-1], steps, *parts)
 
 
-def through(model: Family, read: Read, steps: NDArray[np.int64], crop: bool, rows_at_once: int = 16) -> Predicted:
-    """Go through an episode with the model's controller, from its first step to its last.
+def predict_in_order(
+    model: Family, read: ReadRows, steps: NDArray[np.int64], crop: bool, rows_at_once: int = 16
+) -> Predicted:
+    """Predict an episode with the model's controller, from the first step to the last.
 
-    The steps between the rows (a mixture's stride) are taken from the rows' windows. Where steps are missing all the
-    same, the model begins anew.
+    Steps between the rows (a mixture's stride) are taken from the windows of the rows. The controller is reset where
+    steps are missing.
 
     Args:
         model: in evaluation mode.
         read: the episode's rows, each with a window of observations.
         steps: int64 (n,), of the rows, ascending.
-        crop: cut out the middle of each picture.
-        rows_at_once: in memory.
+        crop: crop the center of each image.
+        rows_at_once: rows in memory.
     """
     controller = model.controller()
     done, kept, text, last, place = [], [], "", -2, 0
@@ -101,11 +103,13 @@ def through(model: Family, read: Read, steps: NDArray[np.int64], crop: bool, row
     return Predicted(text, times, actions, target, mask, np.concatenate(kept))
 
 
-def _slices(read: Read, steps: NDArray[np.int64], crop: bool, size: int) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
-    """Parts of an episode's rows, with those of their frames that are kept to be shown."""
-    shown = np.unique(np.linspace(0, len(steps) - 1, FRAMES).round().astype(int))
+def _slices(
+    read: ReadRows, steps: NDArray[np.int64], crop: bool, size: int
+) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
+    """Parts of an episode's rows, with the frames that are kept for the page."""
+    shown = np.unique(np.linspace(0, len(steps) - 1, _FRAMES).round().astype(int))
     for start in range(0, len(steps), size):
         rows = read(start, start + size)
-        here = shown[(shown >= start) & (shown < start + size)] - start
-        frames = rows.images[here, -1, 0]
+        kept = shown[(shown >= start) & (shown < start + size)] - start
+        frames = rows.images[kept, -1, 0]
         yield (replace(rows, images=crop_middle(rows.images)) if crop else rows), frames

@@ -1,4 +1,4 @@
-"""How far predicted actions are from those of the data: pure functions of arrays."""
+"""Errors of predicted actions: pure functions of arrays."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from oxe_curate.actions.dimensions import DIMENSIONS
 NAMES = tuple(name for name, _, _ in DIMENSIONS)
 UNITS = tuple(unit for _, unit, _ in DIMENSIONS)
 FACTORS = np.array([factor for _, _, factor in DIMENSIONS])
-"""From metres and radians to the units shown: metres and degrees."""
-GRIPPER = 6
+"""Factors from metres and radians to the units shown, metres and degrees."""
+GRIPPER_INDEX = 6
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Errors over some steps, each step's current action unless said otherwise.
+    """Errors over some steps, of the current action unless stated otherwise.
 
     Attributes:
-        steps: how many. share: of all steps evaluated.
-        token_accuracy: share of the 7 values that fall into the same action token as the data's; the last two bins of
-            "openvla" decode to the same value and count as one.
+        steps: number of steps. share: of all steps evaluated.
+        token_accuracy: share of the 7 values with the same action token as the data; the last two bins of "openvla"
+            decode to the same value and count as one.
         token_accuracies: the same for each dimension.
         l1: mean absolute error of each dimension in `UNITS`: metres, degrees, the gripper's own number.
-        chunk_l1: the same over every action of the predicted chunk that the episode still has; None for chunks of 1.
-        constant_l1: `l1` of always doing the data set's mean action: what a model must beat.
-        gripper_accuracy: share of steps with the gripper on the right side of the middle of its range; None for a
+        chunk_l1: the same over all actions of the predicted chunk within the episode; None for chunks of 1.
+        constant_l1: `l1` of always predicting the data set's mean action, the baseline.
+        gripper_accuracy: share of steps with the gripper on the correct side of the middle of its range; None for a
             gripper that never moves.
-        constant_gripper_accuracy: the same of always doing the mean action.
+        constant_gripper_accuracy: the same for always predicting the mean action.
     """
 
     steps: int
@@ -48,7 +48,7 @@ class Scores:
     constant_gripper_accuracy: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Keys and values; the dimensions' names are in `NAMES`."""
+        """The fields as JSON values; `NAMES` has the names of the dimensions."""
         return asdict(self)
 
 
@@ -62,27 +62,27 @@ def score(
 ) -> Scores:
     """Compare predictions with the data.
 
-    Both are brought to real units by the same bounds. The data's actions were clipped to the bounds when they were
-    normalised, so an error says nothing of what lies beyond them.
+    Both are denormalized by the same bounds. The actions of the data were clipped to the bounds, so errors do not cover
+    values outside them.
 
     Args:
-        predicted: (n, K, 7), normalised; n at least 1.
-        target: (n, K, 7), normalised.
-        mask: (n, K), False past the episode's end.
+        predicted: (n, K, 7), normalized; n at least 1.
+        target: (n, K, 7), normalized.
+        mask: (n, K), False after the end of the episode.
         bounds: of the data set.
-        bins: the cut that the tokens belong to.
+        bins: of the action tokens.
         total: steps of all data sets, for the share; default n.
     """
     steps, chunk = predicted.shape[:2]
     same = bins.decode(bins.encode(predicted[:, 0])) == bins.decode(bins.encode(target[:, 0]))
-    done, wanted = bounds.denormalize(predicted), bounds.denormalize(target)
-    error = np.abs(done - wanted) * FACTORS
-    # of a dimension that never moves and is not scaled the data holds 0, whatever its value
+    done, truth = bounds.denormalize(predicted), bounds.denormalize(target)
+    error = np.abs(done - truth) * FACTORS
+    # an unscaled dimension that never moves is 0 in the data, whatever its value
     mean = np.where(bounds.constant & ~bounds.mask, 0, bounds.mean)
-    constant = np.abs(mean - wanted[:, 0]) * FACTORS
-    middle = (bounds.min[GRIPPER] + bounds.max[GRIPPER]) / 2
-    side = wanted[:, 0, GRIPPER] > middle
-    right, usual = (done[:, 0, GRIPPER] > middle) == side, (mean[GRIPPER] > middle) == side
+    constant = np.abs(mean - truth[:, 0]) * FACTORS
+    middle = (bounds.min[GRIPPER_INDEX] + bounds.max[GRIPPER_INDEX]) / 2
+    side = truth[:, 0, GRIPPER_INDEX] > middle
+    right, usual = (done[:, 0, GRIPPER_INDEX] > middle) == side, (mean[GRIPPER_INDEX] > middle) == side
     return Scores(
         steps=steps,
         share=steps / (total or steps),
@@ -91,13 +91,13 @@ def score(
         l1=_floats(error[:, 0].mean(0)),
         chunk_l1=_floats(error[mask].mean(0)) if chunk > 1 else None,
         constant_l1=_floats(constant.mean(0)),
-        gripper_accuracy=None if bounds.constant[GRIPPER] else float(right.mean()),
-        constant_gripper_accuracy=None if bounds.constant[GRIPPER] else float(usual.mean()),
+        gripper_accuracy=None if bounds.constant[GRIPPER_INDEX] else float(right.mean()),
+        constant_gripper_accuracy=None if bounds.constant[GRIPPER_INDEX] else float(usual.mean()),
     )
 
 
 def together(scores: Mapping[str, Scores]) -> Scores:
-    """The mean over all steps of some data sets (of those that have the number). Units are taken to be the same."""
+    """The mean over all steps of some data sets (those that have the number), assuming the same units."""
     parts = list(scores.values())
 
     def mean(values: Sequence[Any]) -> Any:
@@ -117,6 +117,20 @@ def together(scores: Mapping[str, Scores]) -> Scores:
         gripper_accuracy=None if gripper is None else float(gripper),
         constant_gripper_accuracy=None if usual is None else float(usual),
     )
+
+
+def percent(share: float | None) -> str:
+    """A share in percent with one decimal, rounded to 0 or 100 only if it is exact; "–" for None.
+
+    >>> percent(0.5), percent(1e-5), percent(0.99999), percent(None)
+    ('50.0 %', '<0.1 %', '99.9 %', '–')
+    """
+    if share is None:
+        return "–"
+    text = f"{100 * share:.1f}"
+    if text == "0.0" and share > 0:
+        return "<0.1 %"
+    return "99.9 %" if text == "100.0" and share < 1 else f"{text} %"
 
 
 def _floats(values: NDArray[Any]) -> tuple[float, ...]:

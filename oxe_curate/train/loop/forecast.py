@@ -1,4 +1,4 @@
-"""What a run will take, told before it starts: steps, epochs, hours and memory, from a few measured steps."""
+"""The forecast of a run: steps, epochs, hours and memory, from a few measured steps."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Any
 import torch
 
 from oxe_curate.train.config import TrainConfig
+from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.optimizers import MOMENT_BYTES, adamw
-from oxe_curate.train.loop.processes import Processes
 from oxe_curate.train.loop.source import MixtureSource
 from oxe_curate.train.loop.train_state import untouched_random_state
 from oxe_curate.train.loop.trainer import autocast
 from oxe_curate.train.loop.validate import to_device, validate
 from oxe_curate.train.models.base import Family
 
-STEPS = 3
-"""Optimizer steps that are measured, after one that is not (it compiles and allocates)."""
+_STEPS = 3
+"""Optimizer steps that are measured, after one that compiles and allocates."""
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A few steps without consequences.
+    """Times of a few steps.
 
     Attributes:
-        step: seconds an optimizer step. validation: seconds a held-out batch, 0 where there is none.
-        peak: bytes of GPU memory at most, None on a CPU.
+        step: seconds per optimizer step. validation: seconds per held-out batch, 0 without validation.
+        peak: peak GPU memory in bytes, None on a CPU.
     """
 
     step: float
@@ -43,17 +43,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run before it starts.
+    """The forecast of a run.
 
     Attributes:
-        steps: optimizer steps in all. left: those still to do. global_batch: samples each.
-        samples: rows of an epoch. epochs: passes over the mixture's rows, in all.
+        steps: optimizer steps in total. left: steps that remain. global_batch: samples per step.
+        samples: rows of an epoch. epochs: passes over the mixture's rows, in total.
         datasets: name -> {"rows", "samples" seen in the whole run, "passes" over the data set's own steps}.
         parameters, trained: numbers of weights.
-        samples_per_second: over all processes. hours: still to go, validation included.
-        peak_gib, memory_gib: of GPU memory, used at most and there; None on a CPU.
-        checkpoint_gib, disk_gib: size of a checkpoint, and what the run's disk has free.
-        device: in words. notes: what a reader should know.
+        samples_per_second: over all processes. hours: remaining time, with validation.
+        peak_gib, memory_gib: GPU memory, peak and total; None on a CPU.
+        checkpoint_gib, disk_gib: size of a checkpoint, and free disk space.
+        device: name of the device. notes: warnings and hints.
     """
 
     steps: int
@@ -74,17 +74,17 @@ class Forecast:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain numbers and texts."""
+        """The fields as JSON values."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For a reader."""
-        to_go = "" if self.left == self.steps else f", {self.left:,} to go"
+        """Lines for the terminal."""
+        remaining = "" if self.left == self.steps else f", {self.left:,} remaining"
         share = 100 * self.trained / self.parameters
-        told = [
-            f"{self.steps:,} steps of {self.global_batch} samples{to_go}: {self.epochs:.3g} epochs of "
+        lines = [
+            f"{self.steps:,} steps of {self.global_batch} samples{remaining}: {self.epochs:.3g} epochs of "
             f"{self.samples:,} rows",
-            f"{self.trained:,} of {self.parameters:,} weights are trained ({share:.2f} %)",
+            f"{self.trained:,} of {self.parameters:,} weights trained ({share:.2f} %)",
         ]
         columns = [
             (name, f"{entry['rows']:,.0f}", f"{entry['samples']:,.0f}", f"{entry['passes']:.3g}")
@@ -92,51 +92,51 @@ class Forecast:
         ]
         name, rows, samples, _ = (max(map(len, column)) for column in zip(*columns, strict=True))
         for a, b, c, d in columns:
-            told.append(f"  {a:<{name}}  {b:>{rows}} rows, {c:>{samples}} of the samples, each step {d} times")
-        told.append(f"{_duration(self.hours)} on {self.device} at {self.samples_per_second:.1f} samples/s (measured)")
+            lines.append(f"  {a:<{name}}  {b:>{rows}} rows, {c:>{samples}} samples, each step {d} times")
+        lines.append(f"{_duration(self.hours)} on {self.device} at {self.samples_per_second:.1f} samples/s (measured)")
         if self.peak_gib is not None and self.memory_gib is not None:
-            told.append(f"GPU memory: {self.peak_gib:.1f} GiB at most, of {self.memory_gib:.1f} GiB")
-        told.append(f"a checkpoint takes {_size(self.checkpoint_gib)}; {_size(self.disk_gib)} are free")
-        return told + [f"note: {note}" for note in self.notes]
+            lines.append(f"GPU memory: peak {self.peak_gib:.1f} of {self.memory_gib:.1f} GiB")
+        lines.append(f"checkpoint size: {_size(self.checkpoint_gib)}; free disk space: {_size(self.disk_gib)}")
+        return lines + [f"note: {note}" for note in self.notes]
 
 
-def measure(family: Family, source: MixtureSource, config: TrainConfig, consumed: int, here: Processes) -> Measured:
-    """Take a few training steps and one held-out batch, and leave no trace: weights, optimizer, random generators.
+def measure(family: Family, source: MixtureSource, config: TrainConfig, consumed: int, dist: Distributed) -> Measured:
+    """Measure a few training steps and one held-out batch; weights, optimizer and random generators stay unchanged.
 
-    The steps are real ones with a learning rate of zero, on an optimizer of their own, so that its moments count.
+    The steps run with a learning rate of zero on a temporary optimizer, whose moments count towards the peak.
     """
-    if here.device.type == "cuda":
+    if dist.device.type == "cuda":
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(here.device)
+        torch.cuda.reset_peak_memory_stats(dist.device)
     batches = iter(source.train(consumed))
-    # zero times a gradient that is no number would still spoil the weight: such a step is left out
+    # zero times a NaN gradient would still change the weight, so such a step is skipped
     groups = [{**group, "weight_decay": 0.0} for group in family.parameter_groups(None)]
-    optimizer = adamw(config.optimizer, groups, 0.0, here.device)
+    optimizer = adamw(config.optimizer, groups, 0.0, dist.device)
     available = len(source.train(consumed)) // config.accumulation
     try:
         with untouched_random_state():
-            tried = range(min(1 + STEPS, max(available, 1)))
-            seconds = [_step(family, optimizer, batches, config, here) for _ in tried]
-            held = _held_out(family, source, config, here) if source.validates else 0.0
+            tried = range(min(1 + _STEPS, max(available, 1)))
+            seconds = [_step(family, optimizer, batches, config, dist) for _ in tried]
+            held = _held_out(family, source, config, dist) if source.validates else 0.0
     finally:
         batches.close()  # type: ignore[attr-defined]
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()
-    peak = torch.cuda.max_memory_allocated(here.device) if here.device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(dist.device) if dist.device.type == "cuda" else None
     if peak is not None:
-        if here.world > 1 and config.shard == "ddp":
-            peak += 4 * sum(p.numel() for p in family.parameters() if p.requires_grad)  # DDP's own copy of gradients
+        if dist.world > 1 and config.shard == "ddp":
+            peak += 4 * sum(p.numel() for p in family.parameters() if p.requires_grad)  # DDP's copy of the gradients
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(here.device)
+        torch.cuda.reset_peak_memory_stats(dist.device)
     measured = seconds[1:] or seconds
     return Measured(sum(measured) / len(measured), held, peak)
 
 
-def _step(family: Family, optimizer: Any, batches: Iterator[Any], config: TrainConfig, here: Processes) -> float:
+def _step(family: Family, optimizer: Any, batches: Iterator[Any], config: TrainConfig, dist: Distributed) -> float:
     start = time.perf_counter()
     for _ in range(config.accumulation):
-        batch = to_device(next(batches), here.device)
-        with autocast(config, here.device):
+        batch = to_device(next(batches), dist.device)
+        with autocast(config, dist.device):
             loss = family(**batch)["loss"]
         (loss / config.accumulation).backward()
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -144,30 +144,30 @@ def _step(family: Family, optimizer: Any, batches: Iterator[Any], config: TrainC
     if torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    if here.device.type == "cuda":
-        torch.cuda.synchronize(here.device)
+    if dist.device.type == "cuda":
+        torch.cuda.synchronize(dist.device)
     return time.perf_counter() - start
 
 
-def _held_out(family: Family, source: MixtureSource, config: TrainConfig, here: Processes) -> float:
+def _held_out(family: Family, source: MixtureSource, config: TrainConfig, dist: Distributed) -> float:
     batch = next(iter(source.validation()))
     start = time.perf_counter()
-    validate(family, [batch], source.mixture, here, autocast(config, here.device))
+    validate(family, [batch], source.mixture, dist, autocast(config, dist.device))
     return time.perf_counter() - start
 
 
 def forecast(
-    family: Family, source: MixtureSource, config: TrainConfig, measured: Measured, done: int, here: Processes
+    family: Family, source: MixtureSource, config: TrainConfig, measured: Measured, done: int, dist: Distributed
 ) -> Forecast:
     """Turn a measurement into a forecast.
 
     Args:
-        family: trained.
+        family: the model.
         source: of its batches.
         config: of the run.
         measured: by `measure`.
         done: steps before this start.
-        here: the processes.
+        dist: the processes.
     """
     steps, left = source.steps, source.steps - done
     epochs = steps * source.global_batch / source.samples
@@ -181,8 +181,8 @@ def forecast(
         times = 1 + (left // config.eval_every if config.eval_every else 0)
         seconds += times * len(source.validation()) * measured.validation
     trained = sum(p.numel() for p in family.parameters() if p.requires_grad)
-    checkpoint = (4 + MOMENT_BYTES[config.optimizer]) * trained  # the weights in float32 and two moments
-    memory = torch.cuda.mem_get_info(here.device)[1] / _GIB if here.device.type == "cuda" else None
+    checkpoint = (4 + MOMENT_BYTES[config.optimizer]) * trained  # float32 weights and two moments
+    memory = torch.cuda.mem_get_info(dist.device)[1] / _GIB if dist.device.type == "cuda" else None
     return Forecast(
         steps=steps,
         left=left,
@@ -198,40 +198,40 @@ def forecast(
         memory_gib=memory,
         checkpoint_gib=checkpoint / _GIB,
         disk_gib=shutil.disk_usage(_existing(Path(config.run))).free / _GIB,
-        device=_named(here),
-        notes=tuple(_notes(source, config, here, checkpoint * (config.keep + 1))),
+        device=_named(dist),
+        notes=tuple(_notes(source, config, dist, checkpoint * (config.keep + 1))),
     )
 
 
-def _notes(source: MixtureSource, config: TrainConfig, here: Processes, disk: int) -> Iterator[str]:
+def _notes(source: MixtureSource, config: TrainConfig, dist: Distributed, disk: int) -> Iterator[str]:
     if config.eval_samples > 0 and not source.validates:
-        yield "the mixture holds out no samples, so there is no validation (tokenize with `validation: 0.05`)"
+        yield "the mixture has no held-out samples, so there is no validation (set `validation: 0.05` and run tokenize)"
     if config.save_every is None:
-        yield "the only checkpoint is written at the end; --save-every N keeps more of an interrupted run"
+        yield "the only checkpoint is written at the end; use --save-every N to be able to resume"
     if config.warmup >= source.steps:
-        yield f"the learning rate is still rising when the run ends: --warmup {config.warmup} of {source.steps} steps"
-    if here.device.type == "cpu":
-        yield "no GPU is used"
-    idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if here.device.type == "cuda" else 0
+        yield f"the warm-up is longer than the run: --warmup {config.warmup} of {source.steps} steps"
+    if dist.device.type == "cpu":
+        yield "training on the CPU"
+    idle = torch.cuda.device_count() - int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.device.type == "cuda" else 0
     if idle > 0:
         count = torch.cuda.device_count()
         yield f"{idle} of {count} GPUs are idle; torchrun --nproc-per-node {count} -m -- oxe_curate train ... uses all"
     free = shutil.disk_usage(_existing(Path(config.run))).free
     if disk > free:
-        yield f"the disk has room for less than the {config.keep} checkpoints to keep and the one being written"
+        yield f"not enough disk space for {config.keep} checkpoints (--keep) and the one being written"
 
 
 def _numbers(parameter: Any) -> int:
-    """Weights of a parameter; bitsandbytes packs two of NF4 into a byte."""
+    """Number of weights of a parameter; bitsandbytes packs two NF4 weights into a byte."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return int(shape.numel()) if shape is not None else int(parameter.numel())
 
 
-def _named(here: Processes) -> str:
-    name = torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else "the CPU"
-    if here.world == 1:
+def _named(dist: Distributed) -> str:
+    name = torch.cuda.get_device_name(dist.device) if dist.device.type == "cuda" else "the CPU"
+    if dist.world == 1:
         return name
-    return f"{here.world} x {name}" if here.device.type == "cuda" else f"{here.world} processes on the CPU"
+    return f"{dist.world} x {name}" if dist.device.type == "cuda" else f"{dist.world} processes on the CPU"
 
 
 def _existing(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: log.jsonl, a bar or lines for a reader, TensorBoard or W&B."""
+"""The log of a run: log.jsonl, validation.json, a progress bar or lines, TensorBoard or W&B."""
 
 from __future__ import annotations
 
@@ -15,27 +15,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from oxe_curate.errors import ConfigError
 from oxe_curate.storage import Folder, stderr_is_terminal
-from oxe_curate.train.loop.processes import Processes
-
-LOG, VALIDATION, TENSORBOARD = "log.jsonl", "validation.json", "tensorboard"
+from oxe_curate.train.loop.distributed import Distributed
+from oxe_curate.train.run_folder import RunFolder
 
 LOSS = "loss"
 _QUIET = 30.0
-"""Seconds at least between two lines where no bar can be drawn, as in a cluster's log."""
+"""Minimum seconds between two lines where there is no progress bar, as in a cluster's log."""
 _GIB = 2**30
 
 
 class Meter:
-    """Averages what forward passes return between two lines of the log, without waiting for the device.
+    """Averages the scalars of forward passes between two log lines, without waiting for the device.
 
-    A scalar that only some batches have (the loss of image-text rows), or that is NaN where there was nothing to
-    average, is averaged over the others. A loss that is no number stays one.
+    A scalar that only some batches have (the loss of image-text rows), or that is NaN in a batch without values, is
+    averaged over the others. A loss of NaN stays NaN.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}  # key -> [sum, number] on the device
+        self._sums: dict[str, Any] = {}  # key -> [sum, count] on the device
 
     def add(self, outputs: dict[str, Any]) -> None:
         """Add one forward pass's scalars."""
@@ -46,44 +44,44 @@ class Meter:
                 pair = torch.stack([value if key == LOSS else value.nan_to_num(), there])
                 self._sums[key] = self._sums[key] + pair if key in self._sums else pair
 
-    def averages(self, processes: Processes) -> dict[str, float]:
-        """Take the averages over all processes, and begin again. All processes must ask."""
-        state = self.state(processes)
+    def averages(self, dist: Distributed) -> dict[str, float]:
+        """Return the averages over all processes and reset them. All processes must call it."""
+        state = self.state(dist)
         self._sums = {}
         return {key: value / count for key, (value, count) in state.items() if count}
 
-    def state(self, processes: Processes) -> dict[str, list[float]]:
-        """The sums so far over all processes, for a checkpoint: key -> [sum, number]. All processes must ask."""
+    def state(self, dist: Distributed) -> dict[str, list[float]]:
+        """The sums over all processes, for a checkpoint: key -> [sum, count]. All processes must call it."""
         merged: dict[str, list[float]] = {}
-        for mine in processes.gather({key: pair.tolist() for key, pair in self._sums.items()}):
+        for mine in dist.gather({key: pair.tolist() for key, pair in self._sums.items()}):
             for key, (value, count) in mine.items():
-                told = merged.setdefault(key, [0.0, 0.0])
-                merged[key] = [told[0] + value, told[1] + count]
+                total, number = merged.get(key, [0.0, 0.0])
+                merged[key] = [total + value, number + count]
         return {key: merged[key] for key in sorted(merged)}
 
-    def load(self, state: dict[str, list[float]], processes: Processes) -> None:
-        """Go on from a checkpoint's sums; the first process keeps them."""
-        if processes.first:
-            self._sums = {k: torch.tensor(v, dtype=torch.float64, device=processes.device) for k, v in state.items()}
+    def load(self, state: dict[str, list[float]], dist: Distributed) -> None:
+        """Continue from the sums of a checkpoint; the first process keeps them."""
+        if dist.first:
+            self._sums = {k: torch.tensor(v, dtype=torch.float64, device=dist.device) for k, v in state.items()}
 
 
 class Clock:
-    """Seconds of training since the last line of the log, validation and saving left out."""
+    """Seconds of training since the last log line, without validation and saving."""
 
     def __init__(self) -> None:
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Begin a line of the log after `step`."""
+        """Start a log line after `step`."""
         self.step, self._since, self._out = step, time.monotonic(), 0.0
 
     def seconds(self) -> float:
-        """Since then, pauses left out."""
+        """Seconds since then, without pauses."""
         return time.monotonic() - self._since - self._out
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what is done inside."""
+        """Exclude the block from the time."""
         start = time.monotonic()
         try:
             yield
@@ -92,29 +90,29 @@ class Clock:
 
 
 class Log:
-    """Writes the lines of a run; only the first process's is open.
+    """Writes the log of a run, in the first process only.
 
     Args:
-        run: the run's folder. config: of the run, for its name and kind of log.
-        total: optimizer steps. done: those of the checkpoint that it goes on from.
-        shown: tell a reader on standard error: a bar if it is a terminal, else a line now and then.
+        run: the run folder. kind: "tensorboard", "wandb" or "none". settings: the configuration, for W&B.
+        total: optimizer steps. done: those of the checkpoint that the run continues from.
+        shown: show progress on standard error: a bar in a terminal, otherwise a line now and then.
     """
 
-    def __init__(self, run: Path, kind: str, settings: dict[str, Any], total: int, done: int, shown: bool) -> None:
+    def __init__(self, run: RunFolder, kind: str, settings: dict[str, Any], total: int, done: int, shown: bool) -> None:
         self.run, self._total, self._shown = run, total, shown
-        self._told = self._began = time.monotonic()
+        self._reported = self._began = time.monotonic()
         self._done = done
-        self._start_over(done)
-        self._file = (run / LOG).open("a", encoding="utf-8")
+        self._truncate(done)
+        self._file = run.log.open("a", encoding="utf-8")
         self._bar = tqdm(
             total=total, initial=done, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr,
             disable=not (shown and stderr_is_terminal()),
         )  # fmt: skip
-        self._board = _board(run, done) if kind == "tensorboard" else None
-        self._wandb = _wandb(run, settings) if kind == "wandb" else None
+        self._board = _board(run.tensorboard, done) if kind == "tensorboard" else None
+        self._wandb = _wandb(run.path, settings) if kind == "wandb" else None
 
     def line(self, step: int, values: dict[str, float]) -> None:
-        """One line of training."""
+        """Write a log line."""
         print(json.dumps({"step": step, **values, "time": round(time.time(), 3)}), file=self._file, flush=True)
         self._send(step, {f"train/{key}": value for key, value in values.items()})
         shown = {
@@ -128,29 +126,29 @@ class Log:
         text = ", ".join(parts)
         self._bar.set_postfix_str(text, refresh=False)
         now = time.monotonic()
-        if self._bar.disable and (now - self._told >= _QUIET or step == self._total):
+        if self._bar.disable and (now - self._reported >= _QUIET or step == self._total):
             left = (now - self._began) / max(step - self._done, 1) * (self._total - step)
-            self.say(f"step {step:,} of {self._total:,}: {text}, {tqdm.format_interval(left)} left")
-            self._told = now
+            self.report(f"step {step:,} of {self._total:,}: {text}, {tqdm.format_interval(left)} left")
+            self._reported = now
 
     def step(self) -> None:
         """Count an optimizer step on the bar."""
         self._bar.update()
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
-        """Append a validation to validation.json, whole or not at all."""
-        past = [*_validations(self.run), {"step": step, **result}]
-        Folder.of(self.run).publish_bytes(VALIDATION, (json.dumps(past, indent=1) + "\n").encode())
+        """Append a result to validation.json, atomically."""
+        past = [*self.run.validations(), {"step": step, **result}]
+        self._publish(self.run.validation, json.dumps(past, indent=1) + "\n")
         flat = {key: value for key, value in result.items() if isinstance(value, float)}
         scalars = ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in flat.items())
-        self.say(f"validation after step {step:,}: {scalars}")
+        self.report(f"validation after step {step:,}: {scalars}")
         for name, entry in result["datasets"].items():
             flat |= {f"{name}/l1/{i}": value for i, value in enumerate(entry["l1"])}
             flat |= {f"{name}/{key}": value for key, value in entry.items() if isinstance(value, float)}
         self._send(step, {f"validation/{key}": value for key, value in flat.items()})
 
-    def say(self, text: str) -> None:
-        """A line for a reader, above the bar if there is one."""
+    def report(self, text: str) -> None:
+        """Print a line on standard error, above the bar if there is one."""
         if self._shown:
             tqdm.write(text, file=sys.stderr)
 
@@ -170,45 +168,36 @@ class Log:
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
-    def _start_over(self, done: int) -> None:
-        """Drop the lines after the checkpoint: its steps come again."""
-        folder = Folder.of(self.run)
-        if (self.run / LOG).is_file():
-            lines = (self.run / LOG).read_text(encoding="utf-8").splitlines()
+    def _truncate(self, done: int) -> None:
+        """Remove the lines after the checkpoint, whose steps are trained again."""
+        if self.run.log.is_file():
+            lines = self.run.log.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= done]
             if len(kept) < len(lines):
-                folder.publish_bytes(LOG, "".join(f"{line}\n" for line in kept).encode())
-        past = _validations(self.run)
-        kept_past = [entry for entry in past if entry["step"] <= done]
-        if len(kept_past) < len(past):
-            folder.publish_bytes(VALIDATION, (json.dumps(kept_past, indent=1) + "\n").encode())
+                self._publish(self.run.log, "".join(f"{line}\n" for line in kept))
+        past = self.run.validations(until=done)
+        if len(past) < len(self.run.validations()):
+            self._publish(self.run.validation, json.dumps(past, indent=1) + "\n")
+
+    @staticmethod
+    def _publish(path: Path, text: str) -> None:
+        Folder.of(path.parent).publish_bytes(path.name, text.encode())
 
 
 def gpu_gib(device: torch.device) -> dict[str, float]:
-    """The most GPU memory used so far, in GiB; nothing on a CPU."""
+    """Peak GPU memory so far, in GiB; empty on a CPU."""
     return {"gpu_gib": torch.cuda.max_memory_allocated(device) / _GIB} if device.type == "cuda" else {}
 
 
-def check_log(kind: str) -> None:
-    """Raise ConfigError if the package that a kind of log needs is missing."""
-    package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(kind)
-    if package is None:
-        return
-    try:
-        importlib.import_module(package)
-    except ModuleNotFoundError:
-        raise ConfigError(f"--log {kind} needs a package: pip install {package} (or --log none)") from None
-
-
-def _board(run: Path, done: int) -> Any:
+def _board(folder: Path, done: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run / TENSORBOARD), purge_step=done + 1 if done else None)
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
 
 def _wandb(run: Path, settings: dict[str, Any]) -> Any:
     wandb = importlib.import_module("wandb")
-    identity = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]  # the same when the run goes on
+    identity = hashlib.sha256(str(run.absolute()).encode()).hexdigest()[:16]  # the same when the run is resumed
     return wandb.init(dir=str(run), name=run.name, id=identity, project="oxe-curate", config=settings, resume="allow")
 
 
@@ -216,9 +205,4 @@ def _step(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # cut off when the process was killed
-
-
-def _validations(run: Path) -> list[dict[str, Any]]:
-    path = run / VALIDATION
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+        return sys.maxsize  # cut short when the process was killed

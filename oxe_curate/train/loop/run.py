@@ -1,4 +1,4 @@
-"""A training run from its configuration to its result: check everything, forecast, train, save."""
+"""A training run: check everything, forecast, train, save."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,30 +16,36 @@ from typing import Any
 import torch
 import transformers
 
+from oxe_curate import config as strict
 from oxe_curate.errors import ConfigError, CurateError, DataError, did_you_mean
+from oxe_curate.outputs import claim_output
 from oxe_curate.storage import TEMPORARY, Folder
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
-from oxe_curate.train.config import TrainConfig, to_yaml
-from oxe_curate.train.loop import checkpoints, saved
+from oxe_curate.train.config import TrainConfig
+from oxe_curate.train.loop.checkpoints import Resumed
+from oxe_curate.train.loop.disk import disk_errors, flush, remove, storage_error
+from oxe_curate.train.loop.distributed import Distributed, join_processes
 from oxe_curate.train.loop.forecast import Forecast, forecast, measure
-from oxe_curate.train.loop.memory import told_when_full
+from oxe_curate.train.loop.memory import explain_out_of_memory
 from oxe_curate.train.loop.optimizers import check_optimizer
-from oxe_curate.train.loop.processes import Processes, processes
-from oxe_curate.train.loop.progress_log import Log, check_log
-from oxe_curate.train.loop.run_folder import locked, prepare, run_hashes
+from oxe_curate.train.loop.progress_log import Log
+from oxe_curate.train.loop.resume import find_checkpoint, locked, run_hashes
+from oxe_curate.train.loop.saved import run_record
 from oxe_curate.train.loop.sharding import shard, whole_parameters
 from oxe_curate.train.loop.source import MixtureSource
 from oxe_curate.train.loop.trainer import FamilyTrainer
 from oxe_curate.train.models.adapters import check_quantization
 from oxe_curate.train.models.base import Family, family
 from oxe_curate.train.models.compiling import compile_blocks
+from oxe_curate.train.packages import check_training_packages
+from oxe_curate.train.run_folder import RunFolder
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy")
 
 
 class StoppedError(CurateError):
-    """A signal ended the run; the step was finished and saved. The exit code is the shell's: 128 + the signal."""
+    """A signal stopped the run after the step was saved. The exit code is that of a shell: 128 + the signal."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -48,13 +54,13 @@ class StoppedError(CurateError):
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        run: its folder. steps: done in all.
-        forecast: told before; None where nothing was left to do.
-        values: last line of the log. validation: last validation, if any.
-        seconds: of training, this time.
+        run: the run folder. steps: done in total.
+        forecast: made before the training; None if nothing was left to do.
+        values: last log line. validation: last validation, if any.
+        seconds: duration of the training, since the last start.
     """
 
     run: str
@@ -65,7 +71,7 @@ class Result:
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain numbers and texts."""
+        """The fields as JSON values."""
         return asdict(self)
 
 
@@ -80,96 +86,100 @@ def run_training(
 
     Args:
         config: of the run.
-        resume: go on from the run folder's last complete checkpoint; begins where there is none yet.
+        resume: continue from the last complete checkpoint in the run folder, or start if there is none yet.
         forecast_only: stop after the forecast; nothing is written.
-        progress: tell what is going on, on standard error.
-        device: "cpu" to leave the GPUs alone.
+        progress: report progress on standard error.
+        device: "cpu" to use no GPU.
 
     Returns:
-        the result; adapter/ in the run folder holds the trained weights.
+        the result; the trained weights are in adapter/ in the run folder.
 
     Raises:
-        ConfigError: something does not fit: base, tokenizer, mixture, run folder.
+        ConfigError: the base model, tokenizer, mixture or run folder does not fit.
         DataError: a shard or a checkpoint is damaged.
         StorageError: the disk is full; checkpoints are intact.
-        MemoryFullError: with what to lower.
-        DivergedError: the loss is not a number.
+        MemoryFullError: out of memory; the message lists what to lower.
+        DivergedError: the loss is NaN or infinite.
         StoppedError: SIGTERM or Ctrl+C, after the step was saved.
     """
     config = _absolute(config)
-    transformers.utils.logging.disable_progress_bar()  # ours is quiet where nobody looks
-    with processes(device) as here:
-        say = _say if progress and here.first else _silent
+    transformers.utils.logging.disable_progress_bar()  # ours is shown in terminals only
+    with join_processes(device) as dist:
+        report = _report if progress and dist.first else _ignore
         mixture = MixtureFolder.open(config.data)
-        _check(config, mixture, here)
+        _check(config, mixture, dist)
         if forecast_only:
-            return _train(config, mixture, here, None, say, forecast_only=True)
-        with locked(Path(config.run), here):
-            resumed = prepare(config, mixture, resume, here)
+            return _train(config, mixture, dist, None, report, forecast_only=True)
+        run = RunFolder(Path(config.run))
+        with locked(run, dist):
+            resumed = find_checkpoint(config, mixture, resume, dist)
             if resume and resumed is None:
-                say(f"{config.run}: no checkpoint to go on from; the run begins")
-            elif resumed is not None and resumed[1].step < checkpoints.steps(Path(config.run))[-1]:
-                damaged = checkpoints.steps(Path(config.run))[-1]
-                say(f"{config.run}: checkpoint-{damaged} is damaged: going on from checkpoint-{resumed[1].step}")
-            return _train(config, mixture, here, resumed, say)
+                report(f"{config.run}: no checkpoint yet; starting from the beginning")
+            elif resumed is not None and resumed[1].step < run.steps()[-1]:
+                damaged = run.checkpoint(run.steps()[-1]).path.name
+                report(f"{config.run}: {damaged} is damaged; continuing from {resumed[0].path.name}")
+            return _train(config, mixture, dist, resumed, report)
 
 
 def _train(
     config: TrainConfig,
     mixture: MixtureFolder,
-    here: Processes,
-    resumed: tuple[Path, checkpoints.Progress] | None,
-    say: Any,
+    dist: Distributed,
+    resumed: Resumed | None,
+    report: Callable[[str], None],
     forecast_only: bool = False,
 ) -> Result:
     done = resumed[1].step if resumed else 0
-    run = Path(config.run)
-    if config.steps is not None and done == config.steps and (run / saved.ADAPTER).is_dir():
-        say(f"{config.run}: has done its {done} steps. Give more --steps to go on.")
+    run = RunFolder(Path(config.run))
+    if config.steps is not None and done == config.steps and run.adapter.is_dir():
+        report(f"{config.run}: all {done} steps are done; set a larger --steps to continue")
         return Result(config.run, done)
-    with told_when_full("loading the model", config, here):
-        model = _build(config, mixture, here, resumed)
-    source = MixtureSource(mixture, model.spec, model.collator, config, here)
+    with explain_out_of_memory("loading the model", config, dist):
+        model = _build(config, mixture, dist, resumed)
+    source = MixtureSource(mixture, model.spec, model.collator, config, dist)
     if source.steps < done:
-        raise ConfigError(f"{config.run}: has done {done} steps already; {source.steps} are asked for")
-    told: Forecast | None = None
+        raise ConfigError(f"{config.run}: {done} steps are done already, more than the {source.steps} of this run")
+    expected: Forecast | None = None
     if source.steps > done:
-        with told_when_full("measuring the first steps", config, here):
+        with explain_out_of_memory("measuring the first steps", config, dist):
             consumed = resumed[1].consumed if resumed else 0
-            told = forecast(model, source, config, measure(model, source, config, consumed, here), done, here)
-        say("\n".join(told.lines()))
+            expected = forecast(model, source, config, measure(model, source, config, consumed, dist), done, dist)
+        report("\n".join(expected.lines()))
     if forecast_only:
-        return Result(config.run, done, told)
-    here.together(lambda: _describe(config, mixture, model) if here.first else None)
+        return Result(config.run, done, expected)
+    dist.together(lambda: _describe(config, mixture, model) if dist.first else None)
     values, validation, start = {}, None, time.monotonic()
-    if told is not None:
-        trainer = _trainer(config, mixture, here, resumed, model, source, shown=say is _say)
-        with told_when_full("training", config, here), _closing(trainer.run_log, run):
+    if expected is not None:
+        trainer = _trainer(config, mixture, dist, resumed, model, source, shown=report is _report)
+        with explain_out_of_memory("training", config, dist), _closing(trainer.run_log, run.path):
             trainer.run_all()
         values, validation = trainer.last_values, trainer.last_validation
         if trainer.stopped is not None and trainer.state.global_step < source.steps:
             raise _stopped(config, trainer)
-    with whole_parameters(model, here.first):
-        here.together(lambda: _save_adapter(run, model) if here.first else None)
-    say(f"done: {run / saved.ADAPTER}. How well it does: oxe-curate evaluate {run}")
-    return Result(config.run, source.steps, told, values, validation, time.monotonic() - start)
+    with whole_parameters(model, dist.first):
+        dist.together(lambda: _save_adapter(run, model) if dist.first else None)
+    report(f"done: {run.adapter}. To evaluate it: oxe-curate evaluate {run.path}")
+    return Result(config.run, source.steps, expected, values, validation, time.monotonic() - start)
 
 
-def _check(config: TrainConfig, mixture: MixtureFolder, here: Processes) -> None:
-    """Everything that can be known to be wrong before the model is loaded."""
-    check_log(config.log)
-    check_quantization(config.adapter, here.device)
-    check_optimizer(config.optimizer, here.device)
+def _check(config: TrainConfig, mixture: MixtureFolder, dist: Distributed) -> None:
+    """Find what is wrong before the model is loaded and before anything is written."""
+    check_training_packages(config)
+    # together: no process writes into the folder while another still looks at it
+    dist.together(lambda: claim_output(config.run, "run", {"base model": config.base, "mixture": config.data}))
+    check_quantization(config.adapter, dist.device)
+    check_optimizer(config.optimizer, dist.device)
     base = Path(config.base)
     if not base.is_dir():
         near = [p.name for p in base.parent.iterdir() if p.is_dir()] if base.parent.is_dir() else []
-        raise ConfigError(f"--base {base}: no such folder. {did_you_mean(base.name, near) if near else ''}".rstrip())
-    if config.shard == "fsdp" and here.world == 1:
-        raise ConfigError("--shard fsdp divides a model over several processes: start them with torchrun")
+        hint = f" {did_you_mean(base.name, near)}" if near else ""
+        raise ConfigError(f"--base {base}: base model folder not found.{hint}")
+    if config.shard == "fsdp" and dist.world == 1:
+        raise ConfigError("--shard fsdp needs several processes; start them with torchrun")
     for name in mixture.names:
         if name not in mixture.statistics:
             raise DataError(
-                f"{mixture.folder}/{STATISTICS}: has no statistics of {name!r}, which the mixture names. "
+                f"{mixture.folder}/{STATISTICS}: no statistics for {name!r}, a data set of the mixture. "
                 f"{did_you_mean(name, mixture.statistics)} Run tokenize again."
             )
 
@@ -177,19 +187,19 @@ def _check(config: TrainConfig, mixture: MixtureFolder, here: Processes) -> None
 def _build(
     config: TrainConfig,
     mixture: MixtureFolder,
-    here: Processes,
-    resumed: tuple[Path, checkpoints.Progress] | None,
+    dist: Distributed,
+    resumed: Resumed | None,
 ) -> Family:
-    torch.manual_seed(config.seed)  # fresh modules: the same in every process
-    model = family(config.model).build(config, mixture, here.device)
+    torch.manual_seed(config.seed)  # new modules get the same weights in every process
+    model = family(config.model).build(config, mixture, dist.device)
     if resumed is not None:
-        model.load(resumed[0] / checkpoints.WEIGHTS)
+        model.load(resumed[0].weights)
     if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError("nothing of the model is trained: check adapter, tune and lora.targets")
+        raise ConfigError("no weight of the model would be trained; check adapter, tune and lora.targets")
     if config.compile:
         compile_blocks(model.net)
     if config.shard == "fsdp":
-        shard(model, here.device)
+        shard(model, dist.device)
     model.train()
     return model
 
@@ -197,36 +207,36 @@ def _build(
 def _trainer(
     config: TrainConfig,
     mixture: MixtureFolder,
-    here: Processes,
-    resumed: tuple[Path, checkpoints.Progress] | None,
+    dist: Distributed,
+    resumed: Resumed | None,
     model: Family,
     source: MixtureSource,
     shown: bool,
 ) -> FamilyTrainer:
     log = None
-    if here.first:
+    if dist.first:
         done = resumed[1].step if resumed else 0
-        log = Log(Path(config.run), config.log, asdict(config), source.steps, done, shown)
+        log = Log(RunFolder(Path(config.run)), config.log, asdict(config), source.steps, done, shown)
     if not source.validates:
         config = replace(config, eval_samples=0)
     return FamilyTrainer(
-        model, config, mixture, source, steps=source.steps, processes=here, hashes=run_hashes(config, mixture),
+        model, config, mixture, source, steps=source.steps, dist=dist, hashes=run_hashes(config, mixture),
         log=log, resumed=resumed,
     )  # fmt: skip
 
 
 def _describe(config: TrainConfig, mixture: MixtureFolder, model: Family) -> None:
-    """Write what the run is: its configuration, spec and copies of the mixture's tables."""
-    folder = Folder.of(config.run)
+    """Write the configuration, the record and copies of the mixture's tables."""
+    folder, run = Folder.of(config.run), RunFolder(Path(config.run))
     for name in (STATISTICS, TOKENS, RESOLVED):
         folder.publish_bytes(name, mixture.folder.read_bytes(name))
-    folder.publish_bytes(saved.CONFIG, to_yaml(config).encode())
-    record = saved.run_record(config, model.spec, versions())
-    folder.publish_bytes(saved.RUN, (json.dumps(record, indent=1) + "\n").encode())
+    folder.publish_bytes(run.config.name, strict.to_yaml(config).encode())
+    record = run_record(config, model.spec, _versions())
+    folder.publish_bytes(run.record.name, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def versions() -> dict[str, str]:
-    """The packages that a run's numbers depend on."""
+def _versions() -> dict[str, str]:
+    """Versions of the packages that the results depend on."""
     found = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
@@ -236,33 +246,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _save_adapter(run: Path, model: Family) -> None:
-    """The result, whole or not at all, in place of that of a shorter run."""
-    temporary = run / f"{TEMPORARY}{saved.ADAPTER}"
-
-    def write() -> None:
+def _save_adapter(run: RunFolder, model: Family) -> None:
+    """Write the trained weights atomically; they replace those of a shorter run."""
+    temporary = run.path / f"{TEMPORARY}{run.adapter.name}"
+    remove(temporary)
+    with disk_errors(run.adapter):
         model.save(temporary)
-        checkpoints.flush(temporary)
-
-    checkpoints.remove(temporary)
-    checkpoints.told(run / saved.ADAPTER, write)
-    checkpoints.remove(run / saved.ADAPTER)
-    temporary.rename(run / saved.ADAPTER)
-    checkpoints.flush(run, recursive=False)
+        flush(temporary)
+    remove(run.adapter)
+    temporary.rename(run.adapter)
+    flush(run.path, recursive=False)
 
 
 def _stopped(config: TrainConfig, trainer: FamilyTrainer) -> StoppedError:
     number = trainer.stopped or signal.SIGTERM
     step = int(trainer.state.global_step)
     return StoppedError(
-        f"stopped by {signal.Signals(number).name} after step {step}, which is saved "
-        f"({config.run}/checkpoint-{step}). train --resume --run {config.run} goes on.",
+        f"stopped by {signal.Signals(number).name} after step {step}, which is saved in "
+        f"{config.run}/checkpoint-{step}. To continue: oxe-curate train --resume --run {config.run}",
         number,
     )
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """Paths that still mean the same from another folder."""
+    """Make the paths absolute, so that the run can be resumed from another folder."""
     return replace(
         config,
         data=Folder.of(config.data).uri,
@@ -275,16 +282,16 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 def _closing(log: Log | None, run: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:  # of the log: checkpoints tell their own
-        raise checkpoints.explained(run, error) or error from error
+    except OSError as error:  # of the log; checkpoints raise StorageError
+        raise storage_error(run, error) or error from error
     finally:
         if log is not None:
             log.close()
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _silent(text: str) -> None:
-    """Nothing is told."""
+def _ignore(text: str) -> None:
+    """Report nothing."""

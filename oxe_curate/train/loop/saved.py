@@ -1,7 +1,7 @@
-"""What a folder holds that a policy can be made of: a run, an exported folder or a published checkpoint.
+"""Folders that a policy can be loaded from: runs, exported models and published OpenVLA checkpoints.
 
-Nothing is loaded here. The folder's description is read, and the files beside the weights are compared with the hashes
-that the training run noted down: actions decoded with other statistics or another token table are wrong actions.
+No weights are loaded here. The description of the folder is read, and the files next to the weights are compared with
+the hashes recorded in training: other statistics or another token table would decode into wrong actions.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds, parse_statistics
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
-from oxe_curate.train.config import CONFIG_FILE, TrainConfig, read_train_config
+from oxe_curate.train.config import TrainConfig, read_train_config
 from oxe_curate.train.models.base import PolicySpec
+from oxe_curate.train.run_folder import RunFolder, checkpoint_step, read_json
 
-RUN, EXPORT, CONFIG = "run.json", "oxe_curate.json", CONFIG_FILE
-ADAPTER, WEIGHTS = "adapter", "weights"
-CHECKPOINT = "checkpoint-"
-
+_RUN, _EXPORT = "run.json", "oxe_curate.json"  # in messages
 _FILES = {"statistics": STATISTICS, "tokens": TOKENS, "mixture": RESOLVED}
 
 
@@ -33,13 +31,13 @@ class Saved:
     """A folder that a policy can be loaded from.
 
     Attributes:
-        kind: "run" (trained weights beside a base), "adapter" (the same, exported), "whole" (an exported model with
-            everything in it) or "published" (an OpenVLA checkpoint that this software did not write).
-        config: of the run; its `base` is where the base lies now.
+        kind: "run" (trained weights on top of a base), "adapter" (the same, exported), "whole" (an exported merged
+            model) or "published" (an OpenVLA checkpoint that this software did not write).
+        config: of the run; its `base` is the present path of the base model.
         spec: what the model sees and does.
-        weights: folder of the trained weights for `Family.restore`; None where `config.base` is whole.
+        weights: folder of the trained weights for `Family.restore`; None where `config.base` is the whole model.
         record: run.json or oxe_curate.json as read; empty for a published checkpoint.
-        checkpoint: the step whose weights these are; None for the end of the run.
+        checkpoint: step of the weights; None for the end of the run.
     """
 
     folder: Path
@@ -52,55 +50,55 @@ class Saved:
 
     @property
     def bounds(self) -> dict[str, Bounds]:
-        """Data set's name -> its bounds."""
+        """Data set -> its bounds."""
         return parse_statistics(self.spec.statistics, str(self.folder))
+
+    @property
+    def layout(self) -> RunFolder:
+        """Names and places of the folder's files."""
+        return RunFolder(self.folder)
 
 
 def open_saved(folder: str | Path, *, checkpoint: int | None = None, base: str | Path | None = None) -> Saved:
-    """Read what a folder holds, and check it.
+    """Read and check the description of a folder.
 
     Args:
-        folder: a run, an exported folder, or a published OpenVLA checkpoint.
-        checkpoint: of a run, the step to take instead of its end.
-        base: where the base checkpoint lies, if not where it lay in training.
+        folder: a run, an exported model, or a published OpenVLA checkpoint.
+        checkpoint: step of a run, instead of its end.
+        base: folder of the base model, if it has moved since the training.
 
     Raises:
-        ConfigError: no such folder, none of the three, an unfinished run, a missing base.
-        DataError: a file is missing, damaged, or not the one that the run was trained with.
+        ConfigError: no such folder, none of the three, an unfinished run, a missing base model.
+        DataError: a file is missing, damaged, or differs from the one used in training.
     """
     path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         near = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise ConfigError(f"{path}: no such folder. {did_you_mean(path.name, near) if near else 'Check the path.'}")
-    if (path / RUN).is_file():
-        return _open_run(path, checkpoint, base)
+    layout = RunFolder(path)
+    if layout.record.is_file():
+        return _open_run(layout, checkpoint, base)
     if checkpoint is not None:
-        raise ConfigError(f"{path}: holds no {RUN}: only a run has checkpoints to choose from")
-    if (path / EXPORT).is_file():
-        return _open_export(path, base)
+        raise ConfigError(f"{path}: not a run ({_RUN} not found), so it has no checkpoint {checkpoint}")
+    if layout.export_record.is_file():
+        return _open_export(layout, base)
     if (path / "config.json").is_file():
         return _open_published(path, base)
     for parent in path.parents[:2]:
-        if (parent / RUN).is_file():
-            step = next((p.name for p in (path, path.parent) if p.name.startswith(CHECKPOINT)), "")
-            hint = f" with --checkpoint {step.removeprefix(CHECKPOINT)}" if step else ""
-            raise ConfigError(f"{path}: lies within a run; give {parent}{hint}")
+        if RunFolder(parent).record.is_file():
+            steps = [step for p in (path, path.parent) if (step := checkpoint_step(p.name)) is not None]
+            hint = f" with --checkpoint {steps[0]}" if steps else ""
+            raise ConfigError(f"{path}: part of a run; use {parent}{hint}")
     raise ConfigError(
-        f"{path}: is no run ({RUN}), no exported folder ({EXPORT}) and no published checkpoint (config.json)"
+        f"{path}: not a run ({_RUN}), an exported model ({_EXPORT}) or a published checkpoint (config.json)"
     )
 
 
-def steps(run: Path) -> list[int]:
-    """The steps of a run's checkpoints, ascending."""
-    names = [p.name.removeprefix(CHECKPOINT) for p in run.glob(f"{CHECKPOINT}*") if (p / WEIGHTS).is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def choose_key(names: Iterable[str], key: str | None, where: str) -> str:
-    """The data set whose bounds turn the model's output into actions.
+    """The data set whose bounds denormalize the model's output.
 
     Raises:
-        ConfigError: none given where there are several, or one that is not there; lists them.
+        ConfigError: no key although there are several data sets, or an unknown key; lists the data sets.
     """
     known = list(names)
     listed = ", ".join(known[:60]) + (f", … ({len(known)} in all)" if len(known) > 60 else "")
@@ -108,23 +106,23 @@ def choose_key(names: Iterable[str], key: str | None, where: str) -> str:
         return known[0]
     if key is None:
         raise ConfigError(
-            f"{where}: was trained on {len(known)} data sets; say with unnorm_key whose actions are wanted: {listed}"
+            f"{where}: trained on {len(known)} data sets; choose the one to act like with unnorm_key: {listed}"
         )
     if key not in known:
         closest = did_you_mean(key, known)
         hint = f" {closest}" if closest.startswith("Did you mean") else ""
-        raise ConfigError(f"{where}: unnorm_key: {key!r} is not known.{hint} Known: {listed}.")
+        raise ConfigError(f"{where}: unknown unnorm_key {key!r}.{hint} Known: {listed}.")
     return key
 
 
 def spec_to_json(spec: PolicySpec) -> dict[str, Any]:
-    """The spec as it stands in run.json."""
+    """The spec as run.json holds it."""
     data: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
     return data
 
 
 def spec_from_json(data: Any, where: str) -> PolicySpec:
-    """Read back what `spec_to_json` wrote. Raises DataError where it is not that."""
+    """Read back what `spec_to_json` wrote. Raises DataError if it is something else."""
     names = {field.name for field in fields(PolicySpec)}
     if not isinstance(data, dict) or set(data) != names:
         raise DataError(f"{where}: contract: expected the keys {', '.join(sorted(names))}. Was the file changed?")
@@ -145,7 +143,7 @@ def spec_from_json(data: Any, where: str) -> PolicySpec:
 
 
 def run_record(config: TrainConfig, spec: PolicySpec, versions: Mapping[str, str]) -> dict[str, Any]:
-    """What run.json holds.
+    """The content of run.json.
 
     Args:
         config: of the run.
@@ -166,82 +164,72 @@ def run_record(config: TrainConfig, spec: PolicySpec, versions: Mapping[str, str
 
 
 def file_sha256(path: Path) -> str | None:
-    """SHA-256 of a small file, None where there is none."""
+    """SHA-256 of a small file, None if it does not exist."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises DataError where it is not one."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: expected keys and values")
-    return data
-
-
 def check_hashes(folder: Path, hashes: Mapping[str, str], kind: str = "run") -> None:
-    """Compare the files beside some weights with what the run was trained with.
+    """Compare the tables next to some weights with those used in training.
+
+    Args:
+        folder: holds the tables.
+        hashes: key of the spec ("statistics", "tokens", "mixture") -> SHA-256.
+        kind: of the folder, for messages.
 
     Raises:
-        DataError: one is missing, or another.
+        DataError: a table is missing or differs.
     """
     for key, name in _FILES.items():
         if key not in hashes:
             continue
         found = file_sha256(folder / name)
         if found is None:
-            raise DataError(f"{folder / name}: is missing; this {kind} was trained with it. Restore it.")
+            raise DataError(f"{folder / name}: not found, but this {kind} was trained with it. Restore the file.")
         if found != hashes[key]:
             raise DataError(
-                f"{folder / name}: is not the {key} file that this {kind} was trained with (SHA-256 {found[:12]}…, "
-                f"trained with {hashes[key][:12]}…). The model's output would be decoded into wrong actions: restore "
-                "the file."
+                f"{folder / name}: differs from the {key} file that this {kind} was trained with (SHA-256 "
+                f"{found[:12]}…, expected {hashes[key][:12]}…), so actions would be decoded wrongly. Restore the file."
             )
 
 
-def _open_run(path: Path, checkpoint: int | None, base: str | Path | None) -> Saved:
-    record = read_json(path / RUN)
-    spec = spec_from_json(record.get("contract"), str(path / RUN))
-    if not (path / CONFIG).is_file():
-        raise DataError(f"{path / CONFIG}: is missing. Restore it: {RUN} alone does not say how the model is built.")
-    found = steps(path)
+def _open_run(run: RunFolder, checkpoint: int | None, base: str | Path | None) -> Saved:
+    path, record = run.path, read_json(run.record)
+    spec = spec_from_json(record.get("contract"), str(run.record))
+    if not run.config.is_file():
+        raise DataError(f"{run.config}: not found. Restore it; {_RUN} does not describe the whole model.")
+    steps = [step for step in run.steps() if run.checkpoint(step).weights.is_dir()]
     if checkpoint is None:
-        weights = path / ADAPTER
+        weights = run.adapter
         if not weights.is_dir():
-            which = f"Resume it, or take a checkpoint with --checkpoint: {', '.join(map(str, found))}."
-            raise ConfigError(f"{path}: the run is not finished. {which if found else 'It has no checkpoint yet.'}")
+            which = f"Resume it, or choose a checkpoint with --checkpoint: {', '.join(map(str, steps))}."
+            raise ConfigError(f"{path}: the run is not finished. {which if steps else 'It has no checkpoint yet.'}")
     else:
-        weights = path / f"{CHECKPOINT}{checkpoint}" / WEIGHTS
-        if checkpoint not in found:
-            there = f"There are {', '.join(map(str, found))}." if found else "The run keeps none."
-            raise ConfigError(f"{path}: has no checkpoint {checkpoint}. {there}")
+        weights = run.checkpoint(checkpoint).weights
+        if checkpoint not in steps:
+            known = f"Known: {', '.join(map(str, steps))}." if steps else "The run has none."
+            raise ConfigError(f"{path}: no checkpoint {checkpoint}. {known}")
     check_hashes(path, spec.hashes)
-    train = read_train_config(path / CONFIG, {})
+    train = read_train_config(run.config, {})
     _same_family(train, record, path)
     train = _with_base(train, record, path, base)
     return Saved(path, "run", train, spec, weights, record, checkpoint)
 
 
-def _open_export(path: Path, base: str | Path | None) -> Saved:
-    record = read_json(path / EXPORT)
-    spec = spec_from_json(record.get("contract"), str(path / EXPORT))
+def _open_export(model: RunFolder, base: str | Path | None) -> Saved:
+    path, where, record = model.path, str(model.export_record), read_json(model.export_record)
+    spec = spec_from_json(record.get("contract"), where)
     check_hashes(path, spec.hashes, "model")
-    where = str(path / EXPORT)
     train = strict.build(TrainConfig, record.get("config"), f"{where}: config")
     _same_family(train, record, path)
     if not record.get("merged"):
         return Saved(path, "adapter", _with_base(train, record, path, base), spec, path, record)
     if base is not None:
-        raise ConfigError(f"{path}: is a merged model, whole as it stands: it takes no base")
+        raise ConfigError(f"{path}: already merged; remove --base")
     if (path / "config.json").is_file():
         held = read_json(path / "config.json").get("norm_stats", spec.statistics)
         if held != spec.statistics:
             raise DataError(
-                f"{path / 'config.json'}: norm_stats differ from the statistics that this model was trained with. "
+                f"{path / 'config.json'}: norm_stats differ from the statistics used in training. "
                 f"Restore them from {STATISTICS}."
             )
     return Saved(path, "whole", replace(train, base=str(path), adapter="none", tune=None), spec, None, record)
@@ -249,32 +237,32 @@ def _open_export(path: Path, base: str | Path | None) -> Saved:
 
 def _open_published(path: Path, base: str | Path | None) -> Saved:
     if base is not None:
-        raise ConfigError(f"{path}: is a published checkpoint, whole as it stands: it takes no base")
+        raise ConfigError(f"{path}: a published checkpoint needs no base; remove --base")
     where = path / "config.json"
     data = read_json(where)
     if data.get("model_type") != "openvla":
         raise ConfigError(
-            f"{where}: model_type is {data.get('model_type')!r}; a folder without {RUN} or {EXPORT} must be an OpenVLA "
-            "checkpoint ('openvla')"
+            f"{where}: model_type is {data.get('model_type')!r}; a folder without {_RUN} or {_EXPORT} must be an "
+            "OpenVLA checkpoint ('openvla')"
         )
-    # OpenVLA's scripts let the file beside a fine-tuned checkpoint win over config.json, which is still its base's
+    # as in OpenVLA's scripts the file wins: config.json of a fine-tuned checkpoint still has the statistics of its base
     statistics = read_json(path / STATISTICS) if (path / STATISTICS).is_file() else data.get("norm_stats")
     if not isinstance(statistics, dict) or not statistics:
         raise ConfigError(
-            f"{path}: has neither {STATISTICS} nor norm_stats in config.json, without which no action can be decoded. "
-            f"Is this a base that was never trained on robots? Put the {STATISTICS} of its training beside it."
+            f"{path}: neither {STATISTICS} nor norm_stats in config.json found, so actions cannot be decoded. If the "
+            f"model was trained on robot data, add the {STATISTICS} of its training to the folder."
         )
     statistics = {name: _without_empty(entry) for name, entry in statistics.items()}
     for name, bounds in parse_statistics(statistics, str(path)).items():
         if bounds.width != 7:
-            raise ConfigError(f"{path}: {name}: actions have {bounds.width} dimensions; this software knows 7")
+            raise ConfigError(f"{path}: {name}: expected actions of 7 dimensions, got {bounds.width}")
     try:
         vocabulary = int(data["text_config"]["vocab_size"]) - int(data.get("pad_to_multiple_of", 0))
         image_size, edges = int(data["image_sizes"][0]), int(data.get("n_action_bins", 256))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: text_config.vocab_size or image_sizes is missing or no number: {error}") from None
+        raise DataError(f"{where}: text_config.vocab_size or image_sizes is missing or not a number: {error}") from None
     if edges != 256 or vocabulary < edges:
-        raise ConfigError(f"{where}: {edges} action bins in a vocabulary of {vocabulary}; this software knows 256 bins")
+        raise ConfigError(f"{where}: expected 256 action bins, got {edges} in a vocabulary of {vocabulary}")
     # the released rule: bin b is the b-th token from the end of the tokenizer's vocabulary, before its padding
     shift = vocabulary - ActionTokens.default().vocabulary_size
     spec = PolicySpec(
@@ -293,7 +281,7 @@ def _open_published(path: Path, base: str | Path | None) -> Saved:
 
 
 def _without_empty(entry: Any) -> Any:
-    """Statistics without the `proprio: {}` that some checkpoints carry for none."""
+    """Statistics without the empty `proprio: {}` of some checkpoints."""
     if isinstance(entry, dict) and entry.get("proprio") == {}:
         return {key: value for key, value in entry.items() if key != "proprio"}
     return entry
@@ -302,22 +290,19 @@ def _without_empty(entry: Any) -> Any:
 def _same_family(train: TrainConfig, record: Mapping[str, Any], path: Path) -> None:
     if record.get("family") != train.model:
         raise DataError(
-            f"{path}: is a {record.get('family')!r} model, its configuration says {train.model!r}. Restore the files."
+            f"{path}: a {record.get('family')!r} model, but its configuration says {train.model!r}. Restore the files."
         )
 
 
 def _with_base(train: TrainConfig, record: Mapping[str, Any], path: Path, base: str | Path | None) -> TrainConfig:
-    """The configuration with the base where it lies now, after comparing it with the one trained on."""
+    """The configuration with the present path of the base, after comparing the base with the one used in training."""
     where = Path(base or train.base).expanduser()
     if not where.is_dir():
-        raise ConfigError(
-            f"{path}: was trained on the checkpoint {train.base}, and {where} is no folder here. Say with base "
-            "(--base) where it lies."
-        )
-    found, told = file_sha256(where / "config.json"), record.get("base_sha256")
-    if told and found != told:
+        raise ConfigError(f"{path}: base model folder not found: {where} (set --base; in training it was {train.base})")
+    found, expected = file_sha256(where / "config.json"), record.get("base_sha256")
+    if expected and found != expected:
         raise DataError(
-            f"{where}: is not the base that {path} was trained on: its config.json "
-            + ("is missing." if found is None else f"has SHA-256 {found[:12]}…, trained on {told[:12]}….")
+            f"{where}: differs from the base model that {path} was trained on: its config.json "
+            + ("is missing" if found is None else f"has SHA-256 {found[:12]}…, expected {expected[:12]}…")
         )
     return replace(train, base=str(where))

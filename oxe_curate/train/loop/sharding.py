@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and moments divided over the processes, each block whole only while it computes."""
+"""FSDP2: parameters, gradients and moments divided over the processes; a block is gathered only while it computes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -19,15 +19,15 @@ _LEAST_BLOCKS = 2
 
 
 def shard(family: nn.Module, device: torch.device) -> int:
-    """Divide a family over all processes, in place: every block of its transformers by itself, then the rest.
+    """Divide a family over all processes in place: each transformer block separately, then the rest.
 
-    bitsandbytes' packed weights stay whole in each process: they are small, nothing about them is trained, and
-    their scales could not follow a shard.
+    Weights packed by bitsandbytes stay whole in each process: they are small and frozen, and their scales cannot be
+    sharded.
 
     Returns:
-        into how many units it was divided.
+        number of units.
     """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     packed = {p for p in family.parameters() if not p.dtype.is_floating_point}
     units = [
         block
@@ -36,7 +36,7 @@ def shard(family: nn.Module, device: torch.device) -> int:
         for block in module
         if _alike(list(module)) and any(p not in packed for p in block.parameters())
     ]
-    for block in reversed(units):  # what lies inside a block before the block
+    for block in reversed(units):  # inner blocks first
         fully_shard(block, mesh=mesh, ignored_params=packed & set(block.parameters()))
     fully_shard(family, mesh=mesh, ignored_params=packed)
     register_fsdp_forward_method(family, "predict")
@@ -44,9 +44,9 @@ def shard(family: nn.Module, device: torch.device) -> int:
 
 
 def settle(family: nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass has gathered.
+    """Reshard after a forward pass without a backward pass.
 
-    The root stays whole after one, and its parameters would be taken for others than the optimizer's.
+    The root would stay gathered, and its parameters would no longer be those of the optimizer.
     """
     for module in family.modules():
         if isinstance(module, FSDPModule):
@@ -55,7 +55,7 @@ def settle(family: nn.Module) -> None:
 
 @contextmanager
 def whole_parameters(family: nn.Module, keep: bool = True) -> Iterator[None]:
-    """Show the trained parameters whole, on the CPU, while they are saved. Every process must take part.
+    """Gather the trained parameters on the CPU while they are saved. Every process must take part.
 
     Args:
         family: sharded or not.
@@ -68,7 +68,7 @@ def whole_parameters(family: nn.Module, keep: bool = True) -> Iterator[None]:
                 swapped.append((module, name, parameter))
     values = {id(parameter): whole(parameter, keep) for _, _, parameter in swapped}
     try:
-        # one object for a weight that two modules share, as a tied output head does: it is saved once
+        # one object for a weight that two modules share (a tied output head), so that it is saved once
         shown = {key: nn.Parameter(value) for key, value in values.items()} if keep else {}
         for module, name, parameter in swapped if keep else ():
             module._parameters[name] = shown[id(parameter)]
@@ -79,5 +79,5 @@ def whole_parameters(family: nn.Module, keep: bool = True) -> Iterator[None]:
 
 
 def _alike(blocks: list[nn.Module]) -> bool:
-    """Whether a list is a stack of transformer blocks: all of one kind, none a plain layer."""
+    """Whether a list is a stack of transformer blocks: all of one class, with submodules."""
     return len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].children())

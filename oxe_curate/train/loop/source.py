@@ -1,4 +1,4 @@
-"""The batches of a run, from a mixture's shards."""
+"""The batches of a run, read from the shards of a mixture."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.batch import Collator
 from oxe_curate.train.data.loader import Loader, ValidationLoader
-from oxe_curate.train.loop.processes import Processes
+from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.validate import HeldOut
 from oxe_curate.train.models.base import PolicySpec
 
 
 @dataclass(frozen=True)
 class MixtureSource:
-    """Reads training and held-out samples as a model's spec asks for them.
+    """Training and held-out batches for a model.
 
     Attributes:
         mixture: the shards. spec: of the model. collator: of its family.
-        config: of the run. processes: that share the samples.
+        config: of the run. dist: the processes that share the samples.
     """
 
     mixture: MixtureFolder
     spec: PolicySpec
     collator: Collator
     config: TrainConfig
-    processes: Processes
+    dist: Distributed
 
     def train(self, consumed: int) -> Loader:
-        """This process's batches from the sample `consumed` of all processes on, to the end of the run."""
+        """This process's batches to the end of the run, after `consumed` samples of all processes."""
         return self._loader(consumed, self.steps - consumed // self.global_batch)
 
     def validation(self) -> ValidationLoader:
@@ -40,24 +40,24 @@ class MixtureSource:
 
     @property
     def global_batch(self) -> int:
-        """Samples an optimizer step, of all processes."""
-        return self.config.batch_size * self.config.accumulation * self.processes.world
+        """Samples per optimizer step, of all processes."""
+        return self.config.batch_size * self.config.accumulation * self.dist.world
 
     @cached_property
     def samples(self) -> int:
-        """Rows of an epoch, robot and image-text rows together."""
+        """Rows of an epoch, robot and image-text rows."""
         return self._loader(0, None).samples
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the run: as told, or as many as the epochs take."""
+        """Optimizer steps of the run: as configured, or as many as the epochs take."""
         return self.config.steps or max(1, math.ceil((self.config.epochs or 1) * self.samples / self.global_batch))
 
     @property
     def validates(self) -> bool:
-        """Whether samples are held out, and looked at."""
+        """Whether there are held-out samples to validate on."""
         held = sum(self.mixture.manifest["rows"]["validation"].values())
-        return self.config.eval_samples > 0 and held >= self.processes.world
+        return self.config.eval_samples > 0 and held >= self.dist.world
 
     @cached_property
     def _held_out(self) -> ValidationLoader:
@@ -68,14 +68,14 @@ class MixtureSource:
             image_size=spec.image_size,
             batch_size=config.batch_size,
             count=config.eval_samples,
-            rank=self.processes.rank,
-            world=self.processes.world,
+            rank=self.dist.rank,
+            world=self.dist.world,
             cameras=spec.cameras,
             window=spec.window,
             chunk=spec.chunk,
             proprio=spec.proprio > 0,
             workers=config.workers,
-            pin=self.processes.device.type == "cuda",
+            pin=self.dist.device.type == "cuda",
         )
 
     def _loader(self, start: int, steps: int | None) -> Loader:
@@ -86,8 +86,8 @@ class MixtureSource:
             image_size=spec.image_size,
             batch_size=config.batch_size,
             accumulation=config.accumulation,
-            rank=self.processes.rank,
-            world=self.processes.world,
+            rank=self.dist.rank,
+            world=self.dist.world,
             seed=config.seed,
             start=start,
             steps=steps,
@@ -97,5 +97,5 @@ class MixtureSource:
             proprio=spec.proprio > 0,
             text_factor=config.text_factor,
             workers=config.workers,
-            pin=self.processes.device.type == "cuda",
+            pin=self.dist.device.type == "cuda",
         )

@@ -1,4 +1,4 @@
-"""What besides the weights a run needs to go on bit for bit: the optimizer's moments and the random generators."""
+"""The state besides the weights that a run needs to continue bit for bit: moments and random generators."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from oxe_curate.errors import DataError
 
 
 def optimizer_state(net: nn.Module, optimizer: Any, keep: bool = True) -> dict[str, dict[str, Any]]:
-    """Parameter name -> its moments, whole and on the CPU. Every process of a sharded run must ask.
+    """Parameter name -> its moments, gathered on the CPU. Every process of a sharded run must call it.
 
     Args:
-        net: that holds the parameters.
-        optimizer: of them.
-        keep: False in processes that only help to gather: they could fill the machine's memory with copies.
+        net: holds the parameters.
+        optimizer: of these parameters.
+        keep: False in processes that only help to gather, whose copies could fill the memory.
     """
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     state: dict[str, dict[str, Any]] = {}
@@ -34,17 +34,17 @@ def optimizer_state(net: nn.Module, optimizer: Any, keep: bool = True) -> dict[s
 
 
 def load_optimizer_state(net: nn.Module, optimizer: Any, state: dict[str, dict[str, Any]], where: Path) -> None:
-    """Put back what `optimizer_state` took, sharded as the parameters are.
+    """Restore the result of `optimizer_state`, sharded like the parameters.
 
     Raises:
-        DataError: it belongs to other parameters.
+        DataError: the moments belong to other parameters.
     """
     named = dict(net.named_parameters())
     names = {id(parameter): name for name, parameter in named.items()}
     order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     if set(order) != set(state):
         differing = sorted(set(order) ^ set(state))
-        raise DataError(f"{where}: holds the moments of other parameters, e.g. {differing[0]}")
+        raise DataError(f"{where}: holds moments of other parameters, such as {differing[0]}")
     moments = {i: {k: _like(named[name], k, v) for k, v in state[name].items()} for i, name in enumerate(order)}
     groups, start = [], 0
     for group in optimizer.param_groups:
@@ -55,7 +55,7 @@ def load_optimizer_state(net: nn.Module, optimizer: Any, state: dict[str, dict[s
 
 
 def whole(value: Any, keep: bool = True) -> Any:
-    """A tensor on the CPU, gathered if it is sharded; anything else as it is. None unless it is kept."""
+    """A tensor on the CPU, gathered if it is sharded; other values unchanged. None unless `keep`."""
     if isinstance(value, DTensor):
         value = value.full_tensor()
     if not keep:
@@ -70,7 +70,7 @@ def _like(parameter: Any, key: str, value: Any) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """The random generators of this process, as tensors and lists that `torch.load` reads with weights_only."""
+    """The random generators of this process, as tensors and lists that `torch.load` can read with weights_only."""
     version, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     state = {
@@ -84,7 +84,7 @@ def random_state() -> dict[str, Any]:
 
 
 def load_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` took."""
+    """Restore the result of `random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, position, has_gauss, cached = state["numpy"]
@@ -96,7 +96,7 @@ def load_random_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def untouched_random_state() -> Iterator[None]:
-    """Leave the random generators as they were found."""
+    """Restore the random generators at the end of the block."""
     state = random_state()
     try:
         yield

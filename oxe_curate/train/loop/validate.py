@@ -14,31 +14,31 @@ from numpy.typing import NDArray
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.augment import crop_middle
 from oxe_curate.train.data.batch import Batch, Collator, Rows
-from oxe_curate.train.loop.processes import Processes
+from oxe_curate.train.data.rows import ACTION_WIDTH
+from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.progress_log import LOSS
 from oxe_curate.train.loop.sharding import settle
 from oxe_curate.train.loop.train_state import untouched_random_state
 
 _DATASET, _ACTIONS, _BINS, _MASK = "held_dataset", "held_actions", "held_bins", "held_mask"
-WIDTH = 7
 _SAME = 1e-4
-"""Of bins' centres; they lie 0.008 apart. OpenVLA decodes its last two bins to one centre, so ids would not do."""
+"""Tolerance between bin centers, which are 0.008 apart. OpenVLA's last two bins share a center, so ids would differ."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Collates held-out rows: the family's batch, and beside it what its prediction is compared with.
+    """Collates held-out rows: the family's batch and the targets of its prediction.
 
     Attributes:
         collator: of the family.
-        crop: show the middle of each picture, as inference does after training with random crops.
+        crop: crop the center of each image, as at inference after training with random crops.
     """
 
     collator: Collator
     crop: bool = False
 
     def __call__(self, rows: Rows) -> Batch:
-        """The family's batch with four more names, which `validate` takes out again."""
+        """The family's batch with four more keys, which `validate` removes."""
         shown = replace(rows, images=crop_middle(rows.images)) if self.crop else rows
         return {
             **self.collator(shown),
@@ -53,28 +53,28 @@ def validate(
     family: Any,
     batches: Iterable[Batch],
     mixture: MixtureFolder,
-    processes: Processes,
+    dist: Distributed,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, Any]:
-    """Run a family over held-out batches, without a trace in its mode or in the random generators.
+    """Run a family over held-out batches; its mode and the random generators are restored at the end.
 
     Args:
-        family: in training or not.
-        batches: this process's, made with `HeldOut`; as many in every process.
-        mixture: whose data sets `Rows.dataset` counts, and whose bounds give real units.
-        processes: all take part.
+        family: in training or evaluation mode.
+        batches: of this process, made with `HeldOut`; the same number in every process.
+        mixture: has the data sets that `Rows.dataset` counts, and their bounds.
+        dist: all processes take part.
         autocast: entered around every forward pass.
 
     Returns:
-        "samples"; the family's scalars, averaged over the samples ("loss", "token_accuracy" ...); "datasets": name ->
+        "samples"; the family's scalars, averaged over the samples ("loss", "token_accuracy", ...); "datasets": name ->
         "samples"; "l1", the mean absolute error of the 7 dimensions in the data set's units, over the chunk's valid
-        steps; and for a model with action tokens "greedy_accuracy", the share of bins that decoding without the
-        truth before it gets right.
+        steps; and for a model with action tokens "greedy_accuracy", the share of correct bins without teacher
+        forcing.
     """
     scalars: dict[str, tuple[float, int]] = {}
     names = mixture.names
     bins = mixture.tokens.action_bins if family.spec.tokens is not None else None
-    sums = np.zeros((len(names), 3 + WIDTH))
+    sums = np.zeros((len(names), 3 + ACTION_WIDTH))
     count = 0
     training = family.training
     family.eval()
@@ -83,14 +83,14 @@ def validate(
             for batch in batches:
                 held = {key: batch.pop(key) for key in (_DATASET, _ACTIONS, _BINS, _MASK)}
                 n = len(held[_DATASET])
-                moved = to_device(batch, processes.device)
+                moved = to_device(batch, dist.device)
                 with autocast:
                     outputs = family(**moved)
                     predicted = family.predict(moved)
                 for key, value in outputs.items():
-                    if value.numel() == 1 and (key == LOSS or not value.isnan()):  # NaN: nothing to average
-                        told = scalars.get(key, (0.0, 0))
-                        scalars[key] = (told[0] + float(value) * n, told[1] + n)
+                    if value.numel() == 1 and (key == LOSS or not value.isnan()):  # NaN: no value in this batch
+                        total, number = scalars.get(key, (0.0, 0))
+                        scalars[key] = (total + float(value) * n, number + n)
                 count += n
                 actions = predicted.float().cpu().numpy()
                 _add_errors(sums, actions, held, mixture)
@@ -99,11 +99,11 @@ def validate(
     finally:
         settle(family)
         family.train(training)
-    return _result(scalars, count, sums, names, bins is not None, processes)
+    return _result(scalars, count, sums, names, bins is not None, dist)
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A batch on the device; copies from pinned memory overlap with computation."""
+    """Move a batch to the device; copies from pinned memory overlap with computation."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -141,13 +141,13 @@ def _result(
     sums: NDArray[np.float64],
     names: tuple[str, ...],
     tokens: bool,
-    processes: Processes,
+    dist: Distributed,
 ) -> dict[str, Any]:
-    gathered = processes.gather((count, scalars))
-    sums = processes.sum(sums)
+    gathered = dist.gather((count, scalars))
+    sums = dist.sum(sums)
     averaged = {}
-    for key in sorted({key for _, told in gathered for key in told}):
-        pairs = [told[key] for _, told in gathered if key in told]
+    for key in sorted({key for _, part in gathered for key in part}):
+        pairs = [part[key] for _, part in gathered if key in part]
         averaged[key] = sum(value for value, _ in pairs) / sum(n for _, n in pairs)
     return {
         "samples": sum(n for n, _ in gathered),
@@ -155,7 +155,7 @@ def _result(
         "datasets": {
             name: {
                 "samples": int(row[0]),
-                **({"greedy_accuracy": float(row[2] / max(WIDTH * row[1], 1))} if tokens else {}),
+                **({"greedy_accuracy": float(row[2] / max(ACTION_WIDTH * row[1], 1))} if tokens else {}),
                 "l1": (row[3:] / max(row[1], 1)).tolist(),
             }
             for name, row in zip(names, sums, strict=True)

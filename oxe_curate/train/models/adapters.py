@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from oxe_curate.errors import ConfigError, did_you_mean
-from oxe_curate.train.config import AdapterKind, LoraConfig, TrainConfig, Tuning
+from oxe_curate.train.config import LoraConfig, TrainConfig
 from oxe_curate.train.models.weights import Quantization, bitsandbytes, quantized, replace_linear
+from oxe_curate.train.settings import AdapterKind, Tuning
 
 _ALL_LINEAR = "all-linear"
 _OPENVLA = "openvla"

@@ -1,6 +1,6 @@
-"""Arrays in JSON, as the package json-numpy writes them: {"__numpy__": base64, "dtype": "|u1", "shape": [2, 2]}.
+"""Arrays in JSON, in the format of the json-numpy package: {"__numpy__": base64, "dtype": "|u1", "shape": [2, 2]}.
 
-It is what OpenVLA's deploy.py and its clients speak. Only numbers and truth values are read: no objects, no pickles.
+OpenVLA's deploy.py and its clients use it. Only numbers and booleans are read: no objects, no pickles.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-KEY = "__numpy__"
+_KEY = "__numpy__"
 
 
 def dumps(value: Any) -> str:
-    """JSON with arrays and numpy's numbers in it. Raises ValueError for NaN and infinities outside arrays."""
+    """Write JSON that may hold arrays and numpy scalars. Raises ValueError for NaN and infinity outside arrays."""
     return json.dumps(value, default=_encode, allow_nan=False, separators=(",", ":"))
 
 
 def loads(text: str | bytes) -> Any:
-    """Read JSON with arrays in it.
+    """Read JSON that may hold arrays.
 
     Raises:
-        ValueError: not JSON, or an array that is not what it says; the message is for the sender.
+        ValueError: not JSON, or a malformed array; the message is for the sender.
     """
     try:
         return json.loads(text, object_hook=_decode)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("nested too deeply") from None
 
 
 def _encode(value: Any) -> dict[str, Any]:
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
         array = np.asarray(value)
         data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-        return {KEY: data, "dtype": array.dtype.str, "shape": list(array.shape)}
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+        return {_KEY: data, "dtype": array.dtype.str, "shape": list(array.shape)}
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
 def _decode(entry: dict[str, Any]) -> Any:
-    if KEY not in entry:
+    if _KEY not in entry:
         return entry
     dtype, shape = _dtype(entry.get("dtype")), entry.get("shape")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array's shape must be a list of whole numbers, found {_short(shape)}")
+        raise ValueError(f"array shape: expected a list of integers, got {_short(shape)}")
     try:
-        data = base64.b64decode(entry[KEY], validate=True)
+        data = base64.b64decode(entry[_KEY], validate=True)
     except (TypeError, binascii.Error, ValueError) as error:
-        raise ValueError(f"an array's {KEY} is not base64: {error}") from None
+        raise ValueError(f"array data ({_KEY}) is not valid base64: {error}") from None
     if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"an array of {dtype} and shape {shape} cannot have {len(data):,} bytes")
+        raise ValueError(f"array data: {len(data):,} bytes do not match dtype {dtype} and shape {shape}")
     array: NDArray[Any] = np.frombuffer(data, dtype).reshape(shape)
     return array if shape else array[()]
 
@@ -64,7 +64,7 @@ def _dtype(name: Any) -> np.dtype[Any]:
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.kind not in "biuf" or dtype.shape:
-        raise ValueError(f"an array's dtype must be a number's, such as '|u1' or '<f4'; found {_short(name)}")
+        raise ValueError(f"array dtype: expected a numeric type such as '|u1' or '<f4', got {_short(name)}")
     return dtype
 
 

@@ -11,7 +11,7 @@ from oxe_curate.train.data import augment
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (4, 12, 12, 3), np.uint8)
     noise[1] = np.arange(12, dtype=np.uint8)[:, None, None] * 20  # grey: no hue
@@ -20,8 +20,8 @@ def pictures():
     return noise
 
 
-def floats(pictures):
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+def floats(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
 
 
 def crop(image, top, left, side):
@@ -59,39 +59,39 @@ def channels_last(x):
     return x.permute(0, 2, 3, 1).numpy()
 
 
-def test_crop(pictures):
+def test_crop(images):
     tops, lefts, side = [0.0, 0.02, 0.05, 0.01], [0.03, 0.0, 0.05, 0.02], 0.9**0.5
-    x = floats(pictures)
+    x = floats(images)
     found = channels_last(augment.crop_and_resize(x, torch.tensor(tops), torch.tensor(lefts), side))
-    expected = [crop(image, top, left, side) for image, top, left in zip(pictures / 255.0, tops, lefts, strict=True)]
+    expected = [crop(image, top, left, side) for image, top, left in zip(images / 255.0, tops, lefts, strict=True)]
     assert np.allclose(found, expected, atol=2e-6)
 
 
-def test_brightness_and_contrast(pictures):
+def test_brightness_and_contrast(images):
     change = torch.tensor([-0.2, 0.2, 0.1, 0.0])
-    image = pictures / 255.0
-    found = channels_last(augment.adjust_brightness(floats(pictures), change))
+    image = images / 255.0
+    found = channels_last(augment.adjust_brightness(floats(images), change))
     assert np.allclose(found, image + change.numpy()[:, None, None, None], atol=1e-6)
-    found = channels_last(augment.adjust_contrast(floats(pictures), 1 + change))
+    found = channels_last(augment.adjust_contrast(floats(images), 1 + change))
     mean = image.mean(axis=(1, 2), keepdims=True)
     assert np.allclose(found, (image - mean) * (1 + change.numpy()[:, None, None, None]) + mean, atol=1e-6)
 
 
-def test_saturation_and_hue(pictures):
+def test_saturation_and_hue(images):
     factors, deltas = [0.8, 1.2, 1.2, 1.1], [-0.05, 0.05, 0.03, -0.01]
-    found = channels_last(augment.adjust_color(floats(pictures), torch.tensor(factors), torch.tensor(deltas)))
+    found = channels_last(augment.adjust_color(floats(images), torch.tensor(factors), torch.tensor(deltas)))
     expected = [
         turned(saturated(image, factor), delta)
-        for image, factor, delta in zip(pictures / 255.0, factors, deltas, strict=True)
+        for image, factor, delta in zip(images / 255.0, factors, deltas, strict=True)
     ]
     assert np.allclose(found, expected, atol=3e-6)
 
 
-def test_the_whole_is_the_five_in_order(pictures):
+def test_augment_applies_the_five_steps_in_order(images):
     random = np.random.default_rng(1).random((4, 8), np.float32)
-    found = channels_last(augment.augment(torch.from_numpy(pictures), torch.from_numpy(random)))
+    found = channels_last(augment.augment(torch.from_numpy(images), torch.from_numpy(random)))
     assert found.dtype == np.float32
-    for image, r, result in zip(pictures / 255.0, random.astype(float), found, strict=True):
+    for image, r, result in zip(images / 255.0, random.astype(float), found, strict=True):
         free = 1 - 0.9**0.5
         x = crop(image, r[0] * free, r[1] * free, 0.9**0.5)
         x = np.clip(x + (r[2] * 0.4 - 0.2), 0, 1)
@@ -100,16 +100,16 @@ def test_the_whole_is_the_five_in_order(pictures):
         assert np.allclose(result, x, atol=5e-6)
 
 
-def test_an_image_depends_on_its_own_numbers_alone(pictures):
+def test_an_image_depends_only_on_its_own_numbers(images):
     random = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
-    whole = augment.augment(torch.from_numpy(pictures), random)
-    alone = augment.augment(torch.from_numpy(pictures[2:3]), random[2:3])
+    whole = augment.augment(torch.from_numpy(images), random)
+    alone = augment.augment(torch.from_numpy(images[2:3]), random[2:3])
     assert torch.allclose(whole[2:3], alone, atol=1e-6)
-    assert not torch.allclose(whole[2:3], augment.augment(torch.from_numpy(pictures[2:3]), random[1:2]), atol=0.01)
+    assert not torch.allclose(whole[2:3], augment.augment(torch.from_numpy(images[2:3]), random[1:2]), atol=0.01)
 
 
-def test_the_middle(pictures):
+def test_center_crop(images):
     side = 0.9**0.5
-    found = channels_last(augment.center_crop(torch.from_numpy(pictures)))
-    assert np.allclose(found, [crop(i, (1 - side) / 2, (1 - side) / 2, side) for i in pictures / 255.0], atol=2e-6)
-    assert torch.allclose(augment.center_crop(torch.from_numpy(pictures), 1.0), floats(pictures), atol=2e-6)
+    found = channels_last(augment.center_crop(torch.from_numpy(images)))
+    assert np.allclose(found, [crop(i, (1 - side) / 2, (1 - side) / 2, side) for i in images / 255.0], atol=2e-6)
+    assert torch.allclose(augment.center_crop(torch.from_numpy(images), 1.0), floats(images), atol=2e-6)

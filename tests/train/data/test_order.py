@@ -12,11 +12,11 @@ from oxe_curate.train.data.order import Shuffle, batch_positions, random_numbers
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31 - 1), st.integers(0, 100))
-def test_every_row_stands_somewhere_once(n, seed, epoch):
+def test_every_row_appears_once(n, seed, epoch):
     assert np.array_equal(np.sort(shuffled(seed, epoch, n, np.arange(n))), np.arange(n))
 
 
-def test_any_place_of_billions_at_once():
+def test_places_of_huge_permutations_are_computed_directly():
     n = 30_000_000_000
     places = np.array([0, 1, n // 2, n - 1])
     rows = shuffled(7, 3, n, places)
@@ -38,7 +38,7 @@ def test_orders_are_equally_frequent(n):
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.72 * math.sqrt(2 / (9 * freedom))) ** 3
 
 
-def test_neighbours_are_torn_apart():
+def test_neighbors_are_separated():
     rows = shuffled(0, 0, 100_000, np.arange(100_000))
     assert abs(np.corrcoef(rows[:-1], rows[1:])[0, 1]) < 0.02
     assert (np.abs(np.diff(rows)) < 100).mean() < 0.004  # 0.002 by chance
@@ -51,7 +51,7 @@ def test_epochs_and_seeds_differ():
     assert (rows_at(2, 50, np.arange(50)) != first).sum() > 40
 
 
-def test_random_numbers_follow_from_the_position_alone():
+def test_random_numbers_depend_on_seed_and_position():
     whole = random_numbers(3, np.arange(20_000))
     assert whole.dtype == np.float32
     assert np.array_equal(whole[100:103], random_numbers(3, [100, 101, 102]))
@@ -62,7 +62,7 @@ def test_random_numbers_follow_from_the_position_alone():
 
 
 @pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 24, 1), (4, 6, 1), (2, 4, 3), (3, 1, 8)])
-def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accumulation):
+def test_a_step_has_the_same_samples_for_any_division(world, batch, accumulation):
     for step in range(3):
         parts = [
             batch_positions(96, step * accumulation + a, rank, world, batch, accumulation)
@@ -72,7 +72,7 @@ def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accum
         assert np.array_equal(np.sort(np.concatenate(parts)), 96 + step * 24 + np.arange(24))
 
 
-def test_a_resumed_run_goes_on_at_the_next_sample():
+def test_a_resumed_run_continues_with_the_next_sample():
     order = Shuffle(9, 100)
     whole = [order.rows(order.positions(0, step, 0, 1, 16, 1)) for step in range(12)]
     assert np.array_equal(order.rows(order.positions(16 * 5, 3, 0, 1, 16, 1)), whole[8])

@@ -1,4 +1,4 @@
-"""Rows of local shards: what pyarrow reads, found by byte offset."""
+"""Rows of local shards, found by byte offset, equal those that pyarrow reads."""
 
 import dataclasses
 import io
@@ -18,8 +18,9 @@ from oxe_curate.index.images import decode
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import pages
 from oxe_curate.train.data.assemble import assemble, decode_into
-from oxe_curate.train.data.local import LocalRows, split_shards
-from oxe_curate.train.data.rows import Form, normalize_proprio
+from oxe_curate.train.data.local import LocalRows
+from oxe_curate.train.data.rows import SampleFormat, normalize_proprio
+from oxe_curate.train.data.shards import split_shards
 from tests.train import mixtures
 
 
@@ -33,10 +34,10 @@ def plain(index, tmp_path_factory):
     return mixtures.build(index, tmp_path_factory.mktemp("plain") / "out", "chunk: 3\nvalidation: 0")
 
 
-def read_all(mixture, form, size=16, split="train"):
-    source = LocalRows(mixture, split_shards(mixture, split), form)
+def read_all(mixture, sample_format, size=16, split="train"):
+    source = LocalRows(mixture, split_shards(mixture, split), sample_format)
     everything = np.arange(len(source))
-    return assemble(everything, source.claim(everything)(), form, size, 0)
+    return assemble(everything, source.claim(everything)(), sample_format, size, 0)
 
 
 def encode(data: list[bytes | None], page: int, version: str) -> tuple[bytes, int]:
@@ -57,7 +58,7 @@ def encode(data: list[bytes | None], page: int, version: str) -> tuple[bytes, in
     st.sampled_from([1, 64, 10_000]),
     st.sampled_from(["1.0", "2.0"]),
 )
-def test_every_value_is_found_in_any_pages(data, page, version):
+def test_all_values_are_found_in_any_page_layout(data, page, version):
     file, count = encode(data, page, version)
     chunk = pq.read_metadata(io.BytesIO(file)).row_group(0).column(1)
     offsets, lengths = pages.value_offsets(
@@ -79,16 +80,16 @@ def test_damaged_pages_are_errors():
     place = file.index(b"\x03\0\0\0abc")
     with pytest.raises(DataError, match="do not add up"):
         find(file[:place] + b"\x04" + file[place + 1 :])
-    with pytest.raises(DataError, match="3 images instead of 4"):
+    with pytest.raises(DataError, match="expected 4 images in its pages, got 3"):
         find(file, count=4)
-    with pytest.raises(DataError, match="does not end"):
+    with pytest.raises(DataError, match="past the end"):
         find(file, size=size - 1)
     with pytest.raises(DataError, match="header is damaged"):
         find(file[:start] + bytes(10) + file[start + 10 :])
 
 
-def test_rows_are_what_pyarrow_reads(plain):
-    rows = read_all(plain, Form.of(plain, proprio=True))
+def test_rows_equal_those_of_pyarrow(plain):
+    rows = read_all(plain, SampleFormat.of(plain, proprio=True))
     expected = mixtures.shard_rows(plain, "train")
     assert len(plain.shards("train")) > 3
     assert list(rows.sample_id) == [r["sample_id"] for r in expected]
@@ -109,8 +110,8 @@ def test_rows_are_what_pyarrow_reads(plain):
     assert (rows.proprio[:, ~moving] == 0).all()
 
 
-def test_a_shorter_chunk_is_the_beginning_of_the_longer(plain):
-    long, short = read_all(plain, Form.of(plain)), read_all(plain, Form.of(plain, chunk=1))
+def test_a_shorter_chunk_is_the_start_of_a_longer_one(plain):
+    long, short = read_all(plain, SampleFormat.of(plain)), read_all(plain, SampleFormat.of(plain, chunk=1))
     assert np.array_equal(short.actions, long.actions[:, :, :1])
     assert long.proprio.shape == (len(long.position), 0)
 
@@ -121,12 +122,12 @@ def windows(index, tmp_path_factory):
     return mixtures.build(index, tmp_path_factory.mktemp("windows") / "out", text)
 
 
-def test_a_window_lines_up_with_single_steps(index, windows, tmp_path):
+def test_a_window_matches_single_steps(index, windows, tmp_path):
     """Frames, actions and masks of each observation are those of its own step, in both cameras."""
     single = mixtures.build(index, tmp_path / "out", "validation: 0\nimage: {cameras: [primary, secondary]}")
     steps = {r["sample_id"]: r for r in mixtures.shard_rows(single, "train")}
-    form = Form.of(windows, cameras=["secondary", "primary"])
-    rows = read_all(windows, form)
+    sample_format = SampleFormat.of(windows, cameras=["secondary", "primary"])
+    rows = read_all(windows, sample_format)
     assert rows.images.shape[1:3] == (4, 2)
     assert not rows.observation_mask.all()
     for i, name in enumerate(rows.sample_id):
@@ -145,43 +146,50 @@ def test_a_window_lines_up_with_single_steps(index, windows, tmp_path):
                     assert np.array_equal(rows.bins[i, w, k], there["bins"][0])
 
 
-def test_a_shorter_window_is_the_end_of_the_longer(windows):
-    long, short = read_all(windows, Form.of(windows)), read_all(windows, Form.of(windows, window=2, chunk=1))
+def test_a_shorter_window_is_the_end_of_a_longer_one(windows):
+    long, short = (
+        read_all(windows, SampleFormat.of(windows)),
+        read_all(windows, SampleFormat.of(windows, window=2, chunk=1)),
+    )
     assert np.array_equal(short.images, long.images[:, 2:])
     assert np.array_equal(short.actions, long.actions[:, 2:, :1])
     assert np.array_equal(short.observation_mask, long.observation_mask[:, 2:])
 
 
-def test_what_the_mixture_lacks_is_refused(plain):
+def test_unavailable_cameras_windows_and_chunks_are_refused(plain):
     with pytest.raises(ConfigError, match=r"no 'wrist'.*primary"):
-        Form.of(plain, cameras=["wrist"])
-    with pytest.raises(ConfigError, match=r"chunk: 8 asked for, but .* hold 3"):
-        Form.of(plain, chunk=8)
-    with pytest.raises(ConfigError, match="window: 2"):
-        Form.of(plain, window=2)
+        SampleFormat.of(plain, cameras=["wrist"])
+    with pytest.raises(ConfigError, match=r"chunk: expected 1 to 3, .* got 8"):
+        SampleFormat.of(plain, chunk=8)
+    with pytest.raises(ConfigError, match=r"window: expected 1 to 1, .* got 2"):
+        SampleFormat.of(plain, window=2)
 
 
-def test_a_row_takes_the_bytes_that_the_docs_tell(plain, windows):
-    for form, expected in (
-        (Form.of(plain, chunk=1), 36 + 1 + 16 + 4),
-        (Form.of(windows, proprio=True), 36 * 5 + 4 + 4 * windows.statistics["bridge_orig"].proprio.width + 16 * 8 + 4),
+def test_a_row_has_the_documented_size(plain, windows):
+    width = windows.statistics["bridge_orig"].proprio.width
+    for sample_format, expected in (
+        (SampleFormat.of(plain, chunk=1), 36 + 1 + 16 + 4),
+        (
+            SampleFormat.of(windows, proprio=True),
+            36 * 5 + 4 + 4 * width + 16 * 8 + 4,
+        ),
     ):
-        assert form.record.itemsize == expected  # and 8 for the reference to the instruction
+        assert sample_format.record.itemsize == expected  # plus 8 bytes for the reference to the instruction
 
 
-def test_shards_of_another_form_are_refused(plain):
-    form = dataclasses.replace(Form.of(plain), stored_chunk=5)
-    with pytest.raises(DataError, match=r"train-00\d+.*hold 3 entries of 'action' instead of 5.*run tokenize again"):
-        read_all(plain, form)
+def test_shards_with_another_chunk_are_refused(plain):
+    sample_format = dataclasses.replace(SampleFormat.of(plain), stored_chunk=5)
+    with pytest.raises(DataError, match=r"train-00\d+.*expected 5 entries of 'action' per row, got 3"):
+        read_all(plain, sample_format)
 
 
-def test_rows_that_no_longer_fit_in_memory_are_read_again(plain):
-    form = Form.of(plain)
-    source = LocalRows(plain, split_shards(plain, "train"), form, memory=1)
+def test_rows_dropped_from_memory_are_read_again(plain):
+    sample_format = SampleFormat.of(plain)
+    source = LocalRows(plain, split_shards(plain, "train"), sample_format, memory=1)
     everything = np.arange(len(source))
     for order in (everything, everything[::-1]):
-        rows = assemble(order, source.claim(order)(), form, 16, 0)
-        assert np.array_equal(rows.actions, read_all(plain, form).actions[order])
+        rows = assemble(order, source.claim(order)(), sample_format, 16, 0)
+        assert np.array_equal(rows.actions, read_all(plain, sample_format).actions[order])
 
 
 def copy(mixture: MixtureFolder, out: Path) -> MixtureFolder:
@@ -191,35 +199,35 @@ def copy(mixture: MixtureFolder, out: Path) -> MixtureFolder:
     return MixtureFolder.open(str(out))
 
 
-def test_a_shard_of_another_size_is_named(plain, tmp_path):
+def test_a_shard_of_another_size_is_refused(plain, tmp_path):
     mixture = copy(plain, tmp_path / "out")
     name = mixture.shards("train")[1]
     path = tmp_path / "out" / name
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(DataError, match=rf"{name}: has \d+ bytes, the manifest says \d+"):
-        read_all(mixture, Form.of(mixture))
+    with pytest.raises(DataError, match=rf"{name}: \d+ bytes, but the manifest lists \d+"):
+        read_all(mixture, SampleFormat.of(mixture))
     path.unlink()
     with pytest.raises(DataError, match=rf"{name}: no such file"):
-        read_all(mixture, Form.of(mixture))
+        read_all(mixture, SampleFormat.of(mixture))
 
 
-def test_a_damaged_footer_or_image_is_named(plain, tmp_path):
+def test_a_damaged_footer_or_image_is_reported(plain, tmp_path):
     mixture = copy(plain, tmp_path / "out")
     name = next(n for n in mixture.shards("train") if mixture.manifest["outputs"][n]["rows"] > 2)
     path = tmp_path / "out" / name
     good = path.read_bytes()
     path.write_bytes(good[:-20] + bytes(20))
     with pytest.raises(DataError, match=rf"{name}: its footer is damaged"):
-        read_all(mixture, Form.of(mixture))
+        read_all(mixture, SampleFormat.of(mixture))
     row = pq.read_table(plain.folder.path(name)).to_pylist()[2]
     jpeg = row["image_primary"]["bytes"]
     assert good.count(jpeg) == 1
     path.write_bytes(good.replace(jpeg, jpeg[:-60] + bytes(60)))
-    with pytest.raises(DataError, match=rf"{name}: row 2 \({row['sample_id']}\).*does not decode"):
-        read_all(mixture, Form.of(mixture))
+    with pytest.raises(DataError, match=rf"{name}: row 2 \({row['sample_id']}\).*cannot decode"):
+        read_all(mixture, SampleFormat.of(mixture))
 
 
-def test_pictures_of_another_size_or_kind_are_resized_and_converted():
+def test_images_of_another_size_or_mode_are_converted():
     grey = Image.fromarray(np.arange(48 * 32, dtype=np.uint8).reshape(32, 48))
     expected = np.asarray(grey.convert("RGB").resize((16, 16), Image.Resampling.BICUBIC))
     for kind, close in (("PNG", 0), ("JPEG", 30)):
@@ -228,14 +236,14 @@ def test_pictures_of_another_size_or_kind_are_resized_and_converted():
         decode_into(memoryview(sink.getvalue()), out)
         assert np.abs(out.astype(int) - expected).max() <= close
     for broken in (b"", b"nonsense", b"\xff\xd8\xff\xe0"):
-        with pytest.raises(ValueError):  # noqa: PT011 (the decoders' own words)
+        with pytest.raises(ValueError):  # noqa: PT011 (messages of the decoders)
             decode_into(broken, np.zeros((16, 16, 3), np.uint8))
 
 
-def test_proprio_is_scaled_to_its_bounds_and_padded():
+def test_proprio_is_normalized_and_padded():
     summary = summarize(np.float32([[0, 5, 1], [10, 5, 3]]), 0.0, 1.0)[0]
     assert isinstance(summary, ActionSummary)
     found = normalize_proprio([[0, 5, 2], [10, 5, 9], [-3, 6, 1]], summary, 5)
     assert np.allclose(found, [[-1, 0, 0, 0, 0], [1, 0, 1, 0, 0], [-1, 0, -1, 0, 0]], atol=1e-6)
-    with pytest.raises(DataError, match="2 numbers"):
+    with pytest.raises(DataError, match="got 2"):
         normalize_proprio([0, 1], summary, 5)

@@ -1,5 +1,6 @@
-"""Shards in an object store: an order that is a pure function, and reads of what a process needs."""
+"""Shards in an object store: a deterministic order, and few reads per process."""
 
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 
 from oxe_curate.storage import Folder
 from oxe_curate.train.data import stream
-from oxe_curate.train.data.stream import StreamOrder, lanes
+from oxe_curate.train.data.stream_order import StreamOrder, lanes
 from tests import s3
 from tests.train import mixtures
 
@@ -16,7 +17,7 @@ SIZES = np.array([256] * 60 + [100, 17, 256, 1, 256, 90])
 
 
 @pytest.mark.parametrize("count", [1, 8, 16])
-def test_an_epoch_holds_every_row_once(count):
+def test_an_epoch_has_every_row_once(count):
     order = StreamOrder(3, SIZES, count, 512)
     n = int(SIZES.sum())
     first, second = order.rows(np.arange(2 * n)).reshape(2, n)
@@ -26,7 +27,7 @@ def test_an_epoch_holds_every_row_once(count):
     assert (StreamOrder(4, SIZES, count, 512).rows(np.arange(n)) == first).mean() < 0.01
 
 
-def test_any_position_at_once():
+def test_positions_can_be_computed_in_any_order():
     whole = StreamOrder(3, SIZES, 16, 512).rows(np.arange(5000))
     assert np.array_equal(StreamOrder(3, SIZES, 16, 512).rows(np.array([4321, 7])), whole[[4321, 7]])
 
@@ -46,7 +47,7 @@ def test_lanes_divide_the_global_batch():
 
 
 @pytest.mark.parametrize(("world", "batch", "accumulation"), [(1, 16, 1), (2, 8, 1), (4, 2, 2), (8, 2, 1)])
-def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accumulation):
+def test_a_step_has_the_same_samples_for_any_division(world, batch, accumulation):
     order = StreamOrder(0, SIZES, 16, 512)
     n = order.n
     for step in (0, 1, n // 16, n // 16 + 1):  # the third crosses into the next epoch
@@ -58,8 +59,8 @@ def test_a_step_holds_the_same_samples_however_it_is_divided(world, batch, accum
         assert np.array_equal(np.sort(np.concatenate(parts)), 32 + step * 16 + np.arange(16))
 
 
-def test_processes_read_what_they_use():
-    """Between them, four processes touch hardly more row groups than there are."""
+def test_processes_read_few_shared_row_groups():
+    """Four processes together read hardly more row groups than there are."""
     order = StreamOrder(0, np.full(400, 256), 16, 512)
     touched = []
     for rank in range(4):
@@ -77,7 +78,7 @@ def store():
 
 @pytest.fixture(scope="module")
 def both(store, tmp_path_factory):
-    """The same mixture, windows and texts included, on disk and in the store."""
+    """The same mixture, with windows and texts, on disk and in the store."""
     from oxe_curate.tokenize.folder import MixtureFolder
 
     root = tmp_path_factory.mktemp("both")
@@ -116,12 +117,12 @@ def rows_by_id(loader):
     return found, questions
 
 
-def test_the_store_gives_what_the_disk_gives(both):
+def test_store_and_disk_give_the_same_rows(both):
     local, remote = (rows_by_id(load(mixture)) for mixture in both)
-    for here, there in zip(local, remote, strict=True):
-        assert set(here) == set(there)
-        for name, values in here.items():
-            for a, b in zip(values, there[name], strict=True):
+    for ours, theirs in zip(local, remote, strict=True):
+        assert set(ours) == set(theirs)
+        for name, values in ours.items():
+            for a, b in zip(values, theirs[name], strict=True):
                 assert np.array_equal(a, b)
     assert len(local[1]) == 20
 
@@ -135,7 +136,7 @@ def ids(batches):
 
 
 @pytest.mark.parametrize(("world", "batch"), [(2, 2), (1, 4), (4, 1)])
-def test_a_run_resumes_on_another_division(both, world, batch):
+def test_a_run_resumes_with_another_division(both, world, batch):
     _, remote = both
     whole = [ids([b]) for b in load(remote, steps=9)]
     parts = [list(load(remote, world=world, rank=rank, batch_size=batch, start=12, steps=6)) for rank in range(world)]
@@ -162,7 +163,23 @@ def test_a_row_group_is_read_once_and_dropped_after_use(both, monkeypatch):
     assert all(block() is None for _, block in fetched)
 
 
-def test_a_store_that_stumbles_is_asked_again(both, monkeypatch):
+def test_the_last_batches_wait_for_slow_reads(both, monkeypatch):
+    """The end of the plan must not cancel reads of batches that were not used yet."""
+    _, remote = both
+    rows = load(remote)._rows
+    fetch = stream.RemoteRows._fetch
+
+    def slow(self, group):
+        time.sleep(0.05)
+        return fetch(self, group)
+
+    monkeypatch.setattr(stream, "_READERS", 1)
+    monkeypatch.setattr(stream.RemoteRows, "_fetch", slow)
+    claims = list(rows.batches(iter(np.arange(len(rows)).reshape(-1, 1))))
+    assert len([claim()[0] for claim in claims]) == len(rows)
+
+
+def test_failed_reads_are_retried(both, monkeypatch):
     from oxe_curate.errors import StorageError
 
     _, remote = both
@@ -171,13 +188,13 @@ def test_a_store_that_stumbles_is_asked_again(both, monkeypatch):
     failures = []
     read = stream.pq.ParquetFile.read_row_group
 
-    def stumble(self, group, *args, **options):
+    def failing(self, group, *args, **options):
         if len(failures) < limit:
             failures.append(group)
             raise OSError("AWS Error NETWORK_CONNECTION")
         return read(self, group, *args, **options)
 
-    monkeypatch.setattr(stream.pq.ParquetFile, "read_row_group", stumble)
+    monkeypatch.setattr(stream.pq.ParquetFile, "read_row_group", failing)
     limit = 2
     assert ids(load(remote)) == whole
     limit = 10**6
@@ -196,14 +213,14 @@ def test_validation_and_episodes_from_the_store(both):
     some = ValidationLoader(remote, lambda rows: {"rows": rows}, image_size=16, batch_size=4, count=6, workers=1)
     first = [r["sample_id"] for r in mixtures.shard_rows(local, "validation")][:6]
     assert [name for batch in some for name in batch["rows"].sample_id] == first  # in the shards' order, in any release
-    here, there = EpisodeReader(local, image_size=16), EpisodeReader(remote, image_size=16)
-    assert here.ids == there.ids
-    for name, rows in here:
-        assert np.array_equal(rows.images, there.read(name).images)
-        assert list(there.read(name).sample_id) == list(rows.sample_id)
+    ours, theirs = EpisodeReader(local, image_size=16), EpisodeReader(remote, image_size=16)
+    assert ours.ids == theirs.ids
+    for name, rows in ours:
+        assert np.array_equal(rows.images, theirs.read(name).images)
+        assert list(theirs.read(name).sample_id) == list(rows.sample_id)
 
 
-def test_a_damaged_shard_is_named(both, store):
+def test_a_damaged_shard_is_reported(both, store):
     from oxe_curate.errors import DataError, StorageError
 
     _, remote = both
@@ -214,7 +231,7 @@ def test_a_damaged_shard_is_named(both, store):
         with pytest.raises(DataError, match=f"{name}: its footer is damaged"):
             load(remote)
         store.publish_bytes(name, good + b"x")
-        with pytest.raises(DataError, match=f"{name}: has .* bytes"):
+        with pytest.raises(DataError, match=f"{name}: .* bytes, but the manifest lists"):
             load(remote)
         start = good.index(b"\xff\xd8\xff")
         store.publish_bytes(name, good[: start + 100] + bytes(300) + good[start + 400 :])

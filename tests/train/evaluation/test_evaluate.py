@@ -17,10 +17,9 @@ from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.evaluation import curves
-from oxe_curate.train.evaluation import page as evaluation_page
 from oxe_curate.train.evaluation.evaluate import choose_episodes, evaluate_run
-from oxe_curate.train.evaluation.page import Drawn
-from oxe_curate.train.evaluation.predict_episode import batched, through
+from oxe_curate.train.evaluation.page import Drawn, evaluation_page
+from oxe_curate.train.evaluation.predict_episode import predict_batches, predict_in_order
 from oxe_curate.train.evaluation.scores import Scores, score, together
 from oxe_curate.train.loop import saved
 from oxe_curate.train.models import base as family
@@ -49,16 +48,16 @@ def test_errors_are_in_metres_and_degrees():
     assert found.constant_l1 == (0,) * 7  # the mean action is 0, and so is the data
 
 
-def test_a_token_is_right_when_it_decodes_to_the_same_value():
+def test_a_token_is_correct_if_it_decodes_to_the_same_value():
     width = 2 / 255
     target = np.array([[0.1, 0.1, 0.1, 0.1, 1.0, -1.0, 1.0]])
-    inside = BINS.decode(BINS.encode(target))  # what a model that says the right tokens does
+    inside = BINS.decode(BINS.encode(target))  # predictions with the correct tokens
     assert scored(inside, target).token_accuracy == 1  # also of 1.0, whose bin decodes as the one below
-    beside = inside + np.array([[width, 0, 0, 0, 0, 0, 0]])
-    assert scored(beside, target).token_accuracies == (0, 1, 1, 1, 1, 1, 1)
+    off = inside + np.array([[width, 0, 0, 0, 0, 0, 0]])
+    assert scored(off, target).token_accuracies == (0, 1, 1, 1, 1, 1, 1)
 
 
-def test_the_gripper_is_judged_by_its_side():
+def test_gripper_accuracy_compares_sides():
     target = np.zeros((4, 7))
     target[:, 6] = [0, 0, 1, 1]
     predicted = np.zeros((4, 7))
@@ -67,7 +66,7 @@ def test_the_gripper_is_judged_by_its_side():
     assert scored(predicted, target).constant_gripper_accuracy == 0.5  # the mean is closed, half the steps are not
 
 
-def test_a_gripper_that_never_moves_is_not_judged():
+def test_a_gripper_that_never_moves_has_no_accuracy():
     entry = toy.statistics("a")["a"]
     for key in ("min", "max", "mean"):
         entry["action"][key][6] = 1.0
@@ -76,7 +75,7 @@ def test_a_gripper_that_never_moves_is_not_judged():
     assert found.constant_l1[6] == 0  # the data holds 0 there
 
 
-def test_a_chunk_counts_what_the_episode_still_has():
+def test_chunk_errors_stop_at_the_end_of_the_episode():
     target = np.zeros((2, 2, 7), np.float32)
     predicted = target.copy()
     predicted[:, 1] = 1.0
@@ -86,7 +85,7 @@ def test_a_chunk_counts_what_the_episode_still_has():
     np.testing.assert_allclose([whole.chunk_l1[0], cut.chunk_l1[0]], [0.05, 0.1 / 3])
 
 
-def test_data_sets_weigh_by_their_steps():
+def test_data_sets_are_weighted_by_steps():
     one = replace(scored(np.zeros((1, 7)), np.zeros((1, 7))), gripper_accuracy=None)
     three = scored(np.full((3, 7), 0.4), np.zeros((3, 7)))
     found = together({"a": one, "b": three})
@@ -99,50 +98,53 @@ def test_data_sets_weigh_by_their_steps():
 # ── curves and page ──
 
 
-def path(svg, kind):
-    return re.search(rf'class="curve {kind}" d="([^"]*)"', svg)[1]
-
-
-def test_a_curve_is_broken_where_steps_are_missing():
+def test_a_curve_is_interrupted_at_missing_steps():
     steps = np.array([0, 1, 2, 5, 6])
-    svg = curves.chart("x", "m", steps, np.zeros(5), np.array([0, 1, np.nan, 1, 0.5]))
-    assert re.findall("[ML]", path(svg, "true")) == ["M", "L", "L", "M", "L"]
-    assert re.findall("[ML]", path(svg, "predicted")) == ["M", "L", "M", "L"]
+    found = curves.chart("x", "m", steps, np.zeros(5), np.array([0, 1, np.nan, 1, 0.5]))
+    assert re.findall("[ML]", found.target) == ["M", "L", "L", "M", "L"]
+    assert re.findall("[ML]", found.predicted) == ["M", "L", "M", "L"]
 
 
 def test_a_gripper_is_drawn_as_stairs():
-    svg = curves.chart("gripper", "", np.arange(3), np.array([0, 1, 1.0]), np.array([0, 0, 1.0]), held=True)
-    assert re.findall("[A-Z]", path(svg, "true")) == ["M", "H", "V", "H", "V"]
+    found = curves.chart("gripper", "", np.arange(3), np.array([0, 1, 1.0]), np.array([0, 0, 1.0]), stairs=True)
+    assert re.findall("[A-Z]", found.target) == ["M", "H", "V", "H", "V"]
 
 
 def test_curves_are_drawn_to_scale():
-    svg = curves.chart("x", "m", np.arange(3), np.array([0, 1, 2.0]), np.array([2.0, 2.0, 2.0]))
-    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", path(svg, "true"))]
+    found = curves.chart("x", "m", np.arange(3), np.array([0, 1, 2.0]), np.array([2.0, 2.0, 2.0]))
+    heights = [float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", found.target)]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.11)
-    assert heights[2] == float(re.search(r"M[\d.]+ ([\d.]+)", path(svg, "predicted"))[1])
-    assert "mean error 1 m over 3 steps" in svg
+    assert heights[2] == float(re.search(r"M[\d.]+ ([\d.]+)", found.predicted)[1])
+    assert (found.error, found.unit, found.steps) == ("1", "m", 3)
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -1e-9])
-def test_a_flat_curve_of_one_step_has_a_place(value):
-    svg = curves.chart("x", "m", np.array([7]), np.array([value]), np.array([value]))
-    assert "nan" not in svg
-    assert "inf" not in svg
+def test_a_constant_curve_of_one_step_can_be_drawn(value):
+    found = curves.chart("x", "m", np.array([7]), np.array([value]), np.array([value]))
+    assert "nan" not in repr(found)
+    assert "inf" not in repr(found)
 
 
-def test_a_page_asks_for_nothing_and_escapes_everything():
+def test_a_page_makes_no_request_and_escapes_every_text():
     part = scored(np.full((3, 7), 0.4), np.zeros((3, 7)))
+    attack = """<script>alert("1")</script>' onerror='x"""
     drawn = Drawn(
-        "<data>", "e/1", "lift <b>&", np.arange(3), np.zeros((3, 7)), np.ones((3, 7)), np.zeros((1, 8, 8, 3), np.uint8)
+        attack, f"e/{attack}", attack, np.arange(3), np.zeros((3, 7)), np.ones((3, 7)), np.zeros((1, 8, 8, 3), np.uint8)
     )
-    found = evaluation_page.page("<t>", {"a": "<v>"}, {"<data>": part}, part, [drawn], ["<note>"])
-    assert not re.search(r"<(b|t|v|data|note)>", found.split("<body>")[1].replace("<b>0", "").replace('"tile"><b>', ""))
-    assert "lift &lt;b&gt;&amp;" in found
+    found = evaluation_page(attack, {attack: attack}, {attack: part, "b": part}, part, [drawn], [attack])
+    escaped = "&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&#39; onerror=&#39;x"
+    assert "<script" not in found
+    assert "' onerror='" not in found
+    assert found.count(escaped) == 10  # title and heading, fact twice, row, section, instruction, id, alt text, note
     assert "http" not in found.replace("http-equiv", "")
     assert 'class="num worse"' in found
+    assert found.count("<svg") == 7
+    assert "x: mean error 1 m over 3 steps" in found
+    assert 'href="#data-set-1"' in found
+    assert 'id="data-set-1"' in found
 
 
-# ── going through episodes ──
+# ── predicting episodes ──
 
 
 def rows_of(steps, window=1, chunk=1):
@@ -173,49 +175,49 @@ def reader(steps, **form):
 def test_batches_cover_an_episode_in_order(tmp_path):
     model, config = toy_model(tmp_path, chunk=2)
     steps = np.arange(10)
-    found = batched(model, config, reader(steps, chunk=2), steps, False, batch_size=4)
-    np.testing.assert_allclose(found.predicted[:, 0, 0], steps, atol=1e-4)  # the model says how red it is
+    found = predict_batches(model, config, reader(steps, chunk=2), steps, False, batch_size=4)
+    np.testing.assert_allclose(found.predicted[:, 0, 0], steps, atol=1e-4)  # the model's output is the red value
     np.testing.assert_allclose(found.target[:, :, 3] * 100, steps[:, None] + [0, 1], atol=1e-4)
     np.testing.assert_array_equal(found.frames[:, 0, 0, 0], [0, 3, 6, 9])
     assert found.instruction == "step 0"
 
 
-def test_the_middle_is_cut_in_batches_and_step_by_step(tmp_path):
+def test_the_center_crop_is_the_same_in_batches_and_step_by_step(tmp_path):
     model, config = toy_model(tmp_path)
     steps = np.arange(3)
     spot = rows_of(steps)
     spot.images[..., 0] = 200
     spot.images[:, :, :, 0] = 0  # a dark edge, of which the cut leaves a part
     for crop, red in ((False, 200 * 7 / 8), (True, (200 * 7 + 36) / 8)):
-        one = batched(model, config, lambda a, b: spot, steps, crop, 4).predicted
-        other = through(model, lambda a, b: spot, steps, crop).predicted
+        one = predict_batches(model, config, lambda a, b: spot, steps, crop, 4).predicted
+        other = predict_in_order(model, lambda a, b: spot, steps, crop).predicted
         np.testing.assert_allclose(one, other)
         np.testing.assert_allclose(one[:, 0, 0], red, atol=0.3)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_every_step_is_gone_through_whatever_the_stride(tmp_path, stride):
+def test_every_step_is_predicted_with_any_stride(tmp_path, stride):
     model, _ = toy_model(tmp_path, window=3)
     steps = np.arange(0, 10, stride)
-    found = through(model, reader(steps, window=3), steps, False, rows_at_once=2)
+    found = predict_in_order(model, reader(steps, window=3), steps, False, rows_at_once=2)
     times = np.arange(steps[-1] + 1)
     np.testing.assert_array_equal(found.steps, times)
     np.testing.assert_allclose(found.target[:, 0, 0] * 100, times, atol=1e-4)
-    # the toy says the mean red of its last three frames: 0, 0.5, 1, 2, 3 ...
+    # the toy's output is the mean red of its last three frames: 0, 0.5, 1, 2, 3 ...
     expected = [np.mean(times[max(t - 2, 0) : t + 1]) for t in times]
     np.testing.assert_allclose(found.predicted[:, 0, 0], expected, atol=1e-4)
     assert found.mask.all()
 
 
-def test_a_model_begins_anew_behind_a_gap(tmp_path):
+def test_the_controller_is_reset_after_a_gap(tmp_path):
     model, _ = toy_model(tmp_path, window=2)
     steps = np.array([0, 1, 8, 9])
-    found = through(model, reader(steps, window=2), steps, False)
+    found = predict_in_order(model, reader(steps, window=2), steps, False)
     np.testing.assert_array_equal(found.steps, [0, 1, 7, 8, 9])
     np.testing.assert_allclose(found.predicted[:, 0, 0], [0, 0.5, 7, 7.5, 8.5], atol=1e-4)
 
 
-def test_data_sets_take_turns():
+def test_episodes_are_chosen_from_data_sets_in_turn():
     chosen = choose_episodes({"a": ["a1", "a2", "a3"], "b": ["b1"]}, 3)
     assert [name for name, _ in chosen] == ["a", "a", "b"]
     assert chosen == choose_episodes({"a": ["a3", "a2", "a1"], "b": ["b1"]}, 3)
@@ -261,29 +263,29 @@ def test_a_run_is_evaluated_on_held_out_episodes(mixtures, tmp_path, toys):
     manifest = json.loads((mixtures / "plain" / "manifest.json").read_text())
     assert len(table) == result.whole.steps == sum(manifest["rows"]["validation"].values())
     assert read["episodes"] == {"bridge_dataset": table["episode_id"].n_unique()}
-    # the table and the scores say the same
+    # the table matches the scores
     error = (table["predicted_x"] - table["target_x"]).abs().mean()
     assert result.whole.l1[0] == pytest.approx(error, rel=1e-5)
-    # and the toy is what it says: gain 2 x scale 0.25 x red / 255, of the episode's own colour
+    # the toy's output: gain 2 x scale 0.25 x red / 255, the color of the episode
     seed = table["instruction"].cast(pl.String).str.extract(r"task (\d+)").cast(pl.Int32)
     np.testing.assert_allclose(table["predicted_gripper"], 0.5 * (seed * 20 % 256) / 255, atol=0.01)
     chunks = np.array(table["predicted_chunk"].to_list())
     np.testing.assert_allclose(chunks[:, 1, 6], 1.01 * chunks[:, 0, 6], rtol=1e-5)
 
 
-def test_targets_are_the_mixtures_actions(mixtures, tmp_path, toys):
+def test_targets_are_the_actions_of_the_mixture(mixtures, tmp_path, toys):
     result = evaluate_run(make(tmp_path, mixtures / "plain", chunk=2), progress=False)
     table = pl.read_parquet(result.folder / "predictions.parquet")
     shards = pl.concat(pl.read_parquet(p) for p in sorted((mixtures / "plain").glob("validation-*.parquet")))
     bounds = Bounds.from_json(json.loads((mixtures / "plain/dataset_statistics.json").read_text())["bridge_dataset"])
-    wanted = {(e, s): bounds.denormalize(np.array(a))[0] for e, s, a in
+    expected = {(e, s): bounds.denormalize(np.array(a))[0] for e, s, a in
               shards.select("episode_id", "step", "action").iter_rows()}  # fmt: skip
     for row in table.iter_rows(named=True):
         real = [row[f"target_{name}"] for name in ("x", "y", "z", "roll", "pitch", "yaw", "gripper")]
-        np.testing.assert_allclose(real, wanted[row["episode_id"], row["step"]], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(real, expected[row["episode_id"], row["step"]], rtol=1e-5, atol=1e-7)
 
 
-def test_a_windowed_model_goes_through_whole_episodes(mixtures, tmp_path, toys):
+def test_a_model_with_a_window_predicts_all_steps(mixtures, tmp_path, toys):
     result = evaluate_run(make(tmp_path, mixtures / "windows", window=3), progress=False)
     assert result.how == "controller"
     table = pl.read_parquet(result.folder / "predictions.parquet")
@@ -292,13 +294,27 @@ def test_a_windowed_model_goes_through_whole_episodes(mixtures, tmp_path, toys):
         np.testing.assert_array_equal(steps, np.arange(steps[-1] + 1))  # also those between the stride's
 
 
-def test_a_checkpoint_has_a_folder_of_its_own_and_episodes_are_bounded(mixtures, tmp_path, toys):
+def test_a_checkpoint_is_evaluated_in_its_own_folder(mixtures, tmp_path, toys):
     run = make(tmp_path, mixtures / "plain", chunk=2)
     result = evaluate_run(run, checkpoint=3, episodes=1, split="train", progress=False)
     assert result.folder == run / "evaluation" / "checkpoint-3"
     assert result.episodes == {"bridge_dataset": 1}
     table = pl.read_parquet(result.folder / "predictions.parquet")
     assert table["predicted_gripper"][0] == pytest.approx(2 * 0.75 * bridge_red(table) / 255, abs=0.02)
+
+
+def test_an_output_folder_that_belongs_to_something_else_is_refused(mixtures, tmp_path, toys):
+    run = make(tmp_path, mixtures / "plain", chunk=2)
+    for out, match in (
+        (tmp_path / "base", "is the base model"),
+        (mixtures / "plain" / "evaluation", "is inside the mixture"),
+        (run, "holds a training run"),
+        (mixtures / "index", "holds an episode index"),
+    ):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(ConfigError, match=f"--out .*: {match}"):
+            evaluate_run(run, out=out, progress=False)
+        assert sorted(out.rglob("*")) == before
 
 
 def bridge_red(table):
@@ -318,19 +334,19 @@ def test_another_mixture_is_refused(mixtures, tmp_path, toys):
     sha256 = saved.file_sha256(other / "dataset_statistics.json")
     manifest["outputs"]["dataset_statistics.json"]["sha256"] = sha256
     (other / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match="its statistics are not those"):
+    with pytest.raises(DataError, match="its statistics differ from those"):
         evaluate_run(run, data=str(other), progress=False)
 
 
-def test_no_held_out_episodes_and_no_mixture_are_told(mixtures, tmp_path, toys):
+def test_a_missing_split_or_mixture_is_refused(mixtures, tmp_path, toys):
     run = make(tmp_path, mixtures / "none")
-    with pytest.raises(ConfigError, match="'validation' holds no rows"):
+    with pytest.raises(ConfigError, match="'validation' has no rows"):
         evaluate_run(run, progress=False)
     with pytest.raises(ConfigError, match=r"manifest.json not found"):
         evaluate_run(run, data=str(tmp_path), progress=False)
 
 
-def test_a_diverged_model_is_told(mixtures, tmp_path, toys):
+def test_a_diverged_model_is_reported(mixtures, tmp_path, toys):
     run = make(tmp_path, mixtures / "plain", chunk=2)
     opened = saved.open_saved(run)
     model = toy.ToyFamily.restore(opened.config, opened.spec, opened.weights, torch.device("cpu"))

@@ -49,7 +49,7 @@ def act(folder, **load):
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_an_export_acts_as_its_run(run, tmp_path, merge):
+def test_an_export_acts_like_its_run(run, tmp_path, merge):
     out = export_run(run, tmp_path / "out", merge=merge)
     assert out == tmp_path / "out"
     np.testing.assert_allclose(act(out), act(run), rtol=1e-6)
@@ -60,7 +60,7 @@ def test_an_export_acts_as_its_run(run, tmp_path, merge):
     for name in held - {"README.md", "oxe_curate.json"}:
         assert (out / name).read_bytes() == (run / name).read_bytes()
     modes = {path.stat().st_mode for path in out.iterdir()}
-    assert len(modes) == 1  # nobody is locked out of a single file
+    assert len(modes) == 1  # all files are equally readable
 
 
 def test_a_checkpoint_is_exported(run, tmp_path):
@@ -69,17 +69,17 @@ def test_a_checkpoint_is_exported(run, tmp_path):
     assert json.loads((out / "oxe_curate.json").read_text())["checkpoint"] == 3
 
 
-def test_a_merged_folder_needs_no_base_and_tells_no_paths(run, tmp_path):
-    wanted = act(run)
+def test_a_merged_model_needs_no_base_and_contains_no_paths(run, tmp_path):
+    expected = act(run)
     out = export_run(run, tmp_path / "out", merge=True)
     shutil.rmtree(tmp_path / "base")
     shutil.rmtree(run)
-    np.testing.assert_allclose(act(out), wanted, rtol=1e-6)
+    np.testing.assert_allclose(act(out), expected, rtol=1e-6)
     for path in out.iterdir():
         assert str(tmp_path) not in path.read_bytes().decode("latin-1")
 
 
-def test_an_exported_adapter_finds_a_moved_base_and_can_be_merged(run, tmp_path):
+def test_an_exported_adapter_accepts_a_moved_base_and_can_be_merged(run, tmp_path):
     adapter = export_run(run, tmp_path / "adapter")
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match="--base"):
@@ -87,7 +87,7 @@ def test_an_exported_adapter_finds_a_moved_base_and_can_be_merged(run, tmp_path)
     np.testing.assert_allclose(act(adapter, base=tmp_path / "moved"), act(run, base=tmp_path / "moved"))
     whole = export_run(adapter, tmp_path / "whole", merge=True, base=tmp_path / "moved")
     np.testing.assert_allclose(act(whole), act(run, base=tmp_path / "moved"), rtol=1e-6)
-    with pytest.raises(ConfigError, match="is exported already"):
+    with pytest.raises(ConfigError, match="already exported"):
         export_run(adapter, tmp_path / "again", base=tmp_path / "moved")
     with pytest.raises(ConfigError, match="nothing to export"):
         export_run(whole, tmp_path / "again", merge=True)
@@ -97,7 +97,7 @@ def test_an_exported_adapter_finds_a_moved_base_and_can_be_merged(run, tmp_path)
 def test_a_changed_export_is_refused(run, tmp_path, name):
     out = export_run(run, tmp_path / "out", merge=True)
     (out / name).write_bytes((out / name).read_bytes() + b"\n")
-    with pytest.raises(DataError, match=f"{name}: is not the"):
+    with pytest.raises(DataError, match=f"{name}: differs from the"):
         Policy.load(out)
 
 
@@ -112,14 +112,14 @@ def test_changed_norm_stats_are_refused(run, tmp_path):
 def test_nothing_is_overwritten(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    export_run(run, out, merge=True)  # an empty folder is filled
-    with pytest.raises(ConfigError, match="holds something"):
+    export_run(run, out, merge=True)  # an empty folder is accepted
+    with pytest.raises(ConfigError, match=r"--out .*: is not empty"):
         export_run(run, out, merge=True)
     with pytest.raises(ConfigError, match="is a file"):
         export_run(run, run / "run.json")
 
 
-def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_files(run, tmp_path, monkeypatch):
     def full(self, folder, merge):
         (folder / "half").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_nothing(run, tmp_path, monkeypatch):
 # ── the card ──
 
 
-def test_the_card_says_what_how_and_how_well(run, tmp_path):
+def test_the_card_has_data_settings_and_results(run, tmp_path):
     entry = {"samples": 64, "l1": [0.01, 0.01, 0.01, np.pi / 180, 0.02, 0.02, 0.1]}
     past = [{"step": s, "samples": 64, "loss": 0.5 * s, "datasets": {"kuka": entry}} for s in (2, 3)]
     (run / "validation.json").write_text(json.dumps(past))
@@ -148,37 +148,50 @@ def test_the_card_says_what_how_and_how_well(run, tmp_path):
     assert "after step 2: loss 1." in text
     assert "| `kuka` | 64 | 0.01 | 0.01 | 0.01 | 1 | 1.15 | 1.15 | 0.1 |" in text  # radians to degrees
     assert 'Policy.load("my-model", unnorm_key="bridge_orig", base=' in text
-    assert "`bridge_orig`, `kuka`" in text.split("## Licence")[1]
+    assert "`bridge_orig`, `kuka`" in text.split("## License")[1]
     bare = (export_run(run, tmp_path / "bare", checkpoint=3) / "README.md").read_text()
     assert "after step 3: loss 1.5" in bare
 
 
-def test_the_card_offers_openvlas_own_code_only_where_it_works(run):
+def test_the_card_names_the_versions_that_openvlas_code_needs(run, monkeypatch):
+    from oxe_curate.train.export import model_card
+
+    monkeypatch.setattr(model_card, "upstream_obstacles", lambda *_: [])
+    text = model_card.model_card(open_saved(run), "m", True, {})
+    assert "transformers 4.40.1, tokenizers 0.19.1, timm 0.9.10 and torch 2.2" in text
+    assert "transformers 4.50 or newer" in text
+    assert "predict_action" in text
+
+
+def test_the_card_shows_openvlas_own_code_only_if_it_works(run):
     saved = open_saved(run)
     published = {"text_config": {"vocab_size": 32064}, "pad_to_multiple_of": 64}
     assert upstream_obstacles(saved, published) == []
-    for change, told in (
+    for change, message in (
         ({"cameras": ("primary", "wrist")}, "2 cameras"),
-        ({"proprio": 7}, "robot's state"),
+        ({"proprio": 7}, "robot state"),
         ({"chunk": 8}, "chunks of 8"),
-        ({"bins": "uniform"}, "true intervals"),
+        ({"bins": "uniform"}, "uniform bins"),
         ({"tokens": tuple(range(256))}, "not the last of the vocabulary"),
     ):
         other = replace(saved, spec=replace(saved.spec, **change))
-        assert told in "; ".join(upstream_obstacles(other, published))
-    for head, decoding, told in (("l1", "parallel", "continuous head"), ("tokens", "parallel", "in parallel")):
+        assert message in "; ".join(upstream_obstacles(other, published))
+    for head, decoding, message in (
+        ("l1", "parallel", "continuous action head"),
+        ("tokens", "parallel", "in parallel"),
+    ):
         openvla = replace(saved.config.openvla, head=head, decoding=decoding)
         other = replace(saved, config=replace(saved.config, openvla=openvla))
-        assert told in "; ".join(upstream_obstacles(other, published))
+        assert message in "; ".join(upstream_obstacles(other, published))
     assert "language model" in upstream_obstacles(saved, published | {"text_config": {"model_type": "qwen2"}})[-1]
 
 
-# ── the real thing, tiny ──
+# ── a tiny real model ──
 
 
 @pytest.fixture(scope="module")
 def bridge(shared, tmp_path_factory):
-    """A tiny OpenVLA and a mixture of the real Bridge shard, with pictures of its size."""
+    """A tiny OpenVLA and a mixture of the real Bridge shard, with images of its size."""
     from oxe_curate.train.models.openvla.synthetic import write_random_checkpoint
 
     root = tmp_path_factory.mktemp("bridge")
@@ -213,13 +226,13 @@ def test_from_shards_to_a_served_policy(bridge, adapter):
     np.testing.assert_array_equal(actions[0], actions[1])
     np.testing.assert_array_equal(actions[0], actions[2])
 
-    # what the table says is what the policy does
+    # the predictions equal those of the policy
     rows = pl.concat(pl.read_parquet(path) for path in sorted((bridge / "mixture").glob("validation-*.parquet")))
     shown = {(row["episode_id"], row["step"]): row for row in rows.iter_rows(named=True)}
-    for told in pl.read_parquet(result.folder / "predictions.parquet")[::5].iter_rows(named=True):
-        row = shown[told["episode_id"], told["step"]]
+    for predicted in pl.read_parquet(result.folder / "predictions.parquet")[::5].iter_rows(named=True):
+        row = shown[predicted["episode_id"], predicted["step"]]
         done = policies[0](Image.open(io.BytesIO(row["image_primary"]["bytes"])), row["instruction"])
-        np.testing.assert_allclose([told[f"predicted_{name}"] for name in NAMES], done, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose([predicted[f"predicted_{name}"] for name in NAMES], done, rtol=1e-5, atol=1e-7)
     config_json = json.loads((whole / "config.json").read_text())
     assert config_json["norm_stats"] == json.loads((bridge / "mixture" / "dataset_statistics.json").read_text())
 
@@ -236,7 +249,7 @@ def layers(policy, kind):
     return [name for name, module in policy._model.net.named_modules() if type(module).__name__ == kind]
 
 
-def test_a_policy_with_a_memory_from_shards_to_http(bridge, tmp_path):
+def test_from_shards_to_a_served_policy_with_a_window(bridge, tmp_path):
     from oxe_curate.train.config import FlamingoConfig
     from oxe_curate.train.loop.run import run_training
     from tests.train.models.roboflamingo.bases import write_base

@@ -1,4 +1,4 @@
-"""What a forecast says; that measuring leaves no trace is tested in test_run.py."""
+"""The text of a forecast; test_run.py tests that measuring has no side effects."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from oxe_curate.train.loop.forecast import Forecast, _duration, _numbers
 
 
-def told(**values: object) -> Forecast:
+def made(**values: object) -> Forecast:
     datasets = {
         "bridge_orig": {"rows": 6000, "samples": 12000, "passes": 1.5},
         "web": {"rows": 2000, "samples": 4000, "passes": 2},
@@ -24,21 +24,21 @@ def told(**values: object) -> Forecast:
     return Forecast(**{**usual, **values})
 
 
-def test_lines_tell_steps_epochs_hours_and_memory() -> None:
-    assert told().lines() == [
+def test_lines_show_steps_epochs_hours_and_memory() -> None:
+    assert made().lines() == [
         "1,000 steps of 16 samples: 2 epochs of 8,000 rows",
-        "12,345 of 1,000,000 weights are trained (1.23 %)",
-        "  bridge_orig  6,000 rows, 12,000 of the samples, each step 1.5 times",
-        "  web          2,000 rows,  4,000 of the samples, each step 2 times",
+        "12,345 of 1,000,000 weights trained (1.23 %)",
+        "  bridge_orig  6,000 rows, 12,000 samples, each step 1.5 times",
+        "  web          2,000 rows,  4,000 samples, each step 2 times",
         "7 minutes on a GPU at 40.0 samples/s (measured)",
-        "GPU memory: 9.0 GiB at most, of 12.0 GiB",
-        "a checkpoint takes 512 MiB; 100.0 GiB are free",
+        "GPU memory: peak 9.0 of 12.0 GiB",
+        "checkpoint size: 512 MiB; free disk space: 100.0 GiB",
     ]
 
 
-def test_a_continuation_says_what_is_left_and_a_cpu_has_no_memory_line() -> None:
-    lines = told(left=400, peak_gib=None, memory_gib=None, notes=("look out",)).lines()
-    assert lines[0] == "1,000 steps of 16 samples, 400 to go: 2 epochs of 8,000 rows"
+def test_a_resumed_run_shows_remaining_steps_and_a_cpu_no_memory() -> None:
+    lines = made(left=400, peak_gib=None, memory_gib=None, notes=("look out",)).lines()
+    assert lines[0] == "1,000 steps of 16 samples, 400 remaining: 2 epochs of 8,000 rows"
     assert not any("GPU memory" in line for line in lines)
     assert lines[-1] == "note: look out"
 
@@ -51,7 +51,7 @@ def test_durations_are_readable(hours: float, text: str) -> None:
     assert _duration(hours) == text
 
 
-def test_weights_packed_two_to_a_byte_are_counted_as_weights() -> None:
+def test_packed_weights_are_counted_individually() -> None:
     packed = SimpleNamespace(quant_state=SimpleNamespace(shape=torch.Size([4, 6])), numel=lambda: 12)
     assert _numbers(packed) == 24
     assert _numbers(torch.zeros(3, 5)) == 15

@@ -1,4 +1,4 @@
-"""From shards to an adapter, on the real Bridge data and a tiny OpenVLA of random weights."""
+"""Training runs from shards to an adapter, on real Bridge data and a tiny OpenVLA with random weights."""
 
 import errno
 import json
@@ -22,8 +22,9 @@ from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError,
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.loop import forecast, memory, run_folder
+from oxe_curate.train.loop import forecast, memory
 from oxe_curate.train.loop.progress_log import Log
+from oxe_curate.train.loop.resume import locked
 from oxe_curate.train.loop.run import StoppedError, run_training
 from oxe_curate.train.loop.source import MixtureSource
 from oxe_curate.train.loop.trainer import FamilyTrainer
@@ -31,6 +32,7 @@ from oxe_curate.train.loop.validate import HeldOut, validate
 from oxe_curate.train.models.adapter_files import read_tensors
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.family import OpenVLAFamily
+from oxe_curate.train.run_folder import RunFolder
 from tests import ROOT
 from tests.train import mixtures
 from tests.train.toy import ALONE
@@ -73,7 +75,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_run_folder_holds_what_a_policy_needs(world: Path, finished: Path) -> None:
+def test_the_run_folder_has_all_files_for_a_policy(world: Path, finished: Path) -> None:
     names = {p.name for p in finished.iterdir() if not p.name.startswith(".")}
     assert names == {
         "config.yaml", "run.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml", "adapter",
@@ -89,45 +91,45 @@ def test_the_run_folder_holds_what_a_policy_needs(world: Path, finished: Path) -
 
 
 def test_the_loss_falls_on_real_data(finished: Path) -> None:
-    told = losses(finished)
-    assert len(told) == 16
-    assert np.mean(told[-3:]) < told[0] - 0.1
+    found = losses(finished)
+    assert len(found) == 16
+    assert np.mean(found[-3:]) < found[0] - 0.1
     (entry,) = json.loads((finished / "validation.json").read_text())
     held = entry["datasets"]["bridge_orig"]
     assert entry["samples"] == held["samples"] == 8
     assert len(held["l1"]) == 7
-    assert entry["loss"] < told[0]
+    assert entry["loss"] < found[0]
 
 
-def test_resume_through_the_door_is_exact(world: Path, finished: Path, tmp_path: Path) -> None:
+def test_resume_is_exact(world: Path, finished: Path, tmp_path: Path) -> None:
     config = settings(world, tmp_path / "run", steps=8, save_every=4, keep=9, augment=True)
     train(config)
-    with pytest.raises(ConfigError, match=r"holds a run of 8 steps. Go on with --resume"):
+    with pytest.raises(ConfigError, match=r"holds a run of 8 steps\. Add --resume"):
         train(config)
-    with pytest.raises(ConfigError, match=r"learning_rate: was 0.005, now is 0.1"):
+    with pytest.raises(ConfigError, match=r"learning_rate: was 0.005, is now 0.1"):
         train(replace(config, learning_rate=0.1), resume=True)
-    with pytest.raises(ConfigError, match="has done 8 steps already; 6 are asked for"):
+    with pytest.raises(ConfigError, match="8 steps are done already, more than the 6 of this run"):
         train(replace(config, steps=6), resume=True)
-    assert train(config, resume=True).forecast is None  # nothing is left to do
+    assert train(config, resume=True).forecast is None  # already finished
     result = train(replace(config, steps=16, batch_size=4, accumulation=2, workers=2), resume=True)
     assert result.forecast.left == 8
-    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-5)  # other divisions of a batch round so
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished), rel=1e-5)  # the order of additions differs
     whole = train(replace(config, run=str(tmp_path / "exact")))
     train(replace(config, run=str(tmp_path / "exact"), steps=16), resume=True)
     assert whole.steps == 8
     assert losses(tmp_path / "exact") == losses(finished)
 
 
-def test_a_damaged_checkpoint_is_told_and_passed_over(
+def test_a_damaged_checkpoint_is_reported_and_skipped(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(world, tmp_path / "run", save_every=2, eval_samples=0)
     train(config)
     (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
     run_training(replace(config, steps=6), resume=True, progress=True, device="cpu")
-    told = capsys.readouterr().err
-    assert "checkpoint-4 is damaged: going on from checkpoint-2" in told
-    assert "6 steps of 8 samples, 4 to go" in told
+    shown = capsys.readouterr().err
+    assert "checkpoint-4 is damaged; continuing from checkpoint-2" in shown
+    assert "6 steps of 8 samples, 4 remaining" in shown
     (tmp_path / "run" / "checkpoint-6" / "optimizer.pt").write_bytes(b"")
     (tmp_path / "run" / "checkpoint-4" / "optimizer.pt").write_bytes(b"")
     with pytest.raises(DataError, match=r"checkpoints \(4, 6\) are damaged"):
@@ -172,13 +174,13 @@ class Repeated:
     ],
     ids=["qlora", "int8", "sandwich", "checkpointing", "bf16", "l1"],
 )
-def test_every_way_of_training_runs_and_learns(values: dict[str, Any], world: Path, tmp_path: Path) -> None:
+def test_every_kind_of_training_learns_and_resumes(values: dict[str, Any], world: Path, tmp_path: Path) -> None:
     if values.get("adapter") in ("qlora", "int8"):
         pytest.importorskip("bitsandbytes")
     config = settings(world, tmp_path / "run", **{"steps": 8, "eval_samples": 4, **values})
     train(config)
-    told = losses(tmp_path / "run")
-    assert np.mean(told[-2:]) < told[0]
+    found = losses(tmp_path / "run")
+    assert np.mean(found[-2:]) < found[0]
     train(replace(config, steps=10), resume=True)
     assert len(losses(tmp_path / "run")) == 10
 
@@ -202,21 +204,21 @@ def test_two_processes_equal_one(shard: str, adapter: str, world: Path, tmp_path
     assert set(one) == set(two)
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4)
-    held, told = (json.loads((tmp_path / run / "validation.json").read_text())[-1] for run in ("one", "two"))
-    assert told["loss"] == pytest.approx(held["loss"], rel=1e-5)
-    assert told["samples"] == held["samples"] == 8
+    held, other = (json.loads((tmp_path / run / "validation.json").read_text())[-1] for run in ("one", "two"))
+    assert other["loss"] == pytest.approx(held["loss"], rel=1e-5)
+    assert other["samples"] == held["samples"] == 8
 
 
-def test_forecast_is_told_and_leaves_no_trace(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forecast_has_no_side_effects(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(world, tmp_path / "run", steps=48, eval_every=24, augment=True)
     result = train(config, forecast_only=True)
-    told = result.forecast
+    expected = result.forecast
     assert not (tmp_path / "run").exists()
-    assert (told.steps, told.global_batch, told.samples, told.epochs) == (48, 8, 192, 2.0)
-    assert told.datasets == {"bridge_orig": {"rows": 192, "samples": 384, "passes": 2.0}}
-    assert told.samples_per_second > 0
-    assert told.hours > 48 * 8 / told.samples_per_second / 3600
-    text = "\n".join(told.lines())
+    assert (expected.steps, expected.global_batch, expected.samples, expected.epochs) == (48, 8, 192, 2.0)
+    assert expected.datasets == {"bridge_orig": {"rows": 192, "samples": 384, "passes": 2.0}}
+    assert expected.samples_per_second > 0
+    assert expected.hours > 48 * 8 / expected.samples_per_second / 3600
+    text = "\n".join(expected.lines())
     assert "48 steps of 8 samples: 2 epochs of 192 rows" in text
     assert "each step 2 times" in text
 
@@ -233,7 +235,7 @@ def test_forecast_is_told_and_leaves_no_trace(world: Path, tmp_path: Path, monke
     assert family.training
 
 
-def test_greedy_accuracy_and_errors_are_those_of_the_prediction(world: Path) -> None:
+def test_validation_scores_the_prediction(world: Path) -> None:
     config = settings(world, world / "run", chunk=2)
     mixture = MixtureFolder.open(config.data)
     family = OpenVLAFamily.build(config, mixture, ALONE.device)
@@ -254,17 +256,17 @@ def test_greedy_accuracy_and_errors_are_those_of_the_prediction(world: Path) -> 
 
 
 @pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "fsdp", "file"])
-def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world: Path, tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_refused_before_anything_is_written(broken: str, world: Path, tmp_path: Path) -> None:
     config = settings(world, tmp_path / "run")
-    told = {
+    cases = {
         "tokenizer": (config, "another tokenizer"),
-        "base": (replace(config, base=str(world / "bsae")), r"no such folder. Did you mean 'base'"),
+        "base": (replace(config, base=str(world / "bsae")), r"base model folder not found. Did you mean 'base'"),
         "camera": (replace(config, cameras=("wrist",)), "has no 'wrist'"),
-        "chunk": (replace(config, chunk=5), "chunk: 5 asked for"),
+        "chunk": (replace(config, chunk=5), "chunk: expected 1 to 2, .* got 5"),
         "fsdp": (replace(config, shard="fsdp"), "start them with torchrun"),
         "file": (replace(config, run=str(world / "mixture.yaml")), "mixture.yaml: is a file"),
     }
-    config, match = told[broken]
+    config, match = cases[broken]
     if broken == "tokenizer":
         other = synthetic.openvla_config("tiny", vocabulary=1000)
         synthetic.write_random_checkpoint(tmp_path / "other", other)
@@ -272,6 +274,30 @@ def test_what_does_not_fit_is_told_before_anything_is_written(broken: str, world
     with pytest.raises(ConfigError, match=match):
         train(config)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("place", ["base", "mixture", "inside", "around", "index", "export", "source", "other"])
+def test_a_run_folder_that_belongs_to_something_else_is_refused(place: str, world: Path, tmp_path: Path) -> None:
+    folder, match = {
+        "base": (world / "base", "is the base model"),
+        "mixture": (world / "data", "is the mixture"),
+        "inside": (world / "base" / "run", "is inside the base model"),
+        "around": (world, "contains the base model"),
+        "index": (tmp_path / "index.json", "holds an episode index"),
+        "export": (tmp_path / "oxe_curate.json", "holds an exported model"),
+        "source": (tmp_path / "bridge" / "0.1.0" / "features.json", "holds a source data set"),
+        "other": (tmp_path / "thesis.tex", "is not empty and does not hold a training run"),
+    }[place]
+    if folder.is_relative_to(tmp_path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.write_text("{}")
+        folder = tmp_path
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=f"--run .*: {match}") as error:
+            train(settings(world, folder), resume=resume)
+        assert error.value.exit_code == 2
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_a_mixture_without_its_statistics_is_refused(world: Path, tmp_path: Path) -> None:
@@ -284,7 +310,7 @@ def test_a_mixture_without_its_statistics_is_refused(world: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"outputs": {}, "rows": []}'])
-def test_a_damaged_manifest_is_told(text: str, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         MixtureFolder.open(str(tmp_path / "data"))
     (tmp_path / "manifest.json").write_text(text)
@@ -302,9 +328,7 @@ def test_a_corrupt_shard_is_named(world: Path, tmp_path: Path) -> None:
         train(replace(settings(world, tmp_path / "run"), data=str(tmp_path / "data")))
 
 
-def test_the_batch_that_does_not_fit_is_told_with_ways_out(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_lists_what_to_lower(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: OpenVLAFamily, **batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -312,15 +336,13 @@ def test_the_batch_that_does_not_fit_is_told_with_ways_out(
     with pytest.raises(memory.MemoryFullError, match="out of this machine's memory while measuring") as error:
         train(settings(world, tmp_path / "run"))
     text = str(error.value)
-    assert "--batch-size 4 --accumulation 2 (now 8; trains alike)" in text
+    assert "--batch-size 4 --accumulation 2 (now 8; same result)" in text
     assert "--checkpointing" in text
     assert "--adapter qlora" in text
     assert "--dtype bf16" in text
 
 
-def test_a_disk_that_fills_up_under_the_log_is_told(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_while_logging_is_explained(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Log, step: int, values: dict[str, float]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -329,29 +351,31 @@ def test_a_disk_that_fills_up_under_the_log_is_told(
         train(settings(world, tmp_path / "run", eval_samples=0))
 
 
-def test_another_fault_is_not_taken_for_memory(world: Path, tmp_path: Path) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(world: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="size mismatch"),
-        memory.told_when_full("training", settings(world, tmp_path), ALONE),
+        memory.explain_out_of_memory("training", settings(world, tmp_path), ALONE),
     ):
         raise RuntimeError("size mismatch")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     child = (
-        "import sys, torch; from pathlib import Path; from oxe_curate.train.loop import run_folder\n"
-        "from oxe_curate.train.loop.processes import Processes\n"
-        "with run_folder.locked(Path(sys.argv[1]), Processes(0, 1, torch.device('cpu'))): pass"
+        "import sys, torch; from pathlib import Path\n"
+        "from oxe_curate.train.loop.distributed import Distributed\n"
+        "from oxe_curate.train.loop.resume import locked\n"
+        "from oxe_curate.train.run_folder import RunFolder\n"
+        "with locked(RunFolder(Path(sys.argv[1])), Distributed(0, 1, torch.device('cpu'))): pass"
     )
     command = [sys.executable, "-c", child, str(tmp_path)]
-    with run_folder.locked(tmp_path, ALONE):
+    with locked(RunFolder(tmp_path), ALONE):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "another process is training here" in done.stderr
-    with run_folder.locked(tmp_path, ALONE):  # let go of
+    with locked(RunFolder(tmp_path), ALONE):  # released
         pass
 
 
-def test_a_signal_ends_the_run_saved(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_saves_the_run(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute = FamilyTrainer.compute_loss
 
     def interrupted(self: FamilyTrainer, *args: Any, **values: Any) -> Any:
@@ -373,7 +397,7 @@ def test_a_signal_ends_the_run_saved(world: Path, tmp_path: Path, monkeypatch: p
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
 
-def test_what_the_docs_launch_is_not_taken_by_torchruns_own_options() -> None:
+def test_torchrun_accepts_the_commands_in_the_docs() -> None:
     """On Python 3.11 argparse calls `--run` ambiguous, since torchrun has --run-path, unless `--` stands before."""
     from torch.distributed.run import get_args_parser
 

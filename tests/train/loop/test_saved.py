@@ -36,8 +36,8 @@ def test_an_unfinished_run_names_its_checkpoints(tmp_path):
         open_saved(fresh)
 
 
-def test_a_missing_checkpoint_lists_those_there(run):
-    with pytest.raises(ConfigError, match=r"has no checkpoint 7. There are 5, 10"):
+def test_a_missing_checkpoint_lists_the_known_ones(run):
+    with pytest.raises(ConfigError, match=r"no checkpoint 7\. Known: 5, 10"):
         open_saved(run, checkpoint=7)
 
 
@@ -45,27 +45,27 @@ def test_a_missing_checkpoint_lists_those_there(run):
 def test_a_changed_or_missing_file_is_refused(run, name):
     file = run / name
     file.write_bytes(file.read_bytes() + b"\n")
-    with pytest.raises(DataError, match=f"{name}: is not the .* trained with"):
+    with pytest.raises(DataError, match=f"{name}: differs from the .* trained with"):
         open_saved(run)
     file.unlink()
-    with pytest.raises(DataError, match=f"{name}: is missing"):
+    with pytest.raises(DataError, match=f"{name}: not found"):
         open_saved(run)
 
 
-def test_another_base_is_refused_and_a_moved_one_can_be_named(run, tmp_path):
+def test_another_base_is_refused_and_a_moved_one_can_be_given(run, tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match="--base"):
         open_saved(run)
     assert open_saved(run, base=tmp_path / "moved").config.base == str(tmp_path / "moved")
     other = toy.write_base(tmp_path / "other", gain=3.0)
-    with pytest.raises(DataError, match=r"is not the base that .* was trained on"):
+    with pytest.raises(DataError, match=r"differs from the base model that .* was trained on"):
         open_saved(run, base=other)
 
 
 def test_a_folder_inside_a_run_points_to_the_run(run):
     with pytest.raises(ConfigError, match=r"run with --checkpoint 5"):
         open_saved(run / "checkpoint-5" / "weights")
-    with pytest.raises(ConfigError, match=r"lies within a run; give .*run$"):
+    with pytest.raises(ConfigError, match=r"part of a run; use .*run$"):
         open_saved(run / "adapter")
 
 
@@ -74,32 +74,32 @@ def test_a_misspelled_folder_gets_the_closest_name(run):
         open_saved(run.parent / "runn")
 
 
-def test_an_empty_folder_is_nothing(tmp_path):
-    with pytest.raises(ConfigError, match="is no run"):
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="not a run"):
         open_saved(tmp_path)
 
 
-def test_a_damaged_record_says_where(run):
+def test_a_damaged_record_is_reported_with_its_place(run):
     record = json.loads((run / "run.json").read_text())
     del record["contract"]["window"]
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(DataError, match=r"run.json: contract: expected the keys .*window"):
         open_saved(run)
     (run / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run.json: is not JSON"):
+    with pytest.raises(DataError, match=r"run.json: not valid JSON"):
         open_saved(run)
 
 
-def test_the_contract_survives_json(run):
+def test_the_spec_survives_json(run):
     spec = open_saved(run).spec
     text = json.dumps(saved.spec_to_json(spec))
     assert saved.spec_from_json(json.loads(text), "test") == spec
 
 
-def test_keys_are_listed_when_none_is_given_or_one_is_wrong():
-    with pytest.raises(ConfigError, match=r"2 data sets; say with unnorm_key.*: bridge_orig, kuka"):
+def test_unnorm_keys_are_listed_when_none_or_a_wrong_one_is_given():
+    with pytest.raises(ConfigError, match=r"2 data sets; .* with unnorm_key: bridge_orig, kuka"):
         choose_key(["bridge_orig", "kuka"], None, "run")
-    with pytest.raises(ConfigError, match=r"'bridge_orgi' is not known. Did you mean 'bridge_orig'\? Known: bridge_or"):
+    with pytest.raises(ConfigError, match=r"unknown unnorm_key 'bridge_orgi'\. Did you mean 'bridge_orig'\? Known"):
         choose_key(["bridge_orig", "kuka"], "bridge_orgi", "run")
     assert choose_key(["kuka"], None, "run") == "kuka"
 
@@ -124,18 +124,18 @@ def test_a_published_checkpoint_has_the_last_tokens_before_the_padding(tmp_path)
     assert (small.spec.tokens[0], small.spec.tokens[-1]) == (511, 256)
 
 
-def test_statistics_beside_a_fine_tuned_checkpoint_win(tmp_path):
+def test_dataset_statistics_override_norm_stats(tmp_path):
     folder = published(tmp_path / "7b")
     (folder / "dataset_statistics.json").write_text(json.dumps(toy.statistics("mine")))
     assert list(open_saved(folder).bounds) == ["mine"]
 
 
-def test_a_base_without_statistics_is_told(tmp_path):
+def test_a_base_without_statistics_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"neither dataset_statistics.json nor norm_stats"):
         open_saved(published(tmp_path / "prism", norm_stats=None))
 
 
-def test_another_kind_of_model_is_told(tmp_path):
+def test_another_kind_of_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="model_type is 'llama'"):
         open_saved(published(tmp_path / "llama", model_type="llama"))
 

@@ -1,4 +1,4 @@
-"""The same losses whatever interrupts a run, and however many processes share it."""
+"""The losses do not depend on interruptions or on the number of processes."""
 
 import json
 import os
@@ -17,10 +17,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.train.loop import checkpoints, optimizers, train_state, trainer
-from oxe_curate.train.loop.progress_log import Log, Meter, check_log
+from oxe_curate.train.loop import optimizers, train_state, trainer
+from oxe_curate.train.loop.checkpoints import last_checkpoint
+from oxe_curate.train.loop.disk import remove
+from oxe_curate.train.loop.progress_log import Log, Meter
 from oxe_curate.train.loop.trainer import DivergedError, FamilyTrainer
 from oxe_curate.train.models.adapter_files import read_tensors
+from oxe_curate.train.run_folder import RunFolder
 from tests import ROOT
 from tests.train import toy
 from tests.train.toy_run import train
@@ -31,21 +34,21 @@ def lines(run: Path) -> dict[int, float]:
 
 
 def final_weights(run: Path) -> dict[str, Any]:
-    folder, _ = checkpoints.last(run) or pytest.fail("no checkpoint")
-    return read_tensors(folder / "weights" / "extra.safetensors")
+    folder, _ = last_checkpoint(RunFolder(run)) or pytest.fail("no checkpoint")
+    return read_tensors(folder.weights / "extra.safetensors")
 
 
-def start(told: dict[str, Any], processes: int = 1) -> subprocess.Popen[str]:
+def start(given: dict[str, Any], processes: int = 1) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.train.toy_run", json.dumps(told)]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.train.toy_run", json.dumps(given)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def finish(told: dict[str, Any], processes: int = 1) -> None:
-    child = start(told, processes)
-    _, errors = child.communicate(timeout=100)
+def finish(given: dict[str, Any], processes: int = 1) -> None:
+    child = start(given, processes)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors
 
 
@@ -81,12 +84,12 @@ def test_validation_is_in_real_units_by_data_set(uninterrupted: Path) -> None:
 
 
 def test_resumed_run_has_the_same_losses_bit_for_bit(uninterrupted: Path, tmp_path: Path) -> None:
-    told = {"run": tmp_path, "steps": 12, "save_every": 4, "schedule": "cosine", "warmup": 2, "eval_every": 5}
-    train({**told, "keep": 5})
-    for step in (8, 12):  # back to an earlier checkpoint: its later lines must not stay
-        checkpoints.remove(tmp_path / f"checkpoint-{step}")
+    given = {"run": tmp_path, "steps": 12, "save_every": 4, "schedule": "cosine", "warmup": 2, "eval_every": 5}
+    train({**given, "keep": 5})
+    for step in (8, 12):  # back to an earlier checkpoint, whose later log lines must be removed
+        remove(tmp_path / f"checkpoint-{step}")
     torch.manual_seed(99)
-    train(told)
+    train(given)
     assert lines(tmp_path) == lines(uninterrupted)
     assert [e["step"] for e in json.loads((tmp_path / "validation.json").read_text())] == [5, 10, 12]
     ours, theirs = final_weights(tmp_path), final_weights(uninterrupted)
@@ -96,24 +99,24 @@ def test_resumed_run_has_the_same_losses_bit_for_bit(uninterrupted: Path, tmp_pa
 def test_8_bit_moments_learn_and_resume_bit_for_bit(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     wide = {"optimizer": "adamw8bit", "width": 80}  # blocks of 80 x 80 weights: smaller ones stay in float32
-    told = {"steps": 8, "save_every": 4, "keep": 5, "schedule": "cosine", "warmup": 2, **wide}
-    train({"run": tmp_path / "whole", **told})
+    given = {"steps": 8, "save_every": 4, "keep": 5, "schedule": "cosine", "warmup": 2, **wide}
+    train({"run": tmp_path / "whole", **given})
     moments = torch.load(tmp_path / "whole" / "checkpoint-4" / "optimizer.pt", weights_only=True)
     assert moments["net.blocks.0.up.weight"]["state1"].dtype == torch.uint8
     assert moments["net.blocks.0.up.bias"]["state1"].dtype == torch.float32
     losses = lines(tmp_path / "whole")
     assert losses[8] < 0.7 * losses[1]
 
-    train({"run": tmp_path / "parts", **told})
-    checkpoints.remove(tmp_path / "parts" / "checkpoint-8")
+    train({"run": tmp_path / "parts", **given})
+    remove(tmp_path / "parts" / "checkpoint-8")
     torch.manual_seed(99)
-    train({"run": tmp_path / "parts", **told})
+    train({"run": tmp_path / "parts", **given})
     assert lines(tmp_path / "parts") == losses
     ours, theirs = final_weights(tmp_path / "parts"), final_weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_an_optimizer_that_cannot_work_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_does_not_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     optimizers.check_optimizer("adamw8bit", toy.ALONE.device)
 
@@ -122,47 +125,47 @@ def test_an_optimizer_that_cannot_work_is_told(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(bitsandbytes.optim, "AdamW8bit", broken)
     optimizers.check_optimizer("adamw", toy.ALONE.device)
-    with pytest.raises(ConfigError, match=r"--optimizer adamw8bit: bitsandbytes .* on cpu here: no kernel\. Update"):
+    with pytest.raises(ConfigError, match=r"--optimizer adamw8bit: bitsandbytes .* on cpu: no kernel\. Update"):
         optimizers.check_optimizer("adamw8bit", toy.ALONE.device)
 
 
 @pytest.mark.parametrize(("texts", "unused"), [({}, False), ({"text": {}}, False), ({"text": {"vqa": 3}}, True)])
-def test_unused_weights_are_looked_for_only_beside_texts(texts: Any, unused: bool, tmp_path: Path) -> None:
+def test_ddp_looks_for_unused_weights_only_with_text_rows(texts: Any, unused: bool, tmp_path: Path) -> None:
     mixture = toy.mixture()
     mixture.manifest["rows"] |= texts
     arguments = trainer._arguments(toy.settings(tmp_path), 3, toy.ALONE, mixture)
     assert arguments.ddp_find_unused_parameters is unused
 
 
-def test_killed_run_goes_on_with_the_same_losses(uninterrupted: Path, tmp_path: Path) -> None:
-    told = {"run": str(tmp_path), "steps": 12, "save_every": 4, "schedule": "cosine", "warmup": 2, "eval_every": 5}
-    child = start({**told, "pause": 0.1})
+def test_a_killed_run_resumes_with_the_same_losses(uninterrupted: Path, tmp_path: Path) -> None:
+    given = {"run": str(tmp_path), "steps": 12, "save_every": 4, "schedule": "cosine", "warmup": 2, "eval_every": 5}
+    child = start({**given, "pause": 0.1})
     while child.poll() is None and not (tmp_path / "checkpoint-4").exists():
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    done = checkpoints.last(tmp_path)
+    done = last_checkpoint(RunFolder(tmp_path))
     assert done is not None
     assert done[1].step < 12
-    train(told)
+    train(given)
     assert lines(tmp_path) == lines(uninterrupted)
     ours, theirs = final_weights(tmp_path), final_weights(uninterrupted)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_sigterm_finishes_the_step_and_saves(uninterrupted: Path, tmp_path: Path) -> None:
-    told = {"run": str(tmp_path), "steps": 12, "log_every": 3, "schedule": "cosine", "warmup": 2}
-    child = start({**told, "pause": 0.2})
+    given = {"run": str(tmp_path), "steps": 12, "log_every": 3, "schedule": "cosine", "warmup": 2}
+    child = start({**given, "pause": 0.2})
     while child.poll() is None and not lines_if_any(tmp_path):
         time.sleep(0.02)
     child.send_signal(signal.SIGTERM)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors
     assert (tmp_path / "stopped").read_text() == "True"
-    (step,) = checkpoints.steps(tmp_path)
+    (step,) = RunFolder(tmp_path).steps()
     assert 3 <= step < 12
-    train(told)
-    # the line of the log that was being averaged goes on too
+    train(given)
+    # the unfinished log line continues too
     whole = lines(uninterrupted)
     averaged = {step: float(np.mean([whole[i] for i in range(step - 2, step + 1)])) for step in (3, 6, 9, 12)}
     assert lines(tmp_path) == pytest.approx(averaged, rel=1e-12)
@@ -172,7 +175,7 @@ def lines_if_any(run: Path) -> bool:
     return (run / "log.jsonl").is_file() and bool((run / "log.jsonl").read_text())
 
 
-def test_accumulation_equals_the_whole_batch(tmp_path: Path) -> None:
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     for name, values in (("whole", {"batch_size": 8}), ("parts", {"batch_size": 2, "accumulation": 4})):
         train({"run": tmp_path / name, "steps": 4, "dropout": 0.0, **values})
     assert lines(tmp_path / "parts") == pytest.approx(lines(tmp_path / "whole"), rel=1e-5)
@@ -194,36 +197,36 @@ def test_two_processes_equal_one(shard: str, tmp_path: Path) -> None:
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert two["datasets"]["arm_a"]["l1"] == pytest.approx(one["datasets"]["arm_a"]["l1"], rel=1e-4)
 
-    # and one process goes on where two stopped
+    # one process continues where two stopped
     train({"run": tmp_path / "one", "batch_size": 4, **common, "steps": 6})
     train({"run": tmp_path / "two", "batch_size": 4, **common, "steps": 6})
     assert lines(tmp_path / "two") == pytest.approx(lines(tmp_path / "one"), rel=1e-5)
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
-    told = {"eval_samples": 0}
-    train({"run": tmp_path, "steps": 2, **told})
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    given = {"eval_samples": 0}
+    train({"run": tmp_path, "steps": 2, **given})
     before = {p: p.read_bytes() for p in (tmp_path / "checkpoint-2").rglob("*") if p.is_file()}
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # files beyond 1000 bytes cannot be written
     try:
         with pytest.raises(StorageError, match="checkpoint-4"):
-            train({"run": tmp_path, "steps": 4, **told})
+            train({"run": tmp_path, "steps": 4, **given})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert {p: p.read_bytes() for p in (tmp_path / "checkpoint-2").rglob("*") if p.is_file()} == before
     assert not list(tmp_path.glob(".oxe-tmp-*"))
-    train({"run": tmp_path, "steps": 4, **told})
-    assert checkpoints.steps(tmp_path) == [2, 4]
+    train({"run": tmp_path, "steps": 4, **given})
+    assert RunFolder(tmp_path).steps() == [2, 4]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_unsaved(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match=r"not a number any more by step \d+. Lower --learning-rate \(now 1e\+30"):
+def test_a_nan_loss_stops_the_run_without_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"loss became NaN or infinite by step \d+\. Lower .* \(now 1e\+30"):
         train({"run": tmp_path, "steps": 8, "learning_rate": 1e30, "clip": None, "log_every": 3})
-    assert not checkpoints.steps(tmp_path)
+    assert not RunFolder(tmp_path).steps()
 
 
-def test_moments_come_back_by_name(tmp_path: Path) -> None:
+def test_moments_are_restored_by_name(tmp_path: Path) -> None:
     config = toy.settings(tmp_path)
     family = toy.ToyFamily(config)
     optimizer = torch.optim.AdamW(family.parameter_groups(None))
@@ -236,7 +239,7 @@ def test_moments_come_back_by_name(tmp_path: Path) -> None:
         assert all(torch.equal(moments[key], again.state[parameter][key]) for key in moments)
 
 
-def test_random_generators_come_back() -> None:
+def test_random_generators_are_restored() -> None:
     import random
 
     with train_state.untouched_random_state():
@@ -244,7 +247,7 @@ def test_random_generators_come_back() -> None:
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == first
 
 
-def test_meter_averages_and_goes_on() -> None:
+def test_a_meter_averages_and_resumes() -> None:
     meter, again = Meter(), Meter()
     meter.add({"loss": torch.tensor(1.0)})
     again.load(json.loads(json.dumps(meter.state(toy.ALONE))), toy.ALONE)
@@ -254,7 +257,7 @@ def test_meter_averages_and_goes_on() -> None:
         assert each.averages(toy.ALONE) == {}
 
 
-def test_meter_averages_what_only_some_batches_have_over_those() -> None:
+def test_a_meter_averages_over_the_batches_that_have_a_value() -> None:
     meter = Meter()
     nothing = float("nan")
     for outputs in ({"loss": 1.0, "text": 4.0, "l1": nothing}, {"loss": 2.0}, {"loss": 3.0, "text": 2.0}):
@@ -264,42 +267,36 @@ def test_meter_averages_what_only_some_batches_have_over_those() -> None:
     assert np.isnan(meter.averages(toy.ALONE)["loss"])
 
 
-def test_a_line_cut_off_by_a_kill_goes(tmp_path: Path) -> None:
+def test_an_incomplete_log_line_is_removed(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    Log(tmp_path, "none", {}, 5, 4, False).close()
+    Log(RunFolder(tmp_path), "none", {}, 5, 4, False).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_tensorboard_holds_the_lines(tmp_path: Path) -> None:
+def test_tensorboard_receives_the_log_lines(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    log = Log(tmp_path, "tensorboard", {}, 5, 0, False)
+    log = Log(RunFolder(tmp_path), "tensorboard", {}, 5, 0, False)
     log.line(1, {"loss": 0.5})
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()
 
 
-def test_a_reader_without_a_terminal_is_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shown in (True, False):
-        log = Log(tmp_path, "none", {}, 4, 0, shown)
+        log = Log(RunFolder(tmp_path), "none", {}, 4, 0, shown)
         log.line(2, {"loss": 0.75})  # too soon after the start for a line of its own
         log.line(4, {"loss": 0.5, "samples_per_second": 3.0})
         log.validation(4, {"samples": 2, "loss": 0.25, "token_accuracy": 0.5, "datasets": {}})
         log.close()
-        told = capsys.readouterr().err.splitlines()
-        assert told == shown * [
+        printed = capsys.readouterr().err.splitlines()
+        assert printed == shown * [
             "step 4 of 4: loss 0.5000, 3.0 samples/s, 00:00 left",
             "validation after step 4: loss 0.25, token accuracy 0.5",
         ]
 
 
-def test_a_missing_logger_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match="pip install wandb"):
-        check_log("wandb")
-
-
-def test_trainer_is_hugging_faces() -> None:
+def test_the_trainer_is_a_hugging_face_trainer() -> None:
     from transformers import Trainer
 
     assert issubclass(FamilyTrainer, Trainer)

@@ -7,7 +7,7 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 
 from oxe_curate.errors import ConfigError
-from oxe_curate.train.data.assemble import resize
+from oxe_curate.train.data.assemble import resize_image
 from oxe_curate.train.models.pixels import DINO_MEAN, DINO_STD, HALF, PixelNormalizer
 
 
@@ -26,7 +26,7 @@ def test_equals_to_tensor_and_normalize(image):
             for mean, std in ((DINO_MEAN, DINO_STD), (HALF, HALF))
         ]
     )
-    found = PixelNormalizer()(torch.from_numpy(resize(Image.fromarray(image), 28).copy()))
+    found = PixelNormalizer()(torch.from_numpy(resize_image(Image.fromarray(image), 28).copy()))
     assert np.array_equal(found.numpy(), expected)
 
 

@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from oxe_curate.train.data.rows import ACTION_WIDTH
 from oxe_curate.train.models.openvla.parallel import masked_mean
-
-ACTION_WIDTH = 7
 
 
 class _Block(nn.Module):

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oxe_curate.errors import DataError
+from oxe_curate.train.data.rows import ACTION_WIDTH
 from oxe_curate.train.models.base import Controller
-from oxe_curate.train.models.openvla.action_head import ACTION_WIDTH
 from oxe_curate.train.models.openvla.cuda_graph import GraphRecorder, PinnedInput
 from oxe_curate.train.models.openvla.kv_cache import Decoder, build_decoder
 from oxe_curate.train.models.openvla.model import OpenVLA

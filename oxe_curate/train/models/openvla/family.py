@@ -16,11 +16,11 @@ from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
 from oxe_curate.train.data.batch import IGNORE, Batch, Collator
-from oxe_curate.train.data.rows import Form
+from oxe_curate.train.data.rows import ACTION_WIDTH, SampleFormat
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.adapters import Parts, attach, check_quantization
 from oxe_curate.train.models.base import Controller, Family, PolicySpec
-from oxe_curate.train.models.openvla.action_head import ACTION_WIDTH, l1_loss
+from oxe_curate.train.models.openvla.action_head import l1_loss
 from oxe_curate.train.models.openvla.collate import OpenVLACollator, bin_tokens
 from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.export import export_merged
@@ -97,7 +97,7 @@ class OpenVLAFamily(Family):
     def build(cls, config: TrainConfig, mixture: MixtureFolder, device: torch.device) -> OpenVLAFamily:
         """See `Family`. The mixture's action tokens must match the base's tokenizer."""
         architecture = Architecture.read(config.base)
-        form = Form.of(mixture, config.cameras, 1, config.chunk, config.proprio)
+        form = SampleFormat.of(mixture, config.cameras, 1, config.chunk, config.proprio)
         mixture.tokens.check_tokenizer(config.base)
         spec = PolicySpec(
             cameras=form.cameras,

@@ -265,7 +265,7 @@ def test_trains_with_its_defaults_and_resumes_from_the_run_folder(
     where = {"data": str(mixture.folder), "base": str(base), "run": str(tmp_path / "run"), "model": "roboflamingo"}
     config = read_train_config(None, {**where, "steps": 2, "workers": 1, "eval_samples": 0, "log": "none"})
     result = run_training(config, device="cpu")
-    assert "the learning rate is still rising when the run ends: --warmup 500 of 2 steps" in result.forecast.notes
+    assert "the warm-up is longer than the run: --warmup 500 of 2 steps" in result.forecast.notes
     assert result.values["learning_rate"] == pytest.approx(1e-4 / 500)
     assert "Loading weights" not in capfd.readouterr().err
     kept = read_train_config(tmp_path / "run" / "config.yaml", {})
