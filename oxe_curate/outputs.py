@@ -28,6 +28,7 @@ _NAMES: dict[str, str] = {
 }
 _MARKERS = {
     "index.json": "index",
+    "unfinished.json": "index",
     "manifest.json": "mixture",
     "run.json": "run",
     ".oxe-lock": "run",
@@ -37,7 +38,7 @@ _MARKERS = {
 }
 _DATASET = ("dataset_info.json", "features.json")
 _UNFINISHED: dict[str, tuple[str, ...]] = {
-    "index": ("*/*/*.parquet",),
+    "index": ("*/*/*.parquet", "*/*/*/*.parquet"),
     "mixture": (
         "train-*-of-*.parquet", "validation-*-of-*.parquet", "text-*-of-*.parquet", "dataset_statistics.json",
         "action_tokens.parquet", "mixture.yaml",

@@ -55,13 +55,13 @@ def show_(
     as_json: Json = False,
 ) -> None:
     """Show share, steps, episodes, hours and epochs of each data set."""
-    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.published import resolve_mixture
     from oxe_curate.mixture.shares import breakdown
     from oxe_curate.mixture.text_sizes import text_sizes
 
     read, members = _read(mixture, _open(index), cards)
     result = breakdown(read, members, samples)
-    texts = text_sizes(read, path_of(mixture).parent)
+    texts = text_sizes(read, resolve_mixture(mixture).parent)
     if as_json:
         print_json({**asdict(result), "hours": result.hours, "texts": [asdict(text) for text in texts]})
         return
@@ -85,9 +85,9 @@ def check_(
     undocumented gripper polarity or licence.
     """
     from oxe_curate.mixture import check
-    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.published import resolve_mixture
 
-    path = path_of(mixture)
+    path = resolve_mixture(mixture)
     found = check.check_file(path, _open(index), samples, cards)
     if as_json:
         print_json([asdict(finding) for finding in found])
@@ -182,7 +182,7 @@ def propose_(
     """Propose weights, with a reason for each (docs/decisions/weights.md explains the methods)."""
     from oxe_curate.errors import ConfigError
     from oxe_curate.mixture.propose import propose
-    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.published import resolve_mixture
     from oxe_curate.mixture.spec import read_mixture
 
     if out and out.exists():
@@ -191,7 +191,7 @@ def propose_(
     assert opened is not None
     result = propose(
         opened,
-        read_mixture(path_of(mixture)) if mixture else None,
+        read_mixture(resolve_mixture(mixture)) if mixture else None,
         method,
         seed=seed,
         sample=sample,
@@ -214,10 +214,10 @@ def propose_(
 
 def _read(file_or_name: str, index: Index | None, cards: Path | None) -> tuple[Mixture, Sequence[Member]]:
     from oxe_curate.mixture.members import members
-    from oxe_curate.mixture.published import path_of
+    from oxe_curate.mixture.published import resolve_mixture
     from oxe_curate.mixture.spec import read_mixture
 
-    mixture = read_mixture(path_of(file_or_name))
+    mixture = read_mixture(resolve_mixture(file_or_name))
     return mixture, members(mixture, index, cards)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from oxe_curate.cli import train_options
+from oxe_curate.cli.options import Json, Quiet, print_json
 from oxe_curate.train.packages import check_packages, check_training_packages
 
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Hide the progress bar.")]
 _Checkpoint = Annotated[
     int | None,
     typer.Option("--checkpoint", metavar="STEP", min=1, help="Step of the checkpoint (default: the final result)."),
@@ -45,8 +43,8 @@ def train(
         bool, typer.Option("--resume", help="Continue from the last checkpoint of --run, with its settings.")
     ] = False,
     forecast: Annotated[bool, typer.Option("--forecast", help="Measure steps, memory and hours, then stop.")] = False,
-    quiet: _Quiet = False,
-    as_json: _Json = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
     **options: Any,
 ) -> None:
     """Fine-tune a model on a mixture: LoRA, QLoRA, int8 or the weights themselves.
@@ -63,7 +61,7 @@ def train(
 
     result = run_training(chosen, resume=resume, forecast_only=forecast, progress=not quiet)
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
 
 
 # Typer reads the options from the signature
@@ -90,8 +88,8 @@ def evaluate(
     center_crop: _Crop = None,
     device: _Device = None,
     quantize: _Quantize = "none",
-    quiet: _Quiet = False,
-    as_json: _Json = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Predict whole episodes step by step; report errors in metres and degrees and curves of every dimension."""
     check_packages()
@@ -103,7 +101,7 @@ def evaluate(
         batch_size=batch_size, center_crop=center_crop,
     )  # fmt: skip
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
         return
     from oxe_curate.ui import tables
 
@@ -201,7 +199,3 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--set {pair}: expected KEY=VALUE, such as lora.dropout=0.1")
         found[key] = parse_yaml(value, f"--set {pair}")
     return found
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1))

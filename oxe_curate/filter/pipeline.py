@@ -23,6 +23,7 @@ from oxe_curate.index.index_json import (
     existing_cards,
 )
 from oxe_curate.index.store import read_index_meta, shard_files
+from oxe_curate.outputs import claim_output
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
@@ -73,7 +74,8 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     Shards whose index file exists and was made with the same card, criteria and options are not scanned again.
 
     Raises:
-        ConfigError: a name, split, card or criteria file is wrong, or `out` has an index of another source.
+        ConfigError: a name, split, card or criteria file is wrong; `out` is inside the source, or is not a folder for
+            this index.
         DataError, CorruptError: a shard does not match its description; the other shards are still indexed.
         StorageError: a file cannot be read or written.
     """
@@ -82,6 +84,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     folder, root = Folder.of(out), Folder.of(source)
     if not root.exists():
         raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
+    claim_output(out, "index", {"source": source})
     datasets = find(root, options.datasets)
     if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
         runner.start_workers_early("oxe_curate.filter.pipeline")

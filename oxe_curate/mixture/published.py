@@ -101,6 +101,3 @@ def is_path(name_or_path: str | Path) -> bool:
 def is_packaged(path: Path) -> bool:
     """Whether a file belongs to the installed package, and must not be edited."""
     return path.resolve().parent == _PACKAGED.resolve()
-
-
-path_of = resolve_mixture

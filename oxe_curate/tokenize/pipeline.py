@@ -21,6 +21,7 @@ from oxe_curate.index.store import Index
 from oxe_curate.mixture.published import resolve_mixture
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
+from oxe_curate.outputs import claim_output
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards, text_build
 from oxe_curate.tokenize.build import Built, TokenizeTask
@@ -96,6 +97,7 @@ def run_tokenize(
     path = resolve_mixture(mixture)
     spec = with_statistics(read_mixture(path), options.statistics)
     opened = Index.open(Folder.of(index))
+    claim_output(out, "mixture", {"index": index, "source": opened.source.uri})
     sources = resolve(spec, opened, str(path), options.cards)
     drawn = {source.dataset: source.entry.splits for source in sources}
     check_leaks(opened.datasets, drawn, bool(opened.criteria.get("allow_leak")))

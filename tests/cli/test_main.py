@@ -148,3 +148,44 @@ def test_the_version() -> None:
     from oxe_curate import __version__
 
     assert oxe("--version").stdout.strip() == f"oxe-curate {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["filter", "{in}", "--out", "{in}/index"], "is inside the source"),
+        (["filter", "{in}", "--out", "{made}/out"], "holds a mixture"),
+        (["tokenize", "{made}/m.yaml", "--index", "{made}/index", "--out", "{made}/index"], "is the index"),
+        (
+            ["tokenize", "{made}/m.yaml", "--index", "{made}/index", "--out", "{in}/bridge_dataset"],
+            "is inside the source",
+        ),
+        (["tokenize", "{made}/m.yaml", "--index", "{made}/index", "--out", "{tmp}"], "is not empty"),
+        (["demo", "--out", "{made}/index"], "holds an episode index"),
+        (["demo", "--out", "{made}"], "is not empty"),
+    ],
+)
+def test_a_folder_of_something_else_is_never_written(
+    made: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    places = {"in": made / "in", "tmp": tmp_path, "made": made}
+    before = sorted(path for root in (made, tmp_path) for path in root.rglob("*"))
+    done = oxe(*(a.format(**places) for a in arguments))
+    assert done.returncode == 2, done.stdout
+    assert re.search(rf"error: --out .*{message}", done.stderr)
+    assert sorted(path for root in (made, tmp_path) for path in root.rglob("*")) == before
+
+
+def test_a_data_set_that_matches_nothing_gets_the_closest_name() -> None:
+    done = oxe("datasets", "brigde")
+    assert done.returncode == 2
+    assert "no data set matches 'brigde'. Did you mean 'bridge'?" in done.stderr
+
+
+def test_a_published_mixture_is_known_by_name(made: Path, tmp_path: Path) -> None:
+    done = oxe("tokenize", "openvla_brige", "--index", made / "index", "--out", tmp_path / "o")
+    assert done.returncode == 2
+    assert "Did you mean 'openvla_bridge'?" in done.stderr
+    done = oxe("tokenize", "openvla_bridge", "--index", made / "index", "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,129 @@
+"""`oxe-curate datasets`, `report`, `inspect` and `check`: look at data and cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from oxe_curate.cli.options import Cards, Json, Quiet, print_json, print_result
+
+
+def datasets(
+    text: Annotated[str | None, typer.Argument(help="Only data sets with this in their name, robot or reason.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option("--verdict", help="Only this verdict: pass, fail, conditional or unknown.")
+    ] = None,
+    camera: Annotated[str | None, typer.Option("--camera", help="Only data sets with a camera of this role.")] = None,
+    arms: Annotated[str | None, typer.Option("--arms", help="Only these arms: single, bimanual, none, ...")] = None,
+    cards: Cards = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
+) -> None:
+    """List the known data sets: cameras, arms, and whether they meet OpenVLA's criteria."""
+    from oxe_curate import registry
+
+    rows = registry.table(cards, verdict=verdict, role=camera, arms=arms, text=text)
+    if text and not rows:
+        _no_data_set(text, registry.table(cards))
+    if as_json:
+        print_json(rows)
+        return
+    from oxe_curate.registry import show
+
+    if markdown:
+        typer.echo(show.datasets_markdown(rows))
+    else:
+        print_result(show.datasets_table(rows))
+
+
+def _no_data_set(text: str, known: list[dict[str, Any]]) -> None:
+    """Raise ConfigError with the closest name, or with the part of a name."""
+    from oxe_curate.errors import ConfigError, did_you_mean
+
+    names = {name for row in known for name in (row["name"], *row["aliases"])}
+    hint = did_you_mean(text, names | {part for name in names for part in name.split("_") if len(part) > 3})
+    closest = hint if hint.startswith("Did you mean") else "Try without the filters, or a part of the name."
+    raise ConfigError(f"no data set matches {text!r}. {closest}")
+
+
+def report(
+    index: Annotated[str, typer.Argument(help="Folder that filter wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    cards: Cards = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained HTML page of the kept and dropped episodes, and the reasons."""
+    from oxe_curate.report import write_report
+
+    typer.echo(f"Report: {write_report(index, out, not quiet, cards)}")
+
+
+def inspect_(
+    path: Annotated[str, typer.Argument(help="A data set: its <name>/<version> folder, or a folder above it.")],
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to read, spread over the shards.")] = 32,
+    out: Annotated[Path | None, typer.Option("--out", metavar="CARD.yaml", help="Write a draft card.")] = None,
+    thumbnails: Annotated[
+        Path | None, typer.Option("--thumbnails", metavar="PNG", help="Write a contact sheet of every camera.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of episodes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Describe a data set that has no card (cameras, ranges, instructions, conventions), and draft a card.
+
+    Every answer has a confidence and a reason. Text in episode_metadata is not read.
+    """
+    from oxe_curate.inspection import inspect_dataset, write_draft
+
+    report = inspect_dataset(path, episodes=episodes, seed=seed)
+    if out is not None:
+        write_draft(report, out)
+    if thumbnails is not None:
+        from oxe_curate.inspection.sheet import contact_sheet, png
+        from oxe_curate.storage import Folder
+
+        Folder.of(thumbnails.parent).publish_bytes(thumbnails.name, png(contact_sheet(report.sample)))
+    if as_json:
+        print_json(report.to_json())
+        return
+    from oxe_curate.inspection.show import inspected
+
+    print_result(inspected(report))
+    for written in filter(None, (out, thumbnails)):
+        typer.echo(f"Written: {written}")
+
+
+def check(
+    card: Annotated[str, typer.Argument(help="A data set's name or alias, or a card file (.yaml).")],
+    source: Annotated[str, typer.Option("--source", metavar="ROOT", help="Folder of TFDS data sets.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe of the card (default: openvla).")] = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to read, spread over the shards.")] = 32,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 2 if there is a contradiction.")] = False,
+    cards: Cards = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of episodes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare a card with the data: contradictions, with a confidence and a reason for each.
+
+    The exit code is 0 even if there are contradictions, unless --strict is set.
+    """
+    from oxe_curate.inspection import check_dataset
+
+    result = check_dataset(card, source, recipe=recipe, cards_dir=cards, episodes=episodes, seed=seed)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        from oxe_curate.inspection.show import checked
+
+        print_result(checked(result))
+    if strict and result.contradictions:
+        raise typer.Exit(2)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("datasets")(datasets)
+    app.command("report")(report)
+    app.command("inspect")(inspect_)
+    app.command("check")(check)
