@@ -91,7 +91,7 @@ def build(cls: type[T], data: Any, where: str) -> T:
     return result
 
 
-def load(cls: type[T], path: Path) -> T:
+def read(cls: type[T], path: Path) -> T:
     """Read a YAML file into the dataclass `cls`. Raises ConfigError as `read_yaml` and `build` do."""
     return build(cls, read_yaml(path), str(path))
 

@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-Value = TypeVar("Value")
+_Value = TypeVar("_Value")
 
 
-class LruCache(Generic[Value]):
+class LruCache(Generic[_Value]):
     """Keep the values used last, up to a total size in bytes.
 
     Thread-safe; two threads may make the same value at once. The value used last is kept even if it exceeds the limit.
@@ -18,10 +18,10 @@ class LruCache(Generic[Value]):
 
     def __init__(self, limit: int) -> None:
         self._limit, self._total = limit, 0
-        self._entries: OrderedDict[Hashable, tuple[Value, int]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], tuple[Value, int]]) -> Value:
+    def get(self, key: Hashable, make: Callable[[], tuple[_Value, int]]) -> _Value:
         """Return the value of `key`; if it is not cached, make it: `make` returns the value and its size."""
         with self._lock:
             if key in self._entries:

@@ -9,7 +9,7 @@ from rich.text import Text
 from oxe_curate.filter.tasks import lost_tasks
 from oxe_curate.index.index_json import Summary
 from oxe_curate.index.store import Index
-from oxe_curate.ui.tables import ResultTable, counted, share
+from oxe_curate.ui.tables import ResultTable, counted, share_of
 
 
 def filtered(summaries: Mapping[str, Summary]) -> ResultTable:
@@ -34,7 +34,7 @@ def filtered(summaries: Mapping[str, Summary]) -> ResultTable:
 
 
 def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
-    return [f"{episodes:,}", share(episodes, summary.seen), f"{steps:,}", share(steps, summary.steps_seen)]
+    return [f"{episodes:,}", share_of(episodes, summary.seen), f"{steps:,}", share_of(steps, summary.steps_seen)]
 
 
 def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:

@@ -27,7 +27,7 @@ def count_tasks(index: Index, dataset: str) -> Tasks:
     """Count a data set's instructions. Raises DataError if an index file is damaged."""
     import polars as pl
 
-    texts = query.scan(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
+    texts = query.scan_index(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
     counts = texts.drop_nulls("text").group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
     rows = query.collect(counts, index.folder).rows()
     return Tasks(Counter({text: n for text, n, _ in rows}), Counter({text: n for text, _, n in rows if n}))

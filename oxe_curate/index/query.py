@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _POSITION = "position"
 
 
-def scan(index: Index, dataset: str, splits: Sequence[str] | None = None) -> pl.LazyFrame:
+def scan_index(index: Index, dataset: str, splits: Sequence[str] | None = None) -> pl.LazyFrame:
     """Scan a data set's index files, of some splits or of all; see `scan_files`."""
     paths = index.files(dataset)
     return scan_files(index.folder, [path for path in paths if splits is None or split_of(path) in splits])
@@ -76,7 +76,7 @@ def count_kept(index: Index, dataset: str, splits: Sequence[str]) -> tuple[int, 
     """Kept episodes and steps of some splits."""
     import polars as pl
 
-    steps = scan(index, dataset, splits).filter("kept").select(pl.col("num_steps").cast(pl.Int64))
+    steps = scan_index(index, dataset, splits).filter("kept").select(pl.col("num_steps").cast(pl.Int64))
     counts = collect(steps.select(pl.len().alias("episodes"), pl.col("num_steps").sum()), index.folder)
     episodes, total = counts.row(0)
     return int(episodes), int(total)

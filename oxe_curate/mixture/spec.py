@@ -150,7 +150,7 @@ class Mixture:
 
 def read_mixture(path: Path) -> Mixture:
     """Read a mixture file strictly. Raises ConfigError with the file, the key and the closest match."""
-    return config.load(Mixture, path)
+    return config.read(Mixture, path)
 
 
 def mixture_yaml(mixture: Mixture) -> str:

@@ -114,7 +114,7 @@ def sample_episodes(
     """
     import polars as pl
 
-    kept = query.scan(index, dataset, splits).filter("kept")
+    kept = query.scan_index(index, dataset, splits).filter("kept")
     lengths = query.collect(kept.select(pl.col("num_steps").cast(pl.Int64)), index.folder)["num_steps"].to_numpy()
     if not len(lengths):
         raise ConfigError(f"{index.folder}: {dataset} has no kept episode in {', '.join(splits)}")

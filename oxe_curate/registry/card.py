@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from oxe_curate.config import STRICT, load
+from oxe_curate.config import STRICT, read
 from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.registry.recipe import ActionRecipe, Pieces
@@ -274,7 +274,7 @@ class DatasetCard:
 
 def read_card(path: Path) -> DatasetCard:
     """Read one card. Raises ConfigError, which names the file, the key and the closest match."""
-    card: DatasetCard = load(DatasetCard, path)
+    card: DatasetCard = read(DatasetCard, path)
     if card.name != path.stem:
         raise ConfigError(f"{path}: name is {card.name!r}; it must be the file's name, {path.stem!r}")
     return card

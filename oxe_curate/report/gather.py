@@ -91,7 +91,7 @@ def gather_dataset(
     import polars as pl
 
     metrics = [pl.col("metrics").struct.field(name) for name in ("idle_share", "path_length")]
-    columns = query.scan(index, dataset).select("kept", pl.col("num_steps").alias("steps"), *metrics)
+    columns = query.scan_index(index, dataset).select("kept", pl.col("num_steps").alias("steps"), *metrics)
     numbers = query.collect(columns, index.folder)
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in ("steps", "idle_share", "path_length")}
@@ -116,7 +116,7 @@ def _examples(index: Index, dataset: str, kept: int, dropped: int) -> dict[str |
 
     hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True)
     rows = query.collect(
-        query.scan(index, dataset).select("reason", "file", "row", hashed.alias("hash")), index.folder
+        query.scan_index(index, dataset).select("reason", "file", "row", hashed.alias("hash")), index.folder
     ).sort("hash", "file", "row", descending=[False, True, True])
     found = {}
     for (reason,), group in sorted(

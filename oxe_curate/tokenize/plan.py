@@ -46,7 +46,7 @@ def plan_shards(
 
     found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
     for number, source in enumerate(sources):
-        kept = query.scan(index, source.dataset, source.entry.splits).filter("kept")
+        kept = query.scan_index(index, source.dataset, source.entry.splits).filter("kept")
         original = pl.coalesce("duplicate_of", "episode_id").alias("original")
         columns = ["file", "row", "episode_id", original, "num_steps", "source_steps", _image_bytes(spec)]
         frame = query.collect(kept.select(columns), index.folder)

@@ -42,7 +42,7 @@ def counted(number: int, singular: str, plural: str | None = None) -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
-def share(part: float, whole: float) -> str:
+def share_of(part: float, whole: float) -> str:
     """A percentage; a dash where there is nothing to divide by."""
     return f"{100 * part / whole:.1f} %" if whole else "–"
 

@@ -11,7 +11,7 @@ import pytest
 from oxe_curate.errors import DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.screen import Criteria
-from oxe_curate.index.query import collect, count_kept, scan, scan_files
+from oxe_curate.index.query import collect, count_kept, scan_files, scan_index
 from oxe_curate.index.store import Index
 from oxe_curate.storage import Folder
 from tests import bridge, s3
@@ -57,17 +57,17 @@ def test_rows_keep_the_order_of_the_files(index: Index) -> None:
 
 
 def test_a_scan_can_be_limited_to_splits(index: Index) -> None:
-    found = collect(scan(index, "bridge_dataset", ["val"]).select("episode_id"), index.folder)
+    found = collect(scan_index(index, "bridge_dataset", ["val"]).select("episode_id"), index.folder)
     assert len(found) == 2
     assert found["episode_id"].str.contains("/val/").all()
 
 
 def test_every_column_of_the_schema_can_be_read(index: Index) -> None:
-    frame = collect(scan(index, "bridge_dataset"), index.folder)
+    frame = collect(scan_index(index, "bridge_dataset"), index.folder)
     assert frame.height == 10
     assert frame["action"].list.len().to_list() == frame["num_steps"].to_list()
-    assert collect(scan(index, "bridge_dataset").select(pl.len()), index.folder).item() == 10
-    second = scan(index, "bridge_dataset").filter(pl.col("row") == 1).head(2)
+    assert collect(scan_index(index, "bridge_dataset").select(pl.len()), index.folder).item() == 10
+    second = scan_index(index, "bridge_dataset").filter(pl.col("row") == 1).head(2)
     assert collect(second, index.folder)["row"].to_list() == [1, 1]
 
 
@@ -79,7 +79,7 @@ def test_kept_episodes_and_steps_are_counted_by_split(index: Index) -> None:
 
 
 def test_no_files_give_an_empty_frame(index: Index) -> None:
-    frame = collect(scan(index, "bridge_dataset", []), index.folder)
+    frame = collect(scan_index(index, "bridge_dataset", []), index.folder)
     assert frame.is_empty()
     assert {"episode_id", "position", "file", "row"} <= set(frame.columns)
 

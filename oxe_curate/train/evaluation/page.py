@@ -6,18 +6,19 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 import numpy as np
 import simplejpeg
 from markupsafe import Markup
 from numpy.typing import NDArray
+from rich.text import Text
 
 from oxe_curate import __version__
 from oxe_curate.train.evaluation.curves import Chart, episode_charts
 from oxe_curate.train.evaluation.scores import NAMES, UNITS, Scores, percent
 from oxe_curate.ui.svg import number
+from oxe_curate.ui.tables import Column, ResultTable
 
 
 @dataclass(frozen=True)
@@ -88,23 +89,19 @@ def _jpeg(frame: NDArray[np.uint8]) -> str:
     return base64.b64encode(simplejpeg.encode_jpeg(np.ascontiguousarray(frame), 80, colorspace="RGB")).decode()
 
 
-def score_table(scores: Mapping[str, Scores], whole: Scores) -> Any:
-    """The scores as a table for a terminal of 80 columns (rich); x, y and z in millimetres."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    shown.add_column("data set", overflow="ellipsis", no_wrap=True, min_width=13)
-    for name in ("steps", "share", "tokens", "x mm", "y mm", "z mm", "roll°", "pitch°", "yaw°", "gripper"):
-        shown.add_column(name, justify="right", no_wrap=True)
+def score_table(scores: Mapping[str, Scores], whole: Scores) -> ResultTable:
+    """The scores as a table; x, y and z in millimetres."""
+    shown = ResultTable(
+        "Mean error of held-out episodes", "data set", Column("steps", optional=2), Column("share", optional=3),
+        Column("tokens", optional=1), "x mm", "y mm", "z mm", "roll°", "pitch°", "yaw°", "gripper",
+    )  # fmt: skip
     scale = np.where(np.array(UNITS) == "m", 1000, 1)[:6]
     entries = [*scores.items(), *([("all", whole)] if len(scores) > 1 else [])]
     for name, part in entries:
         cells = (f"{part.steps:,}", percent(part.share), percent(part.token_accuracy))
         errors = (number(e) for e in part.l1[:6] * scale)
-        shown.add_row(Text(name), *cells, *errors, percent(part.gripper_accuracy))
+        shown.add_row(name, *cells, *errors, percent(part.gripper_accuracy))
         plain = (Text(number(e), "dim") for e in part.constant_l1[:6] * scale)
         usual = Text(percent(part.constant_gripper_accuracy), "dim")
-        shown.add_row(Text(" mean action", "dim"), "", "", "", *plain, usual)
+        shown.add_row(Text("  mean action", "dim"), "", "", "", *plain, usual)
     return shown

@@ -282,7 +282,7 @@ def bitsandbytes() -> Any:
     try:
         import bitsandbytes as bnb
     except ImportError as error:
-        raise ConfigError(f"quantization needs bitsandbytes: pip install 'oxe-curate[train]' ({error})") from None
+        raise ConfigError(f"quantization needs bitsandbytes: pip install 'oxe-curate[quantize]' ({error})") from None
     return bnb
 
 
