@@ -70,7 +70,7 @@ def test_texts_and_windows_from_the_bucket(bucket: Folder, tmp_path: Path) -> No
     assert shard.read_bytes() == (tmp_path / "there" / shard.name).read_bytes()
     assert shard.read_bytes() == (tmp_path / "one" / shard.name).read_bytes()
     (tmp_path / "m.yaml").write_text(f"{mixture}texts: [{{name: vqa, path: '{bucket}/vqq', weight: 0.5}}]")
-    with pytest.raises(ConfigError, match=r"vqq: holds no \.parquet file"):
+    with pytest.raises(ConfigError, match=r"vqq: no \.parquet file found"):
         run_tokenize(tmp_path / "m.yaml", tmp_path / "index", tmp_path / "none", options)
 
 

@@ -81,7 +81,9 @@ def test_command(index: Index, tmp_path: Path) -> None:
     arguments = ["propose", "--index", str(index.folder), "--out", str(out), "-q"]
     result = CliRunner().invoke(mixture_app, arguments)
     assert result.exit_code == 0, result.exception
-    assert "- bridge_data_v2 is removed, for lack of variety: 6 episodes of 8 steps with 1 task" in result.stdout
+    assert "- bridge_data_v2 is removed, for lack of variety: 6 episodes of 8 steps with 1 task" in " ".join(
+        result.stdout.split()
+    )
     assert [e.name for e in read_mixture(out).datasets] == ["bridge_dataset", "bridge_v2"]
     assert "# bridge_dataset is drawn" in out.read_text()
     assert "# bridge_data_v2 is removed" in out.read_text()

@@ -51,7 +51,7 @@ def test_the_saved_configuration_holds_the_values(tmp_path: Path) -> None:
     [
         ({}, r"options: train needs MIXTURE \(.*\), --base \(.*\), --run \(.*\)$"),
         ({"data": "mix", "run": "run"}, r"train needs --base \(the base model folder\)$"),
-        (WHERE | {"model": "openvlla"}, "model: 'openvlla' is not known. Did you mean 'openvla'"),
+        (WHERE | {"model": "openvlla"}, "model: unknown value 'openvlla'. Did you mean 'openvla'"),
         (WHERE | {"batch_sice": 4}, "unknown key 'batch_sice'. Did you mean 'batch_size'"),
         (WHERE | {"data": "mix", "lora": 3, "lora.rank": 4}, "expected lora to be a section, got 3"),
         (WHERE | {"optimizer": "adamw8bit", "shard": "fsdp"}, "adamw8bit does not support shard: fsdp"),

@@ -207,7 +207,7 @@ def test_a_shard_of_another_size_is_refused(plain, tmp_path):
     with pytest.raises(DataError, match=rf"{name}: \d+ bytes, but the manifest lists \d+"):
         read_all(mixture, SampleFormat.of(mixture))
     path.unlink()
-    with pytest.raises(DataError, match=rf"{name}: no such file"):
+    with pytest.raises(DataError, match=rf"{name}: file or folder not found"):
         read_all(mixture, SampleFormat.of(mixture))
 
 

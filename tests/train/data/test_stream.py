@@ -279,10 +279,8 @@ def test_the_division_of_a_step_is_the_same_in_every_release():
 )
 def test_lanes_and_pools_are_the_same_in_every_release(window, cameras, batch, world, groups, expected):
     pytest.importorskip("torch")
-    from oxe_curate.train.data.row_source import order_of
-
-    form = SimpleNamespace(window=window, cameras=("primary", "wrist")[:cameras])
-    source = SimpleNamespace(form=form, sizes=np.full(groups, 7))
-    order = order_of(source, 3, batch, world)
+    sample_format = SimpleNamespace(window=window, cameras=("primary", "wrist")[:cameras])
+    source = SimpleNamespace(sample_format=sample_format, sizes=np.full(groups, 7))
+    order = stream.RemoteRows.order(source, 3, batch, world)
     assert (order.seed, order.n) == (3, groups * 7)
     assert (order.lanes, order.pool, source.ahead) == expected

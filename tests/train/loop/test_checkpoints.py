@@ -56,7 +56,7 @@ def test_a_failed_write_leaves_earlier_checkpoints_intact(tmp_path: Path) -> Non
     ("error", "message"),
     [
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "the disk is full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "your quota is used up"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk quota exceeded"),
         (OSError(errno.EROFS, "Read-only file system"), "read-only"),
         (RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file"), "cannot be"),
     ],
