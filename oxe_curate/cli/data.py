@@ -123,7 +123,7 @@ def check(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command("datasets")(datasets)
-    app.command("report")(report)
-    app.command("inspect")(inspect_)
-    app.command("check")(check)
+    app.command("datasets", short_help="List the known data sets.")(datasets)
+    app.command("report", short_help="Show what the filter kept and dropped, as a page.")(report)
+    app.command("inspect", short_help="Describe a new data set, and draft a card.")(inspect_)
+    app.command("check", short_help="Compare a card with the data.")(check)

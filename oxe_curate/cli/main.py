@@ -80,7 +80,7 @@ def _options(
     pass
 
 
-@app.command("filter", context_settings=_BEAM)
+@app.command("filter", context_settings=_BEAM, short_help="Screen RLDS episodes, and write an episode index.")
 def filter_(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder of TFDS data sets: local, gs:// or s3://.")],
@@ -156,7 +156,7 @@ def filter_(
     typer.echo(f"{done}, {result.shards_kept:,} already up to date. Index: {out}")
 
 
-@app.command("tokenize", context_settings=_BEAM)
+@app.command("tokenize", context_settings=_BEAM, short_help="Write a mixture to shuffled Parquet shards.")
 def tokenize(
     context: typer.Context,
     mixture: Annotated[str, typer.Argument(help="Mixture YAML, or the name of a published mixture.")],
@@ -216,7 +216,7 @@ def tokenize(
     typer.echo(f"{done}, {result.shards_kept:,} already up to date. Mixture: {out}")
 
 
-@app.command("edit")
+@app.command("edit", short_help="Edit a mixture in the browser.")
 def edit(
     mixture: Annotated[
         str, typer.Argument(help="Mixture YAML, created on the first save; or a published mixture, opened as a copy.")
@@ -241,7 +241,7 @@ def edit(
     serve_editor(mixture, index, cards=cards, port=port, allow_hosts=allow_host or (), open_browser=open_browser)
 
 
-@app.command("demo")
+@app.command("demo", short_help="Filter and tokenize small synthetic data sets.")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("demo"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the scenes.")] = 0,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 mixture_app = typer.Typer(
     name="mixture",
     help="Show, check, compare, convert and propose mixtures (YAML files, or published ones by name).",
+    short_help="Show, check, compare, convert and propose mixtures.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -179,7 +180,9 @@ def propose_(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Propose weights, with a reason for each (docs/decisions/weights.md explains the methods)."""
+    """Propose weights, with a reason for each.
+
+    docs/decisions/weights.md explains the methods."""
     from oxe_curate.errors import ConfigError
     from oxe_curate.mixture.propose import propose
     from oxe_curate.mixture.published import resolve_mixture

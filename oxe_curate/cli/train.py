@@ -184,8 +184,14 @@ def _compose(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (train, evaluate, export, serve, _compose):
-        app.command(command.__name__.removeprefix("_"))(command)
+    for command, text in (
+        (train, "Fine-tune a model on a mixture."),
+        (evaluate, "Measure the errors on held-out episodes."),
+        (export, "Export a run for other software."),
+        (serve, "Serve a policy over HTTP."),
+        (_compose, "Combine a language model with vision towers."),
+    ):
+        app.command(command.__name__.removeprefix("_"), short_help=text)(command)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:

@@ -189,3 +189,8 @@ def test_a_published_mixture_is_known_by_name(made: Path, tmp_path: Path) -> Non
     assert "Did you mean 'openvla_bridge'?" in done.stderr
     done = oxe("tokenize", "openvla_bridge", "--index", made / "index", "--out", tmp_path / "o")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["mixture", "--help"]])
+def test_the_list_of_commands_is_not_cut_off(arguments: list[str]) -> None:
+    assert not re.search(r"\w\.\.\.$", oxe(*arguments, env={"COLUMNS": "80"}).stdout, re.M)
