@@ -96,7 +96,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "what does action[3:6] mean?": "delta",
                 "does a high action[6] open or close the gripper?": "high opens",
                 "is the first step idle?": "yes",
-                "is observation/image_0 on the hand?": "third-person",
+                "is observation/image_0 a wrist camera?": "third-person",
             },
         ),
         (
@@ -104,10 +104,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "what does action/world_vector[0:3] mean?": "delta",
                 "what does action/rotation_delta[0:3] mean?": "delta",
-                "in which order is the quaternion observation/base_pose_tool_reached[3:7]?": "xyzw",
+                "in which order is the quaternion observation/base_pose_tool_reached[3:7] stored?": "xyzw",
                 "how does action/gripper_closedness_action[0] command the gripper?": "relative",
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "third-person",
+                "is observation/image a wrist camera?": "third-person",
             },
         ),
         (
@@ -116,15 +116,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "what does action/world_vector[0:3] mean?": "delta",
                 "how does action/gripper_closedness_action[0] command the gripper?": "relative",
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "third-person",
-                "is observation/image_wrist on the hand?": "wrist",
+                "is observation/image a wrist camera?": "third-person",
+                "is observation/image_wrist a wrist camera?": "wrist",
             },
         ),
         (
             "nyu_door_opening_surprising_effectiveness",
             {
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "wrist",
+                "is observation/image a wrist camera?": "wrist",
             },
         ),
     ],
