@@ -31,7 +31,7 @@ def draw(rng: np.random.Generator) -> Truth:
 def score(truth: Truth, rng: np.random.Generator, count: int) -> dict[str, bool]:
     c = detect(episodes(truth, rng, count), truth.hz)
 
-    def says(question: str, answer: str) -> bool:
+    def answers(question: str, answer: str) -> bool:
         finding = c.of(question)
         return finding is not None and finding.answer == answer
 
@@ -39,15 +39,15 @@ def score(truth: Truth, rng: np.random.Generator, count: int) -> dict[str, bool]
     found = {
         "columns": str(c.position) == "action[0:3]" and str(c.state_position) == "observation/state[0:3]",
         "gripper column": str(c.gripper) == "action[6]",
-        "kind": says("what does action[0:3]", kind),
-        "form": says("how does action[6]", truth.form),
-        "polarity": says("does a high action[6]", truth.gripper),
-        "idle": says("is the first step idle", "yes" if truth.idle_first else "no"),
+        "kind": answers("what does action[0:3]", kind),
+        "form": answers("how does action[6]", truth.form),
+        "polarity": answers("does a high action[6]", truth.gripper),
+        "idle": answers("is the first step idle", "yes" if truth.idle_first else "no"),
     }
-    if truth.rotation != "euler" and truth.kind != "absolute":  # an action of Euler angles does not tell the order
-        found["quaternion order"] = says("in which order is the quaternion observation/state", truth.rotation)
+    if truth.rotation != "euler" and truth.kind != "absolute":  # an action of Euler angles does not determine the order
+        found["quaternion order"] = answers("in which order is the quaternion observation/state", truth.rotation)
     elif truth.rotation == "euler":
-        found["unit"] = says("is observation/state[3:6] in radians", truth.angles)
+        found["unit"] = answers("is observation/state[3:6] in radians", truth.angles)
     return found
 
 

@@ -327,7 +327,7 @@ def test_the_output_shows_texts_and_stored_copies(index: Path, tmp_path: Path) -
     assert f"{stored} frames stored for 24 distinct frames: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
 
 
-def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
+def test_the_row_order_of_a_shard_is_the_same_in_every_release(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa/a.parquet", 12)
     write(tmp_path / "vqa/b.parquet", 5, first=12)
     write(tmp_path / "cap.parquet", 6, question=None, answer=None, caption=[f"c{i}" for i in range(6)])
