@@ -142,9 +142,9 @@ def test_a_weight_is_the_expected_copies_of_a_row(index: Path, tmp_path: Path) -
     for i, times in enumerate(expected.tolist()):
         ids = {r["sample_id"] for r in found if r["answer"] == f"number {i}"}
         assert ids == {f"vqa/vqa.parquet/{i:08d}" + (f"#{c}" if c else "") for c in range(times)}
-    told = manifest["texts"]["vqa"]
+    entry = manifest["texts"]["vqa"]
     robot = sum(manifest["rows"]["train"].values())
-    assert told == {"weight": 1.5, "rows": 200, "drawn": len(found), "share": len(found) / (len(found) + robot)}
+    assert entry == {"weight": 1.5, "rows": 200, "drawn": len(found), "share": len(found) / (len(found) + robot)}
     tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa.parquet, weight: 0.1}]\nseed: 3", "less")
     assert 0 < len(rows(tmp_path / "less")) < 50
 

@@ -138,7 +138,7 @@ def test_images_are_frames_of_the_episode_with_alt_text(index: Index, tmp_path: 
         image = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
         assert image.size == (160, 160)
         colours.add(tuple(round(c / 20) for c in image.getpixel((80, 80))[:1]))
-    assert colours == {(0,), (2,), (4,)}  # red tells the episode: 0, 40, 80
+    assert colours == {(0,), (2,), (4,)}  # red identifies the episode: 0, 40, 80
 
 
 def test_charts_and_tables_have_captions(index: Index, tmp_path: Path):
