@@ -1,9 +1,9 @@
-"""What filter and tokenize are compared with, each timed in a process of its own; prints one line of JSON.
+"""The baselines for filter and tokenize, each timed in its own process; prints one line of JSON.
 
     python benchmarks/baselines.py read FOLDER
 
-FOLDER is a TFDS folder, <name>/<version>. `read` and `read_write` need Python alone, the others TensorFlow and
-tensorflow-datasets (no oxe_curate: it runs in whichever environment has those). Imports are not timed.
+FOLDER is a TFDS folder, <name>/<version>. `read` and `read_write` need only Python, the others TensorFlow and
+tensorflow-datasets (no oxe_curate: they run in any environment with those two). Imports are not timed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_file(path: Path) -> int:
 
 
 class FileCutter:
-    """A sink that cuts what it is given into files of the given sizes, OUT/PREFIX-0, OUT/PREFIX-1, ..."""
+    """A sink that splits its input into files of the given sizes, OUT/PREFIX-0, OUT/PREFIX-1, ..."""
 
     def __init__(self, out: Path, prefix: str, sizes: list[int]) -> None:
         self._files = iter([(out / f"{prefix}-{number}", size) for number, size in enumerate(sizes)])
@@ -98,7 +98,7 @@ def read_write(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tf_data(args: argparse.Namespace) -> dict[str, Any]:
-    """tf.data hands over every raw record; nothing is parsed."""
+    """tf.data yields every raw record; nothing is parsed."""
     import tensorflow as tf
 
     start = time.perf_counter()
@@ -121,7 +121,7 @@ def tfds_skip(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def tfds_decoded(args: argparse.Namespace) -> dict[str, Any]:
-    """TFDS as its documentation shows it, every picture decoded; stops after --limit steps."""
+    """TFDS as in its documentation, every image decoded; stops after --limit steps."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -145,7 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, default=0, help="tfds_decoded: stop after so many steps (0: none)")
+    parser.add_argument(
+        "--limit", type=int, default=0, help="tfds_decoded: number of steps to stop after (0: no limit)"
+    )
     parser.add_argument("--out", type=Path, help="read_write: folder to write to")
     parser.add_argument("--sizes", help="read_write: sizes of the files to write, in bytes, comma-separated")
     parser.add_argument("--processes", type=int, default=1, help="read_write: number of processes (%(default)s)")

@@ -1,4 +1,4 @@
-"""Who takes part in a benchmark, what each is called with, and what is aimed at."""
+"""The contenders of a benchmark, their commands, and the targets."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.measure import Measurement
 from benchmarks.report import Aim, Row
 
 HERE = Path(__file__).parent
-RESIZED = 224  # pixels, what OpenVLA takes in
+RESIZED = 224  # pixels, OpenVLA's input size
 
 
 @dataclass
 class Bench:
-    """One data set, the folders the contenders write to, and what they did there so far."""
+    """One data set, the folders that the contenders write to, and their runs so far."""
 
     source: Path
     work: Path
@@ -41,17 +41,17 @@ class Bench:
 
     @property
     def steps(self) -> int:
-        """Of the source, before any recipe trims them."""
+        """Of the source, before the recipe trims them."""
         return int(self.runs["statistics"]["warm"][0].result["source_steps"])
 
     def output(self, name: str) -> Path:
-        """A folder to write to that does not exist yet."""
+        """A new folder to write to."""
         folder = self.work / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
     def clean(self) -> None:
-        """Remove what the contenders wrote; the log stays."""
+        """Remove the output of the contenders, but keep the log."""
         for path in self.work.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -60,7 +60,7 @@ class Bench:
         return [sys.executable, "-m", "benchmarks.product", command, *map(str, arguments)]
 
     def tokenize(self, out: str, *arguments: object) -> list[str]:
-        """From the index that `filter` wrote, with the Llama-2 tokenizer where it is at hand."""
+        """From the index that `filter` wrote, with the Llama-2 tokenizer if available."""
         file = self.args.shared / "data" / "tokenizers" / "llama2" / "tokenizer.model"
         tokenizer = ["--tokenizer", file] if file.exists() else []
         return self.product("tokenize", self.work / "index", self.output(out), *tokenizer, *arguments)
@@ -92,7 +92,7 @@ class Contender:
 
 
 def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
-    """Who takes part on pictures of this size, in the order of a round."""
+    """The contenders for images of this size, in the order of a round."""
     cores = len(os.sched_getaffinity(0))
     found = [
         Contender("raw read", "every byte, one process, 1 MiB blocks", lambda b: b.baseline("read")),
@@ -118,7 +118,7 @@ def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
         ),
         Contender(
             "tokenize",
-            "index -> shuffled mixture with tokens, the primary camera's bytes passed through, as the command does",
+            "index -> shuffled mixture with tokens, the primary camera's bytes copied, as the command does",
             lambda b: b.tokenize("mixture"),
         ),
         Contender(
@@ -132,13 +132,13 @@ def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
             lambda b: b.tokenize("mixture-plain", "--plain"),
         ),
         Contender("read + write", "every byte in, tokenize's bytes out, one process", lambda b: b.read_write(1)),
-        Contender("read + write, all cores", "the same, one process a core", lambda b: b.read_write(cores)),
+        Contender("read + write, all cores", "the same, one process per core", lambda b: b.read_write(cores)),
     ]
     if image_size >= RESIZED:
         found.append(
             Contender(
                 f"tokenize, {RESIZED} px",
-                "every picture decoded, resized with Lanczos, encoded anew",
+                "every image decoded, resized with Lanczos, re-encoded",
                 lambda b: b.tokenize("mixture-resized", "--image-size", RESIZED),
                 slow=True,
             )
@@ -148,12 +148,12 @@ def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
             Contender("tf.data raw", "TFRecordDataset, records not parsed", lambda b: b.baseline("tf_data")),
             Contender(
                 "TFDS, skip decoding",
-                "as_dataset, every feature parsed, pictures left encoded",
+                "as_dataset, every feature parsed, images not decoded",
                 lambda b: b.baseline("tfds_skip"),
             ),
             Contender(
                 "TFDS, decoded",
-                "as_dataset, every picture decoded",
+                "as_dataset, every image decoded",
                 lambda b: b.baseline("tfds_decoded", "--limit", args.limit),
                 slow=True,
                 partial=True,
@@ -164,7 +164,7 @@ def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
             Contender("OpenVLA statistics", "its loader computes them", lambda b: b.openvla("statistics"), slow=True),
             Contender(
                 "OpenVLA statistics + tokens",
-                "its loader and ActionTokenizer over one epoch, no picture decoded",
+                "its loader and ActionTokenizer over one epoch, no image decoded",
                 lambda b: b.openvla("tokens"),
                 slow=True,
             ),
@@ -180,7 +180,7 @@ def contenders(args: argparse.Namespace, image_size: int) -> list[Contender]:
 
 
 def aims(table: Sequence[Row], image_size: int) -> list[Aim]:
-    """The aims whose rows were measured."""
+    """The targets whose rows were measured."""
     row = {r.name: r for r in table}
     found = []
 
@@ -198,7 +198,7 @@ def aims(table: Sequence[Row], image_size: int) -> list[Aim]:
     ratio("filter: speed against one read of every byte, warm", "raw read", "filter", 1)
     if image_size >= 256 and "filter" in row and row["filter"].touched is not None:
         share = 100 * row["filter"].touched
-        found.append(Aim("filter: share of a cold shard it touches", share, 5, at_least=False, unit=" %"))
+        found.append(Aim("filter: share of a cold shard that it touches", share, 5, at_least=False, unit=" %"))
     ratio("statistics: speed against OpenVLA's", "OpenVLA statistics", "statistics", 20)
     for kind, cold in (("warm", False), ("cold", True)):
         ratio(

@@ -2,8 +2,8 @@
 
     python -m benchmarks.index_query FOLDER        # makes the index in FOLDER first (1 to 2 minutes, 160 MB)
 
-Each measurement is a process of its own, the two ways take turns, and the medians of three rounds are written to
-benchmarks/results/index-query.md. Files are in the page cache. Both ways must give the same answer.
+Each measurement runs in its own process, the two methods take turns, and the medians of three rounds are written to
+benchmarks/results/index-query.md. Files are in the page cache. Both methods must give the same answer.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def main() -> None:
                 command += ["--child", question, str(way)]
                 rounds[way].append(measure.run(command, files, cold=False, log=options.folder / "log.txt"))
         answers = {m.result["answer"] for way in rounds for m in way}
-        assert len(answers) == 1, f"{question}: the two ways disagree"
+        assert len(answers) == 1, f"{question}: the two methods disagree"
         seconds = [statistics.median(m.seconds for m in way) for way in rounds]
         memory = [statistics.median(m.anonymous for m in way) / 1e6 for way in rounds]
         lines.append(
@@ -282,7 +282,7 @@ def main() -> None:
             facts,
             "",
             f"{DATASETS * sum(SPLITS.values()) * EPISODES:,} episodes in {len(files):,} files, {size:.0f} MB. Medians "
-            f"of {ROUNDS} rounds in turn, each in a new process; memory is the largest of the whole process, imports "
+            f"of {ROUNDS} rounds in turn, each in a new process; memory is the peak of the whole process, imports "
             "included, without pages of files.",
             "",
             "| question | loops | scans | times faster | loops, memory | scans, memory |",

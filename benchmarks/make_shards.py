@@ -1,14 +1,14 @@
-"""Build a large multi-shard RLDS data set by varying real Bridge episodes: no two frames or states alike.
+"""Build a large multi-shard RLDS data set by varying real Bridge episodes: all frames and states differ.
 
     python -m benchmarks.make_shards FOLDER --gb 1.6 --image-size 256
 
-The 25 real episodes of 10 steps (64 px) are played forwards and backwards to 30 to 50 steps, so that the state goes on
-without a jump. Offsets, drift and the gripper's moments are drawn anew for each episode, actions follow the states,
-wordings change; every picture is cropped, brightened, resized, given sensor noise and encoded anew (JPEG 95, 4:2:0, as
-TFDS writes them). The noise brings the pictures to about the sizes of real Bridge frames: 3.5 kB at 64 px, 20 to 25 kB
-at 256 px. Where the real shard is not at hand, episodes of the demo take its place.
+The 25 real episodes of 10 steps (64 px) are played forwards and backwards to 30 to 50 steps, so that the state has
+no jumps. Offsets, drift and gripper timing are drawn for each episode, actions follow the states, wordings change;
+every image is cropped, brightened, resized, given sensor noise and re-encoded (JPEG 95, 4:2:0, as TFDS writes them).
+With the noise, images are about as large as real Bridge frames: 3.5 kB at 64 px, 20 to 25 kB at 256 px. Without the
+real shard, episodes of the demo are varied instead.
 
-Every shard depends on (seed, shard) alone: all cores work, and a second run makes only what is missing.
+Every shard depends only on (seed, shard): shards are made in parallel, and a second run makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from oxe_curate.rlds.encode import encode_example, frame_record
 from oxe_curate.rlds.synthetic import write_dataset
 
 CAMERAS = ("image_0", "image_1", "image_2", "image_3")
-BLACK = 8  # a camera that never gets brighter was not there (image_3 of the real shard), and stays black
+BLACK = 8  # a camera that never gets brighter was absent (image_3 of the real shard) and stays black
 NOISE = 2.5  # standard deviation, in grey levels
 NAME = "bridge_dataset"
 
@@ -48,7 +48,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class BaseEpisode:
-    """An episode to vary: states (T, 7), text, embedding (512,), pictures (camera, T, side, side, 3)."""
+    """An episode to vary: states (T, 7), text, embedding (512,), images (camera, T, side, side, 3)."""
 
     state: NDArray[np.float32]
     instruction: str
@@ -57,17 +57,17 @@ class BaseEpisode:
 
     @property
     def lit(self) -> list[bool]:
-        """Which cameras show anything."""
+        """Which cameras have images that are not black."""
         return [bool(pictures.max() > BLACK) for pictures in self.images]
 
 
 def shared_folder() -> Path:
-    """Where the real data lies: $OXE_CURATE_SHARED, or `shared` beside the checkout."""
+    """Folder of the real data: $OXE_CURATE_SHARED, or `shared` next to the checkout."""
     return Path(os.environ.get("OXE_CURATE_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def find_base(shared: Path, scratch: Path) -> Path:
-    """The folder of episodes to vary: the real shard below `shared`, or else drawn ones, written to `scratch`."""
+    """The folder of episodes to vary: the real shard below `shared`, else demo episodes, written to `scratch`."""
     real = shared / "data" / "rlds" / NAME / "1.0.0"
     if real.is_dir():
         return real
@@ -108,12 +108,12 @@ def base_episodes(source: Path) -> list[BaseEpisode]:
 
 @cache
 def noise_pool(size: int) -> NDArray[np.int16]:
-    """Noise larger than a picture, to be cut out at random places: drawing it anew for each frame is slow."""
+    """Noise larger than an image, cropped at random: drawing new noise for each frame is slow."""
     return np.random.default_rng(size).normal(0, NOISE, (2 * size, 2 * size, 3)).round().astype(np.int16)
 
 
 def vary_image(pixels: NDArray[np.uint8], size: int, box: Box, gain: float, at: Any) -> bytes:
-    """Crop to `box`, resize to `size`, multiply by `gain`, add noise cut out at `at` = (y, x); encode."""
+    """Crop to `box`, resize to `size`, multiply by `gain`, add the noise cropped at `at` = (y, x); encode."""
     resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS, box=box)
     noise = noise_pool(size)[at[0] : at[0] + size, at[1] : at[1] + size]
     varied = np.clip(np.asarray(resized) * np.float32(gain) + noise, 0, 255).astype(np.uint8)
@@ -137,7 +137,7 @@ def vary_states(base: NDArray[np.float32], rng: np.random.Generator) -> tuple[An
     close, reopen = np.sort(rng.choice(length, 2, replace=False))
     gripper = np.ones(length)
     gripper[close:reopen] = 0.0
-    gripper[close] = 0.5  # on its way: neither open nor closed
+    gripper[close] = 0.5  # moving: neither open nor closed
     state[:, 6] = gripper * rng.uniform(0.95, 1.0) + 0.03
     action = np.column_stack([np.zeros((length, 6)), gripper])
     action[1:-1, :6] = np.diff(state[1:, :6], axis=0) + rng.normal(0, 0.0005, (length - 2, 6))
@@ -167,7 +167,7 @@ def make_episode(source: Path, size: int, seed: int, shard: int, number: int) ->
         pictures = zip(base.images[camera, index], places, strict=True)
         return [vary_image(picture, size, box, gain, at) for picture, at in pictures]
 
-    # In the order of the real records: a protobuf map has none of its own, but one writer keeps to one.
+    # in the order of the real records: a protobuf map has none, but each writer uses a fixed one
     features: dict[str, Any] = {
         "steps/reward": last.astype(np.float32),
         "steps/observation/image_0": frames(0),
@@ -195,12 +195,12 @@ def make_episode(source: Path, size: int, seed: int, shard: int, number: int) ->
 
 @cache
 def encode_black(size: int) -> bytes:
-    """A black picture, as cameras that were not there are stored."""
+    """A black image, as stored for absent cameras."""
     return bytes(simplejpeg.encode_jpeg(np.zeros((size, size, 3), np.uint8), quality=95, colorsubsampling="420"))
 
 
 def make_shard(folder: Path, shards: int, episodes: int, source: Path, size: int, seed: int, shard: int) -> None:
-    """Write one shard unless it is there; a temporary name until it is whole."""
+    """Write one shard unless it exists; under a temporary name until it is complete."""
     path = folder / f"{NAME}-train.tfrecord-{shard:05d}-of-{shards:05d}"
     if path.exists():
         return
@@ -212,12 +212,12 @@ def make_shard(folder: Path, shards: int, episodes: int, source: Path, size: int
 
 
 def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, seed: int = 0) -> Path:
-    """Make OUT/bridge_dataset/1.0.0 with one train split, unless it is there already; return OUT."""
+    """Make OUT/bridge_dataset/1.0.0 with one train split, unless it exists; return OUT."""
     folder = out / NAME / "1.0.0"
     wanted = {"gb": gb, "shards": shards, "image_size": size, "seed": seed}
     note = folder / "made.json"
     if note.exists() and json.loads(note.read_text()) != wanted:
-        raise SystemExit(f"{folder} holds another data set, {note.read_text()}: delete it or choose another")
+        raise SystemExit(f"{folder} contains another data set, {note.read_text()}; delete it or choose another folder")
     if (folder / "dataset_info.json").exists():  # written last
         return out
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,7 +233,7 @@ def make_dataset(out: Path, source: Path, *, gb: float, shards: int, size: int, 
 
 
 def write_description(source: Path, folder: Path, lengths: list[int], size: int) -> None:
-    """Write features.json and dataset_info.json for the train shards that lie in `folder`."""
+    """Write features.json and dataset_info.json for the train shards in `folder`."""
     features = dict(tfds.FeaturesDict.from_config(str(source)).items())
     steps = dict(features["steps"].feature.items())
     images = {camera: tfds.Image(shape=(size, size, 3), encoding_format="jpeg") for camera in CAMERAS}
@@ -247,7 +247,7 @@ def write_description(source: Path, folder: Path, lengths: list[int], size: int)
 
 
 def link_part(whole: Path, out: Path, source: Path, shards: int) -> Path:
-    """Make OUT from the first `shards` shards of the data set at `whole`, by hard links; return OUT."""
+    """Make OUT from the first `shards` shards of the data set at `whole`, with hard links; return OUT."""
     old, folder = whole / NAME / "1.0.0", out / NAME / "1.0.0"
     made = json.loads((old / "made.json").read_text())
     lengths = json.loads((old / "dataset_info.json").read_text())["splits"][0]["shardLengths"][:shards]

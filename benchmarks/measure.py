@@ -24,16 +24,16 @@ class Measurement:
     """One run of one command.
 
     Attributes:
-        seconds: of the work alone, as the command itself reports it (imports are over by then).
+        seconds: of the work only, as reported by the command (imports excluded).
         process_seconds: of the whole process, imports included.
         rss: largest sum of resident memory over all its processes [bytes]. Pages that processes share, and pages of
-            mapped files, which the kernel takes back when it needs them, count in each process.
-        anonymous: the same without pages of files: what the machine must have.
-        cpu: seconds of processor time of the whole process tree, imports included: what noise from other work moves
-            least.
+            mapped files, which the kernel can reclaim, count in each process.
+        anonymous: the same without pages of files: the memory that the machine must have.
+        cpu: seconds of processor time of the whole process tree, imports included; the least sensitive to other work
+            on the machine.
         storage: bytes fetched from storage, readahead included (getrusage, waited-for children included).
-        touched: share of the data's pages that lay in the page cache afterwards; only after a cold start.
-        result: what the command printed.
+        touched: share of the data's pages in the page cache afterwards; only after a cold start.
+        result: the JSON that the command printed.
     """
 
     seconds: float
@@ -53,13 +53,13 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         command: program and arguments.
         data: the files it reads: read once beforehand, or with `cold` dropped from the page cache.
         cold: start without any of the data in the page cache.
-        log: file for what the command prints to stderr.
+        log: file for the command's stderr.
 
     Raises:
         RuntimeError: the command failed; the message ends with the end of its log.
     """
     files = list(data)
-    os.sync()  # so that no writeback of an earlier run goes on beside this one
+    os.sync()  # so that no writeback of an earlier run overlaps this one
     if cold:
         drop(files)
     else:
@@ -109,7 +109,7 @@ def memory(session: int) -> tuple[int, int]:
                 pages = Path(entry.path, "statm").read_text().split()
                 resident += int(pages[1])
                 anonymous += int(pages[1]) - int(pages[2])
-        except (OSError, IndexError):  # it ended meanwhile
+        except (OSError, IndexError):  # it has ended in the meantime
             continue
     return resident * PAGE, anonymous * PAGE
 
@@ -130,11 +130,13 @@ def drop(files: Sequence[Path]) -> None:
             os.fsync(file.fileno())  # dirty pages cannot be dropped
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if (left := touched(files)) > 0.01:
-        raise RuntimeError(f"{left:.0%} of the data stays in the page cache: no cold run is possible here")
+        raise RuntimeError(
+            f"{left:.0%} of the data stays in the page cache; cold runs are not possible on this machine"
+        )
 
 
 def touched(files: Iterable[Path]) -> float:
-    """Share of the files' pages that lie in the page cache (mincore)."""
+    """Share of the files' pages in the page cache (mincore)."""
     mincore = ctypes.CDLL(None, use_errno=True).mincore
     mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
     resident = pages = 0

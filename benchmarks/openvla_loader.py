@@ -1,4 +1,4 @@
-"""OpenVLA's own RLDS loader on the work of filter and tokenize; prints one line of JSON.
+"""Time OpenVLA's own RLDS loader on the work of filter and tokenize; prints one line of JSON.
 
     python benchmarks/openvla_loader.py statistics FOLDER --openvla CHECKOUT --dlimp CHECKOUT
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         action = statistics["action"]
         return result | {key: action[key].tolist() for key in ("mean", "std", "min", "max", "q01", "q99")}
 
-    if args.contender == "tokens":  # statistics, normalised actions and tokens of one epoch; no picture is decoded
+    if args.contender == "tokens":  # statistics, normalised actions and tokens of one epoch; no image is decoded
         tokenizer = tokenizer_class(Identity())
         frames = dataset.apply_trajectory_transforms(trajectories, train=True, **windows).flatten()
         steps, total = 0, 0

@@ -1,9 +1,9 @@
-"""What this project does, each timed in a process of its own; prints one line of JSON.
+"""This project's contenders, each timed in its own process; prints one line of JSON.
 
     python -m benchmarks.product filter SOURCE INDEX
 
-The functions are those behind the commands. Imports are over before the clock starts (as with the peers); starting
-worker processes, with the imports in them, counts.
+The functions are those behind the commands. Imports are not timed (as with the peers); starting worker
+processes, including their imports, is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from oxe_curate.tokenize import pipeline as tokenizing
 
 
 def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> None:
-    """Stands in for `runner.run_tasks`: the same tasks, done one after another."""
+    """Replaces `runner.run_tasks`: the same tasks, run one after another."""
     for task in tasks:
         work(task)
 
@@ -75,10 +75,10 @@ def main() -> None:
         command.set_defaults(function=function)
         command.add_argument("index" if name == "tokenize" else "source", type=Path)
         command.add_argument("out", type=Path)
-        command.add_argument("--workers", type=int, help="processes; chosen by the size of the work if left out")
+        command.add_argument("--workers", type=int, help="number of processes (default: from the amount of work)")
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
         command.add_argument("--tokenizer", type=Path, help="tokenize: folder or file")
-        command.add_argument("--image-size", type=int, help="tokenize: resize to so many pixels")
+        command.add_argument("--image-size", type=int, help="tokenize: image size in pixels")
     args = parser.parse_args()
     if args.plain:
         runner.run_tasks = without_beam

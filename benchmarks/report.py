@@ -1,4 +1,4 @@
-"""Medians, ratios and aims of a benchmark as tables: on the screen (rich) and in Markdown."""
+"""Medians, ratios and targets of a benchmark as tables: on the screen (rich) and in Markdown."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PACKAGES = ("apache-beam", "pyarrow", "numpy", "tensorflow-datasets", "crc32c", 
 
 @dataclass(frozen=True)
 class Row:
-    """What one contender did on one data set, warm and cold.
+    """The runs of one contender on one data set, warm and cold.
 
     Attributes:
         name: of the contender.
-        note: what exactly it does.
+        note: description of its work.
         share: the part of the data set that a run covers; slow contenders stop early, and their seconds are
             divided by it.
         warm: runs with the data in the page cache.
-        cold: runs that started without any of it there; empty where that was not asked for.
+        cold: runs that started without it; empty without cold rounds.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim: a measured number and the bound it should keep."""
+    """One target: a measured number and its bound."""
 
     text: str
     value: float
@@ -106,7 +106,7 @@ HEADER = [
 
 
 def cells(rows: Sequence[Row], num_bytes: int, steps: int) -> list[list[str]]:
-    """One line of text per contender; the first row is what the ratios refer to."""
+    """One line of text per contender; ratios refer to the first row."""
     lines = []
     warm, cold = rows[0].seconds, rows[0].cold_seconds
     for row in rows:
@@ -136,21 +136,21 @@ def growth_header(part: int, whole: int) -> list[str]:
 
 
 def growth(part: Row, whole: Row) -> list[str]:
-    """What a contender takes on a part of the data beside what it takes on the whole."""
+    """A contender's measurements on a part of the data and on all of it."""
     seconds = [f"{row.seconds:.3g}" for row in (part, whole)]
     memory = [f"{size / MB:,.0f} MB" for size in (part.rss, whole.rss, part.anonymous, whole.anonymous)]
     return seconds + memory
 
 
 LEGEND = """\
-Seconds are medians of {rounds} warm and {cold} cold rounds in which the contenders take turns; they cover the work
-alone, `process s` also the interpreter's start and the imports. `ratio` is the time of `raw read` divided by the
-contender's: above 1 is faster than reading every byte once. Warm: the shards lie in the page cache. Cold: after `sync`
+Seconds are medians of {rounds} warm and {cold} cold rounds in which the contenders take turns; they cover only
+the work, `process s` also the interpreter's start and the imports. `ratio` is the time of `raw read` divided by the
+contender's: above 1 is faster than reading every byte once. Warm: the shards are in the page cache. Cold: after `sync`
 and `posix_fadvise(DONTNEED)` on every shard, checked with mincore; `touched` is the share of the shards' pages that
 mincore finds in the page cache afterwards, readahead included. `peak RSS` is the largest sum over all processes of a
 run, sampled every 20 ms: pages that processes share, and pages of mapped shards, count in each of them; `anonymous`
-leaves out pages of files, which the kernel takes back when it wants them. `~`: the contender stopped early, and its
-time is scaled to the whole set."""
+excludes pages of files, which the kernel can reclaim. `~`: the contender stopped early, and its
+time is scaled to the whole data set."""
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -188,7 +188,7 @@ def machine(folder: Path) -> dict[str, str]:
 
 
 def versions(python: str, packages: Sequence[str]) -> dict[str, str]:
-    """Versions of packages in another environment; empty where it lacks one."""
+    """Versions of packages in another environment; without those that are not installed."""
     code = (
         "import importlib.metadata as m, sys\n"
         "for n in sys.argv[1:]:\n"

@@ -1,12 +1,12 @@
-"""Time filter, statistics and tokenize against what else reads RLDS; write benchmarks/results/NAME.{md,json}.
+"""Time filter, statistics and tokenize against other RLDS readers; write benchmarks/results/NAME.{md,json}.
 
-    python -m benchmarks.run                                     # needs nothing but this project
-    python -m benchmarks.run --baseline-python TF/bin/python     # and tf.data, TFDS
+    python -m benchmarks.run                                     # needs only this project
+    python -m benchmarks.run --baseline-python TF/bin/python     # also tf.data, TFDS
     python -m benchmarks.run --baseline-python TF/bin/python --openvla CHECKOUT --dlimp CHECKOUT
 
-The data (1.6 GB of each image size, see make_shards.py) is made first where it is missing. The contenders then take
-turns, round after round, each in a process of its own; the tables show medians. Nothing else should run meanwhile.
-README.md beside this file says how to set up the peers.
+The data (1.6 GB of each image size, see make_shards.py) is made first if it is missing. The contenders then take
+turns, round after round, each in its own process; the tables show medians. Nothing else should run at the same time.
+See README.md for the setup of the peers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.contenders import Bench, Contender, aims, contenders
 from benchmarks.report import Row
 
 HERE = Path(__file__).parent
-ALWAYS = ("raw read", "filter", "statistics")  # what the tables refer to
+ALWAYS = ("raw read", "filter", "statistics")  # the reference of the ratios
 TF_PACKAGES = ("tensorflow-cpu", "tensorflow", "tensorflow-datasets", "numpy", "protobuf")
 
 
@@ -61,7 +61,7 @@ def rows(bench: Bench, found: Sequence[Contender]) -> list[Row]:
 
 
 def agreement(bench: Bench) -> str:
-    """How far our statistics are from OpenVLA's, as a sentence; "" where either is missing."""
+    """The difference between our statistics and OpenVLA's, as a sentence; "" if either is missing."""
     ours, theirs = (bench.runs.get(name) for name in ("statistics", "OpenVLA statistics"))
     if not ours or not theirs:
         return ""
@@ -74,7 +74,7 @@ def agreement(bench: Bench) -> str:
 def one_size(args: argparse.Namespace, size: int) -> tuple[str, dict[str, object]]:
     """Measure on the data set of one image size; return its section of the report, and the raw numbers."""
     source = make_shards.find_base(args.shared, args.data / "base")
-    kind = "varied from real Bridge episodes" if args.shared in source.parents else "varied from drawn episodes"
+    kind = "varied from real Bridge episodes" if args.shared in source.parents else "varied from demo episodes"
     name = f"{'bridge' if args.shared in source.parents else 'drawn'}-{size}px-{args.gb:g}gb"
     whole = make_shards.make_dataset(args.data / name, source, gb=args.gb, shards=args.shards, size=size)
     quarter = max(1, args.shards // 4)
@@ -112,16 +112,18 @@ def asdict_runs(bench: Bench) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="latest", help="of the files in benchmarks/results (%(default)s)")
+    parser.add_argument("--name", default="latest", help="name of the files in benchmarks/results (%(default)s)")
     parser.add_argument("--gb", type=float, default=1.6, help="size of the data (%(default)s)")
     parser.add_argument("--shards", type=int, default=16, help="number of shards (%(default)s)")
-    parser.add_argument("--image-size", type=int, nargs="+", default=[256, 64], help="one set each (%(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, nargs="+", default=[256, 64], help="image sizes, one data set each (%(default)s)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="warm rounds (%(default)s)")
     parser.add_argument("--cold-rounds", type=int, default=3, help="cold rounds (%(default)s)")
     parser.add_argument("--limit", type=int, default=5000, help="steps after which decoding peers stop (%(default)s)")
     parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
     parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
-    parser.add_argument("--baseline-python", help="interpreter that has TensorFlow and tensorflow-datasets")
+    parser.add_argument("--baseline-python", help="Python interpreter with TensorFlow and tensorflow-datasets")
     parser.add_argument("--openvla", type=Path, help="checkout of github.com/openvla/openvla")
     parser.add_argument("--dlimp", type=Path, help="checkout of github.com/moojink/dlimp_openvla")
     parser.add_argument("--only", default="", help="run the contenders whose names match this regular expression")

@@ -1,9 +1,9 @@
-"""How much of a scan goes into standardising the actions; writes benchmarks/results/standardize.md.
+"""Measure the share of a scan that standardising the actions takes; writes benchmarks/results/standardize.md.
 
     python -m benchmarks.standardize FOLDER        # a source root made by benchmarks.make_shards
 
-Both are timed in one process, in turn, the best of several rounds each: a share of two sums of small times would
-otherwise measure the machine's other work.
+Both are timed in one process, in turn, as the best of several rounds: otherwise other work on the machine would
+dominate the share of such short times.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
             cells = (f"{length:.0f}", frames, f"{whole * 1e6:.0f}", f"{part * 1e6:.0f}", f"{part / whole:.2f}")
             lines.append(f"| {dataset.label} | {' | '.join(cells)} |")
     table = [
-        "| data set | steps an episode | frames | scan, µs an episode | standardise, µs | share |",
+        "| data set | steps per episode | frames | scan, µs per episode | standardise, µs | share |",
         "|---|---|---|---|---|---|",
         *lines,
     ]

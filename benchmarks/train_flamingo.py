@@ -229,8 +229,8 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         "",
         f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}. CLIP ViT-L/14 with an MPT-1B "
         f"(3b) or an MPT-7B (9b), random weights; batch {BATCH}, windows of {WINDOW} steps, {CAMERAS} cameras, texts "
-        f"of {TEXT} ids; whole steps with AdamW, copies to the GPU included. The reference is the released trainer's "
-        "way: float32 without TF32, attention written out. In brackets: predicted before the first run (LSTM).",
+        f"of {TEXT} ids; whole steps with AdamW, copies to the GPU included. The reference works like the released "
+        "trainer: float32 without TF32, attention not fused. In brackets: predicted before the first run (LSTM).",
         "",
         "| model | head | variant | samples/s | GiB | speed, x reference | memory, x reference |",
         "|---|---|---|---:|---:|---:|---:|",

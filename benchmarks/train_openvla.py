@@ -134,7 +134,7 @@ def measure(kind: str, tiny: bool) -> Any:
 
 
 def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
-    """The network of one kind, ready to train, and the operations that a sample cannot do without."""
+    """The network of one kind, ready to train, and the minimum number of operations per sample."""
     import torch
 
     from oxe_curate.train.config import TrainConfig
@@ -144,7 +144,7 @@ def build(kind: str, device: Any, tiny: bool) -> tuple[Any, float]:
     from oxe_curate.train.models.openvla.config import Architecture
     from oxe_curate.train.models.openvla.synthetic import openvla_config, random_openvla
 
-    # the reference writes its attention out, as the class that finetune.py loads does by default
+    # the reference uses eager attention, the default of the class that finetune.py loads
     architecture = Architecture.of(openvla_config("tiny" if tiny else "7b"))
     net = random_openvla(architecture, device, torch.bfloat16)
     tokens = TEXT + net.vision_backbone.num_patches
@@ -180,7 +180,7 @@ def loss_of(model: Any, kind: str, batch: dict[str, Any]) -> Any:
     import torch
 
     if not kind.startswith("reference"):
-        return model(**{**batch, "attention_mask": None}).loss  # padding is on the right: nothing attends to it
+        return model(**{**batch, "attention_mask": None}).loss  # padding is on the right, so no token attends to it
     out = model(**{**batch, "labels": None})
     logits = out.logits.float()
     labels = batch["labels"]
@@ -191,7 +191,7 @@ def loss_of(model: Any, kind: str, batch: dict[str, Any]) -> Any:
 
 
 def random_batch(size: int, device: Any, tiny: bool) -> dict[str, Any]:
-    """Pictures, ids and labels of a batch; a quarter of the rows are shorter and padded."""
+    """Images, ids and labels of a batch; a quarter of the rows are shorter and padded."""
     import torch
 
     side, vocabulary = (28, 400) if tiny else (IMAGE, 32000)
@@ -224,8 +224,8 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         "(8192 x 8192 x 8192 in bf16, random data).",
         "",
         "Command: `python -m benchmarks.train_openvla --out benchmarks/results`. The reference steps do what OpenVLA's "
-        "finetune.py does (PEFT's own LoRA layers, logits at every position, AdamW), with attention written out, which "
-        "is what its model class gets, and with SDPA.",
+        "finetune.py does (PEFT's own LoRA layers, logits at every position, AdamW), with eager attention, the default "
+        "of its model class, and with SDPA.",
         "",
         "| step | batch | checkpointing | samples/s | to reference | share of ceiling | peak GiB | first step s |",
         "|---|---|---|---|---|---|---|---|",
@@ -240,8 +240,8 @@ def report(rows: list[dict[str, Any]], info: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Share of ceiling counts the products that a step cannot do without: forward and the gradient of activations "
-        "(4 operations a weight and token; attention left out), not what checkpointing computes twice.",
+        "Share of ceiling counts only the required products: forward and the gradient of activations (4 operations per "
+        "weight and token, without attention), not the recomputation of checkpointing.",
     ]
     return "\n".join(lines) + "\n"
 

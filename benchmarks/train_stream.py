@@ -212,7 +212,7 @@ def stream(folder: Path, name: str, seconds: float) -> dict[str, float]:
 def beside(folder: Path, name: str, seconds: float) -> dict[str, Any]:
     """A loop of small operations that takes batches like a training step in every other quarter of a second.
 
-    In the quarters between, the loader rests once its buffers are full: what else runs on the machine slows both alike.
+    In the quarters between, the loader idles once its buffers are full; other work on the machine slows both equally.
     """
     import torch
 
@@ -279,7 +279,12 @@ def tables(
     return [
         (head, lines),
         (
-            ["beside the loop", "thousand launches/s alone", "share of them beside it", "time waited for batches"],
+            [
+                "next to the loop",
+                "thousand launches/s without a loader",
+                "share of them next to it",
+                "time waited for batches",
+            ],
             slower,
         ),
     ]
@@ -290,7 +295,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for the data (%(default)s)")
     parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
     parser.add_argument("--gb", type=float, default=0.5, help="size of the source data (%(default)s)")
-    parser.add_argument("--mixture", type=Path, help="a mixture of 224 px pictures, instead of making one")
+    parser.add_argument("--mixture", type=Path, help="existing mixture of 224 px images to use instead of making one")
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="of each run (%(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the tables (%(default)s)")
@@ -328,11 +333,11 @@ def main() -> None:
 NOTE = """\
 Medians of {rounds} rounds of {seconds:g} s in which the contenders take turns, each pinned to one core, shards in the
 page cache, one second to fill buffers not counted. Each makes batches of 16 samples with instruction, action and bins;
-"decoded" gives uint8 pictures of 224 px, "read only" encoded ones. This project's random order and Hugging Face's
+"decoded" yields uint8 images of 224 px, "read only" encoded ones. This project's random order and Hugging Face's
 map-style are permutations of all samples; the others mix within a buffer of 1,000 samples or more. The second table is
-a loop of small torch operations, bound by launching them as a training step on a fast GPU is. Every other quarter of a
-second it takes 100 samples a second from a loader; in the quarters between it runs alone. Hugging Face
-streaming fills its buffer anew in each epoch, which is short here: its rate by processor time is the fairer one.
+a loop of small torch operations, bound by launches like a training step on a fast GPU. Every other quarter of a
+second it takes 100 samples a second from a loader; in the quarters between it runs without one. Hugging Face
+streaming refills its buffer in each epoch, which is short here: its rate by processor time is the fairer one.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m oxe_curate`, which is what torchrun wants."""
+"""`python -m oxe_curate`, as torchrun requires."""
 
 from oxe_curate.cli.main import main
 

@@ -11,7 +11,7 @@ from tests.structures import BRIDGE
 
 
 def episode(seed: int, steps: int = 8, text: str = "lift the cup", **change: Any) -> dict[str, Any]:
-    """One raw episode; frame (t, camera) is a plain colour that tells both."""
+    """One raw episode; frame (t, camera) is a plain colour that identifies both."""
     rng = np.random.default_rng(seed)
     state = np.cumsum(rng.normal(0, 0.01, (steps, 7)), axis=0).astype(np.float32)
     action = rng.normal(0, 0.01, (steps, 7)).astype(np.float32)
@@ -30,14 +30,14 @@ def episode(seed: int, steps: int = 8, text: str = "lift the cup", **change: Any
 
 
 def colour(seed: int, step: int, camera: int) -> np.ndarray:
-    """A 16 x 16 picture of one colour."""
+    """A 16 x 16 image of one colour."""
     return np.full((16, 16, 3), (seed * 20 % 256, step * 10 % 256, camera * 60), np.uint8)
 
 
 def write(
     root: Path, name: str = "bridge_dataset", episodes: Iterable[Any] | dict[str, Any] = (), shards: int = 2
 ) -> Path:
-    """Write `<root>/<name>/1.0.0`, train and val unless told otherwise; return the version folder."""
+    """Write `<root>/<name>/1.0.0`, train and val by default; return the version folder."""
     chosen = episodes or {
         "train": [episode(i, 6 + i % 5) for i in range(8)],
         "val": [episode(100 + i) for i in range(2)],

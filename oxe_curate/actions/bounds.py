@@ -279,5 +279,5 @@ def _read_arrays(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _read_count(entry: Mapping[str, Any], key: str, where: str) -> int | None:
     count = entry.get(key)
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 0):
-        raise ConfigError(f"{where}: {key}: expected a whole number, got {count!r}")
+        raise ConfigError(f"{where}: {key}: expected an integer, got {count!r}")
     return count

@@ -125,7 +125,7 @@ class Arm:
             )
 
     def wrist_camera(self, pose: Pose, size: tuple[int, int], fov: float = 75.0) -> Viewpoint:
-        """The camera on the hand, which sees the finger tips and what they grasp."""
+        """The wrist camera, which sees the finger tips and the grasped object."""
         turn = pose.rotation
         eye = pose.position + turn @ [-0.085, 0, 0.105]
         target = pose.position + turn @ [0.012, 0, -0.02]

@@ -165,7 +165,7 @@ def _check_same_index(out: Folder, previous: IndexJson, root: Folder, criteria: 
 
 
 def _restore(out: Folder, previous: IndexJson, scanned: set[str]) -> None:
-    """After a failure, vouch again for the data sets whose files have not changed."""
+    """After a failure, write index.json again for the data sets whose files have not changed."""
     others = {name: entry for name, entry in previous.datasets.items() if name not in scanned}
     if scanned and others:
         replace(previous, datasets=others).finish(out)
@@ -179,8 +179,7 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
             card = registry.load(dataset.name, options.cards)
         except ConfigError as error:
             raise ConfigError(
-                f"{dataset.source}/{dataset.path}: {error} Write a card for it (--cards FOLDER; see CONTRIBUTING.md), "
-                "or select other data sets with --dataset."
+                f"{dataset.source}/{dataset.path}: {error} To filter other data sets only, select them with --dataset."
             ) from None
         recipe = recipe_for((dataset.name, card.name, *card.aliases), options.recipes)
         if card.recipes:

@@ -83,7 +83,7 @@ def recode(
     quality: int,
     name: Callable[[int], str],
 ) -> EncodedFrames:
-    """Re-encode frames at `size` (None: their own), with red and blue exchanged where `swap`; others pass through.
+    """Re-encode frames at `size` (None: their own), with red and blue swapped where `swap`; others pass through.
 
     Args:
         frames: n frames.

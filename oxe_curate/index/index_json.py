@@ -1,6 +1,6 @@
 """index.json: the typed contents, read strictly and written in one place.
 
-index.json vouches for the index files next to it. A run that changes index files retracts it first, to
+index.json certifies that the index files next to it are complete. A run that changes index files first renames it to
 unfinished.json, and writes it last, so that a killed run leaves unfinished.json and the next run continues from it.
 """
 

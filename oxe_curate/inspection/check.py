@@ -116,7 +116,7 @@ def find_for(card: DatasetCard, source: Folder) -> RldsDataset:
     if len(everything) == 1:
         return everything[0]
     found = [d.name for d in everything]
-    raise ConfigError(f"{source} has no data set of card {card.name!r}. {did_you_mean(card.name, found)}")
+    raise ConfigError(f"{source} contains no data set for card {card.name!r}. {did_you_mean(card.name, found)}")
 
 
 def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe: str | None) -> tuple[Comparison, ...]:
@@ -128,7 +128,7 @@ def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe:
         found += _camera(camera, seen, report) if seen else []
     listed = {camera_key(key, steps) for key in card.cameras}
     for unlisted in sorted(c.key for c in report.cameras if c.key not in listed):
-        found.append(_stated(f"camera {unlisted}", "not listed", "there", "features.json has this image feature"))
+        found.append(_stated(f"camera {unlisted}", "not listed", "present", "features.json has this image feature"))
     found += _language(card, report)
     found += _episode_filters(card, report)
     found += _native(card, report)
@@ -153,13 +153,13 @@ def _judge(question: str, card: str, finding: Finding, agrees: bool) -> Comparis
 def _structure(card: DatasetCard, dataset: RldsDataset, recipe: str | None) -> tuple[list[Comparison], bool]:
     """Compare features.json with the keys that the card reads; and whether the recipe can run."""
     steps, _ = leaves(dataset.features)
-    question = "does the card fit features.json?"
+    question = "does the card match features.json?"
     try:
         remarks = check_features(card, {key: leaf.shape for key, leaf in steps.items()}, "features.json", recipe)
     except ConfigError as error:
-        return [_stated(question, "reads it", "does not fit", line) for line in str(error).splitlines()], False
+        return [_stated(question, "reads it", "does not match", line) for line in str(error).splitlines()], False
     if not remarks:
-        return [Comparison(question, "reads it", "fits", 1.0, "every key and column is there", "agrees")], True
+        return [Comparison(question, "reads it", "matches", 1.0, "every key and column exists", "agrees")], True
     return [_stated(question, "listed", "missing", remark) for remark in remarks], True
 
 
@@ -167,23 +167,23 @@ def _camera(camera: Camera, seen: CameraFeature, report: Inspection) -> list[Com
     found = []
     if camera.encoding != "unspecified" and seen.encoding != "unspecified":
         agrees = camera.encoding == seen.encoding
-        bytes_ = Finding("", seen.encoding, 1.0, "by the first bytes of its frames")
+        bytes_ = Finding("", seen.encoding, 1.0, "from the first bytes of its frames")
         found.append(_judge(f"encoding of {seen.key}", camera.encoding, bytes_, agrees))
     if camera.shape and tuple(seen.shape) != camera.shape:
-        shape, why = "x".join(map(str, seen.shape)), "another size is a resized copy, not a wrong card"
+        shape, why = "x".join(map(str, seen.shape)), "a different size suggests a resized copy, not a wrong card"
         found.append(Comparison(f"size of {seen.key}", "x".join(map(str, camera.shape)), shape, 1.0, why, "undecided"))
     empty = seen.black + seen.missing + seen.unreadable
     if camera.role != "none" and seen.looked_at and empty > 0.9:
         why = f"{100 * seen.black:.0f} % black, {100 * seen.missing:.0f} % missing of {seen.looked_at} frames"
         verdict: CardVerdict = "contradicts" if camera.role == "primary" else "undecided"
-        found.append(Comparison(f"does {seen.key} show anything?", camera.role, "empty", 0.95, why, verdict))
+        found.append(Comparison(f"does {seen.key} show an image?", camera.role, "empty", 0.95, why, verdict))
     for finding in report.findings:
-        if finding.question == f"is {seen.key} on the hand?" and camera.role in (*THIRD_PERSON, "wrist"):
+        if finding.question == f"is {seen.key} a wrist camera?" and camera.role in (*THIRD_PERSON, "wrist"):
             expected = "wrist" if camera.role == "wrist" else "third-person"
             if camera.note:
                 finding = replace(finding, why=f"{finding.why} (the card notes: {camera.note})")
-            found.append(_judge(f"where is {seen.key}?", camera.role, finding, finding.answer == expected))
-        if finding.question == f"are red and blue exchanged in {seen.key}?":
+            found.append(_judge(f"where is {seen.key} mounted?", camera.role, finding, finding.answer == expected))
+        if finding.question == f"are red and blue swapped in {seen.key}?":
             agrees = finding.answer == camera.channels
             found.append(_judge(f"channels of {seen.key}", camera.channels, finding, agrees))
     return found
@@ -194,19 +194,19 @@ def _language(card: DatasetCard, report: Inspection) -> list[Comparison]:
     texts = {t.key: t for t in report.texts}
     present = [texts[key] for key in card.language.keys if key in texts]
     question = "where is the instruction?"
-    said = ", ".join(card.language.keys) or "nowhere"
+    given = ", ".join(card.language.keys) or "nowhere"
     if card.language.keys and not present:
-        found.append(_stated(question, said, "no text there", f"texts are in: {', '.join(texts) or 'no step feature'}"))
+        found.append(_stated(question, given, "no text", f"step features with texts: {', '.join(texts) or 'none'}"))
     elif present:
-        why = f"{present[0].distinct} texts in {len(report.read)} episodes, {100 * present[0].empty:.0f} % without"
+        why = f"{present[0].distinct} texts in {len(report.read)} episodes, {100 * present[0].empty:.0f} % without one"
         empty = all(t.distinct == 0 for t in present)
         verdict: CardVerdict = "contradicts" if empty else "agrees"
-        found.append(Comparison(question, said, "empty" if empty else "there", 0.95, why, verdict))
+        found.append(Comparison(question, given, "empty" if empty else "present", 0.95, why, verdict))
         if present[0].kind != card.language.kind:
-            found.append(_stated("kind of text", card.language.kind, present[0].kind, f"as {present[0].key} is stored"))
+            found.append(_stated("text encoding", card.language.kind, present[0].kind, f"the type of {present[0].key}"))
     elif any(t.distinct for t in report.texts):
         likely = report.texts[0]
-        found.append(Comparison(question, said, likely.key, 0.4, f"such as {likely.samples[:1]}", "undecided"))
+        found.append(Comparison(question, given, likely.key, 0.4, f"example: {likely.samples[:1]}", "undecided"))
     return found
 
 
@@ -215,9 +215,9 @@ def _episode_filters(card: DatasetCard, report: Inspection) -> list[Comparison]:
     for rule in card.episode_filters:
         names = {rule.field, f"episode_metadata/{rule.field}"}
         if not names & set(report.metadata):
-            known = ", ".join(report.metadata) or "nothing"
+            known = ", ".join(report.metadata) or "none"
             found.append(
-                _stated(f"episode filter {rule.field}", "there", "missing", f"features outside the steps: {known}")
+                _stated(f"episode filter {rule.field}", "present", "missing", f"features outside the steps: {known}")
             )
     return found
 
@@ -228,15 +228,15 @@ def _native(card: DatasetCard, report: Inspection) -> list[Comparison]:
     c = report.conventions
     kind = c.of(f"what does {c.position} mean?") if c.position else None
     expected = _KINDS.get(card.action_encoding)
-    joints = c.of("is the action the end effector's")
+    joints = c.of("does the action move the end effector")
     if joints and card.is_end_effector and c.position and _reads(card, c.position.key):
         found.append(_judge("native action space", card.action_encoding, joints, False))
     elif kind and expected and kind.answer != "constant":
         found.append(_judge("native action", card.action_encoding, kind, kind.answer in expected))
-    rate = c.of("how many steps a second")
+    rate = c.of("what is the control rate")
     if rate and rate.known and card.control_hz:
         agrees = 0.8 < float(rate.answer) / card.control_hz < 1.25
-        found.append(_judge("steps a second", f"{card.control_hz:g}", rate, agrees))
+        found.append(_judge("control rate", f"{card.control_hz:g}", rate, agrees))
     return found
 
 
@@ -245,7 +245,7 @@ def _reads(card: DatasetCard, key: str) -> bool:
 
 
 def _standardised(card: DatasetCard, name: str, report: Inspection) -> list[Comparison]:
-    """Check the recipe's actions: displacement, gripper, order of the quaternion, idle first step."""
+    """Check the recipe's actions: displacement, gripper, quaternion order, idle first step."""
     episodes: list[Steps] = []
     for steps in report.sample.episodes:
         try:
@@ -272,15 +272,15 @@ def _standardised(card: DatasetCard, name: str, report: Inspection) -> list[Comp
         for operation in piece.ops:
             order = report.conventions.of(f"in which order is the quaternion {piece.src}")
             if operation.op == "euler_from_quat" and order:
-                said = str(operation.parameters.get("order", "xyzw"))
-                found.append(_judge(f"order of the quaternion {piece.src}", said, order, order.answer == said))
+                expected = str(operation.parameters.get("order", "xyzw"))
+                found.append(_judge(f"order of the quaternion {piece.src}", expected, order, order.answer == expected))
     idle = report.conventions.of("is the first step idle")
     if idle and idle.answer == "yes" and recipe.trim.first == 0:
-        why = f"{idle.why}; the recipe keeps it"
+        why = f"{idle.why}; the recipe keeps the step"
         found.append(Comparison("first step", "kept", "idle", idle.confidence, why, "undecided"))
     elif idle and recipe.trim.first:
         data = replace(idle, answer={"yes": "idle", "no": "moves"}.get(idle.answer, idle.answer))
-        found.append(_judge("first step", "dropped, as idle", data, idle.answer == "yes"))
+        found.append(_judge("first step", "dropped as idle", data, idle.answer == "yes"))
     return found
 
 

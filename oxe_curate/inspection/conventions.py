@@ -1,4 +1,4 @@
-"""Run all detectors on a sample: the meaning of the columns, and the findings about each."""
+"""Run all detectors on a sample and collect the meaning of its columns."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Conventions:
 
     Attributes:
         position, rotation, gripper: columns of the action; None where none was found.
-        state_position, state_rotation: columns of the state that they move (a quaternion has four).
+        state_position, state_rotation: the state columns that they move (a quaternion has four).
         aperture: the state column that follows the gripper.
-        findings: every question that was asked, with or without an answer.
+        findings: the result of every detector, answered or not.
     """
 
     position: Columns | None
@@ -78,7 +78,7 @@ def _position_findings(
     found = [motion.kind_of(episodes, position, control_hz) if position else motion.kind_without_state(episodes, at)]
     named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
     if named:
-        found.append(Finding("is the action the end effector's?", "joints", 0.9, f"the key says so: {named[0]}"))
+        found.append(Finding("does the action move the end effector?", "joints", 0.9, f"from the key {named[0]}"))
     return found
 
 
@@ -86,7 +86,7 @@ def _rotation(
     episodes: Episodes, poses: list[Columns], states: list[Columns], position: Match | None, at: Columns | None,
     absolute: bool, control_hz: float | None,
 ) -> tuple[Columns | None, Columns | None, list[Finding]]:  # fmt: skip
-    """The action's rotation columns, the state columns that they turn, and the findings about both."""
+    """The action's rotation columns, the state columns that they rotate, and the findings about both."""
     held = position.state if position else None
     quaternions = rotation.find_quaternions(episodes, states)
     stored = [q for q in rotation.find_quaternions(episodes, poses) if not q.overlaps(at)]
@@ -116,17 +116,17 @@ def _rotation(
 
 
 def _unit_of_turns(episodes: Episodes, turns: Columns, kind: Finding, state: Finding | None, absolute: bool) -> Finding:
-    """Radians or degrees, by the state that the columns turn if there is one, else by their size."""
+    """Radians or degrees: as the state that the columns rotate, if there is one, else from their size."""
     question = f"is {turns} in radians or degrees?"
     if kind.answer in ("scaled delta", "velocity"):
-        return unknown(question, f"it is a {kind.answer}: its size does not show the unit")
+        return unknown(question, f"the size of a {kind.answer} does not show its unit")
     if "unit" in kind.evidence:  # the gain of a quaternion's rotation is in radians
-        why = f"a unit turns the state by {kind.evidence['gain']:.3g} rad"
+        why = f"one unit rotates the state by {kind.evidence['gain']:.3g} rad"
         return Finding(question, kind.evidence["unit"], kind.confidence, why, {"gain": kind.evidence["gain"]})
     same = kind.answer in ("delta", "absolute") and 0.6 < kind.evidence.get("gain", 0.0) < 1.6
     if state is not None and state.known and same:
         sure = round(min(state.confidence, kind.confidence), 2)
-        return Finding(question, state.answer, sure, f"as the state's angles, which it moves one to one: {state.why}")
+        return Finding(question, state.answer, sure, f"it moves the state's angles one to one, and {state.why}")
     return rotation.angle_unit(episodes, turns, displacement=not absolute)
 
 
@@ -136,8 +136,8 @@ def _gripper(
     """The command's column, the state's aperture, and the findings about both."""
     command = gripper.find_command(episodes, actions, taken)
     if command is None:
-        why = "no column has a matching name, or values at two ends"
-        return None, None, [unknown("which action column is the gripper's?", why)]
+        why = "no column has a gripper's name or values at two ends"
+        return None, None, [unknown("which action column commands the gripper?", why)]
     form = gripper.command_form(episodes, command)
     relative = form.answer == "relative"
     aperture = gripper.find_aperture(episodes, command, states, used, relative=relative)
@@ -148,16 +148,14 @@ def _gripper(
 def _columns_found(position: Match | None, at: Columns | None) -> Finding:
     question = "which state columns does the action move?"
     if position:
-        why = (
-            f"r = {position.r:.2f} at lag {position.lag}, {position.samples} stretches; a position by name or by order"
-        )
+        why = f"r = {position.r:.2f} at lag {position.lag}, {position.samples} windows; a position by name or place"
         return Finding(question, f"{position.action} -> {position.state}", position.confidence, why)
-    why = f"no three state columns go with the action (r below {matching.SURE})" if at else "there is no numeric action"
+    why = f"no three state columns correlate with the action (r below {matching.SURE})" if at else "no numeric action"
     return unknown(question, why)
 
 
 def _by_name_or_place(episodes: Episodes, poses: Sequence[Columns]) -> Columns | None:
-    """Without a state: world_vector and the like, else the first three columns of a flat action."""
+    """Position columns without a state: world_vector and similar, else the first three columns of a flat action."""
     for columns in poses:
         if re.search(r"world_vector|xyz|translation|position", columns.key) and len(columns) >= 2:
             return Columns(columns.key, 0, min(3, len(columns)))
@@ -168,7 +166,7 @@ def _by_name_or_place(episodes: Episodes, poses: Sequence[Columns]) -> Columns |
 
 
 def _turns_by_name_or_place(episodes: Episodes, poses: Sequence[Columns], at: Columns | None) -> Columns | None:
-    """Rotation columns by the key's name, else the three after the position in an action of about seven."""
+    """Rotation columns by the key's name, else the three columns after the position."""
     for columns in poses:
         if TURNS.search(columns.key) and len(columns) >= 3 and not columns.overlaps(at):
             return Columns(columns.key, 0, 3)
@@ -209,7 +207,7 @@ def _kind_of_turns(episodes: Episodes, turns: Columns, quaternions: list[Columns
 
 
 def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
-    question = "how many steps a second?"
+    question = "what is the control rate?"
     for clock in states:
         if len(clock) != 1 or not _CLOCK.search(clock.key):
             continue
@@ -217,13 +215,13 @@ def _control_rate(episodes: Episodes, states: list[Columns]) -> Finding:
         if len(gaps) > 10 and (gaps > 0).mean() > 0.98 and 0.005 < np.median(gaps) < 5:
             rate = 1 / float(np.median(gaps))
             return Finding(
-                question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} a step, if seconds"
+                question, f"{rate:.3g}", 0.7, f"{clock.key} rises by {np.median(gaps):.4g} per step, if in seconds"
             )
-    return unknown(question, "RLDS stores no rate, and no step feature is a clock")
+    return unknown(question, "RLDS does not store the rate, and no step feature is a clock")
 
 
 def detect_cameras(cameras: Sequence[SampledCamera], episodes: Episodes, conventions: Conventions) -> list[Finding]:
-    """Whether each camera is on the hand, and whether its red and blue are exchanged."""
+    """Whether each camera is a wrist camera, and whether its red and blue are swapped."""
     found = []
     for camera in cameras:
         if camera.encoding == "tensor":
@@ -236,7 +234,7 @@ def detect_cameras(cameras: Sequence[SampledCamera], episodes: Episodes, convent
 
 
 def _path(steps: Mapping[str, NDArray[Any]], at: NDArray[np.int64], conventions: Conventions) -> Floats:
-    """Distance that the arm moved between frames: by the state's position, else by the action's size."""
+    """Distance that the arm moved between frames: from the state's position, else from the action's size."""
     if conventions.state_position:
         x = conventions.state_position.of(steps)
         travelled = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(x, axis=0), axis=1))])

@@ -1,7 +1,7 @@
-"""A report -> a draft card, with a comment beside every guess that says how sure it is and why.
+"""Write a draft card from a report; comments give the confidence in each guess and the reason.
 
-What the data do not tell (robot, licence, rate) is left open and marked. Where the meaning of the action is not found,
-the recipe stands in comments only, so that nobody trains on it unseen.
+Facts that the data do not contain (robot, licence, rate) are marked TODO. If the meaning of the action is unknown, the
+recipe is commented out, so that nobody trains on it unchecked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draft_card(report: Inspection, name: str | None = None) -> str:
 
     Args:
         report: what was found.
-        name: of the card, which must be its file's name; the data set's own if left out.
+        name: the card's name, which must match its file name (default: the data set's name).
 
     Returns:
         Text that `registry.card.read_card` reads without an error, from a file of that name.
@@ -40,13 +40,13 @@ def draft_card(report: Inspection, name: str | None = None) -> str:
     name = name or report.name.replace("/", "_")
     lines = [
         f"# Draft by `oxe-curate inspect` from {len(report.read)} episodes of {report.name} {report.version}.",
-        "# Each guess has its confidence (0 to 1) and its reason beside it. Check them, above all the recipe,",
-        f"# and fill in what is marked {_MARK}: the data do not tell it.",
+        "# The comments give the confidence (0 to 1) in each guess and the reason. Check every guess, above all the",
+        f"# recipe, and complete the lines marked {_MARK}, which the data cannot answer.",
         f"name: {_text(name)}",
     ]
     if report.name != name:
         lines.append(f"aliases: [{_text(report.name)}]")
-    lines += [f"robot: unknown  # {_MARK}: maker and model", f"arms: single  # {_MARK}: assumed; one arm, or two?"]
+    lines += [f"robot: unknown  # {_MARK}: maker and model", f"arms: single  # {_MARK}: assumed; one arm or two?"]
     lines += _rate(report)
     encoding, why = action_encoding(report)
     lines += [*_comment(why), f"action_encoding: {encoding}"]
@@ -56,32 +56,32 @@ def draft_card(report: Inspection, name: str | None = None) -> str:
     lines += ["", *_cameras(report), *_language(report), *_success(report), "", *_proprio(report.conventions)]
     recipe = _recipe(report)
     if encoding in ("UNKNOWN", "JOINT_POS"):
-        lines += ["# Not found: what the action means. If you know it, correct these lines and take off the marks:"]
+        lines += ["# The meaning of the action is unknown. If you know it, correct and uncomment these lines:"]
         lines += [f"# {line}" for line in recipe]
     else:
         lines += recipe
     text = "\n".join(lines) + "\n"
-    build(DatasetCard, parse_yaml(text, "draft"), "draft")  # a draft that cannot be read is a fault of this module
+    build(DatasetCard, parse_yaml(text, "draft"), "draft")  # an unreadable draft is a bug in this module
     return text
 
 
 def write_draft(report: Inspection, path: Path) -> None:
-    """Write the draft to a new file, whose stem becomes the card's name.
+    """Write the draft to a new file; the file's stem becomes the card's name.
 
     Raises:
-        ConfigError: the file is there already (it may be corrected by hand), or is not called .yaml.
+        ConfigError: the file exists (it may contain corrections), or its name does not end in .yaml.
     """
     if path.suffix != ".yaml":
-        raise ConfigError(f"{path}: a card's file ends in .yaml, and its stem is the card's name")
+        raise ConfigError(f"{path}: the file name must end in .yaml; its stem is the card's name")
     if path.exists():
-        raise ConfigError(f"{path} is there already, perhaps corrected by hand. Give another name, or remove it.")
+        raise ConfigError(f"{path} already exists and may contain corrections; choose another name or remove it")
     text = draft_card(report, path.stem).encode()
     Folder.of(path.parent).publish_bytes(path.name, text)
 
 
 def action_encoding(report: Inspection) -> tuple[str, str]:
     """The card's action_encoding, and why."""
-    joints = report.conventions.of("is the action the end effector's")
+    joints = report.conventions.of("does the action move the end effector")
     if joints:
         return "JOINT_POS", _because(joints)
     kind = _kind(report)
@@ -101,7 +101,7 @@ def _because(finding: Finding) -> str:
 
 
 def _text(value: str) -> str:
-    """A YAML scalar that is a string whatever it holds."""
+    """Return the text as a YAML scalar, quoted if YAML would not read it as a string."""
     return value if re.fullmatch(r"[A-Za-z_][\w./-]*", value) and value not in _WORDS else json.dumps(value)
 
 
@@ -128,10 +128,10 @@ def _comment(text: str, indent: str = "") -> list[str]:
 
 
 def _rate(report: Inspection) -> list[str]:
-    rate = report.conventions.of("how many steps a second")
+    rate = report.conventions.of("what is the control rate")
     if rate and rate.known:
         return [*_comment(_because(rate)), f"control_hz: {rate.answer}"]
-    return [f"# control_hz:  {_MARK}: steps a second ({rate.why if rate else 'unknown'})"]
+    return [f"# control_hz:  {_MARK}: steps per second ({rate.why if rate else 'unknown'})"]
 
 
 def camera_roles(report: Inspection) -> dict[str, tuple[str, str]]:
@@ -140,15 +140,15 @@ def camera_roles(report: Inspection) -> dict[str, tuple[str, str]]:
     third = iter(("primary", "secondary", *["extra"] * len(report.cameras)))
     for camera in sorted(report.cameras, key=lambda c: c.key):
         name = camera.key.rsplit("/", 1)[-1]
-        mount = next((f for f in report.findings if f.question == f"is {camera.key} on the hand?"), None)
-        why = _because(mount) if mount else "not looked at"
+        mount = next((f for f in report.findings if f.question == f"is {camera.key} a wrist camera?"), None)
+        why = _because(mount) if mount else "not checked"
         on_hand = mount.answer == "wrist" if mount and mount.known else bool(_WRIST.search(name))
         if mount is None or not mount.known:
-            why += f"; by its name it is {'on the hand' if on_hand else 'a camera that looks on'}"
+            why += f"; its name suggests a {'wrist' if on_hand else 'third-person'} camera"
         if _is_depth(camera):
-            role, why = ("depth_wrist" if _WRIST.search(name) else "depth_primary"), "by its name and type"
+            role, why = ("depth_wrist" if _WRIST.search(name) else "depth_primary"), "from its name and type"
         elif camera.looked_at and camera.black + camera.missing >= 0.99:
-            role, why = "none", f"every frame of the {camera.looked_at} looked at is black or missing"
+            role, why = "none", f"all {camera.looked_at} frames checked are black or missing"
         else:
             role = "wrist" if on_hand else next(third)
         roles[camera.key] = (role, why)
@@ -161,12 +161,12 @@ def _is_depth(camera: CameraFeature) -> bool:
 
 def _cameras(report: Inspection) -> list[str]:
     if not report.cameras:
-        return ["cameras: {}  # there are none"]
+        return ["cameras: {}  # none"]
     lines = ["cameras:"]
     for camera in sorted(report.cameras, key=lambda c: c.key):
         role, why = camera_roles(report)[camera.key]
         lines += _comment(why, "  ")
-        hue = next((f for f in report.findings if f.question == f"are red and blue exchanged in {camera.key}?"), None)
+        hue = next((f for f in report.findings if f.question == f"are red and blue swapped in {camera.key}?"), None)
         if hue and hue.answer == "bgr":
             lines += _comment(f"channels: bgr?  {_because(hue)}", "  ")
         parts = [f"role: {role}"]
@@ -182,13 +182,13 @@ def _cameras(report: Inspection) -> list[str]:
 def _language(report: Inspection) -> list[str]:
     used = [t for t in report.texts if t.distinct]
     if not used:
-        return ["language: {}  # no step has a text"]
+        return ["language: {}  # no step has an instruction"]
     kind = used[0].kind
     keys = [t for t in used if t.kind == kind]
-    style = f"{keys[0].distinct} distinct texts in the {len(report.read)} episodes read"
+    style = f"{keys[0].distinct} distinct instructions in the {len(report.read)} episodes read"
     if keys[0].empty:
-        style += f", {100 * keys[0].empty:.0f} % of them without"
-    lines = _comment(f"such as: {' | '.join(keys[0].samples[:3])}")
+        style += f", {100 * keys[0].empty:.0f} % of them without one"
+    lines = _comment(f"examples: {' | '.join(keys[0].samples[:3])}")
     shown = ", ".join(_text(t.key) for t in keys)
     return [*lines, f"language: {{keys: [{shown}], kind: {kind}, style: {json.dumps(style)}}}"]
 
@@ -203,7 +203,7 @@ def _success(report: Inspection) -> list[str]:
 def _proprio(c: Conventions) -> list[str]:
     parts = [columns for columns in (c.state_position, c.state_rotation, c.aperture) if columns]
     if not parts:
-        return ["# proprio: no state column goes with the action"]
+        return ["# proprio: no state column correlates with the action"]
     return ["proprio:", *(f"  - {_piece(columns, [])}" for columns in parts)]
 
 
@@ -224,7 +224,7 @@ def _recipe(report: Inspection) -> list[str]:
         lines += _comment(_because(first), "    ")
     if absolute:
         trim.append("last: 1")
-        lines += _comment("the action is a pose, so its displacement is taken, which the last step lacks", "    ")
+        lines += _comment("the action is a pose: the recipe takes differences, so the last step has no action", "    ")
     lines += [f"    trim: {{{', '.join(trim)}}}"] if trim else []
     lines += _xyz(c.position, kind, absolute)
     lines += _rpy(report, absolute)
@@ -233,7 +233,7 @@ def _recipe(report: Inspection) -> list[str]:
 
 
 def nominal(gain: float) -> float | None:
-    """The power of ten that a measured gain stands for, None if none is near: followers fall short of commands."""
+    """The power of ten near a measured gain, None if there is none: controllers undershoot commands."""
     return next((unit for unit in (1.0, 0.1, 0.01, 0.001) if 0.7 < gain / unit < 1.4), None)
 
 
@@ -245,9 +245,9 @@ def _xyz(at: Columns | None, kind: Finding | None, absolute: bool) -> list[str]:
     if kind and kind.answer == "scaled delta":
         unit = nominal(float(kind.evidence["gain"]))
         if unit is None:
-            lines += _comment("its gain is no round number, so it is left in the data set's units", "    ")
+            lines += _comment("its gain is not near a power of ten, so the data set's units are kept", "    ")
         elif unit != 1.0:
-            lines += _comment(f"scaled to the state's units: gain {kind.evidence['gain']}, taken as {unit:g}", "    ")
+            lines += _comment(f"scaled to the state's units: gain {kind.evidence['gain']}, rounded to {unit:g}", "    ")
             operations.append(f"{{op: affine, scale: {unit:g}}}")
     if absolute:
         operations.append("delta")
@@ -271,8 +271,8 @@ def _rpy(report: Inspection, absolute: bool) -> list[str]:
     scale = 1.0
     if kind and kind.answer == "scaled delta":
         scale = nominal(float(kind.evidence["gain"])) or 1.0
-        lines += _comment(f"gain {kind.evidence['gain']}, taken as {scale:g}", "    ")
-        unit = c.of(f"is {c.state_rotation} in radians")  # a quaternion has none: its gain is in radians
+        lines += _comment(f"gain {kind.evidence['gain']}, rounded to {scale:g}", "    ")
+        unit = c.of(f"is {c.state_rotation} in radians")  # a quaternion has no angle unit: the gain is in radians
     if unit and unit.answer == "degrees":
         scale *= _DEGREE
     if len(c.rotation) == 4:
@@ -288,12 +288,12 @@ def _rpy(report: Inspection, absolute: bool) -> list[str]:
 def _gripper(report: Inspection) -> list[str]:
     c = report.conventions
     if c.gripper is None:
-        return ["    # no gripper column was found: taken as open", "    gripper: [{const: 1, width: 1}]"]
+        return ["    # no gripper column was found: assumed open", "    gripper: [{const: 1, width: 1}]"]
     form = c.of(f"how does {c.gripper} command")
     sign = c.of(f"does a high {c.gripper} open")
     lines = [line for f in (form, sign) if f for line in _comment(_because(f), "    ")]
     if sign is None or not sign.known:
-        lines += _comment(f"{_MARK}: taken as 1 = open, which is a guess", "    ")
+        lines += _comment(f"{_MARK}: assumed 1 = open", "    ")
     operations = gripper_operations(form, sign)
     return [*lines, f"    gripper: [{_piece(c.gripper, operations)}]"]
 

@@ -14,7 +14,7 @@ class Finding:
 
     Attributes:
         question: such as "is action[0:3] a displacement or a pose?".
-        answer: one of the detector's few answers, or "unknown" with too little evidence.
+        answer: one of the detector's answers, or "unknown" if the evidence is too weak.
         confidence: 0 to 1; a judgement from correlation, margin and number of samples, not a calibrated
             probability. 0 if the answer is unknown.
         why: one sentence with the numbers behind the answer, or the missing evidence.

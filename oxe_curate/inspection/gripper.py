@@ -1,8 +1,8 @@
-"""The gripper: the command's column and range, whether it is a level or pulses, and which end is open.
+"""Detect the gripper: the command's column and range, whether it is a level or pulses, and which end is open.
 
-The command's sign comes from the state's aperture, which follows it late. Which end of the aperture is open comes
-from three cues, each weighed as odds: its name, that fingers stop on things when they close but always open to the same
-width, and that episodes mostly begin with an open hand.
+The command's sign comes from the state's aperture, which follows it with a lag. Three cues, each weighed as odds, show
+which end of the aperture is open: its name; that fingers stop at the object when they close but always open to the same
+width; and that most episodes begin with an open gripper.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Aperture:
 
 
 def find_command(episodes: Episodes, actions: list[Columns], taken: list[Columns]) -> Columns | None:
-    """The action column most like a gripper's command, other than those already explained; None if there is none.
+    """The action column most like a gripper command, other than those already explained; None if there is none.
 
-    Points for the name, for standing last in a flat action, and for few distinct values or values at two ends.
+    The name, the last place in a flat action, and few distinct values or values at two ends score points.
     """
     best: tuple[float, Columns] | None = None
     for action in actions:
@@ -91,20 +91,18 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
     common = {f"{v:g}": round(int(c) / len(x), 3) for v, c in zip(values, counts, strict=True) if c > 0.01 * len(x)}
     evidence = {"min": round(low, 4), "max": round(high, 4), "shares": dict(list(common.items())[:8])}
     if not varies(x[:, None])[0]:
-        return Finding(question, "constant", 0.99, f"it is {low:g} at every step", evidence)
+        return Finding(question, "constant", 0.99, f"the value is {low:g} at every step", evidence)
     pulses, zero = _pulses(episodes, command)
     evidence |= {"share_zero_while_used": round(zero, 3), "alternating_pulses": round(pulses, 2)}
     span = f"values from {low:.3g} to {high:.3g}"
     if low < -0.5 and high > 0.5 and zero > 0.6:
-        why = f"{span}; zero at {100 * zero:.0f} % of the steps where used; {100 * pulses:.0f} % of pulses alternate"
+        why = f"{span}; zero at {100 * zero:.0f} % of the steps if used; {100 * pulses:.0f} % of pulses alternate"
         return Finding(
             question, "relative", round(float(np.clip(0.35 + 0.3 * zero + 0.3 * pulses, 0, 0.95)), 2), why, evidence
         )
     longest = _longest_pulse(episodes, command)
     if low in (-1.0, 0.0) and high in (0.0, 1.0) and set(common) <= {"-1", "0", "1"} and zero > 0.8 and longest <= 4:
-        why = (
-            f"{span}; zero at {100 * zero:.0f} % of the steps where used, pulses of one sign of {longest} steps at most"
-        )
+        why = f"{span}; zero at {100 * zero:.0f} % of the steps if used; no pulse exceeds {longest} steps"
         return Finding(question, "relative", 0.4, why, evidence)
     ends = _at_ends(x)
     evidence["share_at_ends"] = round(ends, 3)
@@ -114,14 +112,12 @@ def command_form(episodes: Episodes, command: Columns) -> Finding:
     if -1.1 < low < -0.9 and 0.9 < high < 1.1:
         return Finding(question, "-1..1", 0.95, span, evidence)
     if low < -0.9 and high < 0.05:
-        return Finding(
-            question, "-1..1", 0.4, f"{span}: half of -1..1, if +1 does not occur in these episodes", evidence
-        )
+        return Finding(question, "-1..1", 0.4, f"{span}: half of -1..1, if +1 is missing from these episodes", evidence)
     return Finding(question, "level", 0.6, span, evidence)
 
 
 def _pulses(episodes: Episodes, command: Columns) -> tuple[float, float]:
-    """Of runs of equal sign, the share that follows one of the other sign; share of zeros in episodes that use it."""
+    """Share of runs of one sign that follow a run of the other; share of zeros in episodes that use the gripper."""
     alternating = runs = zeros = steps_seen = 0
     for steps in episodes:
         x = command.of(steps)[:, 0]
@@ -147,7 +143,7 @@ def _longest_pulse(episodes: Episodes, command: Columns) -> int:
 def find_aperture(
     episodes: Episodes, command: Columns, states: list[Columns], taken: list[Columns], *, relative: bool = False
 ) -> Aperture | None:
-    """The state column that follows the command, among those that no pose explains; None below |r| = 0.5.
+    """The state column that follows the command, among those that are not part of a pose; None below |r| = 0.5.
 
     A relative command is compared by its sum over a few steps with the aperture's change.
     """
@@ -174,19 +170,19 @@ def aperture_sense(episodes: Episodes, aperture: Columns) -> Finding:
     x = pooled(episodes, aperture)[:, 0]
     low, high = (float(v) for v in np.quantile(x, [0.01, 0.99])) if len(x) else (0.0, 0.0)
     if high - low < 1e-6:
-        return unknown(question, "it hardly varies", low=low, high=high)
+        return unknown(question, "the values hardly vary", low=low, high=high)
     odds, cues = 0.0, []
     name = aperture.key.rsplit("/", 1)[-1]
     if _CLOSED.search(name) or _OPEN.search(name):
         sign = -1 if _CLOSED.search(name) else 1
         odds += sign * 2.2
-        cues.append(f"its name {name!r}")
+        cues.append(f"the name {name!r}")
     at_top, at_bottom = _rests(episodes, aperture, low, high)
     if len(at_top) >= 3 and len(at_bottom) >= 3:
         top, bottom = _spread(at_top) / (high - low), _spread(at_bottom) / (high - low)
         if max(top, bottom) > 0.02 and max(top, bottom) > 3 * min(top, bottom):
             odds += 1.5 if bottom > top else -1.5
-            cues.append(f"it stops at varying {'low' if bottom > top else 'high'} values, as fingers on things")
+            cues.append(f"it stops at varying {'low' if bottom > top else 'high'} values, as fingers do on objects")
     starts = np.array([float(aperture.of(s)[:3].mean()) for s in episodes if len(s[aperture.key])])
     began = float((starts > (low + high) / 2).mean())
     if began >= 0.75 or began <= 0.25:
@@ -204,7 +200,7 @@ def aperture_sense(episodes: Episodes, aperture: Columns) -> Finding:
 
 
 def _rests(episodes: Episodes, aperture: Columns, low: float, high: float) -> tuple[list[float], list[float]]:
-    """Values at which the aperture rests for three steps or more, in its upper and its lower part."""
+    """Values that the aperture keeps for at least three steps, in the upper and the lower half of its range."""
     middle, still = (low + high) / 2, 0.01 * (high - low)
     top: list[float] = []
     bottom: list[float] = []
@@ -237,7 +233,7 @@ def polarity(episodes: Episodes, command: Columns, aperture: Aperture | None, *,
         column = f"{aperture.state} ({low:.3g} to {high:.3g})"
         relation = f"{column} follows it with r = {aperture.r:.2f} after {aperture.lag} steps"
         if not sense.known:
-            return unknown(question, f"{relation}, but which end of that is open is unclear: {sense.why}", **evidence)
+            return unknown(question, f"{relation}, but it is unclear which end is open: {sense.why}", **evidence)
         opens = (aperture.r > 0) == (sense.answer == "high")
         follows = float(np.clip(0.5 + (abs(aperture.r) - 0.3), 0.5, 1)) * aperture.samples / (aperture.samples + 10)
         sure = sense.confidence * follows
@@ -247,7 +243,7 @@ def polarity(episodes: Episodes, command: Columns, aperture: Aperture | None, *,
 
 
 def _polarity_without_aperture(episodes: Episodes, command: Columns, relative: bool, question: str) -> Finding:
-    """Without an aperture: by the name, and by how episodes begin."""
+    """Polarity without an aperture: from the name and from how episodes begin."""
     x = pooled(episodes, command)[:, 0]
     middle = 0.0 if relative else (float(x.min()) + float(x.max())) / 2
     first = []
@@ -261,11 +257,11 @@ def _polarity_without_aperture(episodes: Episodes, command: Columns, relative: b
     name = command.key.rsplit("/", 1)[-1]
     if _CLOSED.search(name) or _OPEN.search(name):
         odds += -2.0 if _CLOSED.search(name) else 2.0
-        cues.append(f"its name {name!r}")
+        cues.append(f"the name {name!r}")
     if len(first) >= 3 and (high >= 0.75 or high <= 0.25):
         begins_open = 0.8 if high > 0.5 else -0.8
-        odds += -begins_open if relative else begins_open  # the first pulse of an open hand closes it
-        what = "act first with a" if relative else "begin with a"
+        odds += -begins_open if relative else begins_open  # the first pulse of an open gripper closes it
+        what = "have as first pulse a" if relative else "begin with a"
         cues.append(
             f"{100 * max(high, 1 - high):.0f} % of the episodes {what} {'high' if high > 0.5 else 'low'} command"
         )
@@ -274,7 +270,7 @@ def _polarity_without_aperture(episodes: Episodes, command: Columns, relative: b
         return unknown(
             question, f"no state column follows it, and the cues disagree ({'; '.join(cues) or 'none'})", **evidence
         )
-    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # the start of episodes is not enough on its own
+    weight = 0.9 if len(cues) > 1 or abs(odds) > 1 else 0.65  # how episodes begin is not enough on its own
     sure = round(weight * float(1 / (1 + np.exp(-abs(odds)))), 2)
     why = f"no state column follows it; weak cues: {'; '.join(cues)}"
     return Finding(question, "high opens" if odds > 0 else "high closes", sure, why, evidence)

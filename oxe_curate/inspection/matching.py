@@ -1,10 +1,10 @@
-"""Which columns of the state does a group of action columns move, and as displacements or as levels?
+"""Match groups of action columns with the state columns that they move, as displacements or as levels.
 
 A displacement summed over a few steps correlates with the displacement of the state; a pose with the state itself. Both
 correlations are computed for every group of three columns, and the best group wins. A pose minus the state would also
 be a displacement, so levels are compared after subtracting each episode's mean. Smooth series correlate by
-chance, and the shorter the more; so the same search runs on the state shifted in time, and its result lowers the
-confidence.
+chance, the more so the shorter they are; so the same search also runs on the state shifted in time, and its result
+lowers the confidence.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Match:
         chance: the best r of the same search on the state shifted in time; 1 where r is below `SURE` anyway.
         gain: state displacement per unit of summed action (delta), or state per unit of action (absolute).
         lag: steps after which the state follows best.
-        samples: number of stretches that do not overlap.
+        samples: number of windows that do not overlap.
     """
 
     action: Columns
@@ -69,7 +69,7 @@ class Match:
     def confidence(self) -> float:
         """From r, its margin over the other hypothesis and over chance, and the number of samples; at most 0.99.
 
-        Levels are smooth and go together more easily than displacements, so more is asked of them.
+        Levels are smooth and correlate more easily than displacements, so their threshold is higher.
         """
         low, wide = (THIN, 0.5) if self.kind == "delta" else (THIN + 0.2, 0.4)
         strength = np.clip((self.r - low) / wide, 0, 1)
@@ -79,13 +79,13 @@ class Match:
 
 
 def match(episodes: Episodes, action: Columns, state: Columns, size: int = 3) -> list[Match]:
-    """Compare every `size` neighbouring action columns with every `size` neighbouring state columns.
+    """Compare every `size` adjacent action columns with every `size` adjacent state columns.
 
     Args:
         episodes: step dicts.
-        action: columns to look in; a narrower action is compared as a whole.
-        state: columns to look in, at least as many.
-        size: columns of a group.
+        action: columns to search; a narrower action is compared as a whole.
+        state: columns to search, at least as many.
+        size: columns per group.
 
     Returns:
         The best state group of each action group in which two columns vary, best first.
@@ -99,7 +99,7 @@ def match(episodes: Episodes, action: Columns, state: Columns, size: int = 3) ->
     for start in range(len(action) - size + 1):
         part = [x[:, start : start + size] for x in a]
         moving = varies(np.concatenate(part)) if part else np.zeros(size, bool)
-        if moving.sum() < min(2, size):  # at least two axes: a single one correlates with many columns
+        if moving.sum() < min(2, size):  # at least two axes: a single axis correlates with many columns
             continue
         scores = _Scores.of(part, s, moving, window)
         best = int(np.maximum(scores.delta.max(axis=0), scores.absolute.max(axis=0)).argmax())
@@ -144,7 +144,7 @@ def _describe(
     lag, size = int(table[:, best].argmax()), len(moving)
     x, y = displacements(a, s, window, lag) if kind == "delta" else levels(a, s, lag)
     r, by_chance = float(table[lag, best]), 1.0
-    if r >= SURE:  # below, there is no confidence to take it off
+    if r >= SURE:  # below, the confidence is zero anyway
         shifted = [_Scores.of(a, [np.roll(e, round(len(e) * f), axis=0) for e in s], moving, window) for f in _SHIFTS]
         by_chance = max(float(max(c.delta.max(), c.absolute.max())) for c in shifted)
     return Match(
@@ -160,7 +160,7 @@ def _describe(
 def find_position(episodes: Episodes, actions: list[Columns], states: list[Columns]) -> Match | None:
     """The action columns that move a position, and the state columns that hold it.
 
-    xyz and angles are matched in the same way; a position is distinguished from angles by names, else by coming first.
+    xyz and angles are matched in the same way; a position is distinguished from angles by name, else by coming first.
     """
     found = [
         m
@@ -180,7 +180,7 @@ def find_position(episodes: Episodes, actions: list[Columns], states: list[Colum
 def find_rotation(
     episodes: Episodes, actions: list[Columns], states: list[Columns], position: Match | None
 ) -> Match | None:
-    """The action columns that turn three angles of the state, other than the position's; None if nothing fits."""
+    """The action columns that change three angles of the state, other than the position's; None if nothing fits."""
     found = []
     for action in actions:
         for free in without(action, position.action if position else None):

@@ -1,4 +1,4 @@
-"""The meaning of the action columns: displacement, velocity, pose or constant; and idle first and last steps."""
+"""Detect the meaning of action columns (displacement, velocity, pose, constant), and idle first and last steps."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Fi
     }
     numbers = (
         f"r = {evidence['r_delta']:.2f} with the displacement of {m.state}, {evidence['r_absolute']:.2f} with its "
-        f"value{f', {m.chance:.2f} by chance' if m.chance < 1 else ''}, {m.samples} stretches"
+        f"value{f', {m.chance:.2f} by chance' if m.chance < 1 else ''}, {m.samples} windows"
     )
     if m.r < SURE or m.confidence < 0.1:
-        return unknown(question, f"neither reading fits clearly better: {numbers}", **evidence)
+        return unknown(question, f"neither interpretation fits clearly better: {numbers}", **evidence)
     if m.kind == "absolute":
-        near = "in its units" if 0.8 < m.gain < 1.25 else f"scaled: one unit is {m.gain:.3g} of the state"
+        near = "in the state's units" if 0.8 < m.gain < 1.25 else f"one unit is {m.gain:.3g} of the state"
         return Finding(question, "absolute", m.confidence, f"{numbers}; {near}, {m.lag} steps ahead", evidence)
     if _is_exact(episodes, m.action, m.state):
         evidence["exact"] = True
-        why = f"a[t] is s[t+1] - s[t] of {m.state} to float32's precision"
+        why = f"a[t] is s[t+1] - s[t] of {m.state} to float32 precision"
         return Finding(question, "delta", 0.99, why, evidence)
-    per_unit = f"a unit moves the state by {m.gain:.3g} (lag {m.lag})"
+    per_unit = f"one unit moves the state by {m.gain:.3g} (lag {m.lag})"
     answer = reading(m.gain, control_hz)
     if answer == "velocity":
         why = f"{numbers}; {per_unit}, and {m.gain:.3g} x {control_hz:g} Hz is near 1"
@@ -86,23 +86,23 @@ def _is_exact(episodes: Episodes, action: Columns, state: Columns) -> bool:
 
 
 def kind_without_state(episodes: Episodes, action: Columns) -> Finding:
-    """The kind without a state: from names and smoothness. Always of low confidence, unless it is constant."""
+    """The kind without a state: from names and smoothness, with low confidence unless the action is constant."""
     question = f"what does {action} mean?"
     x = pooled(episodes, action)
     if len(x) and not varies(x).any():
-        return Finding(question, "constant", 0.95, f"it is {', '.join(f'{v:g}' for v in x[0])} at every step read")
+        return Finding(question, "constant", 0.95, f"the value is {', '.join(f'{v:g}' for v in x[0])} at every step")
     if len(x) < 10:
         return unknown(question, f"only {len(x)} steps, and no state to compare it with")
     parts = [action.of(steps)[:, varies(x)] for steps in episodes if len(steps[action.key]) > 2]
     rough = float(np.nanmedian([np.diff(p, axis=0).std() / (p.std() + 1e-12) for p in parts]))
     side = float(np.median(np.abs(x.mean(axis=0)) / (x.std(axis=0) + 1e-12)))
     evidence = {"roughness": round(rough, 3), "mean_over_std": round(side, 3)}
-    numbers = f"no state goes with it; steps change it by {rough:.2f} of its spread, mean {side:.1f} spreads from zero"
+    numbers = f"no state correlates with it; changes per step {rough:.2f} std, mean {side:.1f} std from zero"
     if re.search(r"delta|vector|_rel|rel_|displacement", action.key):
-        why = f"only by its name {action.key!r}, as in the RT-X data sets, where it is a displacement ({numbers})"
+        why = f"only from its name {action.key!r}, a displacement in the RT-X data sets ({numbers})"
         return Finding(question, "delta", 0.5, why, evidence)
     if rough < 0.1 and side > 1.5:
-        return Finding(question, "absolute", 0.3, f"a weak cue: it is smooth and far from zero ({numbers})", evidence)
+        return Finding(question, "absolute", 0.3, f"weak cue: it is smooth and far from zero ({numbers})", evidence)
     return unknown(question, numbers, **evidence)
 
 
@@ -120,9 +120,9 @@ def idle_ends(episodes: Episodes, pose: list[Columns]) -> tuple[Finding, Finding
         question = f"is the {name} step idle?"
         share = float(np.mean(flags)) if flags else 0.0
         evidence = {"share": round(share, 3), "episodes": len(flags)}
-        why = f"all pose columns are zero there in {sum(flags)} of {len(flags)} episodes"
+        why = f"all its pose columns are zero in {sum(flags)} of {len(flags)} episodes"
         if len(flags) < 3:
-            found.append(unknown(question, f"only {len(flags)} episodes move at all", **evidence))
+            found.append(unknown(question, f"the arm moves in only {len(flags)} episodes", **evidence))
         else:
             answer = "yes" if share >= 0.9 else "no" if share <= 0.1 else "sometimes"
             found.append(Finding(question, answer, round(0.99 * len(flags) / (len(flags) + 1), 2), why, evidence))

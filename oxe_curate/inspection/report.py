@@ -1,4 +1,4 @@
-"""Report on a data set on disk: cameras, ranges, instructions, lengths, flags, and findings about them."""
+"""Report on a data set on disk: cameras, ranges, instructions, lengths, flags, and findings."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NumberFeature:
 
 @dataclass(frozen=True, slots=True)
 class CameraFeature:
-    """A camera; `black`, `missing` and `unreadable` are shares of the frames looked at, 0 to 1."""
+    """A camera; `black`, `missing` and `unreadable` are shares of the frames checked, 0 to 1."""
 
     key: str
     shape: tuple[int | None, ...]
@@ -143,7 +143,7 @@ def inspect_dataset(path: str | Path, *, episodes: int = SAMPLE_EPISODES, seed: 
         seed: selects them.
 
     Raises:
-        ConfigError: there is no data set, or more than one.
+        ConfigError: the folder contains no data set, or more than one.
         DataError, CorruptError: it cannot be read.
     """
     found = find(Folder.of(path))
@@ -186,13 +186,13 @@ def flags_against_frames(sample: Sample) -> list[Finding]:
         camera = next((c for c in sample.cameras if c.key.rsplit("/", 1)[-1] == name), None)
         if camera is None or not camera.frames or not name:
             continue
-        said = [flags[key] for flags in sample.flags[: len(camera.frames)]]
+        given = [flags[key] for flags in sample.flags[: len(camera.frames)]]
         shows = [len(f) > 0 and black_share([f]) < 0.5 for f in camera.frames]
-        wrong = sum(a != b for a, b in zip(said, shows, strict=True))
-        why = f"true in {sum(said)}, frames that are not black in {sum(shows)} of {len(shows)} episodes"
+        wrong = sum(a != b for a, b in zip(given, shows, strict=True))
+        why = f"true in {sum(given)} of {len(shows)} episodes; {sum(shows)} have frames that are not black"
         answer = "yes" if wrong == 0 else "no" if wrong > len(shows) / 2 else "sometimes"
-        evidence = {"true": sum(said), "shown": sum(shows), "episodes": len(shows)}
-        found.append(Finding(f"does {key} say whether there are frames?", answer, 0.95, why, evidence))
+        evidence = {"true": sum(given), "shown": sum(shows), "episodes": len(shows)}
+        found.append(Finding(f"does {key} match the frames?", answer, 0.95, why, evidence))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Quaternions and their order, degrees or radians, Euler angles or a rotation vector."""
+"""Detect quaternions and their component order, angle units, and Euler angles or rotation vectors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TURN = 2 * np.pi
 
 
 def find_quaternions(episodes: Episodes, keys: list[Columns]) -> list[Columns]:
-    """Four neighbouring columns of unit length at every step, of which two at least vary.
+    """Find groups of four adjacent columns with unit norm at every step, of which at least two vary.
 
-    Constant columns of unit length, such as 0 0 0 1, are not counted: a gripper that stays open looks the same.
+    Constant columns with unit norm, such as 0 0 0 1, are skipped: a gripper that stays open looks the same.
     """
     found: list[Columns] = []
     for columns in keys:
@@ -58,11 +58,11 @@ def rotation_vectors(q: Floats, order: QuaternionOrder, frame: RotationFrame = "
 def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | None = None) -> Finding:
     """Is the scalar part of a quaternion its last column (xyzw) or its first (wxyz)?
 
-    Sure only where the action's rotation columns (`turns`) go with the rotation under one order. Otherwise: many
-    libraries keep the scalar part positive, so a column that alone never changes its sign is a fair cue. Which
-    column is largest says little: a hand that points down is near (1, 0, 0, 0) in either order.
+    The confidence is high only if the action's rotation columns (`turns`) correlate with the rotation under one order.
+    Otherwise: many libraries keep the scalar part positive, so a single column that never changes sign is a fair cue.
+    The largest column is a weak one: a gripper that points down is near (1, 0, 0, 0) in either order.
     """
-    question = f"in which order is the quaternion {quaternion}?"
+    question = f"in which order is the quaternion {quaternion} stored?"
     q = [quaternion.of(steps) for steps in episodes]
     evidence: dict[str, object] = {}
     if turns is not None:
@@ -75,32 +75,30 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
         evidence = {f"r_{order}_{frame}": round(value, 3) for (order, frame), value in scores.items()}
         if scores[best] > 0.5 and scores[best] - rival > 0.1:
             sure = round(float(np.clip(0.6 + scores[best] - rival, 0, 0.97)), 2)
-            why = f"{turns} goes with its rotation in the {best[1]}'s axes: r = {scores[best]:.2f} against {rival:.2f}"
+            why = f"{turns} follows its rotation in {best[1]} axes: r = {scores[best]:.2f}, other order {rival:.2f}"
             return Finding(question, best[0], sure, why, evidence | {"frame": best[1]})
     x = np.concatenate(q)
     x = x[np.isfinite(x).all(axis=1)]
-    # a large scalar part is positive by itself: only one that comes near zero shows that it is kept so
+    # a large scalar part is positive anyway: only one that comes near zero shows that its sign is fixed
     signs = [bool(len(c) and -1e-3 <= c.min() < 0.2 and c.max() > 0.05) for c in x.T]
     largest = int(np.abs(x).mean(axis=0).argmax()) if len(x) else 0
     evidence |= {"never_negative": [i for i, s in enumerate(signs) if s], "largest": largest}
     crossing = [bool((c > 0.02).any() and (c < -0.02).any()) for c in x.T]
     for column, order in ((3, "xyzw"), (0, "wxyz")):
         if signs[column] and sum(signs) == 1 and sum(crossing) >= 2:
-            why = f"column {column} alone never changes its sign, as a scalar part that is kept positive"
+            why = f"only column {column} never changes sign, like a scalar part that is kept positive"
             return Finding(question, order, 0.6, why, evidence)
     if largest == 3:
-        why = "a weak cue: the last column is the largest, as near no rotation in xyzw order"
+        why = "weak cue: the last column is the largest, as for small rotations in xyzw order"
         return Finding(question, "xyzw", 0.35, why, evidence)
-    why = (
-        "no action goes with its rotation, and its largest column says nothing: a hand that points down is (1, 0, 0, 0)"
-    )
+    why = "no action follows its rotation, and its largest column is ambiguous: a gripper pointing down is (1, 0, 0, 0)"
     return unknown(question, why, **evidence)
 
 
 def turn_kind(
     episodes: Episodes, turns: Columns, quaternion: Columns, order: QuaternionOrder, control_hz: float | None = None
 ) -> Finding:
-    """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, less "absolute".
+    """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, except "absolute".
 
     A gain near 1 is a displacement in radians, one near pi / 180 a displacement in degrees.
     """
@@ -111,14 +109,14 @@ def turn_kind(
     r, factor, samples = found[frame]
     evidence = {"state": str(quaternion), "gain": float(f"{factor:.4g}"), "samples": samples}
     evidence |= {f"r_{f}": round(found[f][0], 3) for f in _FRAMES}
-    numbers = f"r = {r:.2f} with the rotation of {quaternion} in the {frame}'s axes, {samples} steps"
+    numbers = f"r = {r:.2f} with the rotation of {quaternion} in {frame} axes, {samples} steps"
     if r < 0.5:
         return unknown(question, numbers, **evidence)
     margin = abs(found["world"][0] - found["hand"][0])
     axes = (
         f"; in the other axes {min(found[f][0] for f in _FRAMES):.2f}"
         if margin > 0.05
-        else "; the axes do not matter here"
+        else "; both axes fit equally well"
     )
     answer = motion.reading(factor, control_hz)
     if answer == "delta":
@@ -126,7 +124,7 @@ def turn_kind(
     elif motion.reading(factor * 180 / np.pi, None) == "delta":
         answer, evidence["unit"] = "delta", "degrees"
     sure = round(float(np.clip((r - 0.3) / 0.6, 0, 0.97)) * samples / (samples + 20), 2)
-    return Finding(question, answer, sure, f"{numbers}{axes}; a unit turns it by {factor:.3g} rad", evidence)
+    return Finding(question, answer, sure, f"{numbers}{axes}; one unit is {factor:.3g} rad", evidence)
 
 
 def _compare(
@@ -152,15 +150,15 @@ def _compare(
 
 
 def angle_unit(episodes: Episodes, angles: Columns, *, displacement: bool = False) -> Finding:
-    """Radians or degrees?
+    """Are the angles in radians or degrees?
 
-    Angles beyond a full turn in radians are degrees; angles that jump by 2 pi are radians. Small ones could be
-    either: then a range of a few degrees would be an arm that hardly turns, which is a cue, not a proof.
+    Angles beyond 2 pi are degrees; angles that jump by 2 pi are radians. Small ones could be either: radians are more
+    likely, since an arm that turns by only a few degrees is rare.
 
     Args:
         episodes: step dicts.
         angles: the columns.
-        displacement: they are angles per step, which are small in both units.
+        displacement: whether they are changes per step, which are small in both units.
     """
     question = f"is {angles} in radians or degrees?"
     x = pooled(episodes, angles)
@@ -177,24 +175,24 @@ def angle_unit(episodes: Episodes, angles: Columns, *, displacement: bool = Fals
         return Finding(question, "radians", 0.95, why, evidence | {"jumps": jumps})
     if displacement:
         usual = float(np.quantile(np.abs(x).max(axis=1), 0.95))
-        why = f"the largest turns in a step are about {usual:.3g}"
+        why = f"the largest rotations per step are about {usual:.3g}"
         if usual > 1.5:
-            return Finding(question, "degrees", 0.6, f"{why}, more than an arm turns in a step in radians", evidence)
+            return Finding(question, "degrees", 0.6, f"{why}, too large for radians", evidence)
         if usual > 0.7:
-            return unknown(question, f"{why}: fast in radians, slow in degrees", **evidence)
-        much = "much in radians, hardly anything in degrees" if usual >= 0.05 else "little in either"
+            return unknown(question, f"{why}: fast for radians, slow for degrees", **evidence)
+        much = "plausible in radians, tiny in degrees" if usual >= 0.05 else "small in either unit"
         return Finding(question, "radians", 0.7 if usual >= 0.05 else 0.4, f"{why}: {much}", evidence)
     if largest <= np.pi + 0.01:
         sure = round(float(np.clip(0.45 + 0.15 * np.log10(max(spread, 1e-3) / 0.01), 0.3, 0.85)), 2)
         if largest > 2.9:
             sure = max(sure, 0.85)
-        why = f"all values lie within {largest:.3g}; in degrees the arm would hardly turn"
+        why = f"no value exceeds {largest:.3g}; in degrees the arm would hardly rotate"
         return Finding(question, "radians", sure, why, evidence)
     return Finding(question, "radians", 0.6, f"values reach {largest:.3g}, within a full turn of 6.28 rad", evidence)
 
 
 def _jumps(episodes: Episodes, angles: Columns) -> np.ndarray:
-    """int (C,): how often each column jumps by about 2 pi between two steps."""
+    """Count the jumps of about 2 pi between steps in each column: int (C,)."""
     total = np.zeros(len(angles), int)
     for steps in episodes:
         size = np.abs(np.diff(angles.of(steps), axis=0))
@@ -203,10 +201,10 @@ def _jumps(episodes: Episodes, angles: Columns) -> np.ndarray:
 
 
 def rotation_kind(episodes: Episodes, angles: Columns) -> Finding:
-    """Three angles: Euler angles or a rotation vector (axis times angle)?
+    """Are the three columns Euler angles or a rotation vector (axis times angle)?
 
-    Told by what happens at pi: an Euler angle jumps by 2 pi alone, a rotation vector turns round as a whole, and no
-    rotation vector is longer than pi. Below about 0.3 rad the two are the same numbers, and nothing can tell them.
+    The difference shows at pi: a single Euler angle jumps by 2 pi, whereas a rotation vector flips as a whole and is
+    never longer than pi. Below about 0.3 rad the two are the same numbers and cannot be distinguished.
     """
     question = f"is {angles} Euler angles or a rotation vector?"
     x = pooled(episodes, angles)
@@ -214,26 +212,26 @@ def rotation_kind(episodes: Episodes, angles: Columns) -> Finding:
     largest = float(length.max())
     evidence = {"longest": round(largest, 3)}
     if np.abs(x).max(initial=0.0) > _TURN + 0.1:
-        return unknown(question, "the values are no radians", **evidence)
+        return unknown(question, "the values are not radians", **evidence)
     if largest < 0.3:
         return unknown(question, f"no rotation exceeds {largest:.2g} rad, where both are the same numbers", **evidence)
-    whole, alone = _wraps(episodes, angles)
+    whole, single = _wraps(episodes, angles)
     over = float((length > np.pi + 0.05).mean())
-    evidence |= {"wraps_of_the_whole": whole, "wraps_of_one": alone, "share_beyond_pi": round(over, 3)}
+    evidence |= {"wraps_of_the_whole": whole, "wraps_of_one": single, "share_beyond_pi": round(over, 3)}
     if over > 0.02:
-        why = f"{100 * over:.0f} % of the steps have a length above pi, which no rotation vector needs"
+        why = f"the norm exceeds pi at {100 * over:.0f} % of the steps; a rotation vector stays below"
         return Finding(question, "euler", 0.85, why, evidence)
-    if whole + alone and max(whole, alone) >= 3 * min(whole, alone):
-        answer = "axis-angle" if whole > alone else "euler"
-        told = "turns round as a whole" if whole > alone else "jumps by 2 pi in one angle alone"
-        count = max(whole, alone)
-        return Finding(question, answer, round(0.9 * count / (count + 1), 2), f"it {told} {count} times", evidence)
-    return unknown(question, f"lengths up to {largest:.2g} rad, and no jump at pi tells which it is", **evidence)
+    if whole + single and max(whole, single) >= 3 * min(whole, single):
+        answer = "axis-angle" if whole > single else "euler"
+        change = "the whole vector flips" if whole > single else "a single angle jumps by 2 pi"
+        count = max(whole, single)
+        return Finding(question, answer, round(0.9 * count / (count + 1), 2), f"{change} {count} times", evidence)
+    return unknown(question, f"norms up to {largest:.2g} rad, without a jump at pi to distinguish them", **evidence)
 
 
 def _wraps(episodes: Episodes, angles: Columns) -> tuple[int, int]:
-    """Jumps at pi that fit a rotation vector, v - 2 pi v / |v|, and those that fit an Euler angle, 2 pi up or down."""
-    whole = alone = 0
+    """Count jumps at pi that fit a rotation vector, v - 2 pi v / |v|, and those that fit an Euler angle, +-2 pi."""
+    whole = single = 0
     for steps in episodes:
         v = angles.of(steps)
         before, after = v[:-1], v[1:]
@@ -244,5 +242,5 @@ def _wraps(episodes: Episodes, angles: Columns) -> tuple[int, int]:
             stepped = b - _TURN * np.round((b - a) / _TURN)
             vector, euler = float(np.linalg.norm(a - turned)), float(np.linalg.norm(a - stepped))
             whole += vector < 0.4 * euler
-            alone += euler < 0.4 * vector
-    return whole, alone
+            single += euler < 0.4 * vector
+    return whole, single

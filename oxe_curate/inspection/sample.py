@@ -1,4 +1,4 @@
-"""A few whole episodes of a data set, spread over its shards: numbers, texts, flags, and some decoded frames."""
+"""Sample whole episodes spread over the shards of a data set: numbers, texts, flags, and some decoded frames."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class SampledCamera:
     Attributes:
         key: full step key.
         encoding: "jpeg" or "png" by the bytes, "tensor" for plain arrays, "unspecified" where no frame was read.
-        shape: (height, width, channels) of the first frame that was decoded, else as features.json has it.
+        shape: (height, width, channels) of the first frame that was decoded, else as in features.json.
         frames: per episode with decoded frames, uint8 (n, h, w, 3), reduced; empty for tensors, which are not decoded.
         at: per episode with decoded frames, the steps of the frames.
         missing: frames without bytes. unreadable: frames that cannot be decoded.
-        looked_at: frames looked at in all.
+        looked_at: total number of frames checked.
     """
 
     key: str
@@ -63,9 +63,9 @@ class Sample:
         ids: "split/shard/record" of each.
         flags: per episode, the boolean metadata. No other metadata is read.
         metadata: names of all features outside the steps -> "bool", "text" and so on.
-        steps: the step features as features.json has them.
+        steps: the step features as in features.json.
         cameras: frames.
-        not_read: step keys too large or too odd to look at -> why.
+        not_read: step keys that are too large or of an unsupported type -> reason.
     """
 
     episodes: tuple[Steps, ...]
@@ -78,15 +78,15 @@ class Sample:
 
 
 def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Sample:
-    """Read `episodes` episodes, drawn by `seed` from as many shards as possible.
+    """Read `episodes` episodes, drawn with `seed` from as many shards as possible.
 
     Raises:
-        ConfigError: less than one episode is asked for.
-        DataError, CorruptError: the data set holds no episode, or a record does not match features.json.
+        ConfigError: `episodes` is less than 1.
+        DataError, CorruptError: the data set contains no episodes, or a record does not match features.json.
     """
     if episodes < 1:
         raise ConfigError(f"--episodes {episodes}: must be at least 1")
-    # sorted: the order of features.json is lost in protobuf, and a report should not change from run to run
+    # sorted: protobuf loses the order of features.json, and a report must not change from run to run
     steps, other = (dict(sorted(part.items())) for part in leaves(dataset.features))
     images = [key for key, leaf in steps.items() if leaf.kind == "image"]
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
@@ -145,7 +145,7 @@ def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: 
                 return
     except (CorruptError, DataError) as error:
         raise type(error)(f"{where}, record {max(number, 0)}: {error}") from error
-    raise CorruptError(f"{where}: dataset_info.json lists {shard.records} records, the file has {number + 1}")
+    raise CorruptError(f"{where}: dataset_info.json lists {shard.records} records, the file contains {number + 1}")
 
 
 def _too_much(leaf: Leaf) -> str:
@@ -153,7 +153,7 @@ def _too_much(leaf: Leaf) -> str:
     if leaf.kind == "rare":
         return "nested, ragged or video"
     if leaf.kind == "number" and _is_image(leaf):
-        return "an image as a plain tensor"
+        return "an image stored as a plain tensor"
     limit = _TEXT_WIDTH if leaf.dtype.kind in "iu" else WIDEST
     if leaf.kind == "number" and leaf.width > limit:
         return f"{leaf.width} numbers per step"
@@ -183,7 +183,7 @@ class _Film:
         self._at: dict[str, list[NDArray[np.int64]]] = {key: [] for key in keys}
         self._encoding = dict.fromkeys(keys, "unspecified")
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, looked at
+        self._counts = {key: [0, 0, 0] for key in keys}  # missing, unreadable, checked
 
     def add(self, episode: RawEpisode, buffer: memoryview, ensure: Any) -> None:
         at = np.unique(np.linspace(0, max(episode.num_steps - 1, 0), _FRAMES).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Columns of step keys as float64 series, and the relation of two of them: correlation, gain, lag.
+"""Columns of step keys as float64 series, and how two of them relate: correlation, gain, lag.
 
 Every function is plain numpy on lists of arrays, one (T, C) array per episode. Rows with NaN or infinity are ignored.
 """
@@ -18,7 +18,7 @@ Episodes = Sequence[Mapping[str, NDArray[Any]]]
 """Episodes as step dicts: flat key ("observation/state") -> array with time first."""
 
 WIDEST = 64
-"""A float feature with more numbers per step is an embedding or a map, not a state or an action."""
+"""Most numbers per step of a state or an action; a wider float feature is an embedding or a map."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -1,4 +1,4 @@
-"""A contact sheet: one row a camera and episode, time from left to right."""
+"""A contact sheet: one row per camera and episode, time from left to right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from oxe_curate.inspection.sample import Sample
 
 TILE = 160
-"""Height of a picture in pixels; the width follows the camera."""
+"""Height of an image in pixels; the width follows the camera."""
 _MARGIN, _LABEL = 4, 16
 
 
@@ -17,9 +17,9 @@ def contact_sheet(sample: Sample, episodes: int = 3, across: int = 6) -> NDArray
     """Draw the sample's frames: uint8 (H, W, 3). Cameras follow one another, each with its first episodes.
 
     Args:
-        sample: what was read.
+        sample: the sampled data.
         episodes: rows of each camera.
-        across: pictures in a row, from the first to the last frame.
+        across: images per row, from the first to the last frame.
     """
     rows: list[tuple[str, list[Image.Image]]] = []
     for camera in sorted(sample.cameras, key=lambda c: c.key):
@@ -31,7 +31,7 @@ def contact_sheet(sample: Sample, episodes: int = 3, across: int = 6) -> NDArray
             label = f"{camera.key}   episode {sample.ids[number]}   steps {', '.join(str(at[i]) for i in chosen)}"
             rows.append((label, [_tile(frames[i]) for i in chosen]))
     if not rows:
-        rows = [("this data set has no encoded images", [])]
+        rows = [("the data set has no encoded images", [])]
     width = max([sum(t.width + _MARGIN for t in tiles) for _, tiles in rows] + [7 * max(len(r[0]) for r in rows)])
     height = sum(_LABEL + _MARGIN + (TILE if tiles else 0) for _, tiles in rows)
     sheet = Image.new("RGB", (width + _MARGIN, height + _MARGIN), (255, 255, 255))

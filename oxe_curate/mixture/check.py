@@ -180,8 +180,7 @@ class _Checker:
             try:
                 self.members.append(lookup.member(entry))
             except ConfigError as error:
-                own = "pass the folder of your own cards with --cards, or " if cards is None else ""
-                advice = f"Correct the name, {own}draft a card with `oxe-curate inspect`."
+                advice = "Correct the name, or add a card for the data set."
                 self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))
 
     def findings(self, samples: int | None) -> list[Problem]:

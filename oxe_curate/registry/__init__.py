@@ -4,7 +4,7 @@
     trajectory = card.standardize(steps)
 
 Cards are YAML files in `cards/`; a user's folder is merged over them by name. A card is read when it
-is requested, all of them only for listings.
+is requested; only listings read all of them.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
         cards_dir: a folder of the user's own cards; they take precedence.
 
     Raises:
-        ConfigError: unknown name, a name of two cards, or an invalid card.
+        ConfigError: the name is unknown or ambiguous, or the card is invalid.
     """
     paths = _paths(cards_dir)
     if name in paths:
         return _read(paths[name])
-    # a card with the alias mentions it in its text: read only those
+    # only cards that mention the name can have it as an alias
     mentions = [path for path in paths.values() if name in path.read_text(encoding="utf-8")] if name else []
     owners = [card for card in map(_read, mentions) if name in card.aliases]
     own = [card for card in owners if paths[card.name].parent == cards_dir] or owners
     if len(own) > 1:
-        raise ConfigError(f"the alias {name!r} is in two cards: {', '.join(c.name for c in own)}")
+        raise ConfigError(f"the alias {name!r} is ambiguous; it is in the cards {', '.join(c.name for c in own)}")
     if not own:
         known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
-        raise ConfigError(f"no card is called {name!r}. {did_you_mean(name, known)}")
+        raise ConfigError(
+            f"no card for data set {name!r}. {did_you_mean(name, known)} If it is your own data set, pass its "
+            "cards with --cards FOLDER; `oxe-curate inspect` drafts one."
+        )
     return own[0]
 
 
@@ -72,7 +75,7 @@ def table(
         verdict: only data sets with this verdict.
         role: only data sets with a camera of this role.
         arms: only data sets with these arms.
-        text: only data sets with this in name, alias, robot, action encoding or reason, ignoring case.
+        text: only data sets whose name, aliases, robot, action encoding or reason contain it, ignoring case.
 
     Raises:
         ConfigError: unknown verdict, role or arms.
@@ -100,7 +103,7 @@ def table(
 
 def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
-        raise ConfigError(f"{what} {value!r} is not known. {did_you_mean(value, known)}")
+        raise ConfigError(f"unknown {what} {value!r}. {did_you_mean(value, known)}")
 
 
 def _paths(cards_dir: Path | None) -> dict[str, Path]:

@@ -64,7 +64,7 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.shape is not None and (len(self.shape) not in (2, 3) or min(self.shape) < 1):
-            raise ValueError(f"shape is [height, width, channels], found {list(self.shape)}")
+            raise ValueError(f"expected shape [height, width, channels], got {list(self.shape)}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,11 +114,11 @@ class DatasetCard:
         robot: maker and model.
         arms: one arm, two, none, a human's, or a mixture of embodiments.
         action_encoding: the native action space.
-        cameras: flat step key of each image -> Camera; of several with one role, the first is preferred.
+        cameras: flat step key of each image -> Camera; the first camera of a role is preferred.
         language: location of the instruction.
         recipes: name -> recipe. `openvla` reproduces OpenVLA's loader; `documented` follows the data set's
             own documentation if it differs.
-        proprio: pieces that are concatenated to Trajectory.proprio; none: no column.
+        proprio: pieces that are concatenated to Trajectory.proprio; without pieces it has no columns.
         aliases: other names, including the TFDS name.
         versions: TFDS version -> remark.
         morphology: type of robot.
@@ -167,7 +167,7 @@ class DatasetCard:
     def __post_init__(self) -> None:
         for camera in self.random_view:
             if camera not in self.cameras:
-                raise ValueError(f"random_view: no camera {camera!r}. {did_you_mean(camera, self.cameras)}")
+                raise ValueError(f"random_view: unknown camera {camera!r}. {did_you_mean(camera, self.cameras)}")
         for i, piece in enumerate(self.proprio):
             if piece.shortens:
                 raise ValueError(f"proprio.{i}: delta is not allowed in proprio")
@@ -223,7 +223,7 @@ class DatasetCard:
         if not self.recipes:
             raise ConfigError(
                 f"card {self.name!r} has no 7-D end-effector recipe ({self.action_encoding}): {self.why}. "
-                "Exclude the data set, or write a card with a recipe of your own."
+                "Exclude the data set, or write your own card with a recipe."
             )
         raise ConfigError(f"card {self.name!r} has no recipe {name!r}. {did_you_mean(name, self.recipes)}")
 
@@ -276,5 +276,5 @@ def read_card(path: Path) -> DatasetCard:
     """Read one card. Raises ConfigError, which names the file, the key and the closest match."""
     card: DatasetCard = read(DatasetCard, path)
     if card.name != path.stem:
-        raise ConfigError(f"{path}: name is {card.name!r}; it must be the file's name, {path.stem!r}")
+        raise ConfigError(f"{path}: expected the file's name {path.stem!r} as the card's name, got {card.name!r}")
     return card

@@ -1,4 +1,4 @@
-"""A card against the shapes of a data set on disk: what it reads must be there and be wide enough."""
+"""Check a card against the shapes of a data set on disk: its keys must exist and have enough columns."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def check_features(
     Args:
         card: the card.
         widths: the shapes of all step features.
-        where: what to call the other side in an error.
+        where: the name of the data set's file in errors.
         recipe: check this recipe; None checks all of the card's.
 
     Returns:
-        Remarks on what will be left out: proprio whose keys are not there, cameras that are not there.
+        Remarks on what will be omitted: proprio and cameras whose keys are missing.
 
     Raises:
-        ConfigError: a recipe, proprio or the language reads a key that is not there or slices beyond its width;
+        ConfigError: a recipe, proprio or the language reads a missing key or columns beyond its width;
             the message names the card, the place in it, and the closest key.
     """
     recipes = card.recipes if recipe is None else {recipe: card.recipe(recipe)}
@@ -41,7 +41,7 @@ def check_features(
             ]
             total = sum(count for count in counts if count is not None)
             if None not in counts and total != expected:
-                problems.append(f"{place}: needs {expected} columns, {where} gives {total}")
+                problems.append(f"{place}: expected {expected} columns, got {total} from {where}")
     has_proprio = all(piece.src in widths for piece in card.proprio if piece.src is not None)
     for i, piece in enumerate(card.proprio if has_proprio else ()):
         _count_columns(piece, f"proprio.{i}", widths, where, problems)
@@ -50,12 +50,12 @@ def check_features(
         problems.append(f"language.keys: {where} has no {keys[0]!r}. {did_you_mean(keys[0], widths)}")
     if problems:
         raise ConfigError("\n".join(f"{card.name}.yaml: {problem}" for problem in problems[:5]))
-    remarks = [f"camera {key!r} is not there" for key in card.cameras if key not in widths]
-    return tuple(remarks if has_proprio else ["proprio is left out: its keys are not there", *remarks])
+    remarks = [f"camera {key!r} is missing" for key in card.cameras if key not in widths]
+    return tuple(remarks if has_proprio else ["proprio is omitted: its keys are missing", *remarks])
 
 
 def _count_columns(piece: Piece, place: str, widths: Widths, where: str, problems: list[str]) -> int | None:
-    """How many columns the piece gives, None if that is not known; what is wrong with it joins `problems`."""
+    """Number of columns of the piece, None if unknown; its errors are appended to `problems`."""
     if piece.src is None:
         return piece.width
     if piece.src not in widths:
@@ -64,7 +64,7 @@ def _count_columns(piece: Piece, place: str, widths: Widths, where: str, problem
     shape = widths[piece.src]
     width = shape[0] if shape else 1
     if len(shape) > 1:
-        problems.append(f"{place}.src: {piece.src!r} has shape {shape} in {where}, expected columns")
+        problems.append(f"{place}.src: {piece.src!r} has shape {shape} in {where}, expected (steps, columns)")
         return None
     if width is not None and width < piece.needed_width:
         problems.append(f"{place}.cols: {list(piece.cols or ())} reaches beyond {piece.src!r}, {width} wide in {where}")

@@ -1,9 +1,9 @@
-"""The closed table of operations that recipes are written in: pure numpy functions, no loops over steps.
+"""The operations of recipes: pure numpy functions without loops over steps.
 
 Every function takes floating-point columns (T, C), time first, and returns columns of the same precision:
 float32, or float64 where the source stores float64 (the cast to float32 comes last, as in OpenVLA's loader).
-None changes its input. All accept T = 0. The meaning of each is fixed by what reproduces OpenVLA's
-standardisation of Open X-Embodiment; the last four serve recipes that follow a data set's own documentation.
+None changes its input. All accept T = 0. Each is defined so as to reproduce OpenVLA's standardisation of
+Open X-Embodiment; those marked "documentation only" serve recipes that follow a data set's own documentation.
 
     affine, clip                      scaling, inversion (-1, 1), limits
     rel_to_abs, binarize              gripper commands -> 1 = open, 0 = closed
@@ -32,7 +32,7 @@ QuaternionOrder = Literal["xyzw", "wxyz"]
 def affine(x: ColumnArray, *, scale: float = 1.0, offset: float = 0.0, divisor: float = 1.0) -> ColumnArray:
     """Return scale * x / divisor + offset. Invert a gripper in [0, 1] with scale -1, offset 1.
 
-    `divisor` exists beside `scale` because x / 255 and x * (1 / 255) differ in the last bit of a float32.
+    `divisor` exists in addition to `scale` because x / 255 and x * (1 / 255) differ in the last bit of a float32.
     """
     if divisor != 1.0:
         x = x / divisor
@@ -74,9 +74,9 @@ def _rel_to_abs(x: ColumnArray, threshold: float) -> ColumnArray:
 
 
 def binarize(x: ColumnArray, *, lo: float = 0.05, hi: float = 0.95) -> ColumnArray:
-    """Snap a gripper position to 0 or 1: above hi is 1, below lo is 0 (both strict).
+    """Round a gripper position to 0 or 1: above hi is 1, below lo is 0 (both strict).
 
-    A value in between is a gripper on its way and takes the next decided value. An undecided tail takes the
+    A value in between belongs to a moving gripper and takes the next decided value. An undecided tail takes the
     episode's last raw value, so it stays fractional: OpenVLA does so, and its statistics depend on it.
     """
     return _per_column(_binarize, x, lo, hi)
@@ -87,7 +87,7 @@ def _binarize(x: ColumnArray, lo: float, hi: float) -> ColumnArray:
     decided = opened | (x < lo)
     if decided.all():
         return opened.astype(x.dtype)
-    # index of the next decided step; len(x) stands for "none", where the last raw value is appended
+    # index of the next decided step; len(x) means "none" and selects the last raw value, which is appended
     upcoming = np.minimum.accumulate(np.where(decided, np.arange(len(x)), len(x))[::-1])[::-1]
     return np.concatenate([opened.astype(x.dtype), x[-1:]])[upcoming]
 
@@ -118,7 +118,7 @@ def euler_from_quat(x: ColumnArray, *, order: QuaternionOrder = "xyzw") -> Colum
 
 
 def delta(x: ColumnArray) -> ColumnArray:
-    """Return x[t+1] - x[t], (T-1, C). Angles are subtracted plainly; `wrap` afterwards mends jumps of 2 pi."""
+    """Return x[t+1] - x[t], (T-1, C). Angles are subtracted as numbers; `wrap` then removes jumps of 2 pi."""
     return x[1:] - x[:-1]
 
 
@@ -129,26 +129,26 @@ def wrap(x: ColumnArray) -> ColumnArray:
 
 
 def axis_angle_to_euler(x: ColumnArray) -> ColumnArray:
-    """Turn rotation vectors (T, 3) [rad] into roll, pitch, yaw (T, 3) [rad] as `euler_from_quat` has them."""
+    """Turn rotation vectors (T, 3) [rad] into roll, pitch, yaw (T, 3) [rad] as in `euler_from_quat`."""
     half = np.sqrt((x * x).sum(axis=1, keepdims=True)) / 2
     # np.sinc(t) is sin(pi t) / (pi t), which is exact at zero
     return euler_from_quat(np.concatenate([x * (np.sinc(half / math.pi) / 2), np.cos(half)], axis=1))
 
 
 def shift(x: ColumnArray, *, by: int = -1) -> ColumnArray:
-    """Move the column in time by `by` steps: -1 takes the next step's value. The ends hold their value."""
+    """Shift the columns in time by `by` steps: -1 takes the next step's value. The ends repeat their value."""
     return x[np.clip(np.arange(len(x)) - by, 0, max(len(x) - 1, 0))]
 
 
 @dataclass(frozen=True, slots=True)
 class OperationSpec:
-    """What a recipe needs to know of an operation before it runs.
+    """The signature of an operation.
 
     Attributes:
         function: the operation itself.
         parameters: keyword parameters, name -> annotation and default.
         width_in: the number of columns it needs, None for any.
-        width_out: the number of columns it gives, None for as many as it got.
+        width_out: the number of columns it returns, None for as many as its input has.
         shortens: rows it removes from the end.
     """
 
@@ -181,4 +181,4 @@ OPERATIONS: dict[str, OperationSpec] = {
     "axis_angle_to_euler": _spec(axis_angle_to_euler, width_in=3, width_out=3),
     "shift": _spec(shift),
 }
-"""Every operation a recipe may name."""
+"""The operations that recipes can use, by name."""

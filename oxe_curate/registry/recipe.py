@@ -1,4 +1,4 @@
-"""Action recipes as data: which columns of which step keys, through which operations, become seven columns.
+"""Action recipes as data: the step keys, columns and operations that make up the seven action columns.
 
 In a card:
     trim: {first: 1, last: 1}
@@ -42,7 +42,7 @@ class Operation:
                 raise ValueError(f"{self.op} has no parameter {name!r}. {did_you_mean(name, known)}")
             problem = _parameter_problem(known[name], value)
             if problem:
-                raise ValueError(f"{self.op}: {name} {problem}, found {value!r}")
+                raise ValueError(f"{self.op}: {name} {problem}, got {value!r}")
 
     @property
     def spec(self) -> OperationSpec:
@@ -51,14 +51,14 @@ class Operation:
 
 
 def _parameter_problem(parameter: inspect.Parameter, value: object) -> str:
-    """Say what is wrong with a parameter's value, "" if nothing is."""
+    """Describe what is wrong with a parameter's value; "" if it is valid."""
     if get_origin(parameter.annotation) is Literal:
         known = get_args(parameter.annotation)
         return "" if value in known else f"must be one of {', '.join(known)}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return "must be a number"
     if parameter.annotation is int and not isinstance(value, int):
-        return "must be a whole number"
+        return "must be an integer"
     return ""
 
 
@@ -68,7 +68,7 @@ def _parse_operation(value: object) -> object:
         return {"op": value}
     if isinstance(value, dict):
         if "op" not in value:
-            raise ValueError(f"an operation is written {{op: clip, lo: 0, hi: 1}}, found {value!r}")
+            raise ValueError(f"an operation is written {{op: clip, lo: 0, hi: 1}}, got {value!r}")
         return {"op": value["op"], "parameters": {k: v for k, v in value.items() if k != "op"}}
     return value
 
@@ -78,12 +78,12 @@ class Piece:
     """Columns of one step key, or constant columns.
 
     Attributes:
-        src: flat step key; a feature with no axis but time counts as one column.
+        src: flat step key; a feature with only the time axis counts as one column.
         cols: two numbers are a half-open Python slice ([-1, null] is the last column); three or more list the
-            columns in the order wanted. Left out: all columns.
+            columns in the desired order. Default: all columns.
         ops: applied left to right.
         const: the value of constant columns, instead of `src`.
-        width: how many constant columns.
+        width: number of constant columns.
     """
 
     src: str | None = None
@@ -126,13 +126,13 @@ class Piece:
         return sum(o.spec.shortens for o in self.ops)
 
     def columns(self, source_width: int | None) -> int | None:
-        """How many columns come out of a source of this width; None if that is not known."""
+        """Number of columns that a source of this width yields; None if unknown."""
         if self.const is not None:
             return self.width
         width = self._selected(source_width)
         for operation in self.ops:
             if width is not None and operation.spec.width_in not in (None, width):
-                raise ValueError(f"{operation.op} needs {operation.spec.width_in} columns, found {width}")
+                raise ValueError(f"{operation.op} needs {operation.spec.width_in} columns, got {width}")
             width = operation.spec.width_out or width
         return width
 
@@ -151,21 +151,21 @@ class Piece:
 
 def _check_cols(cols: tuple[int | None, ...]) -> None:
     if len(cols) < 2 or (len(cols) > 2 and None in cols):
-        raise ValueError(f"cols is a slice [from, to), or a list of three or more columns, found {list(cols)}")
+        raise ValueError(f"cols must be a slice [from, to) or a list of at least three columns, got {list(cols)}")
     if len(cols) == 2:
         start, stop = cols[0] or 0, cols[1]
         if stop is not None and (start < 0) == (stop < 0) and start >= stop:
-            raise ValueError(f"cols {list(cols)} chooses no column: it is a slice [from, to)")
+            raise ValueError(f"cols {list(cols)} is a slice [from, to) and selects no columns")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Trim:
-    """Steps that the recipe leaves out.
+    """Steps that the recipe omits.
 
     Attributes:
         first: steps dropped from the start, before any operation sees them.
         last: steps dropped from the end, after the operations; `delta` needs at least one.
-        stride: keep every n-th of the steps that `first` left, before the operations.
+        stride: keep every n-th of the remaining steps, before the operations.
     """
 
     first: int = 0
@@ -177,7 +177,7 @@ class Trim:
             raise ValueError("trim needs first >= 0, last >= 0, stride >= 1")
 
     def kept(self, num_steps: int) -> range:
-        """Which of the source's steps survive."""
+        """The source's steps that remain."""
         steps = range(self.first, num_steps, self.stride)
         return steps[: max(len(steps) - self.last, 0)]
 
@@ -187,14 +187,14 @@ Pieces = tuple[Piece, ...]
 
 @dataclass(frozen=True, config=STRICT)
 class ActionRecipe:
-    """How a data set's step keys become (xyz, roll-pitch-yaw, gripper with 1 = open).
+    """How (xyz, roll-pitch-yaw, gripper with 1 = open) is computed from a data set's step keys.
 
     Attributes:
         xyz: pieces that are concatenated to three columns.
-        rpy: likewise, three columns.
-        gripper: likewise, one column.
-        trim: steps left out.
-        note: what a user should know before choosing this recipe.
+        rpy: pieces that are concatenated to three columns.
+        gripper: pieces that are concatenated to one column.
+        trim: steps to omit.
+        note: remarks for users who choose this recipe.
     """
 
     xyz: Pieces
@@ -206,20 +206,20 @@ class ActionRecipe:
     def __post_init__(self) -> None:
         for where, piece in self.pieces():
             if piece.shortens > self.trim.last:
-                raise ValueError(f"{where}: delta leaves the last step without a value: set trim.last to 1")
+                raise ValueError(f"{where}: delta yields no value for the last step: set trim.last to 1")
         for part, width in PART_WIDTHS.items():
             widths = [piece.columns(None) for piece in getattr(self, part)]
             total = sum(w for w in widths if w is not None)
             unknown = widths.count(None)
             if unknown > 1:
-                raise ValueError(f"{part}: more than one piece takes all columns of its src; give their cols")
+                raise ValueError(f"{part}: more than one piece takes all columns of its src; set their cols")
             if total > width or (total == width) == bool(unknown):
-                raise ValueError(f"{part} needs {width} columns, its pieces have {total}")
+                raise ValueError(f"{part}: expected {width} columns, got {total} from its pieces")
         if all(piece.src is None for _, piece in self.pieces()):
-            raise ValueError("the recipe reads no step key")
+            raise ValueError("the recipe does not read any step key")
 
     def pieces(self) -> Iterator[tuple[str, Piece]]:
-        """Every piece with its place, as in ("xyz.0", piece)."""
+        """Every piece with its location, such as ("xyz.0", piece)."""
         for part in PART_WIDTHS:
             for i, piece in enumerate(getattr(self, part)):
                 yield f"{part}.{i}", piece

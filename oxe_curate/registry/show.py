@@ -13,7 +13,7 @@ _HEAD = ("data set", "verdict", "robot", "cameras", "Hz", "episodes", "why")
 
 
 def datasets_table(rows: list[dict[str, Any]]) -> ResultTable:
-    """The cards, a row each."""
+    """The cards, one row each."""
     table = ResultTable(
         counted(len(rows), "data set"), "data set", Column("verdict", left=True), Column("robot", True, True, 3),
         Column("cameras", True, True, 2), Column("Hz", optional=1), Column("episodes", optional=1),

@@ -1,4 +1,4 @@
-"""Raw step arrays -> Trajectory, by a card's recipe.
+"""Convert raw step arrays to a Trajectory with a card's recipe.
 
 A recipe is resolved once per card (`Standardizer`). Per episode, each source array is checked once, and each
 piece is one slice, its operations, and one write into the (T', 7) result.
@@ -43,7 +43,7 @@ class Standardizer:
         self._codepoints = codepoints
 
     def __call__(self, steps: Steps) -> Trajectory:
-        """Standardise one episode; the arrays in `steps` are left as they are. Raises DataError."""
+        """Standardise one episode; the arrays in `steps` are not changed. Raises DataError."""
         try:
             num_steps = len(_get(steps, next(iter(self._action_keys))))
             kept = self._trim.kept(num_steps)
@@ -180,7 +180,7 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
         x = x.astype(np.float32)
     for name, width, function in column.chain:
         if width is not None and x.shape[1] != width:
-            raise DataError(f"{column.src!r}: {name} needs {width} columns, found {x.shape[1]}")
+            raise DataError(f"{column.src!r}: {name} needs {width} columns, got {x.shape[1]}")
         x = function(x)
     if column.width is not None and x.shape[1] != column.width:
         raise DataError(f"{column.place}: {column.src!r} gives {x.shape[1]} columns, expected {column.width}")

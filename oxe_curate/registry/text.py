@@ -1,4 +1,4 @@
-"""Instructions: one text per step, as strings or as rows of code points -> the distinct texts and an index."""
+"""Read instructions: one text per step, as a string or a row of code points -> distinct texts and an index."""
 
 from __future__ import annotations
 

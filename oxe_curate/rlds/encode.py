@@ -1,4 +1,4 @@
-"""Write TFDS records without TensorFlow: tf.train.Example, TFRecord framing, episodes flattened as TFDS does.
+"""Write TFDS records without TensorFlow: flatten episodes, serialise tf.train.Example, frame TFRecords.
 
 The formats: `tensorflow/core/example/{example,feature}.proto`, the TFRecord page of TensorFlow's guide, and
 tensorflow_datasets' `example_serializer`. The tests compare with TFDS itself and with protobuf's parser.
@@ -33,16 +33,16 @@ Images are encoded bytes (kept as they are) or arrays; text is str or bytes.
 def encode_example(
     features: Mapping[str, Value], *, packed: bool = True, value_first: bool = False, runs: int = 1
 ) -> bytes:
-    """Serialise a tf.train.Example; its keys stand in the order of the mapping.
+    """Serialise a tf.train.Example; its keys keep the order of the mapping.
 
-    The options choose among forms that every protobuf parser must accept; the defaults are what TFDS writes.
+    The options select encodings that every protobuf parser must accept; the defaults are those of TFDS.
 
     Args:
         features: key -> list of bytes, or array. Floats of any width become float32; bools and integers
             become int64 (uint64 is reinterpreted, as TFDS does).
-        packed: numbers as packed runs, or as one tagged value after another.
-        value_first: in each map entry, the feature before its key.
-        runs: into how many packed runs the numbers of a list are cut.
+        packed: whether numbers are packed, or tagged one by one.
+        value_first: whether each map entry has the feature before its key.
+        runs: number of packed runs per list.
 
     Returns:
         The serialised message.
@@ -67,8 +67,8 @@ def frame_record(data: bytes) -> bytes:
 def flatten_episode(features: tfds.FeaturesDict, episode: EpisodeValues) -> dict[str, Value]:
     """Turn a nested episode into the flat features of the Example that TFDS would write, in a fixed order.
 
-    Keys are joined with "/"; the values of all steps lie one after another. Tensors with an encoding become
-    one byte string a step, sequences inside a step become `ragged_flat_values` and `ragged_row_lengths_0`,
+    Keys are joined with "/"; the values of all steps are concatenated. Tensors with an encoding become
+    one byte string per step, sequences inside a step become `ragged_flat_values` and `ragged_row_lengths_0`,
     tensors with several unknown dimensions `shape` and `value`.
 
     Args:
@@ -76,7 +76,7 @@ def flatten_episode(features: tfds.FeaturesDict, episode: EpisodeValues) -> dict
         episode: values in the same nesting; optional features may be missing.
 
     Raises:
-        DataError: a key is missing or unknown, or a value has another shape, type or length than declared.
+        DataError: a key is missing or unknown, or a value does not have the declared shape, type or length.
     """
     flat: dict[str, Value] = {}
     _flatten(features, episode, "", 0, flat)
@@ -117,7 +117,7 @@ def _varint(value: int) -> bytes:
 
 
 def _varints(values: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All values as varints in one buffer, and the length of each; negative ones take ten bytes."""
+    """Encode values as varints in one buffer, with the length of each; negative ones take ten bytes."""
     left = values.astype(np.int64, copy=False).view(np.uint64)
     shifted = left[:, None] >> (7 * np.arange(10, dtype=np.uint64))
     lengths = np.maximum(1, (shifted != 0).sum(axis=1))
@@ -133,7 +133,7 @@ def _delimited(field: int, payload: bytes) -> bytes:
 def _encode_feature(key: str, value: Value, *, packed: bool, runs: int) -> bytes:
     if not isinstance(value, np.ndarray):
         if not all(isinstance(item, bytes) for item in value):
-            raise TypeError(f"{key}: expected a list of bytes or an array of numbers, found {value!r:.80}")
+            raise TypeError(f"{key}: expected a list of bytes or an array of numbers, got {value!r:.80}")
         return _delimited(1, b"".join(_delimited(1, item) for item in value))
     flat = value.ravel()
     if flat.dtype.kind == "f":
@@ -147,7 +147,7 @@ def _encode_feature(key: str, value: Value, *, packed: bool, runs: int) -> bytes
             return _delimited(3, _tagged_integers(integers))
         parts = np.array_split(integers, runs)
         return _delimited(3, b"".join(_packed(_varints(part)[0].tobytes()) for part in parts))
-    raise TypeError(f"{key}: an Example holds bytes, floats or integers, not {value.dtype}")
+    raise TypeError(f"{key}: expected bytes, floats or integers, got {value.dtype}")
 
 
 def _packed(payload: bytes) -> bytes:
@@ -173,16 +173,16 @@ def _flatten(feature: Any, value: Any, path: str, rank: int, flat: dict[str, Val
     """Add the Example features of one node; `rank` sequences enclose it, so leaves are nested that deep."""
     if isinstance(feature, tfds.FeaturesDict):
         if not isinstance(value, Mapping):
-            raise DataError(f"{path or 'episode'}: expected a dict, found {type(value).__name__}")
+            raise DataError(f"{path or 'episode'}: expected a dict, got {type(value).__name__}")
         for key in value:
             if key not in feature:
-                raise DataError(f"{_join(path, key)}: features.json has no such key. {did_you_mean(key, feature)}")
-        for key, child in sorted(feature.items()):  # FeaturesDict keeps the order of a protobuf map, which is none
+                raise DataError(f"{_join(path, key)}: unknown key (not in features.json). {did_you_mean(key, feature)}")
+        for key, child in sorted(feature.items()):  # FeaturesDict has the order of a protobuf map, which is undefined
             if key in value:
                 _flatten(child, value[key], _join(path, key), rank, flat)
             elif not getattr(child, "_optional", False):
-                raise DataError(f"{_join(path, key)}: features.json declares this key, and the episode lacks it")
-    elif isinstance(feature, tfds.Sequence):  # tfds.Dataset is one too
+                raise DataError(f"{_join(path, key)}: the key is in features.json but not in the episode")
+    elif isinstance(feature, tfds.Sequence):  # includes tfds.Dataset
         _flatten(feature.feature, value, path, rank + 1, flat)
     else:
         try:
@@ -197,12 +197,12 @@ def _join(path: str, key: str) -> str:
 
 def _flatten_leaf(feature: Any, value: Any, path: str, rank: int) -> dict[str, Value]:
     info = feature.get_serialized_info()
-    if isinstance(info, dict):  # several unknown dimensions: an Example is flat, so the shape is stored beside
+    if isinstance(info, dict):  # several unknown dimensions: an Example is flat, so the shape is stored separately
         items, _ = _unnest(value, rank) if rank else ([value], [])
         arrays = [np.asarray(item) for item in items]
         shapes = np.concatenate([np.array(a.shape, np.int64) for a in arrays] or [np.empty(0, np.int64)])
         return {f"{path}/shape": shapes, f"{path}/value": [_encode_bytes(feature, a) for a in arrays]}
-    if info.np_dtype == np.object_:  # text, encoded pictures, encoded tensors: one byte string each
+    if info.np_dtype == np.object_:  # text, encoded images, encoded tensors: one byte string each
         items, row_lengths = _unnest(value, rank + len(info.shape))
         row_lengths = row_lengths[: max(rank - 1, 0)]
         values: Value = [_encode_bytes(feature, item) for item in items]
@@ -223,7 +223,7 @@ def _flatten_leaf(feature: Any, value: Any, path: str, rank: int) -> dict[str, V
 
 
 def _unnest(value: Any, depth: int) -> tuple[list[Any], list[list[int]]]:
-    """Open `depth` levels of lists: the items in order, and the row lengths of the levels below the first."""
+    """Flatten `depth` levels of lists: the items in order, and the row lengths of the levels below the first."""
     if depth == 0:
         return [value], []
     items, lengths = list(value), []
@@ -234,7 +234,7 @@ def _unnest(value: Any, depth: int) -> tuple[list[Any], list[list[int]]]:
 
 
 def _array(value: Any, declared: DTypeLike) -> NDArray[Any]:
-    """As an array of the declared type, if that loses no more than precision."""
+    """Convert to an array of the declared type, if only precision is lost."""
     array, dtype = np.asarray(value), np.dtype(declared)
     if array.dtype == dtype or not array.size:
         return array.astype(dtype, copy=False)
@@ -244,7 +244,7 @@ def _array(value: Any, declared: DTypeLike) -> NDArray[Any]:
     else:
         fits = np.can_cast(array.dtype, dtype, casting="same_kind")
     if not fits:
-        raise TypeError(f"features.json declares {dtype}, found {array.dtype}")
+        raise TypeError(f"expected {dtype} as in features.json, got {array.dtype}")
     return array.astype(dtype)
 
 
@@ -252,7 +252,7 @@ def _check_shape(found: tuple[int, ...], declared: Iterable[int | None]) -> None
     declared = tuple(declared)
     if len(found) != len(declared) or any(d not in (None, f) for f, d in zip(found, declared, strict=True)):
         shown = ", ".join("?" if d is None else str(d) for d in declared)
-        raise ValueError(f"features.json declares shape ({shown}), found {found}")
+        raise ValueError(f"expected shape ({shown}) as in features.json, got {found}")
 
 
 def _encode_bytes(feature: Any, item: Any) -> bytes:
@@ -266,7 +266,7 @@ def _encode_bytes(feature: Any, item: Any) -> bytes:
         return encode_image(pixels, feature.encoding_format)
     encoding = getattr(getattr(feature, "_encoding", None), "value", "none")
     if encoding == "none":
-        raise TypeError(f"expected text, found {type(item).__name__}")
+        raise TypeError(f"expected text, got {type(item).__name__}")
     array = _array(item, feature.np_dtype)
     _check_shape(array.shape, feature.shape)
     return zlib.compress(array.tobytes()) if encoding == "zlib" else array.tobytes()

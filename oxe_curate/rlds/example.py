@@ -52,7 +52,7 @@ def scan(
     buffer: memoryview,
     offset: int,
     length: int,
-    wanted: frozenset[bytes] | None = None,
+    selected: frozenset[bytes] | None = None,
     ensure: Ensure | None = None,
 ) -> dict[bytes, Span]:
     """Find the features of the Example at `offset` without reading their values.
@@ -61,7 +61,7 @@ def scan(
         buffer: the shard.
         offset: where the record's data begins.
         length: its length in bytes.
-        wanted: the features to return; None for all. Others are skipped.
+        selected: the features to return; None for all. Others are skipped.
         ensure: called before a byte range is read (object stores); payloads are not ensured.
 
     Returns:
@@ -92,7 +92,7 @@ def scan(
                     continue
                 size, position = read_varint(buffer, position)
                 entry_end = _checked(position, size, features_end)
-                _entry(buffer, position, entry_end, wanted, found, ensure)
+                _entry(buffer, position, entry_end, selected, found, ensure)
                 position = entry_end
             if position != features_end:
                 raise CorruptError(f"byte {position}: a field extends beyond its end")
@@ -113,7 +113,7 @@ def _entry(
     buffer: memoryview,
     position: int,
     end: int,
-    wanted: frozenset[bytes] | None,
+    selected: frozenset[bytes] | None,
     found: dict[bytes, Span],
     ensure: Ensure | None,
 ) -> None:
@@ -137,7 +137,7 @@ def _entry(
             position = _skip(buffer, position, tag)
     if position != end:
         raise CorruptError(f"byte {position}: a field extends beyond its end")
-    if wanted is not None and key not in wanted:
+    if selected is not None and key not in selected:
         return
     span = _feature(buffer, *value) if value else None
     if span:

@@ -1,4 +1,4 @@
-"""One random episode for any RLDS structure: finite numbers, readable text, pictures, true step flags."""
+"""One random episode for any RLDS structure: finite numbers, readable text, images, correct step flags."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _INSTRUCTIONS = (
     "push the green block to the left",
     "place the cup on the plate",
 )
-_PICTURES = 4  # distinct encoded pictures of each kind: encoding is what costs
+_PICTURES = 4  # distinct images of each kind: encoding dominates the cost
 
 
 def random_episode(
     features: tfds.FeaturesDict, rng: Rng, *, index: int = 0, num_steps: int | None = None
 ) -> EpisodeValues:
-    """Make an episode that `flatten_episode(features, ...)` accepts.
+    """Return an episode that `flatten_episode(features, ...)` accepts.
 
-    Values follow the name of the key: `is_first`, `is_last`, `is_terminal`, `reward` and `discount` are those
-    of a finished demonstration; `terminate_episode` is one-hot or 0/1; gripper values lie in [0, 1] (with
-    "closedness" in [-1, 1]); quaternions have unit length; text and code points hold one instruction for the
-    whole episode; other numbers walk smoothly within [-1, 1], or between the declared minimum and maximum.
+    Values depend on the key: `is_first`, `is_last`, `is_terminal`, `reward` and `discount` are those
+    of a finished demonstration; `terminate_episode` is one-hot or 0/1; gripper values are in [0, 1] (with
+    "closedness" in [-1, 1]); quaternions have unit length; text and code points contain one instruction for
+    the whole episode; other numbers vary smoothly within [-1, 1], or between the declared minimum and maximum.
 
     Args:
         features: the structure, from features.json.
-        rng: the only source of chance.
+        rng: the only source of randomness.
         index: number of the episode, for ids and file names.
         num_steps: steps of the episode; 5 to 9 if None.
 
     Raises:
-        DataError: the structure holds a connector that RLDS data sets do not use (audio, video, ...).
+        DataError: the structure contains a connector that RLDS data sets do not use (audio, video, ...).
     """
     steps = int(rng.integers(5, 10)) if num_steps is None else num_steps
     instruction = str(rng.choice(_INSTRUCTIONS))
@@ -76,8 +76,8 @@ def _sequence(feature: Any, key: str, steps: int, instruction: str, rng: Rng) ->
         pictures = _pictures(_fixed(feature.shape), np.dtype(feature.np_dtype).str, feature.encoding_format)
         start = int(rng.integers(len(pictures)))
         return [pictures[(start + t // 2) % len(pictures)] for t in range(steps)]
-    if not isinstance(feature, (tfds.Tensor, tfds.ClassLabel)):  # Scalar and Text are Tensors
-        raise DataError(f"{key}: no random values for a {type(feature).__name__}")
+    if not isinstance(feature, (tfds.Tensor, tfds.ClassLabel)):  # Scalar and Text are subclasses of Tensor
+        raise DataError(f"{key}: cannot make random values for {type(feature).__name__}")
     if _is_text(feature):
         text = np.full((steps, *_fixed(feature.shape)), instruction, dtype=object)
         return text.tolist()
@@ -85,7 +85,7 @@ def _sequence(feature: Any, key: str, steps: int, instruction: str, rng: Rng) ->
 
 
 def _transpose(rows: list[Any]) -> Any:
-    """A list of dicts of columns becomes a dict of lists of columns, as `flatten_episode` wants it."""
+    """Turn a list of dicts of columns into a dict of lists of columns, as `flatten_episode` expects."""
     if rows and isinstance(rows[0], dict):
         return {k: _transpose([row[k] for row in rows]) for k in rows[0]}
     return rows
@@ -119,7 +119,7 @@ def _numbers(feature: Any, key: str, steps: int, instruction: str, rng: Rng) -> 
 
 
 def _walk(shape: tuple[int, ...], low: float, high: float, rng: Rng) -> NDArray[np.float64]:
-    """Sine of random phase and speed in each dimension, within [low, high]; big tensors repeat one row."""
+    """Sine of random phase and speed in each dimension, within [low, high]; large tensors repeat one row."""
     steps, *rest = shape
     width = int(np.prod(rest))
     distinct = min(width, 512)
@@ -161,7 +161,7 @@ def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...]:
 
 @functools.cache
 def _pictures(shape: tuple[int, ...], dtype: str, encoding: str | None) -> tuple[bytes, ...]:
-    """A few encoded pictures: a gradient with a square that moves."""
+    """A few encoded images: a gradient with a moving square."""
     height, width, channels = shape
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     out = []

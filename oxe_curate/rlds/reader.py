@@ -142,10 +142,10 @@ class RecordReader:
         self._rare = _rare_features(rare) if requested else None
         # is_first is part of the RLDS standard; it gives the number of steps if nothing else is read
         self._clock = step_leaves.get("is_first")
-        wanted = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
-        self._wanted = frozenset(leaf.wire for leaf in wanted if leaf.kind != "rare")
+        selected = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
+        self._selected = frozenset(leaf.wire for leaf in selected if leaf.kind != "rare")
         if self._clock:
-            self._wanted |= {self._clock.wire}
+            self._selected |= {self._clock.wire}
 
     def read(self, buffer: memoryview, offset: int, length: int, ensure: Ensure | None = None) -> RawEpisode:
         """Read one record.
@@ -154,7 +154,7 @@ class RecordReader:
             CorruptError: the record is not a well-formed Example.
             DataError: a key is missing, or its values differ in kind or number from features.json.
         """
-        spans = example.scan(buffer, offset, length, self._wanted, ensure)
+        spans = example.scan(buffer, offset, length, self._selected, ensure)
         if ensure:
             images = {leaf.wire for leaf in self.cameras.values()}
             for wire, span in spans.items():

@@ -22,7 +22,7 @@ from oxe_curate.rlds.random_episode import random_episode
 EpisodeSource: TypeAlias = int | Iterable[EpisodeValues]
 """Episodes to write, or the number of random ones."""
 
-_MODULE = __name__  # dataset_info.json's moduleName: only folders that bear it are ever replaced
+_MODULE = __name__  # dataset_info.json's moduleName: only folders with this name are ever replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def write_dataset(
 ) -> DatasetFolder:
     """Write `<out_root>/<name>/<version>`: features.json, dataset_info.json and TFRecord shards.
 
-    Episode i lies in shard i modulo the number of shards. The folder appears complete or not at all.
+    Episode i is in shard i modulo the number of shards. The folder is written atomically.
 
     Args:
         out_root: created if missing.
@@ -67,13 +67,13 @@ def write_dataset(
         features_json: the parsed file, or its path.
         episodes: of `split`, or a mapping from split names to them, for several splits.
         split: name of the split, unless `episodes` names them.
-        shards: number of shards of each split, at most one for each episode.
+        shards: number of shards of each split, at most one per episode.
         seed: of random episodes; two calls with equal arguments write equal bytes.
         replace: whether a folder that this function wrote earlier may be replaced.
 
     Raises:
         DataError: features.json is not TFDS's, or an episode does not match it.
-        StorageError: the folder exists (or, with `replace`, is someone else's), or cannot be written.
+        StorageError: the folder exists (or, with `replace`, was not written by this function), or cannot be written.
     """
     structure = _read_json(features_json)
     features = load_features(structure)
@@ -107,20 +107,20 @@ def write_dataset(
 
 
 def load_features(structure: Mapping[str, Any]) -> tfds.FeaturesDict:
-    """Build TFDS's features from a parsed features.json. Raises DataError if it is none."""
+    """Build TFDS's features from a parsed features.json. Raises DataError if it is invalid."""
     try:
         features = tfds.FeatureConnector.from_json(dict(structure))
-    except Exception as error:  # TFDS raises what its parts raise: KeyError, ParseError, ImportError, ...
-        raise DataError(f"features.json: not a structure that TFDS reads: {error}") from error
+    except Exception as error:  # TFDS passes on many kinds of errors: KeyError, ParseError, ImportError, ...
+        raise DataError(f"features.json: TFDS cannot read the structure: {error}") from error
     if not isinstance(features, tfds.FeaturesDict):
-        raise DataError(f"features.json: the top level is a {type(features).__name__}, not a FeaturesDict")
+        raise DataError(f"features.json: expected a FeaturesDict at the top level, got {type(features).__name__}")
     return features
 
 
 @dataclass(slots=True)
 class _Written:
     shard_lengths: list[int]
-    num_bytes: int = 0  # of the records alone, as TFDS counts
+    num_bytes: int = 0  # without framing, as TFDS counts
     num_steps: int = 0
 
 
@@ -163,7 +163,7 @@ def _episodes(features: Any, episodes: EpisodeSource, seed: int, split: str) -> 
     if not isinstance(episodes, int):
         yield from episodes
         return
-    stream = zlib.crc32(split.encode())  # splits of one seed differ
+    stream = zlib.crc32(split.encode())  # each split has its own seed
     for i in range(episodes):
         yield random_episode(features, np.random.default_rng([seed, stream, i]), index=i)
 
@@ -171,7 +171,7 @@ def _episodes(features: Any, episodes: EpisodeSource, seed: int, split: str) -> 
 def _dataset_info(name: str, version: str, splits: Mapping[str, _Written]) -> str:
     """dataset_info.json; protobuf's JSON writes 64-bit integers as strings."""
     info = {
-        "description": "Synthetic episodes in the structure of the data set of this name.",
+        "description": "Synthetic episodes with the structure of the data set of this name.",
         "fileFormat": "tfrecord",
         "moduleName": _MODULE,
         "name": name,
@@ -199,7 +199,7 @@ def _read_json(features_json: Mapping[str, Any] | Path) -> Mapping[str, Any]:
     except ValueError as error:
         raise DataError(f"{features_json}: not JSON: {error}") from error
     if not isinstance(structure, dict):
-        raise DataError(f"{features_json}: not a features.json: the top level is no object")
+        raise DataError(f"{features_json}: expected a JSON object at the top level")
     return structure
 
 
@@ -207,10 +207,10 @@ def _check_replaceable(folder: Path, replace: bool) -> None:
     if not folder.exists():
         return
     if not replace:
-        raise StorageError(f"{folder}: already exists. Choose another folder, or delete this one.")
+        raise StorageError(f"{folder}: already exists; choose another folder, or delete this one")
     try:
         ours = json.loads((folder / "dataset_info.json").read_text()).get("moduleName") == _MODULE
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:
-        raise StorageError(f"{folder}: holds data that was not made here, and is left alone. Choose another.")
+        raise StorageError(f"{folder}: contains data that oxe-curate did not generate; choose another folder")

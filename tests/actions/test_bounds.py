@@ -132,7 +132,7 @@ def test_arithmetic_equals_tensorflow():
     ],
 )
 def test_the_span_is_rounded_once_in_every_release(low, high, x, expected):
-    """A difference of rounded bounds is another number, and an action beside an edge then has another bin."""
+    """A difference of rounded bounds is another number, and an action near an edge then has another bin."""
     assert literal(low, high).normalize([x] * 7)[:6].tolist() == [expected] * 6
 
 

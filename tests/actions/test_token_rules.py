@@ -111,7 +111,7 @@ def test_real_llama_2(shared):
 
 
 def test_counts_rank_alike_in_every_release():
-    """Weights were trained on the tokens that a table says: a table made again must say the same."""
+    """Weights were trained on the tokens of a table: a rebuilt table must have the same tokens."""
     counts = np.array([25, 7, 3, 8, 12, 24, 13, 2, 10, 18])
     chosen = choose_tokens(words("a", "b", "cc", "d", "ee", "f", "g", "hh", "i", "j"), "counts", 10, counts)
     assert ids(sorted(chosen, key=lambda choice: choice.rank)) == [8, 3, 6, 9, 1, 7, 5, 0, 2, 4]

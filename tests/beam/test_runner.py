@@ -78,7 +78,7 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, workers: int) -> None:
         run(tasks(tmp_path, n4="bug"), workers=workers)
 
 
-def test_a_killed_worker_is_noticed(tmp_path: Path) -> None:
+def test_a_killed_worker_is_detected(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"a worker process was killed .*Finished files are kept"):
         run(tasks(tmp_path, n3="die"), workers=2)
@@ -88,7 +88,7 @@ def test_a_killed_worker_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--direct_num_workers=many", "--runer=DataflowRunner"])
-def test_beam_options_that_it_does_not_know_are_not_passed_over(tmp_path: Path, option: str) -> None:
+def test_unknown_beam_options_are_an_error(tmp_path: Path, option: str) -> None:
     with pytest.raises(ConfigError, match=f"invalid Beam options after --: .*{option[2:].split('=')[0]}"):
         run(tasks(tmp_path), workers=1, beam_args=[option])
     assert not list(tmp_path.iterdir())
@@ -116,7 +116,7 @@ def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, worke
     assert 1 <= len(list(out.glob("*.txt"))) < 7
 
 
-def test_nothing_to_do_is_done_at_once(tmp_path: Path) -> None:
+def test_no_tasks_return_immediately(tmp_path: Path) -> None:
     run([])
     assert not list(tmp_path.iterdir())
 

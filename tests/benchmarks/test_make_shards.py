@@ -28,7 +28,7 @@ def test_states_go_on_and_actions_follow_them():
     assert set(action[:, 6]) <= {0.0, 0.5, 1.0}
 
 
-def test_tfds_reads_what_was_made(made: Path):
+def test_tfds_reads_the_data_set(made: Path):
     folder = made / "bridge_dataset" / "1.0.0"
     shards = sorted(folder.glob("*.tfrecord-*"))
     info = json.loads((folder / "dataset_info.json").read_text())
@@ -51,19 +51,19 @@ def test_drawn_episodes_take_the_place_of_real_ones(tmp_path: Path):
     assert steps[0]["observation"]["image_0"].max() > 100
 
 
-def test_an_episode_depends_on_its_number_alone(source: Path):
+def test_an_episode_depends_only_on_its_number(source: Path):
     one = make_episode(source, 64, 0, 3, 1)
     assert make_episode(source, 64, 0, 3, 1) == one
     assert make_episode(source, 64, 0, 3, 2) != one
     assert make_episode(source, 64, 1, 3, 1) != one
 
 
-def test_no_two_pictures_are_alike(source: Path):
+def test_all_images_differ(source: Path):
     example = make_episode(source, 64, 0, 0, 0)
-    pictures = example.split(b"\xff\xd8\xff\xe0")[1:]
-    lit = [p for p in pictures if len(p) > 1000]  # those of image_3 are black
+    images = example.split(b"\xff\xd8\xff\xe0")[1:]
+    lit = [p for p in images if len(p) > 1000]  # those of image_3 are black
     assert len(lit) > 90
-    assert len({p[700:1000] for p in lit}) == len(lit)  # behind the tables of the header
+    assert len({p[700:1000] for p in lit}) == len(lit)  # after the header
 
 
 def test_a_second_run_makes_only_what_is_missing(made: Path, source: Path):

@@ -87,7 +87,7 @@ def test_json_is_json(made: Path) -> None:
     assert len(rows) == 98
 
 
-def test_nothing_kept_is_no_error_and_is_said(made: Path, tmp_path: Path) -> None:
+def test_an_index_without_kept_episodes_is_reported(made: Path, tmp_path: Path) -> None:
     (tmp_path / "criteria.yaml").write_text("too_short: 99\n")
     done = oxe("filter", made / "in", "--out", tmp_path / "index", "--criteria", tmp_path / "criteria.yaml")
     assert done.returncode == 0

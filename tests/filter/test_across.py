@@ -1,4 +1,4 @@
-"""What is decided over all episodes of an index: copies within and across splits and data sets, leaks, outliers."""
+"""Decisions over all episodes of an index: copies within and across splits and data sets, leaks, outliers."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_only_files_whose_rows_change_are_rewritten(source, tmp_path):
     ]  # fmt: skip
 
 
-def test_changing_ones_mind_leaves_no_trace(source, tmp_path):
+def test_reverting_an_option_restores_the_files(source, tmp_path):
     run(source, tmp_path / "index")
     before = files(tmp_path / "index")
     run(source, tmp_path / "index", Criteria(duplicate=True))
@@ -96,7 +96,7 @@ def test_changing_ones_mind_leaves_no_trace(source, tmp_path):
     assert copies(tmp_path / "index") == {}
 
 
-def test_workers_do_not_show(source, tmp_path):
+def test_the_files_do_not_depend_on_the_number_of_workers(source, tmp_path):
     for workers in (1, 2):
         run(source, tmp_path / str(workers), Criteria(duplicate=True), workers=workers)
     assert files(tmp_path / "1") == files(tmp_path / "2")
@@ -114,7 +114,7 @@ def twins(source, tmp_path) -> tuple[Path, Path]:
     return source, cards
 
 
-def test_data_sets_are_compared_in_whatever_order_they_come(twins, tmp_path):
+def test_the_order_of_the_data_sets_does_not_matter(twins, tmp_path):
     source, cards = twins
     keep = Criteria(duplicate=True)
     run(source, tmp_path / "both", keep, cards=cards)
@@ -142,7 +142,7 @@ def test_a_run_killed_while_it_rewrites_others_loses_nothing(twins, tmp_path, mo
         patch.setattr(across, "apply_changes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, out, keep, cards=cards, datasets=("twin",))
-    assert not (out / INDEX_JSON).exists()  # it would vouch for files that are about to change
+    assert not (out / INDEX_JSON).exists()  # it would validate files that are about to change
     run(source, out, keep, cards=cards, datasets=("twin",))
     data = json.loads((out / INDEX_JSON).read_text())["datasets"]
     assert data["bridge_dataset"]["dropped"] == {"duplicate": [3, 18]}
@@ -183,7 +183,7 @@ def filmed(seed: int, film: int, quality: int = 95) -> dict[str, Any]:
     return made
 
 
-def test_near_copies_have_other_actions_and_the_same_pictures(tmp_path):
+def test_near_copies_have_other_actions_and_the_same_images(tmp_path):
     made = {"train": [filmed(0, 0), filmed(1, 1), filmed(2, 0, quality=60)], "val": [filmed(3, 1, quality=60)]}
     bridge.write(tmp_path / "source", episodes=made, shards=1)
     run(tmp_path / "source", tmp_path / "index")
@@ -197,7 +197,7 @@ def test_near_copies_have_other_actions_and_the_same_pictures(tmp_path):
     assert result.summaries["bridge_dataset"].dropped == {"near_duplicate": [2, 12]}
 
 
-def test_outliers_are_told_by_the_data_sets_range():
+def test_outliers_depend_on_the_range_of_the_data_set():
     bounds = np.array([[-1.0] * 5 + [0], [1.0] * 5 + [0]])
     action = np.zeros((4, 7), np.float32)
     action[:, 2] = [5, 5.1, -5.1, 0]

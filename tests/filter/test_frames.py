@@ -1,4 +1,4 @@
-"""Black frames, undecodable frames and perceptual hashes, told from encoded pictures."""
+"""Black frames, undecodable frames and perceptual hashes of encoded images."""
 
 import io
 
@@ -16,7 +16,7 @@ from oxe_curate.rlds.example import BYTES, Span, scan
 BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
+def image_of(seed: int = 0, size: tuple[int, int] = (64, 48)) -> Image.Image:
     """Smooth random colours."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -29,7 +29,7 @@ def encoded(image: np.ndarray | Image.Image, kind: str = "JPEG", **options: obje
 
 
 def listed(*frames: bytes) -> tuple[memoryview, Span]:
-    """Frames as a record holds them."""
+    """Frames as in a record."""
     record = memoryview(encode_example({"frames": list(frames)}))
     found = scan(record, 0, len(record))[b"frames"]
     assert found.kind == BYTES
@@ -43,12 +43,12 @@ def shows(*frames: bytes, level: int = 8) -> bool:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_camera_shows_something_if_one_of_three_frames_is_not_black(kind):
-    black, bright = encoded(BLACK, kind), encoded(picture(), kind)
+    black, bright = encoded(BLACK, kind), encoded(image_of(), kind)
     assert shows(bright, bright, bright)
     assert not shows(black, black, black)
     assert shows(black, bright, black)
     assert shows(black, black, bright)
-    assert not shows(black, bright, black, black, black)  # the second of five is not looked at
+    assert not shows(black, bright, black, black, black)  # the second of five is not checked
     assert not shows(b"", b"")
     assert not shows()
     assert shows(black, level=0)
@@ -61,7 +61,7 @@ def test_a_dark_corner_does_not_decide():
     assert shows(encoded(image))
 
 
-def test_black_is_what_no_block_outshines():
+def test_a_frame_is_black_if_every_block_is():
     grey = np.full((16, 16, 3), 7, np.uint8)
     assert is_black(encoded(grey, quality=100), 8)
     assert not is_black(encoded(grey, quality=100), 7)
@@ -69,7 +69,7 @@ def test_black_is_what_no_block_outshines():
     assert is_black(encoded(noise, quality=95), 8)
 
 
-def test_what_cannot_be_decoded_is_not_black():
+def test_an_undecodable_frame_is_not_black():
     assert shows(b"no picture")
     assert shows(encoded(BLACK)[:300])
 
@@ -85,14 +85,14 @@ def test_only_the_first_bytes_of_a_bright_frame_are_touched():
     assert look.touched == 1024
 
 
-def test_a_list_that_runs_past_its_end_is_corrupt():
+def test_a_list_that_extends_beyond_its_end_is_corrupt():
     buffer, span = listed(encoded(BLACK))
     with pytest.raises(CorruptError, match="extends beyond"):
         FrameLook(buffer).shows(Span(BYTES, span.offset, 100), 8)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_corner_is_what_a_decoder_gives(seed):
+def test_the_corner_equals_the_decoded_one(seed):
     rng = np.random.default_rng(seed)
     height, width = rng.integers(8, 80, 2)
     pixels = (rng.integers(0, 256, 3) + rng.normal(0, rng.choice([0, 3, 40]), (height, width, 3))).clip(0, 255)
@@ -108,11 +108,11 @@ def test_the_corner_is_what_a_decoder_gives(seed):
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(picture(), progressive=True),
-        encoded(picture().convert("CMYK")),
-        encoded(picture(), "PNG"),
-        encoded(picture())[:400],
-        encoded(picture())[:2],
+        encoded(image_of(), progressive=True),
+        encoded(image_of().convert("CMYK")),
+        encoded(image_of(), "PNG"),
+        encoded(image_of())[:400],
+        encoded(image_of())[:2],
         b"",
     ],
     ids=["progressive", "cmyk", "png", "cut", "magic", "empty"],
@@ -122,23 +122,23 @@ def test_the_corner_of_other_files_is_not_guessed(data):
 
 
 def test_undecodable_frames_are_found():
-    good = encoded(picture())
+    good = encoded(image_of())
     for frames, bad in [((good, good), False), ((good, good[:-200]), True), ((good, b""), True), ((b"", b""), False)]:
         buffer, span = listed(*frames)
         assert FrameLook(buffer).undecodable(span) is bad
 
 
-def test_hashes_survive_encoding_and_resizing_and_tell_pictures_apart():
-    same = [encoded(picture(1)), encoded(picture(1), quality=40), encoded(picture(1), "PNG")]
-    resized = encoded(picture(1).resize((256, 192), Image.Resampling.BICUBIC))
+def test_hashes_survive_encoding_and_resizing_and_distinguish_images():
+    same = [encoded(image_of(1)), encoded(image_of(1), quality=40), encoded(image_of(1), "PNG")]
+    resized = encoded(image_of(1).resize((256, 192), Image.Resampling.BICUBIC))
     hashes = [dhash(data) for data in [*same, resized]]
     assert max((a ^ b).bit_count() for a in hashes for b in hashes) <= 2
-    assert (hashes[0] ^ dhash(encoded(picture(2)))).bit_count() > 16
+    assert (hashes[0] ^ dhash(encoded(image_of(2)))).bit_count() > 16
     assert dhash(encoded(BLACK)) == 0
 
 
 def test_four_frames_are_hashed():
-    frames = [encoded(picture(seed), "PNG") for seed in range(7)]
+    frames = [encoded(image_of(seed), "PNG") for seed in range(7)]
     buffer, span = listed(*frames)
     assert FrameLook(buffer).hashes(span) == tuple(dhash(frames[i]) for i in (0, 2, 4, 6))
     buffer, span = listed(b"broken")
@@ -146,7 +146,7 @@ def test_four_frames_are_hashed():
 
 
 def test_hashes_are_the_same_in_every_release():
-    """An index holds them: pictures hashed by two releases are compared."""
+    """An index stores them, and images hashed by two releases are compared."""
     x, y = np.arange(9), np.arange(8)[:, None]
     blocks = np.kron((x * x * 7 + y * 31 + x * y * 13) % 240, np.ones((8, 8), int)).astype(np.uint8)
     assert dhash(encoded(blocks, "PNG")) == dhash(encoded(blocks, quality=95)) == 0xFBF6EDDAB4AA5452
@@ -156,6 +156,6 @@ def test_hashes_are_the_same_in_every_release():
 
 @pytest.mark.parametrize(("count", "expected"), [(1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (6, (0, 2, 3, 5))])
 def test_the_frames_that_are_hashed_are_the_same_in_every_release(count, expected):
-    frames = [encoded(picture(seed), "PNG") for seed in range(count)]
+    frames = [encoded(image_of(seed), "PNG") for seed in range(count)]
     buffer, span = listed(*frames)
     assert FrameLook(buffer).hashes(span) == tuple(dhash(frames[i]) for i in expected)

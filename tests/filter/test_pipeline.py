@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_row_says_what_the_episode_is_and_where_its_frames_are(source: Path, tmp_path: Path) -> None:
+def test_a_row_describes_the_episode_and_locates_its_frames(source: Path, tmp_path: Path) -> None:
     result = run(source, tmp_path)
     assert result.summaries["bridge_dataset"].seen == result.summaries["bridge_dataset"].kept == 10
     table = pq.read_table(tmp_path / "bridge_dataset/1.0.0/train-00001-of-00002.parquet")
@@ -103,7 +103,7 @@ def test_sub_splits_and_versions(source: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "index.json").read_text())["datasets"]["bridge_dataset"]["splits"] == ["train[:50%]"]
 
 
-def test_a_second_run_does_nothing_and_other_options_do_it_again(source: Path, tmp_path: Path) -> None:
+def test_a_second_run_does_nothing_unless_the_options_change(source: Path, tmp_path: Path) -> None:
     assert run(source, tmp_path).shards_done == 4
     before = tree(tmp_path) | {"index.json": (tmp_path / "index.json").read_bytes()}
     again = run(source, tmp_path)
@@ -112,7 +112,7 @@ def test_a_second_run_does_nothing_and_other_options_do_it_again(source: Path, t
     assert run(source, tmp_path, criteria=Criteria(too_short=5)).shards_done == 4
 
 
-def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
+def test_missing_or_damaged_files_are_rewritten_with_the_same_bytes(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path)
     before = tree(tmp_path)
     files = sorted(tmp_path.rglob("*.parquet"))
@@ -123,13 +123,13 @@ def test_what_is_missing_or_damaged_is_made_again_to_the_same_bytes(source: Path
     assert tree(tmp_path) == before
 
 
-def test_the_number_of_workers_does_not_show(source: Path, tmp_path: Path) -> None:
+def test_the_files_do_not_depend_on_the_number_of_workers(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "one", workers=1)
     run(source, tmp_path / "three", workers=3)
     assert tree(tmp_path / "one") == tree(tmp_path / "three")
 
 
-def test_data_sets_may_come_one_by_one(tmp_path: Path) -> None:
+def test_data_sets_can_be_added_one_by_one(tmp_path: Path) -> None:
     bridge.write(tmp_path / "in")
     bridge.write(tmp_path / "in", name="bridge_data_msr")
     run(tmp_path / "in", tmp_path / "out", datasets=("bridge_dataset",))
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_the_data_is_found_with_verify(tmp_path: Path) -> None:
     folder = bridge.write(tmp_path / "in")
     shard = folder / "bridge_dataset-train.tfrecord-00000-of-00002"
     data = bytearray(shard.read_bytes())
-    data[data.index(b"\xff\xd8\xff") + 40] ^= 4  # inside a picture
+    data[data.index(b"\xff\xd8\xff") + 40] ^= 4  # inside an image
     shard.write_bytes(data)
     assert run(tmp_path / "in", tmp_path / "out").summaries["bridge_dataset"].seen == 10
     with pytest.raises(CorruptError, match="record 0 at byte 12: its data fails the checksum"):
@@ -204,13 +204,14 @@ def test_a_missing_shard_is_named_before_any_work(tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_data_set_without_a_card_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_data_set_without_a_card_is_an_error(tmp_path: Path) -> None:
     bridge.write(tmp_path / "in", name="bridge_datast")
-    with pytest.raises(ConfigError, match=r"no card is called 'bridge_datast'. Did you mean 'bridge_dataset'.*--cards"):
+    message = r"no card for data set 'bridge_datast'. Did you mean 'bridge_dataset'.*--cards"
+    with pytest.raises(ConfigError, match=message):
         run(tmp_path / "in", tmp_path / "out")
 
 
-def test_a_users_card_is_taken(tmp_path: Path) -> None:
+def test_a_users_card_is_used(tmp_path: Path) -> None:
     bridge.write(tmp_path / "in", name="our_robot")
     card = (registry.CARDS_DIR / "bridge_orig.yaml").read_text()
     card = "\n".join(line for line in card.splitlines() if not line.startswith("aliases"))
@@ -231,7 +232,7 @@ def test_a_users_card_is_taken(tmp_path: Path) -> None:
             use(config.build(Mixture, MIXTURE, "m"), index)
 
 
-def test_a_source_or_an_output_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_source_or_output(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="nowhere: folder not found"):
         run(tmp_path / "nowhere", tmp_path / "out")
     bridge.write(tmp_path / "in")
@@ -240,7 +241,7 @@ def test_a_source_or_an_output_that_is_not_there(tmp_path: Path) -> None:
         run(tmp_path / "in", tmp_path / "file")
 
 
-def test_a_dataset_that_no_criterion_lets_through_is_indexed_all_the_same(tmp_path: Path) -> None:
+def test_a_data_set_without_kept_episodes_is_still_indexed(tmp_path: Path) -> None:
     bridge.write(tmp_path / "in")
     out = tmp_path / "out"
     summary = run(tmp_path / "in", out, criteria=Criteria(too_short=99)).summaries["bridge_dataset"]

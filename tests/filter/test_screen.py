@@ -100,12 +100,12 @@ def test_idle_means_more_than_the_share():
     [
         ({"metadata": {"success": 0}}, "failed"),
         ({"metadata": {"episode_metadata/success": np.bool_(True)}}, None),
-        ({"metadata": {}}, None),  # a flag that is not stored says nothing
+        ({"metadata": {}}, None),  # a flag that is not stored has no effect
         ({"steps": {"success": np.array([0.0, 0.0, 1.0])}}, None),  # bc_z repeats it at every step
         ({"steps": {"success": np.array([1.0, 1.0, 0.0])}}, "failed"),
     ],
 )
-def test_the_success_flag_is_asked_on_request(change, expected):
+def test_the_success_flag_is_checked_on_request(change, expected):
     card = replace(BRIDGE, success_key="success")
     assert reason(Criteria(success_key=True), card=card, **change) == expected
     assert reason(Criteria(), card=card, **change) is None
@@ -144,10 +144,10 @@ def test_a_criteria_file_is_read(tmp_path: Path):
     assert read_criteria(file) == read_criteria(None) == Criteria()
 
 
-def test_what_is_decided_across_episodes_does_not_scan_again():
+def test_criteria_across_episodes_do_not_scan_again():
     one = Criteria().of_one_episode()
     assert Criteria(duplicate=True, action_outlier=2.0, allow_leak=True).of_one_episode() == one
-    assert Criteria(near_duplicate=2).of_one_episode() != one  # pictures are to be hashed
+    assert Criteria(near_duplicate=2).of_one_episode() != one  # images must be hashed
     assert Criteria(near_duplicate=2).of_one_episode() == Criteria(near_duplicate=5).of_one_episode()
 
 
@@ -168,7 +168,7 @@ def with_frames(seed: int, **cameras: Any) -> dict[str, Any]:
 BLACK = [np.zeros((16, 16, 3), np.uint8)] * 8
 
 
-def test_cameras_that_film_nothing_do_not_count(tmp_path: Path):
+def test_cameras_with_black_frames_do_not_count(tmp_path: Path):
     dark = {f"image_{i}": BLACK for i in range(4)}
     empty = {f"image_{i}": [b""] * 8 for i in range(4)}
     episodes = [
@@ -181,17 +181,17 @@ def test_cameras_that_film_nothing_do_not_count(tmp_path: Path):
     assert [row["reason"] for row in blind] == [None] * 4
 
 
-def test_undecodable_pictures_are_dropped_on_request_only(tmp_path: Path):
+def test_undecodable_images_are_dropped_on_request_only(tmp_path: Path):
     episodes = [with_frames(1), with_frames(2, image_1=[b"\xff\xd8 damaged"] * 8)]
     assert [row["reason"] for row in filtered(tmp_path, episodes, Criteria())] == [None, None]
     checked = filtered(tmp_path, episodes, Criteria(bad_image=True))
     assert [row["reason"] for row in checked] == [None, "bad_image"]
 
 
-def test_idle_frames_are_cut_out_with_their_pictures(tmp_path: Path):
+def test_idle_frames_are_removed_with_their_images(tmp_path: Path):
     made = bridge.episode(1, 8)
     state = made["steps"]["observation"]["state"]
-    state[3:5] = state[2]  # steps 2 and 3 stand still
+    state[3:5] = state[2]  # steps 2 and 3 are idle
     made["steps"]["action"][:, 6] = 1
     (whole,) = filtered(tmp_path, [made], Criteria())
     (cut,) = filtered(tmp_path, [made], Criteria(drop_idle_frames="libero"))

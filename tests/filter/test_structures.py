@@ -26,7 +26,7 @@ def structures() -> list[str]:
 
 
 @pytest.mark.parametrize("name", structures())
-def test_the_verdict_is_what_screening_says(shared: Path, tmp_path: Path, name: str) -> None:
+def test_the_verdict_agrees_with_screening(shared: Path, tmp_path: Path, name: str) -> None:
     card = registry.load(name)
     write_dataset(tmp_path, name, "0.1.0", shared / "oxe/features" / f"{name}.json", 2, shards=1)
     (dataset,) = find(Folder.of(tmp_path))
@@ -35,7 +35,7 @@ def test_the_verdict_is_what_screening_says(shared: Path, tmp_path: Path, name: 
     assert summary.seen == 2
     assert summary.corrupt == []
     for row in rows:
-        # some collected structures lack the images or the text, and random flags may say that an episode failed
+        # some collected structures lack the images or the text, and random flags may mark an episode as failed
         unlucky = {"no_third_person_camera", "no_language", "failed", "too_short"}
         if card.failed_criteria:
             assert row.reason in {*card.failed_criteria, "no_third_person_camera"}

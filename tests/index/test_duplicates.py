@@ -15,7 +15,7 @@ def test_a_copy_points_to_the_first_of_its_kind():
     assert duplicates.exact_copies(hashes, ALL).tolist() == [-1, -1, 0, -1, 1, 0]
 
 
-def test_what_takes_no_part_is_neither_copy_nor_original():
+def test_excluded_episodes_are_neither_copies_nor_originals():
     hashes = np.array([5, 7, 5, 9, 7, 5], np.uint64)
     valid = np.array([0, 1, 1, 1, 0, 1], bool)
     assert duplicates.exact_copies(hashes, valid).tolist() == [-1, -1, -1, -1, -1, 2]
@@ -30,7 +30,7 @@ def near(hashes: list[list[int]], lengths: list[int], bits: int) -> list[int]:
 FULL = 0x0F0F_33CC_55AA_FF00
 
 
-def test_near_copies_differ_by_few_bits_in_every_picture():
+def test_near_copies_differ_by_few_bits_in_every_image():
     base = [FULL, FULL ^ 0xFFFF]
     assert near([base, [FULL ^ 0b11, FULL ^ 0xFFFF]], [20, 20], 2) == [-1, 0]
     assert near([base, [FULL ^ 0b111, FULL ^ 0xFFFF]], [20, 20], 2) == [-1, -1]
@@ -39,12 +39,12 @@ def test_near_copies_differ_by_few_bits_in_every_picture():
     assert near([base, base], [100, 105], 0) == [-1, 0]
 
 
-def test_likeness_is_not_handed_on():
+def test_similarity_is_not_transitive():
     chain = [[FULL], [FULL ^ 0b11], [FULL ^ 0b1111]]
     assert near(chain, [20] * 3, 2) == [-1, 0, -1]
 
 
-def test_plain_pictures_are_no_copies():
+def test_uniform_images_are_not_copies():
     assert near([[0, 0], [0, 0]], [20, 20], 4) == [-1, -1]
 
 
@@ -61,7 +61,7 @@ def test_no_pair_is_missed(bits):
     assert found == [-1] * 40 + list(range(40))
 
 
-def test_pieces_do_not_change_the_pairs(monkeypatch):
+def test_chunking_does_not_change_the_pairs(monkeypatch):
     keys = np.random.default_rng(0).integers(0, 3, (50, 1)).astype(np.uint8)
     steps = np.random.default_rng(1).integers(1, 120, 50)
     expected = {

@@ -18,7 +18,7 @@ def actions(x: list[float], gripper: list[float]) -> np.ndarray:
     [
         ([1, 0, 0, 1], [1, 1, 1, 1], [0, 1, 1, 0]),
         ([1, 0, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]),  # a gripper that changes is something that happens
-        ([0, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 1]),  # before any step is kept the norm alone decides
+        ([0, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 1]),  # before the first kept step only the norm counts
         ([0, 0], [0, 1], [1, 1]),
         ([9e-5, 1.1e-4], [0, 0], [1, 0]),
         ([np.nan, 0], [0, 0], [0, 1]),
@@ -40,7 +40,7 @@ def as_published(action: np.ndarray) -> list[bool]:
     return result
 
 
-def test_libero_equals_the_loop_it_stands_for():
+def test_libero_equals_its_loop():
     rng = np.random.default_rng(0)
     for _ in range(200):
         length = int(rng.integers(1, 12))
@@ -58,7 +58,7 @@ def test_libero_of_several_episodes_is_that_of_each():
     assert idle.libero(np.concatenate(parts), starts).tolist() == expected.tolist()
 
 
-def test_droid_asks_every_pose_value_but_not_the_gripper():
+def test_droid_checks_every_pose_value_but_not_the_gripper():
     # x: q99 - q01 = 1.5374, so that 1e-5 after normalisation is 7.687e-6
     action = actions([0, 7.6e-6, 7.8e-6, -7.8e-6, 0], [0, 1, 0, 0, 1])
     assert idle.droid(action).tolist() == [True, True, False, False, True]
@@ -66,7 +66,7 @@ def test_droid_asks_every_pose_value_but_not_the_gripper():
     assert not idle.droid(action)[0]
 
 
-def test_idle_frames_are_cut_out_of_every_array():
+def test_idle_frames_are_removed_from_every_array():
     action = actions([1, 0, 0, 2], [0, 0, 1, 1])
     index = np.array([3, 4, 5, 6], np.int32)
     trajectory = Trajectory(action, index, action[:, :2], "a", ("a", "b"), np.array([0, 0, 1, 1], np.int32))

@@ -61,7 +61,7 @@ def test_retracting_and_finishing_leave_one_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [INDEX_JSON]
 
 
-def test_the_cards_that_filter_was_given_are_found_again(tmp_path: Path) -> None:
+def test_the_folder_of_cards_is_recorded(tmp_path: Path) -> None:
     cards = tmp_path / "cards"
     cards.mkdir()
     IndexJson(source="/data", criteria={}, datasets={}, cards=str(cards)).write(Folder.of(tmp_path))

@@ -27,7 +27,7 @@ def test_no_actions_at_all():
     assert np.isnan(metrics(np.zeros((0, 7), np.float32), np.zeros(2, np.int64), [None, None])["path_length"]).all()
 
 
-def test_equal_actions_have_equal_hashes_and_a_bit_tells():
+def test_hashes_are_equal_only_for_equal_actions():
     action = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
     other = action.copy()
     assert action_hash(trajectory(action)) == action_hash(trajectory(other))
@@ -36,7 +36,7 @@ def test_equal_actions_have_equal_hashes_and_a_bit_tells():
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_actions_that_say_nothing_have_no_hash(steps):
+def test_uninformative_actions_have_no_hash(steps):
     assert action_hash(trajectory(np.ones((steps, 7), np.float32))) is None
 
 

@@ -16,10 +16,10 @@ class Truth:
 
     Attributes:
         kind: of the action; "scaled" is a displacement divided by `unit`, "velocity" one times `hz`.
-        follow: share of a command that the arm carries out at once; the rest comes with the next steps.
+        follow: share of a command that the arm executes immediately; the rest follows in the next steps.
         rotation: how the state stores it. angles: of the action (and of the state's Euler angles).
         gripper: what a high command does, and its range.
-        aperture: what the state holds of it.
+        aperture: how the state stores it.
         idle_first: whether the first action is zero.
         still: whether the rotation columns of the action are all zero.
     """
@@ -67,19 +67,19 @@ def _episode(t: Truth, rng: np.random.Generator) -> dict[str, np.ndarray]:
     pose = np.hstack([path, turn])
     pose[1:-1] += rng.normal(0, [0.001] * 3 + [0.0 if t.still else 0.004] * 3, (len(pose) - 2, 6))
     steps = len(pose)
-    wanted = np.diff(pose, axis=0, append=pose[-1:])  # the displacement that each action asks for
+    commanded = np.diff(pose, axis=0, append=pose[-1:])  # the displacement that each action commands
     reached = pose.copy()
-    for k in range(1, steps):  # a controller that carries out only a share of what is left
+    for k in range(1, steps):  # a controller that executes only a share of the remaining displacement
         reached[k] = reached[k - 1] + t.follow * (pose[k] - reached[k - 1])
     reached += rng.normal(0, t.noise, reached.shape) * ([1, 1, 1, 0, 0, 0] if t.still else [1] * 6)
     opened = np.ones(steps)
     opened[legs[0] + 1 : sum(legs[:3])] = 0.0
-    width = rng.uniform(0.15, 0.5)  # of the thing held
+    width = rng.uniform(0.15, 0.5)  # of the held object
     aperture = np.ones(steps)
     for k in range(1, steps):
         aim = 1.0 if opened[k - 1] else width
         aperture[k] = aperture[k - 1] + np.clip(aim - aperture[k - 1], -0.4, 0.4)
-    action = np.hstack([_command(t, pose, wanted), _grip(t, opened)[:, None]])
+    action = np.hstack([_command(t, pose, commanded), _grip(t, opened)[:, None]])
     if t.idle_first:
         action[0, :6] = 0
     observation = [reached[:, :3], _rotation(t, reached[:, 3:])]
@@ -92,13 +92,13 @@ def _leg(a: np.ndarray, b: np.ndarray, steps: int) -> np.ndarray:
     return a + (3 * s**2 - 2 * s**3) * (b - a)
 
 
-def _command(t: Truth, pose: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _command(t: Truth, pose: np.ndarray, commanded: np.ndarray) -> np.ndarray:
     if t.kind == "absolute":
         target = np.vstack([pose[1:], pose[-1:]])
         return target * ([1, 1, 1] + [DEGREES if t.angles == "degrees" else 1] * 3)
     factor = {"delta": 1.0, "scaled": 1 / t.unit, "velocity": t.hz}[t.kind]
     turns = DEGREES if t.angles == "degrees" else 1.0
-    command: np.ndarray = wanted * np.array([factor] * 3 + [factor * turns] * 3)
+    command: np.ndarray = commanded * np.array([factor] * 3 + [factor * turns] * 3)
     return command
 
 

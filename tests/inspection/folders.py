@@ -60,7 +60,7 @@ def write(root: Path, truth: Truth, count: int = 8, seed: int = 0, *, bgr: bool 
     made = []
     for number, steps in enumerate(episodes(truth, rng, count)):
         moved = 8 * np.linalg.norm(np.diff(steps["observation/state"][:, :3], axis=0), axis=1)
-        pictures = {"image": fixed(rng, moved / 4), "image_hand": panning(rng, moved)}
+        images = {"image": fixed(rng, moved / 4), "image_hand": panning(rng, moved)}
         length = len(steps["action"])
         text = f"put block {number % 3} away"
         made.append(
@@ -69,7 +69,7 @@ def write(root: Path, truth: Truth, count: int = 8, seed: int = 0, *, bgr: bool 
                     "observation": {
                         "state": steps["observation/state"],
                         "note": [b""] * length,
-                        **{k: list(v[..., ::-1] if bgr else v) for k, v in pictures.items()},
+                        **{k: list(v[..., ::-1] if bgr else v) for k, v in images.items()},
                     },
                     "action": steps["action"],
                     "language_instruction": [text.encode()] * length,

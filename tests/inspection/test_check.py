@@ -1,4 +1,4 @@
-"""Cards that fit and cards that lie."""
+"""Correct cards and wrong cards."""
 
 import io
 import json
@@ -72,7 +72,8 @@ def test_exchanged_cameras_and_encodings_are_found(draft: dict, folder: Path, tm
     }
     found = contradicted(draft | {"cameras": cameras}, folder, tmp_path)
     assert found == [
-        "encoding of observation/image", "where is observation/image?", "where is observation/image_hand?",
+        "encoding of observation/image", "where is observation/image mounted?",
+        "where is observation/image_hand mounted?",
     ]  # fmt: skip
 
 
@@ -80,8 +81,8 @@ def test_missing_and_unlisted_cameras_are_found(draft: dict, folder: Path, tmp_p
     cameras = {"observation/image": {"role": "primary"}, "observation/image_9": {"role": "extra"}}
     result = run(draft | {"cameras": cameras}, folder, tmp_path)
     assert [(c.question, c.data) for c in result.contradictions] == [
-        ("does the card fit features.json?", "missing"),
-        ("camera observation/image_hand", "there"),
+        ("does the card match features.json?", "missing"),
+        ("camera observation/image_hand", "present"),
     ]
 
 
@@ -98,7 +99,7 @@ def test_texts_that_are_empty_or_of_another_kind_are_found(draft: dict, folder: 
         "where is the instruction?"
     ]
     language = {"keys": ["codes"], "kind": "string"}
-    assert contradicted(draft | {"language": language}, folder, tmp_path)[0] == "kind of text"
+    assert contradicted(draft | {"language": language}, folder, tmp_path)[0] == "text encoding"
 
 
 def test_an_episode_filter_on_a_missing_flag_is_found(draft: dict, folder: Path, tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_card_without_its_data_set_names_the_closest(draft: dict, folder: Path
             target = tmp_path / "two" / "brm" / "1.0.0" / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
-    with pytest.raises(ConfigError, match="has no data set of card 'bridge_orig'"):
+    with pytest.raises(ConfigError, match="contains no data set for card 'bridge_orig'"):
         check_dataset("bridge_orig", tmp_path / "two")
     with pytest.raises(ConfigError, match="no recipe 'openvl'"):
         check_dataset("bridge_orig", folder, recipe="openvl")
@@ -142,7 +143,12 @@ def test_the_real_bridge_shard_agrees_with_its_card(shared: Path) -> None:
     result = check_dataset("bridge_orig", shared / "data" / "rlds")
     assert result.contradictions == ()
     verdicts = {c.question: c.verdict for c in result.comparisons}
-    for question in ("native action", "gripper of recipe openvla", "where is observation/image_0?", "first step"):
+    for question in (
+        "native action",
+        "gripper of recipe openvla",
+        "where is observation/image_0 mounted?",
+        "first step",
+    ):
         assert verdicts[question] == "agrees"
     assert verdicts["size of observation/image_0"] == "undecided"  # a copy of 64 x 64
-    assert verdicts["does observation/image_3 show anything?"] == "undecided"
+    assert verdicts["does observation/image_3 show an image?"] == "undecided"

@@ -31,7 +31,7 @@ def test_the_form_of_a_command(values: list[float], answer: str) -> None:
     assert gripper.command_form(one(values), Columns("action", 0, 1)).answer == answer
 
 
-def test_half_of_a_symmetric_range_is_said_to_be_a_guess() -> None:
+def test_half_of_a_symmetric_range_has_low_confidence() -> None:
     finding = gripper.command_form(one([-1, -1, 0, 0]), Columns("action", 0, 1))
     assert finding.answer == "-1..1"
     assert finding.confidence < 0.5
@@ -51,7 +51,7 @@ def test_polarity_both_ways(aperture: str, sign: str, form: str) -> None:
     assert finding.confidence > 0.6
 
 
-def test_fingers_that_stop_on_things_outweigh_how_episodes_begin() -> None:
+def test_fingers_that_stop_at_objects_outweigh_how_episodes_begin() -> None:
     rng = np.random.default_rng(0)
     found = []
     for _ in range(8):
@@ -74,7 +74,7 @@ def test_an_aperture_without_any_cue_is_unknown() -> None:
     assert not sense.known
 
 
-def test_how_episodes_begin_is_not_enough_alone() -> None:
+def test_how_episodes_begin_is_not_enough() -> None:
     found = episodes(Truth(aperture="none"), np.random.default_rng(0))
     finding = gripper.polarity(found, COMMAND, None)
     assert finding.answer == "high opens"
@@ -95,7 +95,7 @@ def test_the_command_is_found_by_name_or_place() -> None:
     assert gripper.find_command([steps], keys[1:], [keys[1]]) is None
 
 
-def test_a_commanded_position_is_not_taken_for_the_aperture() -> None:
+def test_a_commanded_position_is_not_mistaken_for_the_aperture() -> None:
     closed = np.repeat([0.0, 1.0, 0.0], 8)
     late = np.roll(closed, 2) * 0.8
     steps = {"action": 1 - closed, "observation/gripper_commanded": closed, "observation/gripper_closed": late}

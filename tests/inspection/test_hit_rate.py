@@ -31,7 +31,7 @@ def draw(rng: np.random.Generator) -> Truth:
 def score(truth: Truth, rng: np.random.Generator, count: int) -> dict[str, bool]:
     c = detect(episodes(truth, rng, count), truth.hz)
 
-    def says(question: str, answer: str) -> bool:
+    def answers(question: str, answer: str) -> bool:
         finding = c.of(question)
         return finding is not None and finding.answer == answer
 
@@ -39,15 +39,15 @@ def score(truth: Truth, rng: np.random.Generator, count: int) -> dict[str, bool]
     found = {
         "columns": str(c.position) == "action[0:3]" and str(c.state_position) == "observation/state[0:3]",
         "gripper column": str(c.gripper) == "action[6]",
-        "kind": says("what does action[0:3]", kind),
-        "form": says("how does action[6]", truth.form),
-        "polarity": says("does a high action[6]", truth.gripper),
-        "idle": says("is the first step idle", "yes" if truth.idle_first else "no"),
+        "kind": answers("what does action[0:3]", kind),
+        "form": answers("how does action[6]", truth.form),
+        "polarity": answers("does a high action[6]", truth.gripper),
+        "idle": answers("is the first step idle", "yes" if truth.idle_first else "no"),
     }
-    if truth.rotation != "euler" and truth.kind != "absolute":  # an action of Euler angles does not tell the order
-        found["quaternion order"] = says("in which order is the quaternion observation/state", truth.rotation)
+    if truth.rotation != "euler" and truth.kind != "absolute":  # an action of Euler angles does not determine the order
+        found["quaternion order"] = answers("in which order is the quaternion observation/state", truth.rotation)
     elif truth.rotation == "euler":
-        found["unit"] = says("is observation/state[3:6] in radians", truth.angles)
+        found["unit"] = answers("is observation/state[3:6] in radians", truth.angles)
     return found
 
 
@@ -96,7 +96,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "what does action[3:6] mean?": "delta",
                 "does a high action[6] open or close the gripper?": "high opens",
                 "is the first step idle?": "yes",
-                "is observation/image_0 on the hand?": "third-person",
+                "is observation/image_0 a wrist camera?": "third-person",
             },
         ),
         (
@@ -104,10 +104,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "what does action/world_vector[0:3] mean?": "delta",
                 "what does action/rotation_delta[0:3] mean?": "delta",
-                "in which order is the quaternion observation/base_pose_tool_reached[3:7]?": "xyzw",
+                "in which order is the quaternion observation/base_pose_tool_reached[3:7] stored?": "xyzw",
                 "how does action/gripper_closedness_action[0] command the gripper?": "relative",
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "third-person",
+                "is observation/image a wrist camera?": "third-person",
             },
         ),
         (
@@ -116,15 +116,15 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "what does action/world_vector[0:3] mean?": "delta",
                 "how does action/gripper_closedness_action[0] command the gripper?": "relative",
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "third-person",
-                "is observation/image_wrist on the hand?": "wrist",
+                "is observation/image a wrist camera?": "third-person",
+                "is observation/image_wrist a wrist camera?": "wrist",
             },
         ),
         (
             "nyu_door_opening_surprising_effectiveness",
             {
                 "does a high action/gripper_closedness_action[0] open or close the gripper?": "high closes",
-                "is observation/image on the hand?": "wrist",
+                "is observation/image a wrist camera?": "wrist",
             },
         ),
     ],

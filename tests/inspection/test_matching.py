@@ -26,7 +26,7 @@ def test_displacements_sum_the_action_and_shift_the_state_by_the_lag() -> None:
     assert displacements([action], [state], window=1, lag=1)[1].ravel().tolist() == [2, 3]
 
 
-def test_displacements_leave_out_rows_that_are_not_finite_and_episodes_that_are_too_short() -> None:
+def test_displacements_skip_rows_that_are_not_finite_and_short_episodes() -> None:
     action, state = np.array([[1.0], [np.nan], [3], [4]]), np.arange(4.0)[:, None]
     assert len(displacements([action], [state], 1, 0)[0]) == 2
     assert displacements([action[:1]], [state[:1]], 1, 0)[0].shape == (0, 0)
@@ -49,14 +49,14 @@ def test_varies_ignores_rounding_in_float32() -> None:
     assert varies(np.array([[100.0, 0.0], [100.00001, 1e-4]])).tolist() == [False, True]
 
 
-def test_unwrap_takes_out_full_turns_in_radians_and_degrees_but_leaves_metres_alone() -> None:
+def test_unwrap_removes_full_turns_in_radians_and_degrees_but_keeps_metres() -> None:
     assert np.abs(np.diff(unwrap(np.array([[3.1], [-3.1]])), axis=0)).max() < 0.1
     assert np.abs(np.diff(unwrap(np.array([[179.0], [-179.0]])), axis=0)).max() == pytest.approx(2)
     metres = np.array([[0.1], [0.5], [-0.4]])
     assert (unwrap(metres) == metres).all()
 
 
-def test_number_keys_leaves_out_embeddings_text_and_pictures() -> None:
+def test_number_keys_excludes_embeddings_text_and_images() -> None:
     steps = {
         "observation/state": np.zeros((2, 7), np.float32), "observation/embedding": np.zeros((2, 512), np.float32),
         "observation/depth": np.zeros((2, 16, 16), np.float32), "observation/text": np.array([b"a", b"a"], object),
@@ -110,7 +110,7 @@ def test_unrelated_walks_give_no_confidence() -> None:
     assert np.mean(np.array(sure) >= 0.5) <= 0.05
 
 
-def test_one_moving_axis_alone_is_no_position() -> None:
+def test_a_single_moving_axis_is_not_a_position() -> None:
     def make(path: np.ndarray) -> dict[str, np.ndarray]:
         action = np.diff(path, axis=0, append=path[-1:])
         action[:, 1:] = 0

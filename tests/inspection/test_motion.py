@@ -1,4 +1,4 @@
-"""What an action means, from the least data that can tell."""
+"""The meaning of an action, from the least data that shows it."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ def test_the_kind_of_action(truth: Truth, hz: float | None, answer: str) -> None
     assert f"{finding.evidence['r_delta']:.2f}" in finding.why or finding.evidence.get("exact")
 
 
-def test_an_exact_difference_is_said_to_be_one() -> None:
+def test_an_exact_difference_is_reported_as_exact() -> None:
     finding = motion.action_kind(episodes(Truth("delta"), np.random.default_rng(1)), ACTION, STATE)
     assert finding.evidence["exact"]
     assert finding.confidence == 0.99
 
 
-def test_a_scaled_displacement_names_the_rate_at_which_it_would_be_a_velocity() -> None:
+def test_a_scaled_displacement_gives_the_rate_of_an_equal_velocity() -> None:
     finding = motion.action_kind(episodes(Truth("velocity", hz=10), np.random.default_rng(0)), ACTION, STATE)
     assert "10 Hz" in finding.why
 
@@ -50,11 +50,11 @@ def test_unrelated_numbers_have_no_meaning() -> None:
 def test_an_action_that_does_not_vary() -> None:
     found = [{"action": np.zeros((9, 7)), "observation/state": np.random.default_rng(0).normal(size=(9, 7))}]
     assert not motion.action_kind(found, ACTION, STATE).known
-    alone = motion.kind_without_state(found, ACTION)
-    assert (alone.answer, alone.why) == ("constant", "it is 0, 0, 0 at every step read")
+    constant = motion.kind_without_state(found, ACTION)
+    assert (constant.answer, constant.why) == ("constant", "the value is 0, 0, 0 at every step")
 
 
-def test_without_a_state_only_the_name_tells() -> None:
+def test_without_a_state_only_the_name_counts() -> None:
     rng = np.random.default_rng(0)
     found = [{"action/world_vector": rng.normal(size=(20, 3)), "action": rng.normal(size=(20, 3))}]
     named = motion.kind_without_state(found, Columns("action/world_vector", 0, 3))

@@ -67,14 +67,14 @@ def test_the_report_of_a_constructed_data_set(report: Inspection) -> None:
 
 def test_the_cameras_of_a_constructed_data_set(report: Inspection) -> None:
     answers = {f.question: f.answer for f in report.findings}
-    assert answers["is observation/image on the hand?"] == "third-person"
-    assert answers["is observation/image_hand on the hand?"] == "wrist"
+    assert answers["is observation/image a wrist camera?"] == "third-person"
+    assert answers["is observation/image_hand a wrist camera?"] == "wrist"
 
 
-def test_a_flag_that_does_not_tell_the_truth(report: Inspection) -> None:
+def test_a_flag_that_contradicts_the_frames(report: Inspection) -> None:
     answers = {f.question: f.answer for f in report.findings}
-    assert answers["does episode_metadata/has_image say whether there are frames?"] == "yes"
-    assert answers["does episode_metadata/has_image_hand say whether there are frames?"] == "no"
+    assert answers["does episode_metadata/has_image match the frames?"] == "yes"
+    assert answers["does episode_metadata/has_image_hand match the frames?"] == "no"
 
 
 def test_texts_as_strings_and_code_points(report: Inspection) -> None:
@@ -91,7 +91,7 @@ def test_quality_is_never_read(report: Inspection) -> None:
     assert "never read" not in shown(report) + draft_card(report)
 
 
-def test_the_draft_brings_the_actions_into_the_common_convention(report: Inspection, tmp_path: Path) -> None:
+def test_the_draft_standardizes_the_actions(report: Inspection, tmp_path: Path) -> None:
     card = card_of(report, tmp_path)
     assert card.action_encoding == "EEF_POS"
     assert {k: c.role for k, c in card.cameras.items()} == {
@@ -112,21 +112,21 @@ def test_the_draft_brings_the_actions_into_the_common_convention(report: Inspect
     assert (trajectory.action[opened, 6] == 1).mean() > 0.9
 
 
-def test_a_draft_says_how_sure_it_is(report: Inspection) -> None:
+def test_a_draft_gives_its_confidence(report: Inspection) -> None:
     text = draft_card(report)
     assert "TODO" in text
     assert "# 0.9" in text
-    assert "scaled to the state's units: gain 0.01002, taken as 0.01" in text
+    assert "scaled to the state's units: gain 0.01002, rounded to 0.01" in text
     assert all(len(line) <= 130 for line in text.splitlines())
 
 
-def test_a_draft_of_another_name_keeps_the_data_sets_as_an_alias(report: Inspection, tmp_path: Path) -> None:
+def test_a_renamed_draft_keeps_the_data_set_name_as_an_alias(report: Inspection, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     write_draft(report, path)
     assert read_card(path).aliases == ("arm",)
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         write_draft(report, path)
-    with pytest.raises(ConfigError, match=r"ends in \.yaml"):
+    with pytest.raises(ConfigError, match=r"end in \.yaml"):
         write_draft(report, tmp_path / "mine.txt")
 
 
@@ -149,11 +149,11 @@ def test_drafts_of_other_conventions(truth: Truth, encoding: str, tmp_path: Path
         assert np.abs(action[:-1, :3] - moved[1:][: len(action) - 1]).max() < 1e-5
     else:
         assert np.abs(action[:-1, :3] - moved[: len(action) - 1]).max() < 1e-5
-    assert np.abs(action[:, 3:6]).max() < 1.0  # radians a step
+    assert np.abs(action[:, 3:6]).max() < 1.0  # radians per step
     assert set(action[:, 6]) <= {0.0, 1.0}
 
 
-def test_what_is_not_found_stands_in_comments_only(tmp_path: Path) -> None:
+def test_an_unknown_recipe_is_commented_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     folder = write(tmp_path, Truth())
     report = inspect_dataset(folder)
@@ -202,7 +202,7 @@ def test_gripper_operations_give_1_for_open(
     assert x.ravel().tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_ranges_leave_out_what_is_not_finite() -> None:
+def test_ranges_ignore_values_that_are_not_finite() -> None:
     r = reports.range_of(np.array([1.0, np.nan, 3.0, np.inf]))
     assert (r.low, r.high, r.mean, r.constant, r.not_finite) == (1, 3, 2, False, 2)
     assert reports.range_of(np.array([np.nan])).not_finite == 1
@@ -229,7 +229,7 @@ def test_tables_show_everything(report: Inspection) -> None:
         assert expected in text
 
 
-def test_the_contact_sheet_holds_every_camera(report: Inspection) -> None:
+def test_the_contact_sheet_contains_every_camera(report: Inspection) -> None:
     sheet = contact_sheet(report.sample, episodes=2, across=4)
     assert sheet.shape[0] > 4 * 160
     assert sheet.shape[1] >= 4 * 160
@@ -285,9 +285,11 @@ def test_the_real_bridge_shard(shared: Path, tmp_path: Path) -> None:
     assert answers["does a high action[6] open or close the gripper?"] == "high opens"
     assert answers["how does action[6] command the gripper?"] == "0..1"
     assert answers["is the first step idle?"] == "yes"
-    assert [answers[f"is observation/image_{i} on the hand?"] for i in range(4)] == ["third-person"] * 3 + ["unknown"]
-    assert answers["does episode_metadata/has_image_0 say whether there are frames?"] == "no"
-    assert answers["does episode_metadata/has_image_3 say whether there are frames?"] == "yes"
+    assert [answers[f"is observation/image_{i} a wrist camera?"] for i in range(4)] == ["third-person"] * 3 + [
+        "unknown"
+    ]
+    assert answers["does episode_metadata/has_image_0 match the frames?"] == "no"
+    assert answers["does episode_metadata/has_image_3 match the frames?"] == "yes"
     assert {c.key: c.black for c in report.cameras}["observation/image_3"] == 1.0
     card = DatasetCard
     path = tmp_path / "bridge_dataset.yaml"
@@ -305,7 +307,7 @@ def test_the_real_metaworld_data(shared: Path, tmp_path: Path) -> None:
     assert answers["what does action[3:6] mean?"].answer == "constant"
     assert answers["does a high action[6] open or close the gripper?"].answer == "high closes"
     assert answers["how does action[6] command the gripper?"].confidence < 0.5  # +1 never occurs
-    assert answers["is observation/image on the hand?"].answer == "third-person"
+    assert answers["is observation/image a wrist camera?"].answer == "third-person"
     assert str(report.conventions.aperture) == "observation/state[7]"
     assert report.metadata["episode_metadata/quality"] == "text"
     path = tmp_path / "metaworld2_small.yaml"

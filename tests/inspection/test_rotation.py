@@ -33,12 +33,12 @@ def test_the_order_by_the_action(order: str, down: bool) -> None:
     assert finding.confidence > 0.6
 
 
-def test_the_order_of_a_hand_that_points_down_is_unknown_without_an_action() -> None:
+def test_the_order_of_a_gripper_that_points_down_is_unknown_without_an_action() -> None:
     rng = np.random.default_rng(0)
     q = np.array([product(quaternion(rng.normal(0, 0.2, 3)), np.array([1.0, 0, 0, 0])) for _ in range(50)])
     finding = rotation.quaternion_order([{"q": q}], Columns("q", 0, 4))
     assert not finding.known
-    assert "points down" in finding.why
+    assert "pointing down" in finding.why
 
 
 def test_a_scalar_part_kept_positive_is_a_fair_cue() -> None:
@@ -50,7 +50,7 @@ def test_a_scalar_part_kept_positive_is_a_fair_cue() -> None:
     assert 0.5 <= finding.confidence <= 0.7
 
 
-def test_an_open_gripper_beside_zeros_is_no_quaternion() -> None:
+def test_an_open_gripper_after_zeros_is_not_a_quaternion() -> None:
     state = np.tile([0.3, 0.1, 0.2, 0, 0, 0, 0, 1.0], (20, 1))
     assert rotation.find_quaternions([{"s": state}], [Columns("s", 0, 8)]) == []
 
@@ -80,7 +80,7 @@ def test_small_rotations_are_both_euler_angles_and_rotation_vectors() -> None:
     assert "same numbers" in finding.why
 
 
-def test_an_euler_angle_jumps_alone_and_a_rotation_vector_turns_round() -> None:
+def test_a_single_euler_angle_jumps_but_a_rotation_vector_flips() -> None:
     yaw = np.linspace(2.5, 4.0, 20)
     euler = np.stack([np.full(20, 0.2), np.full(20, 0.3), (yaw + np.pi) % (2 * np.pi) - np.pi], axis=1)
     finding = rotation.rotation_kind([{"a": euler[yaw < 3.4]}] * 4, ANGLES)
@@ -91,7 +91,7 @@ def test_an_euler_angle_jumps_alone_and_a_rotation_vector_turns_round() -> None:
     assert finding.answer == "axis-angle"
 
 
-def test_angles_longer_than_pi_are_no_rotation_vector() -> None:
+def test_angles_longer_than_pi_are_not_a_rotation_vector() -> None:
     x = np.random.default_rng(0).uniform(2.0, 3.0, (50, 3))
     assert rotation.rotation_kind([{"a": x}], ANGLES).answer == "euler"
 

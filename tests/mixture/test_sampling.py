@@ -164,7 +164,7 @@ def test_copies_are_the_same_in_every_release(weight: float, seed: int, expected
         (0.5, [4, 5, 6, 9, 14, 15, 16, 17, 20, 23]),
     ],
 )
-def test_what_is_held_out_is_the_same_in_every_release(share: float, expected: list[int]) -> None:
+def test_held_out_samples_are_the_same_in_every_release(share: float, expected: list[int]) -> None:
     assert np.flatnonzero(samples.held_out(EPISODES, share)).tolist() == expected
 
 

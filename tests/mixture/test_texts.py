@@ -142,9 +142,9 @@ def test_a_weight_is_the_expected_copies_of_a_row(index: Path, tmp_path: Path) -
     for i, times in enumerate(expected.tolist()):
         ids = {r["sample_id"] for r in found if r["answer"] == f"number {i}"}
         assert ids == {f"vqa/vqa.parquet/{i:08d}" + (f"#{c}" if c else "") for c in range(times)}
-    told = manifest["texts"]["vqa"]
+    entry = manifest["texts"]["vqa"]
     robot = sum(manifest["rows"]["train"].values())
-    assert told == {"weight": 1.5, "rows": 200, "drawn": len(found), "share": len(found) / (len(found) + robot)}
+    assert entry == {"weight": 1.5, "rows": 200, "drawn": len(found), "share": len(found) / (len(found) + robot)}
     tokenize(index, tmp_path, "texts: [{name: vqa, path: vqa.parquet, weight: 0.1}]\nseed: 3", "less")
     assert 0 < len(rows(tmp_path / "less")) < 50
 
@@ -327,7 +327,7 @@ def test_the_output_shows_texts_and_stored_copies(index: Path, tmp_path: Path) -
     assert f"{stored} frames stored for 24 distinct frames: {stored / 24:.2f} copies each" in shown.replace("\n", " ")
 
 
-def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
+def test_the_row_order_of_a_shard_is_the_same_in_every_release(index: Path, tmp_path: Path) -> None:
     write(tmp_path / "vqa/a.parquet", 12)
     write(tmp_path / "vqa/b.parquet", 5, first=12)
     write(tmp_path / "cap.parquet", 6, question=None, answer=None, caption=[f"c{i}" for i in range(6)])

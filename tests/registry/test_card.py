@@ -41,7 +41,7 @@ def changed(old, new):
     return CARD.replace(old, new)
 
 
-def test_a_card_answers_what_the_filter_asks():
+def test_a_card_provides_what_the_filter_reads():
     small = card()
     assert small.cameras_by_role() == {
         "primary": "observation/front",
@@ -53,7 +53,7 @@ def test_a_card_answers_what_the_filter_asks():
     assert (small.verdict, small.reason, small.failed_criteria) == ("pass", "a test", ())
 
 
-def test_proprio_keys_are_left_out_where_they_are_not_available():
+def test_unavailable_proprio_keys_are_omitted():
     text = changed("proprio: [{src: observation/state}]", "proprio: [{src: observation/joints}]")
     assert card(text).step_keys() == {"observation/state", "action", "observation/joints"}
     assert card(text).step_keys(available=WIDTHS) == {"observation/state", "action"}
@@ -67,25 +67,25 @@ def test_proprio_keys_are_left_out_where_they_are_not_available():
         ("arms: single", "arms: singel", r"arms: unknown value 'singel'\. Did you mean 'single'\?"),
         ("role: primary", "role: primry", r"cameras.observation/front.role: .*Did you mean 'primary'\?"),
         ("encoding: png", "encodng: png", r"unknown key .*encodng'\. Did you mean 'encoding'\?"),
-        ("shape: [8, 8, 3]", "shape: [8]", r"shape is \[height, width, channels\], found \[8\]"),
+        ("shape: [8, 8, 3]", "shape: [8]", r"expected shape \[height, width, channels\], got \[8\]"),
         ("ops: [delta]", "ops: [dleta]", r"unknown operation 'dleta'\. Did you mean 'delta'\?"),
         ("lo: 0.05", "low: 0.05", r"binarize has no parameter 'low'\. Did you mean 'lo'\?"),
-        ("lo: 0.05", "lo: much", "binarize: lo must be a number, found 'much'"),
+        ("lo: 0.05", "lo: much", "binarize: lo must be a number, got 'much'"),
         ("{op: binarize, lo: 0.05, hi: 0.95}", "{lo: 0.05}", "an operation is written"),
-        ("{op: binarize, lo: 0.05, hi: 0.95}", "{op: shift, by: 0.5}", "shift: by must be a whole number"),
+        ("{op: binarize, lo: 0.05, hi: 0.95}", "{op: shift, by: 0.5}", "shift: by must be an integer"),
         ("[delta]", "[{op: euler_from_quat, order: zyx}]", "order must be one of xyzw, wxyz"),
-        ("last: 1", "last: 0", "xyz.0: delta leaves the last step without a value"),
+        ("last: 1", "last: 0", "xyz.0: delta yields no value for the last step"),
         ("first: 1,", "first: -1,", "trim needs first >= 0"),
-        ("cols: [0, 3]", "cols: [3, 3]", "chooses no column"),
-        ("cols: [0, 3]", "cols: [0]", "cols is a slice"),
-        ("cols: [0, 3]", "cols: [0, 2]", "xyz needs 3 columns, its pieces have 2"),
+        ("cols: [0, 3]", "cols: [3, 3]", "selects no columns"),
+        ("cols: [0, 3]", "cols: [0]", "cols must be a slice"),
+        ("cols: [0, 3]", "cols: [0, 2]", "xyz: expected 3 columns, got 2 from its pieces"),
         ("{const: 0, width: 3}", "{const: 0}", "constant columns are written"),
         ("{const: 0, width: 3}", "{src: action, const: 0, width: 3}", "exactly one of the keys"),
         ("{const: 0, width: 3}", "{src: action, width: 3}", "'width' belongs to 'const'"),
         ("{const: 0, width: 3}", "{src: action}, {src: action}", "more than one piece takes all columns"),
-        ("cols: [0, 3], ops: [delta]", "cols: [0, 3], ops: [euler_from_quat]", "needs 4 columns, found 3"),
+        ("cols: [0, 3], ops: [delta]", "cols: [0, 3], ops: [euler_from_quat]", "needs 4 columns, got 3"),
         ("proprio: [{src: observation/state}]", "proprio: [{src: action, ops: [delta]}]", "not allowed in proprio"),
-        ("aliases: [tiny]", "random_view: [observation/frnt]", "no camera 'observation/frnt'. Did you mean"),
+        ("aliases: [tiny]", "random_view: [observation/frnt]", "unknown camera 'observation/frnt'. Did you mean"),
     ],
 )  # fmt: skip
 def test_a_mistake_names_file_key_and_closest_match(old, new, message):
@@ -98,7 +98,7 @@ def test_a_recipe_without_any_source_is_refused():
     text = CARD[: CARD.index("    trim")] + (
         "    xyz: [{const: 0, width: 3}]\n    rpy: [{const: 0, width: 3}]\n    gripper: [{const: 0, width: 1}]\n"
     )
-    with pytest.raises(ConfigError, match="reads no step key"):
+    with pytest.raises(ConfigError, match="does not read any step key"):
         card(text)
 
 
@@ -132,9 +132,9 @@ def test_an_unknown_recipe_suggests_a_known_one():
 def test_a_card_fits_features_json():
     remarks = check_features(card(), WIDTHS | {"observation/front": (8, 8, 3)})
     assert remarks == (
-        "camera 'observation/side' is not there",
-        "camera 'observation/hand' is not there",
-        "camera 'observation/other_hand' is not there",
+        "camera 'observation/side' is missing",
+        "camera 'observation/hand' is missing",
+        "camera 'observation/other_hand' is missing",
     )
 
 
@@ -148,7 +148,7 @@ def test_a_card_fits_features_json():
         ({"language_instruction": None}, "language.keys: here has no 'language_instruction'"),
     ],
 )  # fmt: skip
-def test_a_card_that_does_not_fit_features_json_says_where(change, message):
+def test_an_error_locates_a_mismatch_with_features_json(change, message):
     widths = {key: shape for key, shape in (WIDTHS | change).items() if shape is not None}
     with pytest.raises(ConfigError, match=message) as error:
         check_features(card(), widths, "here")
@@ -164,14 +164,14 @@ def test_the_closest_step_key_is_suggested():
 def test_unknown_lengths_are_not_an_error_and_missing_proprio_is_a_remark():
     assert check_features(card(), WIDTHS | {"action": (None,)})
     text = changed("proprio: [{src: observation/state}]", "proprio: [{src: observation/joints}]")
-    assert check_features(card(text), WIDTHS)[0] == "proprio is left out: its keys are not there"
+    assert check_features(card(text), WIDTHS)[0] == "proprio is omitted: its keys are missing"
     with pytest.raises(ConfigError, match=r"proprio\.0\.src"):
         check_features(card(text), WIDTHS | {"observation/joints": (4, 4)})
 
 
 def test_a_whole_source_must_have_the_width_of_its_part():
     text = changed("{src: observation/state, cols: [0, 3], ops: [delta]}", "{src: observation/state}")
-    with pytest.raises(ConfigError, match=r"recipes\.openvla\.xyz: needs 3 columns, features\.json gives 4"):
+    with pytest.raises(ConfigError, match=r"recipes\.openvla\.xyz: expected 3 columns, got 4 from features\.json"):
         check_features(card(text), WIDTHS)
 
 
@@ -197,7 +197,7 @@ def test_columns_of_a_piece(cols, needed, columns):
 def test_the_file_name_must_be_the_name(tmp_path):
     path = tmp_path / "other.yaml"
     path.write_text(CARD)
-    with pytest.raises(ConfigError, match="name is 'small'; it must be the file's name, 'other'"):
+    with pytest.raises(ConfigError, match="expected the file's name 'other' as the card's name, got 'small'"):
         read_card(path)
 
 

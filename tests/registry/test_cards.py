@@ -34,11 +34,11 @@ def test_there_is_a_card_for_every_data_set(facts):
     assert len(NAMES) == 98
 
 
-def test_every_name_and_alias_leads_to_one_card(cards):
+def test_every_name_and_alias_belongs_to_one_card(cards):
     owners = {}
     for name, card in cards.items():
         for alias in (name, *card.aliases):
-            assert owners.setdefault(alias, name) == name, f"{alias} stands in {owners[alias]} and {name}"
+            assert owners.setdefault(alias, name) == name, f"{alias} is in {owners[alias]} and {name}"
     for alias, name in owners.items():
         assert registry.load(alias) is cards[name]
 
@@ -64,7 +64,7 @@ def test_verdicts(cards, shared):
     assert len(rows) == 98
 
 
-def test_recipes_stand_where_the_facts_have_them(cards, facts):
+def test_cards_have_the_recipes_of_the_facts(cards, facts):
     for name, fact in facts.items():
         expected = set()
         if fact["recipe"] and "xyz" in fact["recipe"]["action"]:
@@ -137,7 +137,7 @@ def test_cards_fit_their_features_json(shared):
     assert checked == 71
 
 
-def test_cameras_are_as_their_features_json_has_them(shared):
+def test_cameras_match_their_features_json(shared):
     for card, features, _ in features_of(shared):
         for key, camera in card.cameras.items():
             if key not in features:
@@ -169,7 +169,7 @@ def random_steps(features: dict[str, str], length: int, rng: np.random.Generator
             steps[key] = rng.integers(0, 2, shape).astype(dtype)
         elif dtype.startswith("float"):
             values = rng.uniform(-1.5, 1.5, shape)
-            settled = rng.choice([-1.0, 0.0, 1.0], shape)  # grippers rest at their ends
+            settled = rng.choice([-1.0, 0.0, 1.0], shape)  # grippers stay at their ends
             steps[key] = np.where(rng.random(shape) < 0.5, values, settled).astype(dtype)
     return steps
 
@@ -231,7 +231,7 @@ OPS = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_recipes_give_what_the_facts_say(name, facts):
+def test_recipes_match_the_facts(name, facts):
     fact, card = facts[name], registry.load(name)
     rng = np.random.default_rng(0)
     for recipe, key in (("openvla", "recipe"), ("documented", "recipe_by_documentation")):

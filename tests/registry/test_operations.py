@@ -40,7 +40,7 @@ def test_rel_to_abs_starts_opposite_to_the_first_command():
 
 @pytest.mark.parametrize("values", [(0, 0, 0), (0.1, -0.1, 0.1), (math.nan, 0, 0)])
 def test_rel_to_abs_without_a_command_is_open(values):
-    assert_column(ops.rel_to_abs(column(*values)), 1, 1, 1)  # the threshold itself is no command
+    assert_column(ops.rel_to_abs(column(*values)), 1, 1, 1)  # the threshold itself is not a command
 
 
 def test_rel_to_abs_has_a_threshold_and_single_steps():
@@ -193,5 +193,5 @@ def test_binarize_equals_its_loop(values):
 @given(hnp.arrays(F32, st.tuples(st.integers(0, 12), st.integers(1, 3)), elements=st.floats(-1, 1, width=32)))
 def test_columns_are_independent(values):
     for function in (ops.rel_to_abs, ops.binarize):
-        alone = [function(values[:, [i]]) for i in range(values.shape[1])]
-        np.testing.assert_array_equal(function(values), np.concatenate(alone, axis=1))
+        separate = [function(values[:, [i]]) for i in range(values.shape[1])]
+        np.testing.assert_array_equal(function(values), np.concatenate(separate, axis=1))

@@ -44,9 +44,9 @@ def test_load_by_name_and_alias():
     ("name", "suggestion"), [("bridge_orgi", "bridge_orig"), ("bridge_datset", "bridge_dataset"), ("kuk", "kuka")]
 )
 def test_an_unknown_name_suggests_the_closest(name, suggestion):
-    with pytest.raises(ConfigError, match=f"no card is called '{name}'. Did you mean '{suggestion}'"):
+    with pytest.raises(ConfigError, match=f"no card for data set '{name}'. Did you mean '{suggestion}'"):
         registry.load(name)
-    with pytest.raises(ConfigError, match="no card is called ''"):
+    with pytest.raises(ConfigError, match="no card for data set ''"):
         registry.load("")
 
 
@@ -61,7 +61,7 @@ def test_a_users_cards_come_first(folder):
 
 def test_an_alias_in_two_of_the_users_cards_is_an_error(folder):
     folder("one", "shared_alias")
-    with pytest.raises(ConfigError, match="the alias 'shared_alias' is in two cards: one, two"):
+    with pytest.raises(ConfigError, match="the alias 'shared_alias' is ambiguous; it is in the cards one, two"):
         registry.load("shared_alias", folder("two", "shared_alias"))
 
 
@@ -96,7 +96,7 @@ def test_table_filters():
 
 
 def test_table_refuses_unknown_filters():
-    with pytest.raises(ConfigError, match=r"verdict 'passed' is not known. Did you mean 'pass'\?"):
+    with pytest.raises(ConfigError, match=r"unknown verdict 'passed'. Did you mean 'pass'\?"):
         registry.table(verdict="passed")
     with pytest.raises(ConfigError, match="camera role 'rist'"):
         registry.table(role="rist")

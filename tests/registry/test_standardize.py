@@ -172,7 +172,7 @@ def test_data_that_does_not_fit_names_the_key(changes, message):
 
 def test_a_quaternion_needs_four_columns():
     recipe = PLAIN | {"rpy": [{"src": "quat", "ops": ["euler_from_quat"]}]}
-    with pytest.raises(DataError, match="'quat': euler_from_quat needs 4 columns, found 3"):
+    with pytest.raises(DataError, match="'quat': euler_from_quat needs 4 columns, got 3"):
         make_card(recipe).standardize(steps(quat=np.zeros((3, 3), np.float32)))
 
 

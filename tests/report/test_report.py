@@ -82,7 +82,7 @@ def read(out: Path) -> tuple[str, Page]:
     return text, page
 
 
-def test_the_page_says_what_was_kept_and_why_the_rest_was_not(index: Index, tmp_path: Path):
+def test_the_page_lists_kept_episodes_and_reasons_for_drops(index: Index, tmp_path: Path):
     out = write_report(index.folder.uri, tmp_path / "report.html", progress=False)
     text, page = read(out)
     words = re.sub(r"\s+", " ", page.words)
@@ -119,7 +119,7 @@ def test_texts_are_escaped(tmp_path: Path):
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&amp;&#39;") >= 12
 
 
-def test_the_page_asks_for_nothing(index: Index, tmp_path: Path):
+def test_the_page_loads_no_external_resources(index: Index, tmp_path: Path):
     text, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
     assert "default-src 'none'" in text
     assert not re.search(r"https?://|url\(|@import|<script|<link", text)
@@ -128,17 +128,17 @@ def test_the_page_asks_for_nothing(index: Index, tmp_path: Path):
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
 
 
-def test_pictures_are_frames_of_the_episode_and_have_words(index: Index, tmp_path: Path):
+def test_images_are_frames_of_the_episode_with_alt_text(index: Index, tmp_path: Path):
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 3 * 9
     found = [a for a in images if a["alt"] == "primary camera at step 7: put & place"]
     colours = set()
     for attributes in found:
-        picture = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
-        assert picture.size == (160, 160)
-        colours.add(tuple(round(c / 20) for c in picture.getpixel((80, 80))[:1]))
-    assert colours == {(0,), (2,), (4,)}  # red tells the episode: 0, 40, 80
+        image = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
+        assert image.size == (160, 160)
+        colours.add(tuple(round(c / 20) for c in image.getpixel((80, 80))[:1]))
+    assert colours == {(0,), (2,), (4,)}  # red identifies the episode: 0, 40, 80
 
 
 def test_charts_and_tables_have_captions(index: Index, tmp_path: Path):
@@ -175,14 +175,14 @@ def test_two_reports_are_equal(index: Index, tmp_path: Path):
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_source_that_is_gone_leaves_the_numbers(index: Index, tmp_path: Path):
+def test_a_missing_source_still_shows_the_numbers(index: Index, tmp_path: Path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
     assert "source shard not found" in page.words
     assert not [tag for tag, _ in page.tags if tag == "img"]
 
 
-def test_frames_that_do_not_decode_are_said_to(tmp_path: Path):
+def test_undecodable_frames_are_reported(tmp_path: Path):
     made = bridge.episode(1)
     made["steps"]["observation"]["image_0"] = [b"\xff\xd8 damaged"] * 8
     index = filtered(tmp_path, [made, bridge.episode(2)])
@@ -201,7 +201,7 @@ def test_an_index_that_keeps_nothing_and_one_that_keeps_everything(tmp_path: Pat
     assert "lost" not in page.words
 
 
-def test_what_cannot_be_written_or_read_is_said(index: Index, tmp_path: Path):
+def test_unwritable_and_unreadable_files_are_errors(index: Index, tmp_path: Path):
     with pytest.raises(StorageError, match="file or folder not found"):
         write_report(index.folder.uri, tmp_path / "missing" / "report.html", progress=False)
     with pytest.raises(ConfigError, match=r"index\.json not found"):
@@ -216,7 +216,7 @@ def test_lost_tasks_are_named_by_data_set(index: Index):
     assert tasks.kept == {"put & place": 3, "lift": 3}
 
 
-def test_shares_are_whole_only_when_they_are():
+def test_shares_round_to_0_and_100_only_if_exact():
     assert [share(1, 3), share(0, 3), share(3, 3), share(0, 0)] == ["33.3 %", "0.0 %", "100.0 %", "–"]
     assert [share(1, 100_000), share(99_999, 100_000)] == ["<0.1 %", "99.9 %"]
 

@@ -59,13 +59,13 @@ def test_a_worker_parses_the_json_itself(root: Path) -> None:
         ("bridge_dataset", "train[:x]", "split 'train[:x]'"),
     ],
 )
-def test_a_wrong_name_is_told_the_closest(root: Path, name: str, split: str, message: str) -> None:
+def test_an_unknown_name_suggests_the_closest(root: Path, name: str, split: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find(Folder.of(root), [name])[0].shards([split])
     assert message in str(caught.value)
 
 
-def test_a_folder_without_data_sets_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_folder_without_data_sets_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no TFDS data set found .*dataset_info\.json"):
         find(Folder.of(tmp_path))
 

@@ -26,7 +26,7 @@ def parse(record: bytes) -> dict:
     return found
 
 
-def test_example_is_what_the_wire_format_says():
+def test_example_follows_the_wire_format():
     assert encode_example({"a": np.array([1, 300])}) == bytes.fromhex(
         "0a0e"  # Features
         "0a0c"  # map entry
@@ -137,14 +137,14 @@ def test_equals_the_serializer_of_tfds():
         nested={"key/with/slash": tfds.Tensor(shape=(1,), dtype=np.int32)},
     )
     rng = np.random.default_rng(0)
-    picture = encode_image(rng.integers(0, 256, (4, 4, 3), np.uint8), "jpeg")
+    image = encode_image(rng.integers(0, 256, (4, 4, 3), np.uint8), "jpeg")
     columns = {
         "double": rng.normal(size=(3, 2)),
         "matrix": rng.normal(size=(3, 2, 2)).astype(np.float32),
         "raw": rng.integers(0, 256, (3, 3), np.uint8),
         "byte": np.array([0, 127, 255], np.uint8),
         "label": np.array([0, 1, 2]),
-        "image": [picture] * 3,
+        "image": [image] * 3,
         "nested": {"key/with/slash": np.array([[-1], [0], [2**31 - 1]], np.int32)},
     }
     record = encode_example(flatten_episode(structure, episode(**columns)))
@@ -170,11 +170,11 @@ def test_sequences_inside_a_step_become_ragged_fields():
 
 def test_tensors_of_unknown_shape_carry_it():
     structure = features(image=tfds.Tensor(shape=(None, None), dtype=np.uint8, encoding="zlib"))
-    pictures = [np.zeros((2, 3), np.uint8), np.ones((1, 4), np.uint8)]
-    flat = flatten_episode(structure, episode(image=pictures))
+    images = [np.zeros((2, 3), np.uint8), np.ones((1, 4), np.uint8)]
+    flat = flatten_episode(structure, episode(image=images))
     assert flat["steps/image/shape"].tolist() == [2, 3, 1, 4]
-    assert [zlib.decompress(v) for v in flat["steps/image/value"]] == [p.tobytes() for p in pictures]
-    assert parse(encode_example(flat)) == parse(structure.serialize_example(episode(image=pictures)))
+    assert [zlib.decompress(v) for v in flat["steps/image/value"]] == [p.tobytes() for p in images]
+    assert parse(encode_example(flat)) == parse(structure.serialize_example(episode(image=images)))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_tensors_of_unknown_shape_carry_it():
         ((5, 4, 1), np.float32, "png"),
     ],
 )
-def test_lossless_pictures_come_back_through_tfds(shape, dtype, encoding):
+def test_tfds_decodes_lossless_images(shape, dtype, encoding):
     structure = features(image=tfds.Image(shape=shape, dtype=dtype, encoding_format=encoding))
     pixels = np.random.default_rng(0).uniform(0, 200, (2, *shape)).astype(dtype)
     record = encode_example(flatten_episode(structure, episode(image=pixels)))
@@ -207,10 +207,10 @@ def test_jpeg_keeps_its_channels():
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
-        ({}, "steps/action: features.json declares this key"),
+        ({}, "steps/action: the key is in features.json but not in the episode"),
         ({"action": np.zeros((2, 7)), "actoin": []}, "steps/actoin: .* Did you mean 'action'"),
-        ({"action": np.zeros((2, 6))}, r"steps/action: .* shape \(\?, 7\), found \(2, 6\)"),
-        ({"action": [["a"] * 7]}, "steps/action: .* declares float32"),
+        ({"action": np.zeros((2, 6))}, r"steps/action: .* shape \(\?, 7\) as in features.json, got \(2, 6\)"),
+        ({"action": [["a"] * 7]}, "steps/action: .*expected float32"),
     ],
 )
 def test_an_episode_that_does_not_match_names_the_key(steps, message):
@@ -222,7 +222,7 @@ def test_integers_must_fit():
     structure = features(byte=tfds.Scalar(dtype=np.uint8))
     assert flatten_episode(structure, episode(byte=[0, 255]))["steps/byte"].tolist() == [0, 255]
     for wrong in ([256], [-1], [0.5]):
-        with pytest.raises(DataError, match=r"steps/byte: .* declares uint8"):
+        with pytest.raises(DataError, match=r"steps/byte: .*expected uint8"):
             flatten_episode(structure, episode(byte=wrong))
 
 

@@ -49,7 +49,7 @@ def test_protobufs_own_bytes_read_the_same(found: dict) -> None:
     assert by_scanner(data) == by_protobuf(data)
 
 
-def test_unknown_fields_are_skipped_and_of_a_key_that_stands_twice_the_last_counts() -> None:
+def test_unknown_fields_are_skipped_and_the_last_duplicate_key_wins() -> None:
     unknown = b"\x18\x05" + b"\x2a\x02hi" + b"\x35\0\0\0\0" + b"\x31" + bytes(8)  # varint, bytes, fixed32, fixed64
     data = unknown + encode_example({"a": np.float32([1])}) + encode_example({"a": np.float32([2, 3])})
     assert by_scanner(data) == by_protobuf(data) == {"a": [2, 3]}

@@ -93,7 +93,7 @@ def test_metadata_and_cameras() -> None:
         assert b"PNG" in data[span.offset : span.offset + span.length]
 
 
-def test_a_key_that_features_json_lacks_is_told_the_closest() -> None:
+def test_a_key_missing_from_features_json_suggests_the_closest() -> None:
     features, _ = make(STEP)
     with pytest.raises(DataError, match=r"no feature 'f3'. Did you mean 'f32'"):
         RecordReader(features, ["f3"])
@@ -115,7 +115,7 @@ def test_a_key_that_features_json_lacks_is_told_the_closest() -> None:
         ({"steps/f32": np.float32([1, 2]), "steps/scalar": np.float32([1, 2])}, r"different numbers of steps \(f32: 1"),
     ],
 )
-def test_records_that_are_not_as_announced_are_named(wire: dict[str, Any], message: str) -> None:
+def test_records_that_do_not_match_features_json_are_named(wire: dict[str, Any], message: str) -> None:
     features, _ = make(STEP)
     data = encode_example(wire)
     keys = [key.removeprefix("steps/") for key in wire]

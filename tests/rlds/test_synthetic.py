@@ -1,4 +1,4 @@
-"""What is written is read back by TFDS alone: dataset_info.json, the shards' names, every feature of a step."""
+"""TFDS reads back what is written: dataset_info.json, the shards' names, every feature of a step."""
 
 import json
 import struct
@@ -117,11 +117,11 @@ def test_a_declared_range_is_kept():
 def test_an_unknown_connector_is_refused():
     sound = mock.create_autospec(tfds.FeatureConnector, instance=True)
     structure = tfds.FeaturesDict({"steps": tfds.Dataset({"sound": sound})})
-    with pytest.raises(DataError, match="sound: no random values"):
+    with pytest.raises(DataError, match="sound: cannot make random values"):
         random_episode(structure, np.random.default_rng(0))
 
 
-def test_bytes_depend_on_the_seed_alone(tmp_path):
+def test_bytes_depend_only_on_the_seed(tmp_path):
     folders = [
         write_dataset(tmp_path / str(i), "toy", "1.0.0", STRUCTURE, 2, shards=1, seed=seed).path
         for i, seed in enumerate([0, 0, 1])
@@ -130,14 +130,14 @@ def test_bytes_depend_on_the_seed_alone(tmp_path):
     assert first == again != other
 
 
-def test_an_existing_folder_is_left_alone(tmp_path):
+def test_an_existing_folder_is_not_replaced(tmp_path):
     folder = write_dataset(tmp_path, "toy", "1.0.0", STRUCTURE, 1).path
     with pytest.raises(StorageError, match="already exists"):
         write_dataset(tmp_path, "toy", "1.0.0", STRUCTURE, 2)
     assert write_dataset(tmp_path, "toy", "1.0.0", STRUCTURE, 2, replace=True).splits == {"train": (1, 1)}
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("oxe_curate", "bridge"))
-    with pytest.raises(StorageError, match="not made here"):
+    with pytest.raises(StorageError, match="did not generate"):
         write_dataset(tmp_path, "toy", "1.0.0", STRUCTURE, 1, replace=True)
     assert len(read_split(folder, "train")) == 2
 
@@ -161,7 +161,7 @@ def test_an_empty_split_and_an_unwritable_folder_are_errors(tmp_path):
 def test_a_wrong_features_json_is_an_error(tmp_path, text):
     path = tmp_path / "features.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"features\.json: not"):
+    with pytest.raises(DataError, match=r"features\.json: (not JSON|TFDS cannot read|expected a JSON object)"):
         write_dataset(tmp_path, "toy", "1.0.0", path, 1)
 
 

@@ -23,7 +23,7 @@ def test_records_come_back(payloads: list[bytes]) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=60), min_size=1, max_size=4), st.data())
-def test_every_truncation_is_noticed_and_what_came_before_is_kept(payloads: list[bytes], data: st.DataObject) -> None:
+def test_every_truncation_is_detected_and_earlier_records_are_kept(payloads: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(map(frame_record, payloads))
     ends = [sum(len(p) + HEADER + FOOTER for p in payloads[:i]) for i in range(len(payloads) + 1)]
     cut = data.draw(st.integers(1, len(whole) - 1).filter(lambda n: n not in ends))
@@ -37,7 +37,7 @@ def test_every_truncation_is_noticed_and_what_came_before_is_kept(payloads: list
 
 
 @given(st.binary(min_size=1, max_size=60), st.data())
-def test_every_flipped_bit_is_noticed(payload: bytes, data: st.DataObject) -> None:
+def test_every_flipped_bit_is_detected(payload: bytes, data: st.DataObject) -> None:
     whole = bytearray(frame_record(payload))
     bit = data.draw(st.integers(0, len(whole) * 8 - 1))
     whole[bit // 8] ^= 1 << bit % 8
@@ -46,7 +46,7 @@ def test_every_flipped_bit_is_noticed(payload: bytes, data: st.DataObject) -> No
         [check_data(view, offset, length) for offset, length in records(view)]
 
 
-def test_a_remote_reader_is_asked_for_headers_only() -> None:
+def test_a_remote_reader_fetches_only_headers() -> None:
     asked: list[tuple[int, int]] = []
     data = memoryview(frame_record(b"x" * 1000) + frame_record(b"y"))
     assert len(list(records(data, lambda o, n: asked.append((o, n))))) == 2

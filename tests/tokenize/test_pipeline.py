@@ -464,7 +464,7 @@ def test_a_published_mixture_is_given_by_name(index: Path, tmp_path: Path) -> No
         run_tokenize("openvla_rtx", index, tmp_path / "out", options)
 
 
-def test_the_rows_of_a_shard_stand_in_the_same_order_in_every_release(index: Path, tmp_path: Path) -> None:
+def test_the_row_order_of_a_shard_is_the_same_in_every_release(index: Path, tmp_path: Path) -> None:
     text = (
         "name: m\ndatasets: [{name: bridge_orig, weight: 1.5}, {name: bridge_data_msr, weight: 0.25}]\nseed: 3\n"
         "validation: 0.2\nwindow: 4\nstride: 4\nimage: {size: 16}"

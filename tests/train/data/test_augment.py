@@ -103,8 +103,8 @@ def test_augment_applies_the_five_steps_in_order(images):
 def test_an_image_depends_only_on_its_own_numbers(images):
     random = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
     whole = augment.augment(torch.from_numpy(images), random)
-    alone = augment.augment(torch.from_numpy(images[2:3]), random[2:3])
-    assert torch.allclose(whole[2:3], alone, atol=1e-6)
+    single = augment.augment(torch.from_numpy(images[2:3]), random[2:3])
+    assert torch.allclose(whole[2:3], single, atol=1e-6)
     assert not torch.allclose(whole[2:3], augment.augment(torch.from_numpy(images[2:3]), random[1:2]), atol=0.01)
 
 

@@ -259,7 +259,7 @@ SMALL = np.array([3, 5, 2, 4, 6, 1, 3, 4])
     ],
 )  # fmt: skip
 def test_the_order_is_the_same_in_every_release(seed, count, pool, expected):
-    """A run that resumes under a later release goes on with the rows that it has not seen."""
+    """A run that resumes with a later release continues with the rows that it has not seen."""
     rows = [int(row) for row in expected.split()]
     assert StreamOrder(seed, SMALL, count, pool).rows(np.arange(len(rows))).tolist() == rows
 

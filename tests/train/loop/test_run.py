@@ -398,7 +398,7 @@ def test_a_signal_saves_the_run(world: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_torchrun_accepts_the_commands_in_the_docs() -> None:
-    """On Python 3.11 argparse calls `--run` ambiguous, since torchrun has --run-path, unless `--` stands before."""
+    """On Python 3.11 argparse calls `--run` ambiguous, since torchrun has --run-path, unless `--` precedes it."""
     from torch.distributed.run import get_args_parser
 
     found = 0

@@ -46,10 +46,10 @@ def test_floats_are_not_scaled(image):
 def test_statistics_come_from_the_checkpoint(tmp_path):
     assert PixelNormalizer.read(tmp_path).means == (DINO_MEAN, HALF)
     assert PixelNormalizer.read(tmp_path, towers=1).means == (HALF,)
-    told = {"means": [[0.1, 0.2, 0.3], [0.5] * 3], "stds": [[1, 1, 1], [0.5] * 3]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    config = {"means": [[0.1, 0.2, 0.3], [0.5] * 3], "stds": [[1, 1, 1], [0.5] * 3]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     assert PixelNormalizer.read(tmp_path).means[0] == (0.1, 0.2, 0.3)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told | {"image_resize_strategy": "letterbox"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config | {"image_resize_strategy": "letterbox"}))
     with pytest.raises(ConfigError, match="letterbox"):
         PixelNormalizer.read(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("{}")

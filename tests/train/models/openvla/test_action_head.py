@@ -51,11 +51,11 @@ def test_loss_is_the_mean_over_each_samples_real_actions():
 
 def test_learns_actions_outside_the_bins():
     torch.manual_seed(0)
-    head, states, wanted = L1Head(hidden=8), torch.randn(4, 14, 8), torch.randn(4, 2, 7) * 2
+    head, states, expected = L1Head(hidden=8), torch.randn(4, 14, 8), torch.randn(4, 2, 7) * 2
     mask = torch.ones(4, 2, dtype=torch.bool)
     optimizer = torch.optim.Adam(head.parameters(), 3e-3)
     for _ in range(300):
-        loss = l1_loss(head(states), wanted, mask).mean()
+        loss = l1_loss(head(states), expected, mask).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -43,14 +43,14 @@ def bounds(width: int) -> dict:
 
 
 def mixture(base: Path, cameras=("primary",), chunk=1, proprio=0) -> MixtureFolder:
-    told = {"bridge_dataset": {"action": bounds(7)} | ({"proprio": bounds(proprio)} if proprio else {})}
+    statistics_json = {"bridge_dataset": {"action": bounds(7)} | ({"proprio": bounds(proprio)} if proprio else {})}
     spec = {"name": "toy", "datasets": [{"name": "bridge_dataset", "weight": 1.0}], "chunk": chunk}
     return MixtureFolder(
         folder=SimpleNamespace(),
         manifest={},
         mixture=strict.build(Mixture, spec | {"image": {"cameras": list(cameras)}}, "test"),
-        statistics=parse_statistics(told, "test"),
-        statistics_json=told,
+        statistics=parse_statistics(statistics_json, "test"),
+        statistics_json=statistics_json,
         tokens=ActionTokens.build(base),
         hashes={},
     )
@@ -146,7 +146,7 @@ def test_loss_is_the_mean_of_per_sample_losses(base, head):
 def test_text_losses_are_weighted_by_their_factor(base, head):
     family = build(base, openvla=HEADS[head]).eval()
     robots, mixed = family.collator(rows()), family.collator(rows(texts=2))
-    alone, both = family(**robots)["loss"], family(**mixed)
+    robot_loss, both = family(**robots)["loss"], family(**mixed)
     prompter, losses = family.prompter, []
     texts = text_rows(2, 3)
     for i in range(2):
@@ -154,7 +154,7 @@ def test_text_losses_are_weighted_by_their_factor(base, head):
         pixels = family.normalize(torch.from_numpy(texts.images[i : i + 1]))
         losses.append(family.base(pixels, torch.tensor([ids]), labels=torch.tensor([labels])).loss)
     torch.testing.assert_close(both["text_loss"], torch.stack(losses).mean())
-    torch.testing.assert_close(both["loss"], (3 * alone + 0.5 * sum(losses)) / 5)
+    torch.testing.assert_close(both["loss"], (3 * robot_loss + 0.5 * sum(losses)) / 5)
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -110,7 +110,7 @@ def rewrite(source: Path, target: Path, change) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda t: {n: v for n, v in t.items() if n != "projector.fc1.bias"},
@@ -123,8 +123,8 @@ def rewrite(source: Path, target: Path, change) -> Path:
         ),
     ],
 )
-def test_mismatched_weights_are_reported_in_one_error(tiny, tmp_path, change, told):
-    with pytest.raises(ConfigError, match=told):
+def test_mismatched_weights_are_reported_in_one_error(tiny, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
         load_model(rewrite(tiny, tmp_path, change))
 
 

@@ -52,8 +52,8 @@ def test_only_the_first_slot_keeps_its_embedding():
 def test_padding_does_not_change_a_row(llama):
     x, length = embed(llama, 12, 15)
     both = parallel_states(llama.model, x, length, SLOTS)
-    alone = parallel_states(llama.model, x[:1, :12], length[:1], SLOTS)
-    torch.testing.assert_close(both[0], alone[0], rtol=0, atol=1e-5)
+    single = parallel_states(llama.model, x[:1, :12], length[:1], SLOTS)
+    torch.testing.assert_close(both[0], single[0], rtol=0, atol=1e-5)
 
 
 def test_embeddings_at_the_slots_do_not_leak(llama):

@@ -117,8 +117,8 @@ def test_frames_and_actions_of_a_window_line_up(mixture: MixtureFolder, base: Pa
                 inside = t + k < len(episode["action"])
                 assert bool(batch["action_mask"][i, w, k]) == inside
                 if inside:
-                    wanted = bounds.normalize(np.asarray(episode["action"][t + k], np.float32)[None])[0]
-                    np.testing.assert_allclose(batch["actions"][i, w, k], wanted, atol=1e-6)
+                    expected = bounds.normalize(np.asarray(episode["action"][t + k], np.float32)[None])[0]
+                    np.testing.assert_allclose(batch["actions"][i, w, k], expected, atol=1e-6)
                     checked += 1
     assert checked > 30
 
@@ -271,8 +271,8 @@ def test_trains_with_its_defaults_and_resumes_from_the_run_folder(
     kept = read_train_config(tmp_path / "run" / "config.yaml", {})
     assert (kept.adapter, kept.batch_size, kept.learning_rate, kept.augment) == ("none", 6, 1e-4, False)
     assert not (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
-    told = read_train_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
-    assert run_training(told, resume=True, progress=False, device="cpu").steps == 3
+    resumed = read_train_config(None, {"run": str(tmp_path / "run"), "steps": 3}, resume=True)
+    assert run_training(resumed, resume=True, progress=False, device="cpu").steps == 3
 
 
 def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
@@ -289,8 +289,8 @@ def test_two_processes_equal_one(mixture: MixtureFolder, base: Path, tmp_path: P
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("one", "two")]
-    first, second = ([json.loads(line)["loss"] for line in lines] for lines in told)
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("one", "two")]
+    first, second = ([json.loads(line)["loss"] for line in lines] for lines in logs)
     assert len(first) == 3
     assert second == pytest.approx(first, rel=1e-5)
 
@@ -315,11 +315,11 @@ def test_text_loss_equals_the_language_models_loss(mixture: MixtureFolder, base:
         latents = net.resample(net.encode_images((pixels - mean) / std).unsqueeze(1))
         hidden = net.run_decoder(batch["text_ids"], batch["text_mask"], latents)
         logits = net.lang_encoder.lm_head(hidden)
-        wanted = torch.nn.functional.cross_entropy(logits[0, :-1], batch["text_labels"][0, 1:], ignore_index=-100)
-    torch.testing.assert_close(got[0], wanted, atol=1e-3, rtol=0)
+        expected = torch.nn.functional.cross_entropy(logits[0, :-1], batch["text_labels"][0, 1:], ignore_index=-100)
+    torch.testing.assert_close(got[0], expected, atol=1e-3, rtol=0)
     ids, labels = batch["text_ids"][0].tolist(), batch["text_labels"][0].tolist()
-    told = [model._prompter.tokenizer.convert_ids_to_tokens(i) for i, x in zip(ids, labels, strict=True) if x >= 0]
-    assert told == ["a", "pot", "<|endofchunk|>", "</s>"]
+    tokens = [model._prompter.tokenizer.convert_ids_to_tokens(i) for i, x in zip(ids, labels, strict=True) if x >= 0]
+    assert tokens == ["a", "pot", "<|endofchunk|>", "</s>"]
 
 
 def test_saved_weights_round_trip(mixture: MixtureFolder, base: Path, tmp_path: Path) -> None:
@@ -493,8 +493,8 @@ def test_flamingos_tokens_are_added_to_a_plain_language_model(base: Path, tmp_pa
     plain["model"]["vocab"] = {f"w{i}": i for i in range(62)} | {"<unk>": 62, "</s>": 63}
     plain["added_tokens"] = []
     (folder / "tokenizer.json").write_text(json.dumps(plain))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "<unk>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     found = tokenizer(tmp_path / "base")
     assert found.convert_tokens_to_ids(["<|endofchunk|>", "<image>", "<PAD>"]) == [64, 65, 66]
     (tmp_path / "base" / "flamingo.safetensors").unlink()

@@ -62,11 +62,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             state[f"transformer.blocks.{i}.{name}.weight"] = value
     (base / "language" / "model.safetensors").unlink()
     torch.save(state, base / "language" / "pytorch_model.bin")
-    told = {
+    config = {
         "model_type": "mosaic_gpt", "d_model": WIDTH, "n_heads": HEADS, "n_layers": LAYERS, "max_seq_len": 64,
         "vocab_size": ROWS, "attn_qk_ln": True, "alibi": True, "no_bias": True, "mlp_ratio": 4,
     }  # fmt: skip
-    (base / "language" / "config.json").write_text(json.dumps(told))
+    (base / "language" / "config.json").write_text(json.dumps(config))
     return base
 
 
