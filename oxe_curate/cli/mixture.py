@@ -182,7 +182,8 @@ def propose_(
 ) -> None:
     """Propose weights, with a reason for each.
 
-    docs/decisions/weights.md explains the methods."""
+    docs/decisions/weights.md explains the methods.
+    """
     from oxe_curate.errors import ConfigError
     from oxe_curate.mixture.propose import propose
     from oxe_curate.mixture.published import resolve_mixture
