@@ -80,7 +80,7 @@ def measure(kind: str, tiny: bool, repeats: int) -> Iterator[Row]:
             yield bench.generate("transformers generate", weights)
         yield bench.ours(OURS, weights)
         if kind == "bf16":
-            yield bench.agreement("compiled", bench.controller(compile=not tiny).decode)
+            yield bench.agreement("compiled", bench.last.decode)
         yield bench.ours("parallel, tokens", weights, chunk=CHUNK, parallel=True)
         if kind == "bf16":
             yield bench.ours("parallel, L1 head", weights, chunk=CHUNK, parallel=True, head=True)
@@ -163,7 +163,7 @@ class Bench:
         return self._row(name, weights, 1, self.greedy, repeats=max(2, self.repeats // 3))
 
     def ours(self, name: str, weights: str, chunk: int = 1, **changes: Any) -> Row:
-        controller = self.controller(chunk, **({"compile": not self.tiny} | changes))
+        controller = self.last = self.controller(chunk, **({"compile": not self.tiny} | changes))
         row = self._row(name, weights, chunk, lambda image: controller.act(image, "x"))
         start = time.perf_counter()
         controller.act(self.images[0], "longer")
