@@ -1,19 +1,16 @@
-"""Control frequency of OpenVLA-7B at batch 1: this project against transformers' generate and its compiled StaticCache.
+"""Control frequency of OpenVLA-7B at batch 1: compiled and eager, against transformers' generate.
 
     python -m benchmarks.control --out benchmarks/results
 
 Needs a GPU with 24 GB or more. Weights are random: they do not change the work of a step, which starts with a uint8
 image and an instruction and ends with numbers on the host. Each kind runs in its own process; `--tiny` runs a tiny
-model on the CPU. Kinds:
+model on the CPU, without torch.compile. Kinds:
 
-    generate        transformers' generate in bf16: eager, dynamic cache
-    static-compile  transformers' StaticCache under torch.compile(mode="reduce-overhead"), see static_cache.py
-    static-graphs   transformers' layers and StaticCache in our CUDA graphs
-    bf16            ours: FusedDecoder, Triton kernels, CUDA graphs; and parallel decoding
-    bf16-torch      ours without the Triton kernels
-    bf16-plain      ours with PlainDecoder: transformers' layers, our cache
-    nf4             ours and generate with NF4 weights (needs bitsandbytes)
-    exact           ids of every decoder in float32 against generate, 2 layers
+    generate  transformers' generate in bf16: eager, dynamic cache
+    eager     the product with compile=False: StaticCache without torch.compile
+    bf16      the product: StaticCache under torch.compile; and parallel decoding
+    nf4       the product and generate with NF4 weights (needs bitsandbytes)
+    exact     ids in float32 against generate, 2 layers
 """
 
 from __future__ import annotations
@@ -21,11 +18,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
@@ -34,9 +29,9 @@ from benchmarks import children
 PROMPT = 27  # ids of "In: What action should the robot take to {eight words}?\nOut:"
 CHUNK = 8
 TOKENS = 7  # of one action
-KINDS = ("generate", "static-compile", "bf16", "bf16-torch", "bf16-plain", "static-graphs", "nf4", "exact")
-OURS = "token by token"
-STATIC = "transformers StaticCache, torch.compile"
+LONGER = 51  # ids of a longer instruction, for the first step with another prompt
+KINDS = ("generate", "eager", "bf16", "nf4", "exact")
+OURS, EAGER = "token by token", "token by token, eager"
 AIMS = {"autoregressive": 25.0, "parallel": 400.0}  # Hz, actions/s, in bf16
 Row = dict[str, Any]
 
@@ -72,51 +67,23 @@ def measure(kind: str, tiny: bool, repeats: int) -> Iterator[Row]:
         tiny, repeats, torch.float32 if kind == "exact" else torch.bfloat16, layers=2 if kind == "exact" else None
     )
     if kind == "exact":
-        yield bench.exact("ours", bench.controller().decode)
-        yield bench.exact("without Triton", bench.controller(kernels=False).decode)
-        with decoder("PlainDecoder"):
-            yield bench.exact("PlainDecoder", bench.controller().decode)
-        with decoder("StaticCacheDecoder"):
-            yield bench.exact("StaticCache in our graphs", bench.controller().decode)
-        yield bench.exact(STATIC, bench.compiled().decode)
+        yield bench.exact("compiled", bench.controller(compile=not tiny).decode)
+        yield bench.exact("eager", bench.controller(compile=False).decode)
     elif kind == "generate":
         yield bench.generate("transformers generate", "bf16")
-    elif kind == "static-compile":
-        yield from bench.static(STATIC, "bf16")
-    elif kind == "static-graphs":
-        with decoder("StaticCacheDecoder"):
-            yield bench.ours("StaticCache in our graphs", "bf16")
-            yield bench.agreement("StaticCache in our graphs", bench.controller().decode)
-    elif kind == "nf4":
-        bench.quantize()
-        yield bench.generate("transformers generate", "NF4")
-        yield bench.ours(OURS, "NF4")
-        yield bench.ours("parallel, tokens", "NF4", chunk=CHUNK, parallel=True)
-    elif kind == "bf16":
-        yield bench.ours(OURS, "bf16")
-        yield bench.agreement("ours", bench.controller().decode)
-        yield bench.ours("parallel, tokens", "bf16", chunk=CHUNK, parallel=True)
-        yield bench.ours("parallel, L1 head", "bf16", chunk=CHUNK, parallel=True, head=True)
-        yield bench.ours("parallel, L1 head, one action", "bf16", parallel=True, head=True)
-    elif kind == "bf16-torch":
-        yield bench.ours(f"{OURS}, without Triton", "bf16", kernels=False)
+    elif kind == "eager":
+        yield bench.ours(EAGER, "bf16", compile=False)
     else:
-        with decoder("PlainDecoder"):
-            yield bench.ours(f"{OURS}, PlainDecoder", "bf16")
-            yield bench.ours("parallel, tokens, PlainDecoder", "bf16", chunk=CHUNK, parallel=True)
-
-
-@contextmanager
-def decoder(name: str) -> Iterator[None]:
-    """Make controllers use this decoder instead of the fastest one."""
-    from benchmarks import static_cache
-    from oxe_curate.train.models.openvla import kv_cache
-
-    kind = getattr(static_cache, name, None) or getattr(kv_cache, name)
-    with patch(
-        "oxe_curate.train.models.openvla.control.build_decoder", lambda model, capacity, _: kind(model, capacity)
-    ):
-        yield
+        weights = "NF4" if kind == "nf4" else "bf16"
+        if kind == "nf4":
+            bench.quantize()
+            yield bench.generate("transformers generate", weights)
+        yield bench.ours(OURS, weights)
+        if kind == "bf16":
+            yield bench.agreement("compiled", bench.last.decode)
+        yield bench.ours("parallel, tokens", weights, chunk=CHUNK, parallel=True)
+        if kind == "bf16":
+            yield bench.ours("parallel, L1 head", weights, chunk=CHUNK, parallel=True, head=True)
 
 
 class Bench:
@@ -139,7 +106,8 @@ class Bench:
         self.net = synthetic.random_openvla(Architecture.of(config), self.device, dtype).requires_grad_(False)
         self.normalize = PixelNormalizer()
         random = np.random.default_rng(0)
-        self.ids = [1, *random.integers(3, self.vocabulary - 256, PROMPT - 1).tolist()]
+        words = random.integers(3, self.vocabulary - 256, LONGER - 1).tolist()
+        self.ids, self.longer = [1, *words[: PROMPT - 1]], [1, *words]
         self.images = random.integers(0, 256, (16, 1, self.size, self.size, 3), np.uint8)
 
     def quantize(self) -> None:
@@ -161,7 +129,7 @@ class Bench:
         weight = self.net.language_model.get_input_embeddings().weight
         made = L1Head(weight.shape[1]).to(self.device, weight.dtype).requires_grad_(False) if head else None
         control = ControlSettings(
-            prompt=lambda _: self.ids,
+            prompt=lambda instruction: self.longer if instruction == "longer" else self.ids,
             pixels=self.normalize,
             values=lambda ids: (self.vocabulary - ids).astype(np.float32) / 128,
             token_ids=range(self.vocabulary - 256, self.vocabulary),
@@ -177,11 +145,6 @@ class Bench:
         torch = self.torch
         pixels = self.normalize(torch.from_numpy(image).to(self.device))
         return self.net.embed(torch.tensor([self.ids], device=self.device), None, pixels)[0]
-
-    def compiled(self) -> Any:
-        from benchmarks.static_cache import CompiledStaticCache
-
-        return CompiledStaticCache(self.net, self.normalize, self.ids, TOKENS)
 
     def greedy(self, image: Any, count: int = TOKENS) -> list[int]:
         """Decode as OpenVLA's predict_action does: eager, with a growing cache."""
@@ -200,24 +163,29 @@ class Bench:
         return self._row(name, weights, 1, self.greedy, repeats=max(2, self.repeats // 3))
 
     def ours(self, name: str, weights: str, chunk: int = 1, **changes: Any) -> Row:
-        controller = self.controller(chunk, **changes)
+        controller = self.last = self.controller(chunk, **({"compile": not self.tiny} | changes))
         row = self._row(name, weights, chunk, lambda image: controller.act(image, "x"))
-        with self.torch.no_grad():
-            vision, prefill, decode = controller._programs(controller._set_prompt("x"))
-            row["look_ms"] = self._median(vision)
-            row["read_ms"] = self._median(prefill)
-            if not changes.get("parallel"):
-                row["step_ms"] = self._median(decode, before=prefill)
-        return row
+        start = time.perf_counter()
+        controller.act(self.images[0], "longer")
+        row["longer_ms"] = 1e3 * (time.perf_counter() - start)
+        row["compiled"] = controller.compiled
+        ids, length = controller._prompt("x")
 
-    def static(self, name: str, weights: str) -> Iterator[Row]:
-        compiled = self.compiled()
-        row = self._row(name, weights, 1, compiled.decode)
-        with self.torch.no_grad():
-            row["look_ms"], row["read_ms"] = self._median(compiled.vision), self._median(compiled.read)
-            row["step_ms"] = self._median(compiled.step, before=compiled.read)
-        yield row
-        yield self.agreement(name, compiled.decode)
+        def parts() -> Row:
+            prefix = controller.encode(self.images[0], None)
+            found = {"look_ms": self._median(lambda: controller.encode(self.images[0], None))}
+            found["read_ms"] = self._median(lambda: controller.read(prefix, ids, length))
+            if not changes.get("parallel"):
+                token = controller.read(prefix, ids, length)
+
+                def rewind() -> None:
+                    controller.read(prefix, ids, length)
+
+                found["step_ms"] = self._median(lambda: controller.next(ids, token), before=rewind)
+            return found
+
+        row |= controller.run(parts)
+        return row
 
     def agreement(self, name: str, decode: Callable[..., Any]) -> Row:
         """Compare with generate in bf16, where random weights give near ties: how far is each choice from the best?"""
@@ -237,7 +205,7 @@ class Bench:
         return row | {"shortfall": short, "logit_std": spread}
 
     def exact(self, name: str, decode: Callable[..., Any]) -> Row:
-        """Compare with generate in float32: 2 layers of full width, every id equal, CUDA graphs included."""
+        """Compare with generate in float32: 2 layers of full width, every id equal."""
         count = min(8, len(self.images))
         equal = sum(list(map(int, decode(image, "x"))) == self.greedy(image) for image in self.images[:count])
         return {"check": f"float32 ids equal, {name}", "sequences_equal": equal, "of": count}
@@ -247,7 +215,7 @@ class Bench:
         if cuda:
             self.torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
-        step(self.images[0])  # compiles and records
+        step(self.images[0])  # compiles and records CUDA graphs
         first = time.perf_counter() - start
         for image in self.images[:3]:
             step(image)
@@ -270,7 +238,7 @@ class Bench:
             "gib": self.torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
         }
 
-    def _median(self, work: Callable[[], None], before: Callable[[], None] | None = None) -> float:
+    def _median(self, work: Callable[[], Any], before: Callable[[], None] | None = None) -> float:
         """Milliseconds of one program; `before` resets its state."""
         cuda = self.device.type == "cuda"
         times = []
@@ -297,11 +265,12 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
         f"{info['device']}, torch {info['torch']}, transformers {info['transformers']}; random weights, one image of "
         f"224 px, a prompt of {PROMPT} tokens. A step starts with a uint8 image and ends with numbers on the host. "
         "vision: towers and projector; prompt: the first token, or all slots in parallel decoding; token: each further "
-        "token; first: the first step, which compiles or records CUDA graphs.",
+        "token; first: the first step, which compiles and records CUDA graphs (3 steps); other: the first step with a "
+        f"longer prompt, of {LONGER} tokens.",
         "",
         "| decoding | weights | actions a step | ms | p90 | steps/s | actions/s | against generate | vision "
-        "| prompt | token | first s | GiB |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| prompt | token | first s | other ms | GiB |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in timed:
         ratio = f"{row['actions_s'] / slow:.1f} x" if slow else ""
@@ -309,7 +278,7 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
         lines.append(
             f"| {row['name']} | {row['weights']} | {row['chunk']} | {row['ms']:.2f} | {row['p90_ms']:.2f} "
             f"| {row['hz']:.1f} | {row['actions_s']:.0f} | {ratio} | {parts} | {row['first_s']:.1f} "
-            f"| {_number(row['gib'], 1)} |"
+            f"| {_number(row.get('longer_ms'), 2)} | {_number(row['gib'], 1)} |"
         )
     plain = [row for row in timed if row["weights"] == "bf16"]
     by_token = [row["hz"] for row in plain if row["name"] == OURS]
@@ -331,7 +300,12 @@ def report(rows: list[Row], info: dict[str, Any]) -> str:
                     ("step", "ms"), ("vision", "look_ms"), ("prompt", "read_ms"), ("token", "step_ms")
                 )
             )  # fmt: skip
-            lines.append(f"- time of {row['name']} relative to ours: {parts}")
+            lines.append(f"- time of {row['name']} relative to {OURS}: {parts}")
+    lines += [
+        f"- {row['name']}, {row['weights']}: torch.compile failed, so these steps are eager"
+        for row in timed
+        if info["device"] != "cpu" and row["name"] != EAGER and row.get("compiled") is False
+    ]
     for row in rows:
         if "check" in row:
             text = f"- {row['check']}: {row['sequences_equal']} of {row['of']} sequences equal those of generate"

@@ -107,7 +107,7 @@ class ToyFamily(Family):
     def load(self, folder: Path) -> None:
         adapter_files.load_trained(self.net, folder)
 
-    def controller(self) -> Controller:
+    def controller(self, compile: bool = True) -> Controller:
         raise NotImplementedError
 
     def export(self, folder: Path, merge: bool) -> None:

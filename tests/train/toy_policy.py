@@ -77,7 +77,7 @@ class ToyFamily(Family):
         with torch.no_grad():
             self.net.weight.copy_(load_file(folder / "extra.safetensors")["scale"])
 
-    def controller(self):
+    def controller(self, compile=True):
         return ToyController(self)
 
     def export(self, folder, merge):

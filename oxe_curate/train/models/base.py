@@ -136,8 +136,12 @@ class Family(nn.Module, abc.ABC):
         """Read back what `save` wrote, into a model built alike, and exactly."""
 
     @abc.abstractmethod
-    def controller(self) -> Controller:
-        """A controller that shares the weights of this model."""
+    def controller(self, compile: bool = True) -> Controller:
+        """A controller that shares the weights of this model.
+
+        Args:
+            compile: use torch.compile where the family supports it; the first step then takes minutes.
+        """
 
     @abc.abstractmethod
     def export(self, folder: Path, merge: bool) -> None:

@@ -161,7 +161,9 @@ def _forward(module: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if bias is not None and bias.dtype != dtype:
         bias = bias.to(dtype)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    if type(base) is not nn.Linear:
+    if type(base) is not nn.Linear and not torch.is_grad_enabled():
+        y = torch.addmm(_packed_product(flat, weight, bias), torch.mm(flat, a.t()), b.t(), alpha=scale)
+    elif type(base) is not nn.Linear:
         y = _QuantizedLoraLinear.apply(flat, weight, bias, a, b, scale)
     elif torch.compiler.is_compiling():
         y, _ = torch.ops.oxe_curate.lora_linear(flat, weight.to(dtype), bias, a, b, scale)
@@ -182,3 +184,28 @@ def _whole(packed: Any, dtype: Any) -> Any:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(packed.data, packed.quant_state).to(dtype)
+
+
+def _packed_product(x: Any, packed: Any, bias: Any) -> Any:
+    """x W' + b with bitsandbytes' kernels, which do not store the dequantized weight for single rows."""
+    from bitsandbytes import matmul_4bit
+
+    return matmul_4bit(x, packed.t(), packed.quant_state, bias=bias)
+
+
+def merge_lora(net: nn.Module) -> int:
+    """Merge the LoRA updates of plain layers into their weights, in place.
+
+    Updates of quantized layers stay separate: quantizing the sum again would lose them.
+
+    Returns:
+        number of merged layers.
+    """
+    count = 0
+    for module in net.modules():
+        if not hasattr(module, "lora_A") or not hasattr(module, "merge") or module.merged or module.disable_adapters:
+            continue
+        if module.get_base_layer().weight.is_floating_point():
+            module.merge()
+            count += 1
+    return count

@@ -41,6 +41,7 @@ class Policy:
         unnorm_key: str | None = None,
         center_crop: bool = False,
         where: str = "policy",
+        compile: bool = True,
     ) -> None:
         """Wrap a model; usually called through `load`.
 
@@ -54,7 +55,7 @@ class Policy:
         self.center_crop = center_crop
         self._bounds, self._where = dict(bounds), where
         self._model = model.eval().requires_grad_(False)
-        self._controller = model.controller()
+        self._controller = model.controller(compile)
 
     @classmethod
     def load(
@@ -68,6 +69,7 @@ class Policy:
         center_crop: bool | None = None,
         checkpoint: int | None = None,
         base: str | Path | None = None,
+        compile: bool = True,
     ) -> Policy:
         """Load a run, an exported model or a published OpenVLA checkpoint.
 
@@ -81,6 +83,8 @@ class Policy:
             center_crop: crop the center of each image; default as in training (True after random crops).
             checkpoint: step of a run; default its end.
             base: folder of the base model, if it has moved since the training.
+            compile: compile OpenVLA with torch.compile on a GPU: the first action, or `warm_up`, then takes minutes
+                (less once torch has cached the code on disk), and later actions are about four times as fast.
 
         Raises:
             ConfigError: no such folder, checkpoint, base or key; a quantization that does not fit; a missing package.
@@ -92,7 +96,9 @@ class Policy:
             choose_key(saved.spec.statistics, unnorm_key, str(saved.folder))  # before loading, which takes minutes
         model = restore_model(saved, quantize=quantize, device=device, dtype=dtype)
         crop = saved.config.augment if center_crop is None else center_crop
-        return cls(model, saved.bounds, unnorm_key=unnorm_key, center_crop=crop, where=str(saved.folder))
+        return cls(
+            model, saved.bounds, unnorm_key=unnorm_key, center_crop=crop, where=str(saved.folder), compile=compile
+        )
 
     @property
     def unnorm_keys(self) -> tuple[str, ...]:

@@ -262,3 +262,13 @@ def test_center_crop_equals_openvla():
 def test_center_crop_keeps_a_uniform_image(value):
     plain = np.full((1, 9, 9, 3), value, np.uint8)
     np.testing.assert_array_equal(crop_middle(plain), plain)
+
+
+def test_compilation_can_be_switched_off(tmp_path, monkeypatch):
+    given = []
+    plain = toy.ToyFamily.controller
+    monkeypatch.setattr(toy.ToyFamily, "controller", lambda model, compile: given.append(compile) or plain(model))
+    run = make(tmp_path)
+    Policy.load(run)
+    Policy.load(run, compile=False)
+    assert given == [True, False]

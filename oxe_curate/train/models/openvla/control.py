@@ -1,27 +1,33 @@
-"""OpenVLA inference at batch 1: from images to actions in a few CUDA graphs.
+"""OpenVLA inference at batch 1: from images to actions with transformers' `StaticCache` and torch.compile.
 
-A control step runs the vision towers on two parallel streams, then either the prompt and K * 7 - 1 single-token steps
-over a static key-value cache, or one pass over all action slots (`parallel`). Graphs are recorded once for each prompt
-length, rounded up to 16 tokens. Without CUDA the same functions run eagerly.
+A control step runs the vision towers, then either the prompt and K * 7 - 1 single-token steps over the cache, or one
+pass over all action slots (`parallel`). On CUDA each of these is compiled with mode="reduce-overhead". Prompts are
+padded to a multiple of 64 tokens, so that ordinary instructions share one compilation.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import nn
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
 
 from oxe_curate.errors import DataError
 from oxe_curate.train.data.rows import ACTION_WIDTH
 from oxe_curate.train.models.base import Controller
-from oxe_curate.train.models.openvla.cuda_graph import GraphRecorder, PinnedInput
-from oxe_curate.train.models.openvla.kv_cache import Decoder, build_decoder
+from oxe_curate.train.models.compiling import compile_with_graphs, run_on_graph_thread
+from oxe_curate.train.models.fast_lora import merge_lora
+from oxe_curate.train.models.openvla.greedy import cache_keyword
 from oxe_curate.train.models.openvla.model import OpenVLA
 from oxe_curate.train.models.openvla.parallel import (
     additive,
@@ -30,12 +36,15 @@ from oxe_curate.train.models.openvla.parallel import (
     parallel_mask,
     slot_embeddings,
 )
-from oxe_curate.train.models.openvla.projections import merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 
-_TILE = 16  # pad sequences to a multiple: masked attention needs 16-byte alignment, and few graphs serve all prompts
+_ROOM = 64  # tokens: prompts are padded to a multiple
+_TILE = 16  # tokens: masked attention requires aligned lengths
 _CACHED_PROMPTS = 1000
-_INITIAL_TOKENS = 64  # prompt length that the first key-value cache has room for
+_RECORDING_CALLS = 3  # the first compiles, the second records CUDA graphs, the third replays them
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class ControlSettings:
         cameras, image_size, proprio, chunk: see `PolicySpec`.
         head: maps hidden states at the slots to actions; None for action tokens.
         parallel: decode all slots in one pass; required by a head.
-        kernels: see `FusedDecoder`.
+        compile: use torch.compile on CUDA. The first step then takes minutes (less once torch has cached the code on
+            disk), and later steps are about four times as fast.
     """
 
     prompt: Callable[[str], Sequence[int]]
@@ -63,54 +73,40 @@ class ControlSettings:
     chunk: int = 1
     head: nn.Module | None = None
     parallel: bool = False
-    kernels: bool = True
+    compile: bool = True
 
 
 class OpenVLAController(Controller):
-    """Runs a network on tensors at fixed addresses; shares its weights, so do not call it during a training step.
+    """Runs a network at batch 1; shares its weights, so do not call it during a training step.
 
     Token-by-token decoding gives the same ids as transformers' greedy `generate`, without stopping at a stop token.
+    Where torch.compile does not work, the controller logs a warning and runs eagerly.
 
     Args:
-        net: in evaluation mode, on its device; plain, quantized or with adapters. The weights of layers with the same
-            input are moved into one block of memory (`Projection`); parameters keep their names and values. If no
-            parameter requires a gradient, adapters over plain weights are merged into them permanently.
+        net: in evaluation mode, on its device; plain, quantized or with adapters. If no parameter requires a gradient,
+            adapters over plain weights are merged into them permanently, and plain weights of the language model take
+            the type of its embeddings.
         control: settings.
     """
 
     def __init__(self, net: OpenVLA, control: ControlSettings) -> None:
         if control.head is not None and not control.parallel:
             raise ValueError("a continuous head needs parallel decoding")
-        self._net, self._control = net, control
-        if not any(parameter.requires_grad for parameter in net.parameters()):
-            merge_lora(net)
-        self._embedding = net.language_model.get_input_embeddings()
-        weight = self._embedding.weight
-        self._device, self._dtype = weight.device, weight.dtype
-        self._slots = control.chunk * ACTION_WIDTH
-        self._patches = net.prefix_tokens(control.cameras)
-        self._recorder = GraphRecorder(self._device)
+        self._control, self._programs = control, Programs(net, control)
+        self._device = self._programs.device
+        self._autocast = _prepare(net)
         self._lock = threading.Lock()
-        self._prompts: dict[str, NDArray[np.int64]] = {}
-        self._current: str | None = None
-
-        size = (control.cameras, control.image_size, control.image_size, 3)
-        self._images = PinnedInput(size, torch.uint8, self._device)
-        self._mean, self._std = (
-            torch.tensor(rows, device=self._device).view(1, -1, 1, 1)
-            for rows in (control.pixels.means, control.pixels.stds)
-        )
-        self._white = torch.full((1,), 255.0, device=self._device)
-        self._proprio = PinnedInput((1, control.proprio), torch.float32, self._device) if control.proprio else None
-        self._length = PinnedInput((1,), torch.int64, self._device)  # of the sequence up to the end of the prompt
-        self._token_ids = torch.tensor(control.token_ids, dtype=torch.int64, device=self._device)
-        self._prefix = torch.zeros(self._patches, weight.shape[1], dtype=self._dtype, device=self._device)
-        shape, kind = ((control.chunk, ACTION_WIDTH), torch.float32) if control.head else ((self._slots,), torch.int64)
-        self._out = torch.zeros(shape, dtype=kind, device=self._device)
-        self._token = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._position, self._index = torch.zeros_like(self._token), torch.zeros_like(self._token)
-        self._vision: Callable[[], None] | None = None
-        self._reserve(_INITIAL_TOKENS)
+        self._prompts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._caches: dict[int, StaticCache | None] = {}  # room -> cache
+        obstacle = _obstacle(net, self._device) if control.compile else None
+        self.compiled = control.compile and obstacle is None
+        if obstacle is not None:
+            _warn(obstacle)
+        if self.compiled:
+            fullgraph = not _has_layers(net, "Linear4bit")
+            self._use(lambda function: compile_with_graphs(function, fullgraph=fullgraph))
+        else:
+            self._use(lambda function: function)
 
     def act(
         self, images: NDArray[np.uint8], instruction: str, proprio: NDArray[np.float32] | None = None
@@ -130,115 +126,225 @@ class OpenVLAController(Controller):
     ) -> NDArray[Any]:
         """Token ids, int64 (K * 7,), or the head's actions, float32 (K, 7). Arguments as for `act`."""
         self._check(images, proprio)
-        with self._lock, torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            encode_images, prefill, decode_token = self._programs(self._set_prompt(instruction))
-            self._images.put(images)
-            if self._proprio is not None:
-                self._proprio.put(proprio)
-            encode_images()
-            prefill()
-            if not self._control.parallel:
-                for _ in range(self._slots - 1):
-                    decode_token()
-            out: NDArray[Any] = self._out.to("cpu", copy=True).numpy()  # waits for the device
-            return out
+        with self._lock:
+            ids, length = self._prompt(instruction)
+            if self.compiled:
+                try:
+                    return self.run(lambda: self._step(images, ids, length, proprio))
+                except Exception as error:  # of many types, depending on what a machine lacks
+                    first = (str(error).strip().splitlines() or [""])[0]
+                    _warn(f"{type(error).__name__}: {first}")
+                    self.compiled = False
+                    self._caches.clear()
+                    self._use(lambda function: function)
+            return self.run(lambda: self._step(images, ids, length, proprio))
+
+    def run(self, work: Callable[[], _T]) -> _T:
+        """Call a function as control steps are run: without gradients, and on the thread of the CUDA graphs."""
+
+        def inside() -> _T:
+            with ExitStack() as modes:
+                modes.enter_context(torch.no_grad())
+                modes.enter_context(
+                    torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
+                )
+                if self._device.type == "cuda":
+                    modes.enter_context(torch.cuda.device(self._device))
+                return work()
+
+        return run_on_graph_thread(inside) if self.compiled else inside()
+
+    def encode(self, images: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> torch.Tensor:
+        """Embeddings (1, N, D) of images and proprio."""
+        pixels = self._control.pixels(torch.from_numpy(images).to(self._device))
+        if proprio is None:
+            return self._encode(pixels, None)
+        state = torch.from_numpy(np.asarray(proprio, np.float32).reshape(1, -1))
+        return self._encode(pixels, state.to(self._device))
+
+    def read(self, prefix: torch.Tensor, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """The first token, int64 (1,), or in parallel decoding the result of `decode`. Arguments as for `Programs`."""
+        if self._control.parallel:
+            return self._read_slots(prefix, ids, length)
+        return self._read(self._caches[ids.shape[1]], prefix, ids, length)
+
+    def next(self, ids: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """The token, int64 (1,), after `token`."""
+        return self._next(self._caches[ids.shape[1]], token)
+
+    def _use(self, wrap: Callable[[Callable[..., torch.Tensor]], Callable[..., torch.Tensor]]) -> None:
+        programs = self._programs
+        self._encode, self._read_slots = wrap(programs.encode), wrap(programs.read_slots)
+        self._read, self._next = wrap(programs.read), wrap(programs.next)
 
     def _check(self, images: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> None:
-        expected = tuple(self._images.tensor.shape)
+        control = self._control
+        expected = (control.cameras, control.image_size, control.image_size, 3)
         if images.shape != expected or images.dtype != np.uint8:
             raise DataError(f"images: expected uint8 {expected}, got {images.dtype} {images.shape}")
         given = 0 if proprio is None else proprio.size
-        if given != self._control.proprio:
-            raise DataError(f"proprio: expected {self._control.proprio} numbers, got {given}")
+        if given != control.proprio:
+            raise DataError(f"proprio: expected {control.proprio} numbers, got {given}")
 
-    def _set_prompt(self, instruction: str) -> int:
-        """Copy the prompt to the device; returns the padded length of the sequence."""
-        ids = self._prompts.get(instruction)
-        if ids is None:
-            if len(self._prompts) > _CACHED_PROMPTS:
+    def _prompt(self, instruction: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded ids, int64 (1, room), and the number of positions up to the end of the prompt, int64 (1,)."""
+        if instruction not in self._prompts:
+            if len(self._prompts) >= _CACHED_PROMPTS:
                 self._prompts.clear()
-            ids = self._prompts[instruction] = np.asarray(self._control.prompt(instruction), np.int64)
-        after = self._slots - 1 if self._control.parallel else 0
-        width = _tiled(self._patches + len(ids) + after)
-        if _tiled(width + self._slots) > self._decoder.capacity:
-            self._reserve(len(ids))
-        if instruction != self._current:
-            padded = np.zeros(self._ids.tensor.shape, np.int64)
-            padded[: len(ids)] = ids
-            self._ids.put(padded)
-            self._length.put(self._patches + len(ids))
-            self._current = instruction
-        return width
+            ids = list(self._control.prompt(instruction))
+            padded = torch.zeros(1, _round_up(len(ids), _ROOM), dtype=torch.int64)
+            padded[0, : len(ids)] = torch.tensor(ids)
+            length = torch.tensor([self._programs.patches + len(ids)])
+            self._prompts[instruction] = padded.to(self._device), length.to(self._device)
+        return self._prompts[instruction]
 
-    def _reserve(self, tokens: int) -> None:
-        """Allocate a cache for prompts of up to `tokens` tokens; recorded graphs are dropped."""
-        capacity = _tiled(self._patches + tokens + self._slots) + _tiled(self._slots)
-        self._ids = PinnedInput((capacity - self._patches,), torch.int64, self._device)
-        self._current = None
-        self._recorded: dict[int, tuple[Callable[[], None], Callable[[], None], Callable[[], None]]] = {}
-        self._decoder: Decoder = build_decoder(self._net.language_model, capacity, self._control.kernels)
+    def _step(
+        self, images: NDArray[np.uint8], ids: torch.Tensor, length: torch.Tensor, proprio: NDArray[np.float32] | None
+    ) -> NDArray[Any]:
+        room = ids.shape[1]
+        calls = 1
+        if room not in self._caches:
+            self._caches[room] = None if self._control.parallel else self._programs.cache(room)
+            if self.compiled:
+                calls = _RECORDING_CALLS
+                _log.info("compiling control for prompts of up to %d tokens; this can take minutes", room)
+        for _ in range(calls):
+            out = self.read(self.encode(images, proprio), ids, length)
+            if not self._control.parallel:
+                tokens = [out]
+                for _ in range(self._programs.slots - 1):
+                    tokens.append(self.next(ids, tokens[-1]))
+                out = torch.cat(tokens)
+        found: NDArray[Any] = out.cpu().numpy()  # waits for the device
+        return found
 
-    def _programs(self, width: int) -> tuple[Callable[[], None], Callable[[], None], Callable[[], None]]:
-        """(encode images, prefill, decode a token), recorded at the first use of a length."""
-        if self._vision is None:
-            self._vision = self._recorder.record(self._encode_images)
-        if width not in self._recorded:
-            if self._control.parallel:
-                prefill = decode_token = self._recorder.record(lambda: self._decode_slots(width))
-            else:
-                prefill = self._recorder.record(lambda: self._prefill(width))
-                decode_token = self._recorder.record(lambda: self._decode_token(width))
-            self._recorded[width] = self._vision, prefill, decode_token
-        return self._recorded[width]
 
-    def _encode_images(self) -> None:
+class Programs:
+    """The functions of a control step, on tensors of fixed shapes.
+
+    Args:
+        net, control: see `OpenVLAController`.
+
+    Attributes:
+        device: of the weights.
+        patches: number of positions between BOS and the rest of the prompt. slots: K * 7.
+    """
+
+    def __init__(self, net: OpenVLA, control: ControlSettings) -> None:
+        self._net, self._head = net, control.head
+        self._keyword = cache_keyword(net.decoder)
+        weight = net.language_model.get_input_embeddings().weight
+        self.device, self._dtype, self._width = weight.device, weight.dtype, weight.shape[1]
+        self.patches, self.slots = net.prefix_tokens(control.cameras), control.chunk * ACTION_WIDTH
+        self._token_ids = torch.tensor(control.token_ids, dtype=torch.int64, device=self.device)
+
+    def cache(self, room: int) -> StaticCache:
+        """An empty cache for a prompt of `room` tokens and the answer."""
+        capacity = _round_up(self.patches + room + self.slots, _TILE)
+        cache = StaticCache(config=self._net.language_model.config, max_cache_len=capacity)
+        # sliding windows are left to the attention mask: `_rewind` does not suit the ring buffers of such layers
+        cache.layers = [
+            StaticLayer(max_cache_len=capacity) if getattr(layer, "is_sliding", False) else layer
+            for layer in cache.layers
+        ]
+        # the first use allocates memory, which must not happen in a compiled function
+        self._states(cache, torch.zeros(1, 1, self._width, dtype=self._dtype, device=self.device))
+        return cache
+
+    def encode(self, pixels: torch.Tensor, proprio: torch.Tensor | None) -> torch.Tensor:
+        """Normalized images (cameras, 3 * towers, S, S) and proprio (1, P) or None -> embeddings (1, N, D)."""
         net = self._net
-        towers = net.vision_backbone.towers
-        # same arithmetic as PixelNormalizer, whose constants are copied from the host, which a graph cannot record
-        scaled = self._images.tensor.movedim(-1, -3).float() / self._white
-        parts = ((scaled.repeat(1, len(towers), 1, 1) - self._mean) / self._std).split(3, dim=1)
-        parts = [part.to(tower.pos_embed.dtype) for part, tower in zip(parts, towers, strict=True)]
-        calls = [lambda tower=tower, part=part: tower(part) for tower, part in zip(towers, parts, strict=True)]
-        patches = torch.cat(self._recorder.run_concurrently(calls), 2)
-        prefix = net.projector(patches.to(net.projector.fc1.weight.dtype)).flatten(0, 1)
-        if self._proprio is not None:
-            prefix = torch.cat([prefix, net.proprio_projector(self._proprio.tensor)[0].to(prefix.dtype)])
-        self._prefix.copy_(prefix)
+        patches = torch.cat(net.vision_backbone.patches(pixels), 2)
+        projected = net.projector(patches.to(net.projector.fc1.weight.dtype)).flatten(0, 1)
+        return net.prefix(projected[None], proprio).to(self._dtype)
 
-    def _sequence(self, width: int) -> torch.Tensor:
-        """(width, D): BOS, image patches and proprio, prompt, padding."""
-        text = self._embedding(self._ids.tensor[: width - self._patches])
-        return torch.cat([text[:1], self._prefix, text[1:]])
+    def read(self, cache: StaticCache, prefix: torch.Tensor, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Start a sequence.
 
-    def _prefill(self, width: int) -> None:
+        Args:
+            cache: of `cache`.
+            prefix: (1, N, D), of `encode`.
+            ids: int64 (1, room), padded on the right.
+            length: int64 (1,), of the sequence without padding.
+
+        Returns:
+            int64 (1,), the next token.
+        """
+        embeds, _ = self._net.insert_prefix(ids, None, prefix)
+        _rewind(cache, torch.zeros_like(length))
+        states = self._states(cache, embeds)
         # causal attention hides the padding, and generated tokens overwrite its keys before they attend to them
-        states = self._decoder.prefill(self._sequence(width))
-        self._index.zero_()
-        self._position.copy_(self._length.tensor)
-        self._emit_token(states.index_select(0, self._length.tensor - 1))
+        _rewind(cache, length)
+        return self._token(states.index_select(1, length - 1)[:, 0])
 
-    def _decode_token(self, width: int) -> None:
-        state = self._decoder.decode_token(self._embedding(self._token), self._position, _tiled(width + self._slots))
-        self._position.add_(1)
-        self._emit_token(state)
+    def next(self, cache: StaticCache, token: torch.Tensor) -> torch.Tensor:
+        """Append a token, int64 (1,); returns the next one."""
+        embeds = self._net.language_model.get_input_embeddings()(token)[None]
+        return self._token(self._states(cache, embeds)[:, 0])
 
-    def _emit_token(self, state: torch.Tensor) -> None:
-        """Store the most likely token of the whole vocabulary given a hidden state (1, D)."""
-        self._token.copy_(self._net.head(state).argmax(-1))
-        self._out.index_copy_(0, self._index, self._token)
-        self._index.add_(1)
+    def read_slots(self, prefix: torch.Tensor, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """All slots at once; arguments as for `read`. Returns ids, int64 (K * 7,), or actions, float32 (K, 7)."""
+        after = _round_up(prefix.shape[1] + ids.shape[1] + self.slots - 1, _TILE) - prefix.shape[1] - ids.shape[1]
+        blank = F.pad(ids, (0, after))
+        embeds, _ = self._net.insert_prefix(blank, None, prefix)
+        end = length + self.slots - 1
+        embeds = slot_embeddings(embeds, end, self.slots)
+        mask = additive(parallel_mask(end, self.slots, embeds.shape[1]), embeds.dtype)
+        states = gather_slots(self._net.last_hidden(embeds, mask), end, self.slots)
+        if self._head is not None:
+            actions: torch.Tensor = self._head(states.to(next(self._head.parameters()).dtype))[0].float()
+            return actions
+        return best_action_ids(self._net.head(states)[0], self._token_ids)
 
-    def _decode_slots(self, width: int) -> None:
-        length = self._length.tensor + self._slots - 1
-        x = slot_embeddings(self._sequence(width)[None], length, self._slots)[0]
-        mask = additive(parallel_mask(length, self._slots, width)[0, 0], self._dtype)
-        states = gather_slots(self._decoder.forward(x, mask)[None], length, self._slots)
-        head = self._control.head
-        if head is not None:
-            self._out.copy_(head(states.to(next(head.parameters()).dtype))[0])
-        else:
-            self._out.copy_(best_action_ids(self._net.head(states)[0], self._token_ids))
+    def _states(self, cache: StaticCache, embeds: torch.Tensor) -> torch.Tensor:
+        """Append embeddings (1, T, D) to the cache; returns their hidden states."""
+        return self._net.last_hidden(embeds, None, use_cache=True, **{self._keyword: cache})
+
+    def _token(self, state: torch.Tensor) -> torch.Tensor:
+        return self._net.head(state).argmax(-1)
 
 
-def _tiled(length: int) -> int:
-    return -(-length // _TILE) * _TILE
+def _rewind(cache: StaticCache, length: torch.Tensor) -> None:
+    """Let the next token be written at position `length` (1,); later entries stay, masked."""
+    for layer in cache.layers:
+        layer.cumulative_length.copy_(length[0])
+
+
+def _prepare(net: OpenVLA) -> torch.dtype | None:
+    """Merge adapters and unify types where nothing is trained; returns the type for autocast, None without."""
+    training = any(parameter.requires_grad for parameter in net.parameters())
+    if not training:
+        merge_lora(net)
+    dtype = net.language_model.get_input_embeddings().weight.dtype
+    others = [
+        parameter
+        for name, parameter in net.language_model.named_parameters()
+        if parameter.is_floating_point() and parameter.dtype != dtype and "lora_" not in name
+    ]
+    if others and training:
+        return torch.bfloat16
+    for parameter in others:
+        parameter.data = parameter.data.to(dtype)
+    return None
+
+
+def _warn(why: str) -> None:
+    _log.warning("control runs without torch.compile, several times slower than with it: %s", why)
+
+
+def _obstacle(net: OpenVLA, device: torch.device) -> str | None:
+    """Why control cannot be compiled, None if it can."""
+    if device.type != "cuda":
+        return f"it needs CUDA, and the model is on {device.type}"
+    if _has_layers(net, "Linear8bitLt"):  # they look for outliers, whose number depends on the data, in each call
+        return "it does not support int8 layers (NF4 is faster)"
+    return None
+
+
+def _has_layers(net: OpenVLA, name: str) -> bool:
+    """Whether a network has layers of a class of bitsandbytes."""
+    return any(type(module).__name__ == name for module in net.modules())
+
+
+def _round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

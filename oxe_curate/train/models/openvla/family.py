@@ -198,7 +198,7 @@ class OpenVLAFamily(Family):
         """See `Family`."""
         load_trained(self.net, folder)
 
-    def controller(self) -> Controller:
+    def controller(self, compile: bool = True) -> Controller:
         """See `Family`."""
         from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
 
@@ -214,6 +214,7 @@ class OpenVLAFamily(Family):
             chunk=self.spec.chunk,
             head=base.action_head if self.continuous else None,
             parallel=self.parallel,
+            compile=compile,
         )
         return OpenVLAController(base, control)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import DynamicCache
 
-from oxe_curate.train.models.openvla.kv_cache import cache_keyword
 from oxe_curate.train.models.openvla.model import OpenVLA
 
 
@@ -46,3 +47,8 @@ def greedy_ids(net: OpenVLA, embeds: torch.Tensor, length: torch.Tensor, count: 
         )
         state = out.last_hidden_state[:, 0]
     return torch.stack(ids, dim=1)
+
+
+def cache_keyword(decoder: nn.Module) -> str:
+    """Name of a transformers decoder's cache argument: `cache` since transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"

@@ -138,8 +138,8 @@ class FlamingoFamily(Family):
         """See `Family.load`."""
         load_trained(self.net, folder)
 
-    def controller(self) -> FlamingoController:
-        """See `Family.controller`."""
+    def controller(self, compile: bool = True) -> FlamingoController:
+        """See `Family.controller`; `compile` is ignored."""
         return FlamingoController(self.flamingo, self._prompter, self._autocast)
 
     def export(self, folder: Path, merge: bool) -> None:

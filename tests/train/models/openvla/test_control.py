@@ -1,4 +1,6 @@
-import copy
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -7,55 +9,41 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from oxe_curate.errors import DataError
+from oxe_curate.train.models.compiling import run_on_graph_thread
+from oxe_curate.train.models.fast_lora import fuse, merge_lora
 from oxe_curate.train.models.openvla import synthetic
 from oxe_curate.train.models.openvla.action_head import L1Head
 from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.control import ControlSettings, OpenVLAController
-from oxe_curate.train.models.openvla.kv_cache import FusedDecoder, PlainDecoder, build_decoder, fusable
 from oxe_curate.train.models.openvla.model import load_model
 from oxe_curate.train.models.openvla.parallel import best_action_ids
-from oxe_curate.train.models.openvla.projections import Projection, merge_lora
 from oxe_curate.train.models.pixels import PixelNormalizer
 from oxe_curate.train.models.weights import quantized, replace_linear
 from tests.train.models.openvla.slots import parallel_states
 
-VOCABULARY, PAD = 64, 0
+PAD = 0
 SMALL = {
-    "vocab_size": VOCABULARY,
+    "vocab_size": 896,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
-    "initializer_range": 0.3,  # avoids ties between tokens
 }
 GROUPED = SMALL | {"num_key_value_heads": 2}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MODELS = {
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "llama, grouped queries": lambda: transformers.LlamaConfig(**GROUPED),
     "llama 3": lambda: transformers.LlamaConfig(
-        **GROUPED,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 5e5,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 16,
-        },
+        **GROUPED, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 16}
     ),
     "qwen2": lambda: transformers.Qwen2Config(**GROUPED),
     "qwen3": lambda: transformers.Qwen3Config(**GROUPED, head_dim=16),
     "mistral": lambda: transformers.MistralConfig(**GROUPED, sliding_window=None),
+    "mistral, sliding window": lambda: transformers.MistralConfig(**GROUPED, sliding_window=6),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**SMALL),
     "gemma": lambda: transformers.GemmaConfig(**GROUPED, head_dim=16),
 }
-FUSED = ("llama", "llama, grouped queries", "llama 3", "qwen2", "qwen3", "mistral")
-
-
-def language_model(name: str):
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(MODELS[name](), attn_implementation="sdpa")
-    return model.eval()
 
 
 def generate(model, embeddings, count: int) -> list[int]:
@@ -85,6 +73,7 @@ def tiny(text: dict | None = None, seed: int = 1):
 
 
 PIXELS = PixelNormalizer()
+LONG = "put the pot on the stove " * 4
 
 
 def prompt(instruction: str) -> list[int]:
@@ -105,51 +94,17 @@ def embeddings(net, images, ids) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_decoders_generate_the_tokens_of_transformers(name):
-    model = language_model(name)
-    assert fusable(model.config) == (name in FUSED)
-    decoder = build_decoder(model, capacity=48)
-    assert type(decoder) is (FusedDecoder if name in FUSED else PlainDecoder)
-    x = torch.randn(13, 32, generator=torch.Generator().manual_seed(2))
-    expected = generate(model, x, 9)
-    padded = torch.cat([x, torch.full((3, 32), 7.0)])  # padding after the prompt must not matter
-    states = decoder.prefill(padded)
-    head = model.get_output_embeddings()
-    found = [head(states[12]).argmax(-1)]
-    for position in range(13, 21):
-        token = model.get_input_embeddings()(found[-1][None])
-        state = decoder.decode_token(token, torch.tensor([position]), visible=32)
-        found.append(head(state[0]).argmax(-1))
-    assert [token.item() for token in found] == expected
-
-
-def test_unsupported_models_use_the_plain_decoder():
-    assert not fusable(transformers.MistralConfig(sliding_window=128))
-    assert not fusable(
-        transformers.LlamaConfig(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
-    )
-    assert not fusable(transformers.LlamaConfig(hidden_act="gelu"))
-
-
-@torch.no_grad()
-def test_failing_kernels_are_replaced_by_torch(caplog):
-    class Broken:
-        def decoder_block(self, *_):
-            raise RuntimeError("Failed to find C compiler")
-
-    model = language_model("llama")
-    plain, broken = FusedDecoder(model, 32), FusedDecoder(model, 32)
-    broken._kernels = Broken()
-    x, at = torch.ones(1, 32), torch.tensor([0])
-    assert torch.equal(broken.decode_token(x, at, visible=16), plain.decode_token(x, at, visible=16))
-    assert "Triton kernels are disabled: Failed to find C compiler" in caplog.text
+def test_language_models_generate_the_tokens_of_transformers(name, images):
+    net = tiny(MODELS[name]().to_dict())
+    expected = generate(net.language_model, embeddings(net, images, prompt("pick")), 7)
+    assert OpenVLAController(net, control()).decode(images, "pick").tolist() == expected
+    assert len(set(expected)) > 3
 
 
 def test_token_by_token_decoding_equals_greedy_generation(images):
     net = tiny()
     controller = OpenVLAController(net, control(chunk=2))
-    for instruction in ("pick", "put the pot on the stove " * 4, "pick"):  # the second does not fit in the first cache
+    for instruction in ("pick", LONG, "pick"):  # the second does not fit in the first cache
         expected = generate(net.language_model, embeddings(net, images, prompt(instruction)), 14)
         found = controller.decode(images, instruction)
         assert found.tolist() == expected
@@ -228,7 +183,6 @@ def test_weights_are_shared_and_unchanged(images):
         assert torch.equal(parameter, before[name]), name
     again = OpenVLAController(net, control())
     block = net.language_model.model.layers[0].self_attn
-    assert block.q_proj.weight.untyped_storage().data_ptr() == block.v_proj.weight.untyped_storage().data_ptr()
     assert again.decode(images, "go").tolist() == first.tolist()
     with torch.no_grad():
         block.v_proj.weight.mul_(-1)  # visible to both
@@ -249,6 +203,101 @@ def test_mixed_weight_types_compute_in_the_type_of_the_embeddings(images):
         text = net.language_model.get_input_embeddings()(torch.tensor(prompt("go")))
     x = torch.cat([text[:1], seen, text[1:]])
     assert found == generate(net.language_model.float(), x, 7)
+
+
+def test_a_model_in_training_keeps_its_mixed_weight_types(images):
+    net = tiny().to(torch.bfloat16)
+    block = net.language_model.model.layers[1].float().requires_grad_(True)
+    controller = OpenVLAController(net, control())
+    assert controller.decode(images, "go").shape == (7,)
+    assert {parameter.dtype for parameter in block.parameters()} == {torch.float32}
+    assert net.language_model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
+@pytest.fixture
+def inductor():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at import
+        return pytest.importorskip("torch._inductor.cudagraph_trees")
+
+
+@pytest.fixture
+def cpu_compilation(monkeypatch, inductor):
+    """Compile on the CPU, with Dynamo only."""
+    compiler = torch.compile
+    monkeypatch.setattr("oxe_curate.train.models.openvla.control._obstacle", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda function, mode, **k: compiler(function, backend="eager", **k))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def graphs() -> int:
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def test_ordinary_instructions_share_one_compilation(images, cpu_compilation):
+    net = tiny()
+    eager, compiled = (OpenVLAController(net, control(compile=on)) for on in (False, True))
+    for instruction, expected in (("pick", 3), ("put the pot on the stove", 3), (LONG, 5), ("pick", 5)):
+        found = compiled.decode(images, instruction)
+        assert found.tolist() == eager.decode(images, instruction).tolist()
+        assert graphs() == expected, instruction
+    assert compiled.compiled
+
+
+def test_parallel_control_compiles_two_functions(images, cpu_compilation):
+    net, settings = tiny(), {"parallel": True, "chunk": 3, "head": L1Head(64).requires_grad_(False)}
+    eager, compiled = (OpenVLAController(net, control(compile=on, **settings)) for on in (False, True))
+    for instruction in ("pick", "put the pot on the stove"):
+        np.testing.assert_array_equal(compiled.decode(images, instruction), eager.decode(images, instruction))
+    assert graphs() == 2
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_nf4_layers_compile_without_graph_breaks(images, cpu_compilation, adapter):
+    pytest.importorskip("bitsandbytes")
+    net = quantized_net("nf4")
+    net.is_loaded_in_4bit = True
+    if adapter:
+        fuse(with_lora(net).requires_grad_(False))
+    eager, compiled = (OpenVLAController(net, control(compile=on)) for on in (False, True))
+    assert compiled.decode(images, "go").tolist() == eager.decode(images, "go").tolist()
+    assert graphs() == 3
+
+
+def test_control_runs_eagerly_where_compilation_fails(images, cpu_compilation, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("Failed to find C compiler\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    net = tiny()
+    controller = OpenVLAController(net, control())
+    expected = OpenVLAController(net, control(compile=False)).decode(images, "go").tolist()
+    assert controller.decode(images, "go").tolist() == controller.decode(images, "go").tolist() == expected
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "control runs without torch.compile, several times slower than with it: RuntimeError: Failed to find C compiler"
+    ]
+
+
+def test_control_on_the_cpu_warns_that_it_is_not_compiled(caplog):
+    net = tiny()
+    OpenVLAController(net, control(compile=False))
+    assert not caplog.records
+    OpenVLAController(net, control())
+    (record,) = caplog.records
+    assert record.message.endswith("several times slower than with it: it needs CUDA, and the model is on cpu")
+
+
+def test_cuda_graphs_are_used_on_one_thread_of_the_process(inductor):
+    """torch's graphs are thread-local, but `serve` warms up on one thread and answers on another."""
+
+    def work():
+        return threading.get_ident(), inductor.get_obj(inductor.local, "tree_manager_containers")
+
+    with ThreadPoolExecutor(2) as pool:
+        threads = [pool.submit(run_on_graph_thread, work).result()[0] for _ in range(4)]
+    assert len(set(threads)) == 1
+    assert threading.get_ident() not in threads
 
 
 def with_lora(net):
@@ -284,21 +333,37 @@ def quantize(module, names, how):
     return module.eval()
 
 
+def quantized_net(how: str):
+    net = tiny()
+    text = net.language_model.base_model
+    quantize(text, [name for name, module in text.named_modules() if isinstance(module, torch.nn.Linear)], how)
+    return net
+
+
 @pytest.mark.parametrize("how", ["nf4", "int8"])
-def test_quantized_layers(how):
+def test_quantized_language_models_generate_the_tokens_of_transformers(images, how):
     pytest.importorskip("bitsandbytes")
-    torch.manual_seed(0)
-    plain = torch.nn.Sequential(*(torch.nn.Linear(64, width, bias=False) for width in (64, 32)))
-    layers = quantize(copy.deepcopy(plain), ("0", "1"), how)
-    x = torch.randn(3, 64)
-    with torch.no_grad():
-        found = Projection(layers, torch.float32)(x)
-        expected = torch.cat([layer(x) for layer in layers], -1)
-        true = torch.cat([layer(x) for layer in plain], -1)
-        assert (found - expected).abs().max() < (1e-6 if how == "nf4" else 0.02) * expected.abs().max()
-        assert (found - true).abs().max() < (0.2 if how == "nf4" else 0.02) * true.abs().max()
-        after = Projection(layers, torch.float32)(x)  # the first forward pass of bitsandbytes moves its scales
-    torch.testing.assert_close(after, found)
+    net = quantized_net(how)
+    expected = generate(net.language_model, embeddings(net, images, prompt("go")), 7)
+    assert OpenVLAController(net, control()).decode(images, "go").tolist() == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_adapters_over_quantized_layers_stay_separate(images, training):
+    pytest.importorskip("bitsandbytes")
+    net = quantized_net("nf4")
+    net.is_loaded_in_4bit = True
+    model = with_lora(net)
+    assert fuse(model)
+    model.requires_grad_(False)
+    expected = generate(net.language_model, embeddings(net, images, prompt("go")), 7)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(training and "lora_" in name)
+    layer = net.language_model.model.layers[0].self_attn.q_proj
+    before = layer.get_base_layer().weight.data.clone()
+    assert OpenVLAController(net, control()).decode(images, "go").tolist() == expected
+    assert torch.equal(layer.get_base_layer().weight.data, before)
+    assert not layer.merged
 
 
 def test_merging_skips_quantized_layers():
