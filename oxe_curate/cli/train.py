@@ -147,8 +147,17 @@ def serve(
     base: _Base = None,
     center_crop: _Crop = None,
     max_mb: Annotated[int, typer.Option("--max-mb", min=1, help="Maximum size of a request in MiB.")] = 32,
+    compile_: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile", help="Use torch.compile on a GPU: starts slower, runs four times faster."
+        ),
+    ] = True,
 ) -> None:
-    """Serve a policy over HTTP: POST /act, as in OpenVLA's deploy.py. Listens on localhost by default."""
+    """Serve a policy over HTTP: POST /act, as in OpenVLA's deploy.py. Listens on localhost by default.
+
+    On a GPU, OpenVLA is compiled before requests are accepted: about 100 s at the first start, less from torch's cache.
+    """
     check_packages()
     check_packages("starlette", "uvicorn")
     from oxe_curate.train.serving.serve import serve_policy
@@ -156,6 +165,7 @@ def serve(
     serve_policy(
         folder, host=host, port=port, unnorm_key=unnorm_key, quantize=None if quantize == "none" else quantize,
         device=device, max_bytes=max_mb << 20, dtype=dtype, checkpoint=checkpoint, base=base, center_crop=center_crop,
+        compile=compile_,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ class OpenVLAController(Controller):
         self._caches: dict[int, StaticCache | None] = {}  # room -> cache
         obstacle = _obstacle(net, self._device) if control.compile else None
         self.compiled = control.compile and obstacle is None
-        if obstacle is not None:
+        if obstacle is not None and self._device.type == "cuda":
             _warn(obstacle)
         if self.compiled:
             fullgraph = not _has_layers(net, "Linear4bit")
