@@ -156,10 +156,11 @@ class OpenVLAController(Controller):
 
     def encode(self, images: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> torch.Tensor:
         """Embeddings (1, N, D) of images and proprio."""
-        pixels = self._control.pixels(torch.from_numpy(images).to(self._device))
+        # copied, because torch accepts neither flipped nor read-only arrays
+        pixels = self._control.pixels(torch.from_numpy(images.copy()).to(self._device))
         if proprio is None:
             return self._encode(pixels, None)
-        state = torch.from_numpy(np.asarray(proprio, np.float32).reshape(1, -1))
+        state = torch.from_numpy(np.array(proprio, np.float32).reshape(1, -1))
         return self._encode(pixels, state.to(self._device))
 
     def read(self, prefix: torch.Tensor, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
