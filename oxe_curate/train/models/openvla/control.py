@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -98,6 +98,7 @@ class OpenVLAController(Controller):
         self._lock = threading.Lock()
         self._prompts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._caches: dict[int, StaticCache | None] = {}  # room -> cache
+        self._use(lambda function: function)
         obstacle = _obstacle(net, self._device) if control.compile else None
         self.compiled = control.compile and obstacle is None
         if obstacle is not None and self._device.type == "cuda":
@@ -105,8 +106,6 @@ class OpenVLAController(Controller):
         if self.compiled:
             fullgraph = not _has_layers(net, "Linear4bit")
             self._use(lambda function: compile_with_graphs(function, fullgraph=fullgraph))
-        else:
-            self._use(lambda function: function)
 
     def act(
         self, images: NDArray[np.uint8], instruction: str, proprio: NDArray[np.float32] | None = None
@@ -143,24 +142,19 @@ class OpenVLAController(Controller):
         """Call a function as control steps are run: without gradients, and on the thread of the CUDA graphs."""
 
         def inside() -> _T:
-            with ExitStack() as modes:
-                modes.enter_context(torch.no_grad())
-                modes.enter_context(
-                    torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
-                )
-                if self._device.type == "cuda":
-                    modes.enter_context(torch.cuda.device(self._device))
+            kind, dtype = self._device.type, self._autocast
+            device = torch.cuda.device(self._device) if kind == "cuda" else nullcontext()
+            with device, torch.no_grad(), torch.autocast(kind, dtype, enabled=dtype is not None):
                 return work()
 
         return run_on_graph_thread(inside) if self.compiled else inside()
 
     def encode(self, images: NDArray[np.uint8], proprio: NDArray[np.float32] | None) -> torch.Tensor:
         """Embeddings (1, N, D) of images and proprio."""
-        pixels = self._control.pixels(torch.from_numpy(images).to(self._device))
-        if proprio is None:
-            return self._encode(pixels, None)
-        state = torch.from_numpy(np.asarray(proprio, np.float32).reshape(1, -1))
-        return self._encode(pixels, state.to(self._device))
+        # copied, because torch accepts neither flipped nor read-only arrays
+        pixels = self._control.pixels(torch.from_numpy(images.copy()).to(self._device))
+        state = None if proprio is None else torch.from_numpy(np.array(proprio, np.float32).reshape(1, -1))
+        return self._encode(pixels, None if state is None else state.to(self._device))
 
     def read(self, prefix: torch.Tensor, ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """The first token, int64 (1,), or in parallel decoding the result of `decode`. Arguments as for `Programs`."""

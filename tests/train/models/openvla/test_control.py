@@ -168,6 +168,14 @@ def test_proprio_adds_one_token(images):
         controller.act(images, "go", None)
 
 
+def test_flipped_and_read_only_images_are_accepted(images):
+    controller = OpenVLAController(tiny(), control())
+    flipped = images[:, ::-1]
+    frozen = flipped.copy()
+    frozen.flags.writeable = False
+    assert controller.decode(flipped, "go").tolist() == controller.decode(frozen, "go").tolist()
+
+
 def test_wrong_image_shapes_are_rejected(images):
     controller = OpenVLAController(tiny(), control())
     with pytest.raises(DataError, match=r"expected uint8 \(2, 28, 28, 3\), got uint8 \(1, 28, 28, 3\)"):
