@@ -11,8 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
+from oxe_curate.atomic import TEMPORARY
 from oxe_curate.errors import ConfigError
-from oxe_curate.storage import TEMPORARY, Folder
+from oxe_curate.storage import Folder
 
 OutputKind = Literal["index", "mixture", "run", "export", "evaluation", "demo"]
 
@@ -91,7 +92,7 @@ def claim_output(out: str | Path, kind: OutputKind, inputs: Mapping[str, str | P
 
 
 def _relation(out: Folder, other: Folder) -> str | None:
-    """How `out` lies to an input: "is", "is inside", "contains", or None where they are apart."""
+    """The relation of `out` to an input: "is", "is inside", "contains", or None."""
     one, two = _parts(out), _parts(other)
     if one == two:
         return "is"
@@ -129,7 +130,7 @@ def _is_dataset(folder: Folder, entries: Mapping[str, bool], depth: int = 2) -> 
 
 
 def _unfinished(folder: Folder, entries: Mapping[str, bool], patterns: tuple[str, ...], prefix: str = "") -> bool:
-    """Whether every file matches one of the patterns, part by part; a last "*" stands for anything below."""
+    """Whether every file matches one of the patterns, part by part; a final "*" matches anything below."""
     for name, is_folder in entries.items():
         if _ignored(name):
             continue

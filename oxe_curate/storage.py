@@ -21,10 +21,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
+from oxe_curate.atomic import TEMPORARY, atomic_file
 from oxe_curate.errors import StorageError
-
-TEMPORARY = ".oxe-tmp-"
-"""Prefix of unfinished files; `Folder.sweep` removes those of a killed run."""
 
 _CONNECT = 8.0  # seconds
 
@@ -153,15 +151,11 @@ class Folder:
                 sink.write(buffer.getvalue())
             return
         target = self.path(relative)
-        temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
         with _explained(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with pa.OSFile(str(temporary), "wb") as sink:  # 20 % faster than a Python file for Parquet
-                    write(sink)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            # 20 % faster than a Python file for Parquet
+            with atomic_file(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+                write(sink)
 
     def publish_bytes(self, relative: str, data: bytes) -> None:
         """Write a small file, complete or not at all."""

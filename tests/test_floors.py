@@ -10,7 +10,7 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
-    {"arrays", "errors", "lru"},
+    {"arrays", "atomic", "errors", "lru"},
     {"episode", "config", "storage"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},

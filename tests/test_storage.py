@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from oxe_curate.atomic import TEMPORARY
 from oxe_curate.errors import StorageError
-from oxe_curate.storage import TEMPORARY, Folder
+from oxe_curate.storage import Folder
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -149,10 +149,10 @@ def convert_(
     if from_ == "weights":
         mixture, found = _read(source, opened, cards)
     else:
-        mixture, wanted = convert.read_quantities(Path(source), from_)
+        mixture, selected = convert.read_quantities(Path(source), from_)
         found = members(mixture, opened, cards)
         one_pass = samples if to == "weights" else None
-        mixture = convert.with_quantities(mixture, found, wanted, from_, one_pass)
+        mixture = convert.with_quantities(mixture, found, selected, from_, one_pass)
         found = members(mixture, opened, cards)
     values = convert.quantities(mixture, found, to, samples)
     if as_json:

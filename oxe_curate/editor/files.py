@@ -11,14 +11,14 @@ import difflib
 import hashlib
 import os
 import re
-import secrets
 import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from oxe_curate.atomic import atomic_file, flush
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.storage import TEMPORARY, explain
+from oxe_curate.storage import explain
 
 _MAX_BYTES = 4 << 20
 _BREAK = re.compile(r"(\r\n|\r|\n)")
@@ -167,20 +167,14 @@ class MixtureFile:
             raise StorageError(f"{self.path}: points to another file than when the editor started; restart the editor")
 
     def _replace(self, data: bytes) -> None:
-        temporary = self.target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{self.target.name}")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
+        with atomic_file(self.target) as temporary:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with os.fdopen(handle, "wb") as file:
                 with contextlib.suppress(FileNotFoundError):
                     status = self.target.stat()
                     os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
-                    with contextlib.suppress(
-                        PermissionError
-                    ):  # another user's file: the mode is kept, the owner is not
+                    # another user's file: the mode is kept, the owner is not
+                    with contextlib.suppress(PermissionError):
                         os.fchown(file.fileno(), status.st_uid, status.st_gid)
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            flush(temporary)

@@ -90,10 +90,10 @@ def _scan_remote(folder: Folder, paths: Sequence[str]) -> pl.LazyFrame:
     def read(
         columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch: int | None
     ) -> Iterator[pl.DataFrame]:
-        wanted = SCHEMA.names if columns is None else [name for name in columns if name != "file"]
+        selected = SCHEMA.names if columns is None else [name for name in columns if name != "file"]
         for path in paths:
             # a table without columns has no rows: read one of them to count
-            table: Any = pl.from_arrow(read_table(folder, path, wanted or SCHEMA.names[:1]))
+            table: Any = pl.from_arrow(read_table(folder, path, selected or SCHEMA.names[:1]))
             frame = table.with_columns(file=pl.lit(path))
             if rows is not None:
                 frame = frame.head(rows)

@@ -8,13 +8,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from oxe_curate import __version__, registry
+from oxe_curate.atomic import atomic_file
 from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
 from oxe_curate.report.gather import gather_dataset
 from oxe_curate.report.thumbnails import read_thumbnails
-from oxe_curate.storage import TEMPORARY, explain, stderr_is_terminal
+from oxe_curate.storage import explain, stderr_is_terminal
 
 _FEW = 8
 """Up to this many data sets, more episodes and three frames of each are shown; the page stays at a few MB."""
@@ -48,9 +49,9 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
     frames, kept, dropped = (3, 9, 6) if few else (1, 4, 2)
     title = f"Filter report: {opened.folder.uri.rstrip('/').rsplit('/', 1)[-1]}"
     total = sum(len(opened.files(name)) for name in opened.datasets)
-    draft = out.with_name(f"{TEMPORARY}{out.name}")
     try:
         with (
+            atomic_file(out) as draft,
             draft.open("w", encoding="utf-8") as file,
             tqdm(total=total, desc="report", unit=" reads", disable=not (progress and stderr_is_terminal())) as bar,
         ):
@@ -65,11 +66,8 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
                 }
                 file.write(page.dataset(name, entry, found, shown))
             file.write(page.foot(opened.criteria, asdict(Criteria()), f"oxe-curate {__version__}"))
-        draft.replace(out)
     except OSError as error:
         raise StorageError(f"{out}: {explain(error)}") from error
-    finally:
-        draft.unlink(missing_ok=True)
     return out
 
 

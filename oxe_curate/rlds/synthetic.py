@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from tensorflow_datasets.core import features as tfds
 
+from oxe_curate.atomic import atomic_folder
 from oxe_curate.errors import DataError, StorageError
 from oxe_curate.rlds.encode import EpisodeValues, encode_example, flatten_episode, frame_record
 from oxe_curate.rlds.random_episode import random_episode
@@ -82,18 +81,13 @@ def write_dataset(
     by_split = episodes if isinstance(episodes, Mapping) else {split: episodes}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{version}.", dir=folder.parent) as temporary:
-            draft = Path(temporary) / version
-            draft.mkdir()
+        with atomic_folder(folder) as draft:
             written = {
                 s: _write_split(draft, name, s, features, _episodes(features, some, seed, s), shards)
                 for s, some in by_split.items()
             }
             (draft / "features.json").write_text(json.dumps(structure, indent=1) + "\n")
             (draft / "dataset_info.json").write_text(_dataset_info(name, version, written))
-            if folder.exists():
-                shutil.rmtree(folder)
-            draft.rename(folder)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
     return DatasetFolder(

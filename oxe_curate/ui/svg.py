@@ -58,7 +58,7 @@ def histogram(
     """Draw counts as bars whose height is the square root of the count, so that rare values can be seen.
 
     Args:
-        title: stands above the chart.
+        title: printed above the chart.
         edges: (bins + 1,).
         seen: (bins,), drawn pale.
         kept: (bins,), drawn over it in colour.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,12 @@ import yaml
 
 from oxe_curate import __version__
 from oxe_curate import config as strict
+from oxe_curate.atomic import atomic_folder
 from oxe_curate.errors import ConfigError
 from oxe_curate.outputs import claim_output
-from oxe_curate.storage import TEMPORARY
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.export.model_card import model_card
-from oxe_curate.train.loop.disk import disk_errors, flush
+from oxe_curate.train.loop.disk import disk_errors
 from oxe_curate.train.loop.saved import Saved, check_hashes, open_saved, spec_to_json
 from oxe_curate.train.models.base import Family, family
 from oxe_curate.train.packages import check_adapter_packages
@@ -72,17 +71,10 @@ def export_run(
     check_adapter_packages(saved.config.adapter)
     quantized = saved.config.adapter in ("qlora", "int8")
     where = choose_device(device if device is not None or quantized else "cpu")
-    temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
-    try:
-        with disk_errors(target):
-            temporary.mkdir(parents=True)
-            # newly restored and never run: on a CPU bitsandbytes repacks 4-bit weights when they are used
-            model = family(saved.config.model).restore(saved.config, saved.spec, saved.weights, where)
-            _fill(temporary, saved, model, merge, target.name)
-            flush(temporary)
-            _rename(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with disk_errors(target), atomic_folder(target) as temporary:
+        # newly restored and never run: on a CPU bitsandbytes repacks 4-bit weights when they are used
+        model = family(saved.config.model).restore(saved.config, saved.spec, saved.weights, where)
+        _fill(temporary, saved, model, merge, target.name)
     return target
 
 
@@ -98,13 +90,6 @@ def _fill(folder: Path, saved: Saved, model: Family, merge: bool, name: str) -> 
     for path in folder.rglob("*"):  # safetensors makes files that only their owner can read
         if path.is_file():
             path.chmod(mode)
-
-
-def _rename(temporary: Path, target: Path) -> None:
-    if target.is_dir():
-        target.rmdir()  # it is empty
-    temporary.rename(target)
-    flush(target.parent, recursive=False)
 
 
 def _record(saved: Saved, merge: bool) -> dict[str, Any]:

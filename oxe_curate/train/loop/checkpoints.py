@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oxe_curate.atomic import TEMPORARY, flush, remove
 from oxe_curate.errors import DataError
-from oxe_curate.storage import TEMPORARY
-from oxe_curate.train.loop.disk import disk_errors, flush, remove
+from oxe_curate.train.loop.disk import disk_errors
 from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder
 

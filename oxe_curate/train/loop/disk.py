@@ -1,4 +1,4 @@
-"""Writing folders that survive a crash, and errors of the disk as StorageError."""
+"""Errors of the disk as StorageError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oxe_curate.errors import StorageError
-from oxe_curate.storage import TEMPORARY, explain
+from oxe_curate.storage import explain
 
 
 @contextmanager
@@ -39,37 +39,3 @@ def storage_error(where: Path, error: BaseException) -> StorageError | None:
         known = shutil.disk_usage(where.parent).free < 1 << 24
         return StorageError(f"{where}: {explain(full) if known else f'cannot be written: {error}'}")
     return None
-
-
-def flush(folder: Path, recursive: bool = True) -> None:
-    """Sync a folder to the disk, so that a rename after this survives a power cut."""
-    if recursive:
-        for path in folder.rglob("*"):
-            _sync(path)
-    _sync(folder)
-
-
-def remove(folder: Path) -> None:
-    """Remove a file or folder; a folder is renamed first, so that half of one is never taken for a checkpoint."""
-    if not folder.exists():
-        return
-    if folder.is_file():
-        folder.unlink()
-        return
-    if not folder.name.startswith(TEMPORARY):
-        folder = folder.rename(folder.with_name(f"{TEMPORARY}old-{folder.name}"))
-    shutil.rmtree(folder)
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files and folders that a killed run left."""
-    for stray in folder.glob(f"{TEMPORARY}*"):
-        remove(stray)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

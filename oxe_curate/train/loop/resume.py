@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from oxe_curate.atomic import sweep
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.checkpoints import Progress, Resumed, last_checkpoint
-from oxe_curate.train.loop.disk import sweep
 from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.saved import file_sha256
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder

@@ -17,14 +17,15 @@ import torch
 import transformers
 
 from oxe_curate import config as strict
+from oxe_curate.atomic import atomic_folder
 from oxe_curate.errors import ConfigError, CurateError, DataError, did_you_mean
 from oxe_curate.outputs import claim_output
-from oxe_curate.storage import TEMPORARY, Folder
+from oxe_curate.storage import Folder
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.checkpoints import Resumed
-from oxe_curate.train.loop.disk import disk_errors, flush, remove, storage_error
+from oxe_curate.train.loop.disk import disk_errors, storage_error
 from oxe_curate.train.loop.distributed import Distributed, join_processes
 from oxe_curate.train.loop.forecast import Forecast, forecast, measure
 from oxe_curate.train.loop.memory import explain_out_of_memory
@@ -248,14 +249,8 @@ def _versions() -> dict[str, str]:
 
 def _save_adapter(run: RunFolder, model: Family) -> None:
     """Write the trained weights atomically; they replace those of a shorter run."""
-    temporary = run.path / f"{TEMPORARY}{run.adapter.name}"
-    remove(temporary)
-    with disk_errors(run.adapter):
+    with disk_errors(run.adapter), atomic_folder(run.adapter) as temporary:
         model.save(temporary)
-        flush(temporary)
-    remove(run.adapter)
-    temporary.rename(run.adapter)
-    flush(run.path, recursive=False)
 
 
 def _stopped(config: TrainConfig, trainer: FamilyTrainer) -> StoppedError:

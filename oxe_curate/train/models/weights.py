@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from oxe_curate.atomic import atomic_file
 from oxe_curate.errors import ConfigError, CorruptError
 
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -321,9 +322,8 @@ def write_weights(
         tensors = {name: get(name).detach().to("cpu").contiguous() for name in names}
         total += sum(tensor.nbytes for tensor in tensors.values())
         weight_map |= dict.fromkeys(names, file)
-        partial = folder / f"{file}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / file)
+        with atomic_file(folder / file) as partial:
+            save_file(tensors, partial, metadata={"format": "pt"})
     if index is None and len(layout) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     if index is not None:

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
+from oxe_curate.atomic import sweep
 from oxe_curate.errors import ConfigError, StorageError, WorkerError
 from oxe_curate.train.config import LoraConfig, TrainConfig
 from oxe_curate.train.loop.checkpoints import Progress, last_checkpoint, save_checkpoint
-from oxe_curate.train.loop.disk import sweep
 from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.resume import check_same_run
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder

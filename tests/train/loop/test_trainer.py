@@ -16,10 +16,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from oxe_curate.atomic import remove
 from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.train.loop import optimizers, train_state, trainer
 from oxe_curate.train.loop.checkpoints import last_checkpoint
-from oxe_curate.train.loop.disk import remove
 from oxe_curate.train.loop.progress_log import Log, Meter
 from oxe_curate.train.loop.trainer import DivergedError, FamilyTrainer
 from oxe_curate.train.models.adapter_files import read_tensors
