@@ -41,7 +41,7 @@ def test_the_demo_replaces_only_its_own_folders(small, tmp_path):
     assert (folder / "bridge_dataset-train.tfrecord-00000-of-00002").read_bytes() != before
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps(info | {"moduleName": "bridge_dataset"}))
-    with pytest.raises(StorageError, match="not made here"):
+    with pytest.raises(StorageError, match="that oxe-curate did not generate"):
         demo.write_demo(tmp_path)
 
 

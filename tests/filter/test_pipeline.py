@@ -237,7 +237,7 @@ def test_a_missing_source_or_output(tmp_path: Path) -> None:
         run(tmp_path / "nowhere", tmp_path / "out")
     bridge.write(tmp_path / "in")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file"):
+    with pytest.raises(ConfigError, match="is a file, expected a folder"):
         run(tmp_path / "in", tmp_path / "file")
 
 
