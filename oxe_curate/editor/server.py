@@ -14,7 +14,6 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from oxe_curate.editor import analyse
 from oxe_curate.editor.catalogue import Catalogue, starting_text
 from oxe_curate.editor.files import MixtureFile, Snapshot, view
 from oxe_curate.editor.frames import FrameViewer
+from oxe_curate.editor.page import static_files, static_route
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
 from oxe_curate.errors import ConfigError, CurateError, StorageError
@@ -40,7 +40,6 @@ from oxe_curate.ui import web
 
 _PORT = 8441
 _log = logging.getLogger(__name__)
-_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 
 class Editor:
@@ -217,34 +216,11 @@ def editor_application(
         post("/api/histograms", editor.histograms),
         Route("/api/frame/{dataset}", frame, methods=["GET"]),
         Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", frame, methods=["GET"]),
-        *(_static(path, data, kind) for path, (data, kind) in static_files().items()),
+        *(static_route(path, data, kind) for path, (data, kind) in static_files().items()),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
     app.router.redirect_slashes = False
     return app
-
-
-def static_files() -> dict[str, tuple[bytes, str]]:
-    """URL path -> contents and type of each file of the page."""
-    found: dict[str, tuple[bytes, str]] = {}
-
-    def walk(folder: Any, prefix: str) -> None:
-        for item in folder.iterdir():
-            if item.is_dir():
-                walk(item, f"{prefix}{item.name}/")
-            elif (kind := _TYPES.get(Path(item.name).suffix)) is not None:
-                found[prefix + item.name] = (item.read_bytes(), f"{kind}; charset=utf-8")
-
-    walk(files("oxe_curate.editor") / "static", "/")
-    found["/"] = found.pop("/index.html")
-    return found
-
-
-def _static(path: str, data: bytes, kind: str) -> Route:
-    async def answer(request: Request) -> Response:
-        return Response(data, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
-
-    return Route(path, answer, methods=["GET"])
 
 
 async def _answer(work: Callable[[], dict[str, Any]]) -> Response:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from oxe_curate.editor import server
+from oxe_curate.editor import page, server
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.editor.files import MixtureFile
 from oxe_curate.editor.security import HEADERS, Access
@@ -312,7 +312,7 @@ def test_the_address_is_printed_once_it_can_be_reached(tmp_path):
 
 
 def test_static_files_have_types_and_are_small():
-    files = server.static_files()
+    files = page.static_files()
     assert {"/", "/main.js", "/app.css", "/vendor/codemirror.js", "/vendor/preact.js"} <= set(files)
     assert max(len(data) for data, _ in files.values()) < 1_000_000
     assert not any(b"http://" in data.replace(b"http://www.w3.org/", b"") for path, (data, _) in files.items() if "vendor" not in path)  # fmt: skip  # noqa: E501

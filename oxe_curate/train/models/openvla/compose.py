@@ -18,7 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from oxe_curate.actions.tokenizers import candidates, read_vocabulary
 from oxe_curate.errors import ConfigError
 from oxe_curate.train.models.openvla.config import Architecture, published_config
-from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA, Projector
+from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA
+from oxe_curate.train.models.openvla.projector import Projector
 from oxe_curate.train.models.openvla.synthetic import tensor_shapes
 from oxe_curate.train.models.pixels import PREPROCESSOR, PixelNormalizer
 from oxe_curate.train.models.weights import Checkpoint, StoredTensor, plan_files, skeleton, write_weights

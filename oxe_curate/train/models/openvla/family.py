@@ -15,7 +15,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.augment import augment
-from oxe_curate.train.data.batch import IGNORE, Batch, Collator
+from oxe_curate.train.data.batch import Batch, Collator
 from oxe_curate.train.data.rows import ACTION_WIDTH, SampleFormat
 from oxe_curate.train.models.adapter_files import load_trained, save_trained
 from oxe_curate.train.models.adapters import Parts, attach, check_quantization
@@ -25,6 +25,7 @@ from oxe_curate.train.models.openvla.collate import OpenVLACollator, bin_tokens
 from oxe_curate.train.models.openvla.config import Architecture
 from oxe_curate.train.models.openvla.export import export_merged
 from oxe_curate.train.models.openvla.greedy import greedy_ids
+from oxe_curate.train.models.openvla.losses import gather_states, mean_over, token_loss
 from oxe_curate.train.models.openvla.model import OpenVLA, load_model
 from oxe_curate.train.models.openvla.parallel import (
     additive,
@@ -162,7 +163,7 @@ class OpenVLAFamily(Family):
             hidden = self.base.last_hidden(sequences.embeds, None)  # padding is on the right: causality hides it
             losses, logged = self._token_losses(hidden[:n], batch)
         if "text_ids" in batch:
-            text = _mean_loss(self.base.head(_gather(hidden[n:], batch["text_places"])), batch["text_targets"])
+            text = token_loss(self.base.head(gather_states(hidden[n:], batch["text_places"])), batch["text_targets"])
             logged["text_loss"] = text.detach().mean()
             losses = torch.cat([losses, text * batch["text_factor"]])
         elif self.texts and self.training:
@@ -264,16 +265,16 @@ class OpenVLAFamily(Family):
         return self.base.last_hidden(blank, additive(mask, embeds.dtype), position_ids=places)
 
     def _token_losses(self, hidden: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits = self.base.head(_gather(hidden, batch["places"]))
+        logits = self.base.head(gather_states(hidden, batch["places"]))
         chosen = logits[:, :-1].detach().argmax(-1)  # without the stop token
-        return _mean_loss(logits, batch["targets"]), self._scores(chosen, batch)
+        return token_loss(logits, batch["targets"]), self._scores(chosen, batch)
 
     def _slot_losses(self, states: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         actions, mask = batch["actions"], batch["action_mask"]
         if self.continuous:
             predicted = self.base.action_head(self._head_input(states))
             losses = l1_loss(predicted, actions, mask)
-            return losses, {"l1": _mean((predicted.detach() - actions).abs(), mask[..., None])}
+            return losses, {"l1": mean_over((predicted.detach() - actions).abs(), mask[..., None])}
         logits = self.base.head(states)
         losses = slot_loss(logits, batch["action_ids"], mask)
         return losses, self._scores(best_action_ids(logits.detach(), self._ids), batch)
@@ -284,8 +285,8 @@ class OpenVLAFamily(Family):
         chosen = chosen.view(truth.shape)
         mask = batch["action_mask"][..., None]
         return {
-            "token_accuracy": _mean((chosen == truth).float(), mask),
-            "l1": _mean((self._values[chosen] - self._values[truth]).abs(), mask),
+            "token_accuracy": mean_over((chosen == truth).float(), mask),
+            "l1": mean_over((self._values[chosen] - self._values[truth]).abs(), mask),
         }
 
     def _head_input(self, states: torch.Tensor) -> torch.Tensor:
@@ -337,19 +338,3 @@ def _per_camera(random: torch.Tensor, cameras: int) -> torch.Tensor:
     shift = torch.arange(cameras, device=random.device) * 0.6180339887
     shifted: torch.Tensor = (random[:, None] + shift[:, None]) % 1
     return shifted.flatten(0, 1)
-
-
-def _gather(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-def _mean_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each row (n,) over the targets (n, T) that are not -100."""
-    loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE)
-    learned = targets != IGNORE
-    return loss.view(targets.shape).sum(1) / learned.sum(1).clamp(min=1)
-
-
-def _mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    weight = mask.expand_as(values).to(values.dtype)
-    return (values * weight).sum() / weight.sum()  # NaN if empty
