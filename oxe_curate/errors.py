@@ -44,6 +44,12 @@ class WorkerError(CurateError):
     exit_code = 1
 
 
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return "Did you mean 'x'?" with the closest known name, or "" if none is close."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
+    return f"Did you mean {close[0]!r}?" if close else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a sentence for the end of an error message: the closest known name, or the list of known names.
 
@@ -51,9 +57,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "Did you mean 'bridge_orig'?"
     """
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"Did you mean {close[0]!r}?"
+    if suggestion := closest(name, names):
+        return suggestion
     if not names:
         return "There are none."
     shown = ", ".join(names[:12]) + (f", … ({len(names)} in all)" if len(names) > 12 else "")

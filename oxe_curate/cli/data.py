@@ -40,12 +40,13 @@ def datasets(
 
 def _no_data_set(text: str, known: list[dict[str, Any]]) -> None:
     """Raise ConfigError with the closest name, or with the part of a name."""
-    from oxe_curate.errors import ConfigError, did_you_mean
+    from oxe_curate.errors import ConfigError, closest
 
     names = {name for row in known for name in (row["name"], *row["aliases"])}
-    hint = did_you_mean(text, names | {part for name in names for part in name.split("_") if len(part) > 3})
-    closest = hint if hint.startswith("Did you mean") else "Try without the filters, or a part of the name."
-    raise ConfigError(f"no data set matches {text!r}. {closest}")
+    suggestion = closest(text, names | {part for name in names for part in name.split("_") if len(part) > 3})
+    raise ConfigError(
+        f"no data set matches {text!r}. {suggestion or 'Try without the filters, or a part of the name.'}"
+    )
 
 
 def report(

@@ -13,7 +13,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.errors import ConfigError, closest, did_you_mean
 
 if TYPE_CHECKING:
     from oxe_curate.registry.card import DatasetCard
@@ -42,9 +42,10 @@ def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
         raise ConfigError(f"the alias {name!r} is ambiguous; it is in the cards {', '.join(c.name for c in own)}")
     if not own:
         known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
+        suggestion = f" {close}" if (close := closest(name, known)) else ""
         raise ConfigError(
-            f"no card for data set {name!r}. {did_you_mean(name, known)} If it is your own data set, pass its "
-            "cards with --cards FOLDER; `oxe-curate inspect` drafts one."
+            f"no card for data set {name!r}.{suggestion} If it is your own data set, pass its cards with --cards "
+            "FOLDER; `oxe-curate inspect` drafts one."
         )
     return own[0]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from oxe_curate import config as strict
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds, parse_statistics
-from oxe_curate.errors import ConfigError, DataError, did_you_mean
+from oxe_curate.errors import ConfigError, DataError, closest, did_you_mean
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import TrainConfig, read_train_config
 from oxe_curate.train.models.base import PolicySpec
@@ -109,8 +109,7 @@ def choose_key(names: Iterable[str], key: str | None, where: str) -> str:
             f"{where}: trained on {len(known)} data sets; choose the one to act like with unnorm_key: {listed}"
         )
     if key not in known:
-        closest = did_you_mean(key, known)
-        hint = f" {closest}" if closest.startswith("Did you mean") else ""
+        hint = f" {suggestion}" if (suggestion := closest(key, known)) else ""
         raise ConfigError(f"{where}: unknown unnorm_key {key!r}.{hint} Known: {listed}.")
     return key
 
