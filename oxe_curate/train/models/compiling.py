@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 _T = TypeVar("_T")
+warnings.filterwarnings("ignore", message="Guards may run slower on Python 3.13.0")  # nothing that a user must know
 
 
 def compile_blocks(net: nn.Module) -> int:
