@@ -8,28 +8,10 @@ from typing import Literal
 import numpy as np
 
 from oxe_curate.inspection.finding import Finding, unknown
-from oxe_curate.inspection.matching import SURE, Match, match
+from oxe_curate.inspection.matching import SURE, Match
 from oxe_curate.inspection.series import Columns, Episodes, pooled, unwrap, varies
 
 JOINTS = re.compile(r"joint|qpos|motor")
-
-
-def action_kind(episodes: Episodes, action: Columns, state: Columns, control_hz: float | None = None) -> Finding:
-    """Is the action a displacement, a velocity or an absolute pose of these state columns?
-
-    Answers: "delta" (in the state's units), "scaled delta" (a displacement in other units, a controller's input, or
-    a velocity at an unknown rate), "velocity" (only where `control_hz` is given and gain x rate is near 1), "absolute".
-
-    Args:
-        episodes: step dicts.
-        action: columns of the action.
-        state: as many columns of the state, or more to choose from.
-        control_hz: steps per second, where known.
-    """
-    matches = match(episodes, action, state, size=len(action))
-    if not matches:
-        return unknown(f"what does {action} mean?", f"{action} hardly varies or is wider than {state}")
-    return kind_of(episodes, matches[0], control_hz)
 
 
 def kind_of(episodes: Episodes, m: Match, control_hz: float | None = None) -> Finding:

@@ -98,7 +98,7 @@ def quaternion_order(episodes: Episodes, quaternion: Columns, turns: Columns | N
 def turn_kind(
     episodes: Episodes, turns: Columns, quaternion: Columns, order: QuaternionOrder, control_hz: float | None = None
 ) -> Finding:
-    """Is the action's rotation a displacement of this quaternion? Answers as `motion.action_kind`, except "absolute".
+    """Is the action's rotation a displacement of this quaternion? Answers as `motion.kind_of`, except "absolute".
 
     A gain near 1 is a displacement in radians, one near pi / 180 a displacement in degrees.
     """

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from oxe_curate.inspection import motion
-from oxe_curate.inspection.series import Columns
+from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.matching import match
+from oxe_curate.inspection.series import Columns, Episodes
 from tests.inspection.constructed import Truth, episodes
 
 ACTION, STATE = Columns("action", 0, 3), Columns("observation/state", 0, 3)
+
+
+def kind(found: Episodes, hz: float | None = None) -> Finding:
+    (best, *_) = match(found, ACTION, STATE)
+    return motion.kind_of(found, best, hz)
 
 
 @pytest.mark.parametrize(
@@ -22,34 +29,34 @@ ACTION, STATE = Columns("action", 0, 3), Columns("observation/state", 0, 3)
     ],
 )
 def test_the_kind_of_action(truth: Truth, hz: float | None, answer: str) -> None:
-    finding = motion.action_kind(episodes(truth, np.random.default_rng(0)), ACTION, STATE, hz)
+    finding = kind(episodes(truth, np.random.default_rng(0)), hz)
     assert finding.answer == answer
     assert finding.confidence > 0.6
     assert f"{finding.evidence['r_delta']:.2f}" in finding.why or finding.evidence.get("exact")
 
 
 def test_an_exact_difference_is_reported_as_exact() -> None:
-    finding = motion.action_kind(episodes(Truth("delta"), np.random.default_rng(1)), ACTION, STATE)
+    finding = kind(episodes(Truth("delta"), np.random.default_rng(1)))
     assert finding.evidence["exact"]
     assert finding.confidence == 0.99
 
 
 def test_a_scaled_displacement_gives_the_rate_of_an_equal_velocity() -> None:
-    finding = motion.action_kind(episodes(Truth("velocity", hz=10), np.random.default_rng(0)), ACTION, STATE)
+    finding = kind(episodes(Truth("velocity", hz=10), np.random.default_rng(0)))
     assert "10 Hz" in finding.why
 
 
 def test_unrelated_numbers_have_no_meaning() -> None:
     rng = np.random.default_rng(0)
     found = [{"action": rng.normal(size=(30, 7)), "observation/state": rng.normal(size=(30, 7))} for _ in range(6)]
-    finding = motion.action_kind(found, ACTION, STATE)
+    finding = kind(found)
     assert not finding.known
     assert "neither" in finding.why
 
 
 def test_an_action_that_does_not_vary() -> None:
     found = [{"action": np.zeros((9, 7)), "observation/state": np.random.default_rng(0).normal(size=(9, 7))}]
-    assert not motion.action_kind(found, ACTION, STATE).known
+    assert match(found, ACTION, STATE) == []
     constant = motion.kind_without_state(found, ACTION)
     assert (constant.answer, constant.why) == ("constant", "the value is 0, 0, 0 at every step")
 
