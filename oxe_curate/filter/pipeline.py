@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from oxe_curate import registry
-from oxe_curate.beam import runner
+from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import across, scan
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
@@ -87,7 +87,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     claim_output(out, "index", {"source": source})
     datasets = find(root, options.datasets)
     if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
-        runner.start_workers_early("oxe_curate.filter.pipeline")
+        local.start_workers_early("oxe_curate.filter.pipeline")
     root = datasets[0].source
     previous, resumed = _previous(folder)
     cards = _cards(options, previous, folder)
