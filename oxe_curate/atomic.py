@@ -21,6 +21,7 @@ TEMPORARY = ".oxe-tmp-"
 LOCK = ".oxe-lock"
 """File in an output folder that a command holds while it writes there; its name may continue."""
 _KEPT = f"{TEMPORARY}kept-"  # folders that hold what is being replaced, under its own name
+_PART = ".part"
 _NAME_BYTES = 255
 _FOREIGN_SECONDS = 3600.0  # without a change: how old a temporary file of another machine must be to be removed
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EISDIR}
@@ -66,9 +67,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def temporary_path(target: Path, prefix: str = TEMPORARY) -> Path:
-    """A name next to `target` that no other process, thread or machine uses; the end of a long name is kept."""
+    """A name next to `target` that no other process, thread or machine uses, and no pattern like *.parquet matches."""
     label = f"{prefix}{process_label()}-{os.urandom(4).hex()}-".encode()
-    return target.with_name(os.fsdecode(label + os.fsencode(target.name)[len(label) - _NAME_BYTES :]))
+    name = os.fsencode(target.name)[: _NAME_BYTES - len(label) - len(_PART)]
+    return target.with_name(os.fsdecode(label + name) + _PART)
 
 
 def replace_folder(new: Path, target: Path) -> None:
