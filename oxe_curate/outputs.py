@@ -39,7 +39,7 @@ _MARKERS = {
 }
 _DATASET = ("dataset_info.json", "features.json")
 _UNFINISHED: dict[str, tuple[str, ...]] = {
-    "index": ("*/*/*.parquet", "*/*/*/*.parquet"),
+    "index": ("*/*/*.parquet", "*/*/*/*.parquet", "files.json", "sources.json"),
     "mixture": (
         "train-*-of-*.parquet", "validation-*-of-*.parquet", "text-*-of-*.parquet", "dataset_statistics.json",
         "action_tokens.parquet", "mixture.yaml",

@@ -11,7 +11,7 @@ from tests import ROOT
 
 FLOORS = [
     {"arrays", "atomic", "errors", "lru"},
-    {"episode", "config", "storage"},
+    {"episode", "config", "sealed", "storage"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
     {"index"},
