@@ -18,7 +18,7 @@ from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Summary, existing_cards
 from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, describe_files, split_of
-from oxe_curate.outputs import claim_output
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
@@ -54,6 +54,11 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     if not root.exists():
         raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
     claim_output(out, "index", {"source": source})
+    with hold_output(out, "index"):
+        return _filter(root, folder, options, start)
+
+
+def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) -> FilterResult:
     datasets = find(root, options.datasets)
     if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
         local.start_workers_early("oxe_curate.filter.pipeline")
