@@ -6,15 +6,11 @@ renamed, so that a file that exists is complete.
 
 from __future__ import annotations
 
-import errno
-import functools
 import mmap
 import os
-import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +19,27 @@ from pyarrow import fs
 
 from oxe_curate.atomic import TEMPORARY, atomic_file
 from oxe_curate.errors import StorageError
-
-_CONNECT = 8.0  # seconds
+from oxe_curate.storage.explain import explained
+from oxe_curate.storage.systems import file_system
 
 Buffer = memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file in a listing.
+
+    Attributes:
+        name: relative to the listed folder.
+        size: in bytes.
+        mtime_ns: nanoseconds since 1970; object stores count whole seconds.
+        identity: see `Folder.identity`; of an object, as much as the listing has: size and time.
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    identity: str
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,8 @@ class Folder:
         return Path(self.uri, relative)
 
     def _full(self, relative: str) -> tuple[Any, str]:
-        file_system, base = _file_system(self.uri)
-        return file_system, f"{base}/{relative}".rstrip("/") if relative else base
+        system, base = file_system(self.uri)
+        return system, f"{base}/{relative}".rstrip("/") if relative else base
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file or folder of this name exists."""
@@ -88,24 +101,59 @@ class Folder:
                 kind or fs.FileType.NotFound,
                 size=path.stat().st_size if kind == fs.FileType.File else None,
             )
-        file_system, full = self._full(relative)
-        with _explained(f"{self.uri}/{relative}"):
-            return file_system.get_file_info(full)
+        system, full = self._full(relative)
+        with explained(f"{self.uri}/{relative}"):
+            return system.get_file_info(full)
 
     def list(self, relative: str = "", recursive: bool = False) -> Iterator[tuple[str, bool, int]]:
         """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path."""
-        file_system, full = self._full(relative)
+        system, full = self._full(relative)
         _, base = self._full("")
-        with _explained(f"{self.uri}/{relative}"):
+        with explained(f"{self.uri}/{relative}"):
             selector = fs.FileSelector(full, allow_not_found=True, recursive=recursive)
-            infos = sorted(file_system.get_file_info(selector), key=lambda info: str(info.path))
+            infos = sorted(system.get_file_info(selector), key=lambda info: str(info.path))
         for info in infos:
             name = info.path[len(base) :].lstrip("/")
             yield name, info.type == fs.FileType.Directory, int(info.size or 0)
 
+    def list_files(self, relative: str = "") -> Sequence[StoredFile]:
+        """All files below `relative`, at any depth, sorted by name; [] if there are none.
+
+        An object store needs one request per 1,000 files. Folders, and objects that only mark one, are left out.
+        """
+        if self.is_local:
+            with explained(f"{self.uri}/{relative}"):
+                return sorted(_walk(self.path(relative), f"{relative}/" if relative else ""), key=lambda f: f.name)
+        system, full = self._full(relative)
+        _, base = self._full("")
+        with explained(f"{self.uri}/{relative}"):
+            infos = system.get_file_info(fs.FileSelector(full, allow_not_found=True, recursive=True))
+        found = []
+        for info in infos:
+            if info.type == fs.FileType.File:
+                seconds = info.mtime_ns // 10**9 if info.mtime_ns is not None else 0
+                size, name = int(info.size), info.path[len(base) :].lstrip("/")
+                found.append(StoredFile(name, size, seconds * 10**9, f"{size}:{seconds}"))
+        return sorted(found, key=lambda file: file.name)
+
+    def identity(self, relative: str) -> str:
+        """What tells whether a file is still the one that was read before; one request, no content is read.
+
+        Equal strings mean the same file, unless somebody set its times back on purpose.
+
+        Returns:
+            Of a local file: size, mtime, ctime (ns) and inode. Of an object: size, time (s) and its ETag (s3://) or
+            generation (gs://); it begins with the `identity` of the object in `list_files`.
+        """
+        if self.is_local:
+            with explained(f"{self.uri}/{relative}"):
+                return _local_identity(self.path(relative).stat())
+        with explained(f"{self.uri}/{relative}"), self.open(relative) as file:
+            return object_identity(file)
+
     def read_bytes(self, relative: str, offset: int = 0, length: int | None = None) -> bytes:
         """Read a file, or `length` bytes of it from `offset`."""
-        with _explained(f"{self.uri}/{relative}"):
+        with explained(f"{self.uri}/{relative}"):
             if self.is_local:
                 with self.path(relative).open("rb") as file:
                     file.seek(offset)
@@ -116,14 +164,14 @@ class Folder:
 
     def open(self, relative: str) -> Any:
         """Open a file for random reading (a pyarrow NativeFile)."""
-        file_system, full = self._full(relative)
-        with _explained(f"{self.uri}/{relative}"):
-            return file_system.open_input_file(full)
+        system, full = self._full(relative)
+        with explained(f"{self.uri}/{relative}"):
+            return system.open_input_file(full)
 
     def map(self, relative: str) -> Buffer:
         """Map a local file for random reading: pages are read as they are touched, without read-ahead."""
         path = self.path(relative)
-        with _explained(str(path)), path.open("rb") as file:
+        with explained(str(path)), path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 return memoryview(b"")
@@ -146,12 +194,12 @@ class Folder:
             # in memory first: an interrupted upload must not leave a partial object
             buffer = pa.BufferOutputStream()
             write(buffer)
-            file_system, full = self._full(relative)
-            with _explained(name), file_system.open_output_stream(full) as sink:
+            system, full = self._full(relative)
+            with explained(name), system.open_output_stream(full) as sink:
                 sink.write(buffer.getvalue())
             return
         target = self.path(relative)
-        with _explained(name):
+        with explained(name):
             target.parent.mkdir(parents=True, exist_ok=True)
             # 20 % faster than a Python file for Parquet
             with atomic_file(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
@@ -163,10 +211,10 @@ class Folder:
 
     def remove(self, relative: str) -> None:
         """Remove a file if it exists."""
-        file_system, full = self._full(relative)
+        system, full = self._full(relative)
         if self.exists(relative):
-            with _explained(f"{self.uri}/{relative}"):
-                file_system.delete_file(full)
+            with explained(f"{self.uri}/{relative}"):
+                system.delete_file(full)
 
     def sweep(self) -> None:
         """Remove temporary files of killed runs below this folder."""
@@ -184,97 +232,27 @@ class Folder:
             raise StorageError(f"{self}: cannot write: {reason}") from error
 
 
-class _explained:  # noqa: N801 (reads as a phrase: `with _explained(name):`)
-    """Turn an OSError in the block into a StorageError that names the file and says what to do."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise StorageError(f"{self.name}: {explain(error)}") from error
-
-
-def explain(error: OSError) -> str:
-    """Explain an operating system error and what to do."""
-    advice = {
-        errno.ENOSPC: "the disk is full. Free some space and run the same command again; finished work is kept",
-        errno.EDQUOT: "disk quota exceeded. Free some space and run the same command again; finished work is kept",
-        errno.ENOENT: "file or folder not found",
-        errno.EACCES: "permission denied",
-        errno.EPERM: "permission denied",
-        errno.EROFS: "the file system is read-only",
-        errno.ENOTDIR: "a parent of the path is a file, not a folder",
-        errno.EISDIR: "is a folder, not a file",
-    }
-    known = advice.get(error.errno or 0)
-    return known or (error.strerror or str(error).splitlines()[0] if str(error) else type(error).__name__)
-
-
-@functools.lru_cache(maxsize=64)
-def _file_system(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path inside it.
-
-    gs:// and s3:// use the default credentials; `gs://anonymous@bucket` or OXE_CURATE_ANONYMOUS=1 reads public data
-    without credentials, as does gs:// where none are configured.
-    """
-    scheme, _, rest = uri.partition("://")
-    if not rest:
-        return fs.LocalFileSystem(), uri
-    anonymous = rest.startswith("anonymous@") or os.environ.get("OXE_CURATE_ANONYMOUS") == "1"
-    rest = rest.removeprefix("anonymous@").rstrip("/")
+def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
     try:
-        if scheme in ("gs", "gcs"):
-            return _gcs(anonymous), rest
-        if scheme == "s3":
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            return fs.S3FileSystem(anonymous=anonymous, endpoint_override=endpoint), rest
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{uri}: {error}") from error
-    raise StorageError(f"{uri}: unknown scheme {scheme}://; use a local path, gs:// or s3://")
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            status = entry.stat()
+            yield StoredFile(prefix + entry.name, status.st_size, status.st_mtime_ns, _local_identity(status))
 
 
-def _gcs(anonymous: bool) -> Any:
-    """Google Cloud Storage, with the credentials that are set up, if any."""
-    adc = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or Path(
-        os.environ.get("CLOUDSDK_CONFIG", Path.home() / ".config" / "gcloud"),
-        "application_default_credentials.json",
-    )
-    endpoint = os.environ.get("STORAGE_EMULATOR_HOST")  # Google's own variable for a test server
-    scheme, _, host = (endpoint or "").rpartition("://")
-    if not any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        name, _, port = (host or "storage.googleapis.com").partition(":")
-        _check_reachable(name, int(port or (80 if scheme == "http" else 443)))
-    return fs.GcsFileSystem(
-        anonymous=anonymous or bool(endpoint) or not Path(adc).exists(),
-        endpoint_override=host or None,
-        scheme=scheme or ("http" if endpoint else None),
-        retry_time_limit=None,
-    )
+def _local_identity(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
 
 
-def _check_reachable(host: str, port: int, seconds: float = _CONNECT) -> None:
-    """Raise OSError at once where there is no route: Google's client would retry for a quarter of an hour."""
-    problem: list[OSError] = [TimeoutError(f"no answer within {seconds:.0f} s")]
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=seconds).close()
-        except OSError as error:
-            problem[0] = error
-        else:
-            problem.clear()
-
-    thread = threading.Thread(target=connect, daemon=True)  # the name look-up has no time limit of its own
-    thread.start()
-    thread.join(seconds)
-    if problem:
-        raise OSError(f"cannot connect to {host}:{port} ({problem[0]}). Check the network; HTTPS_PROXY sets a proxy")
-
-
-def stderr_is_terminal() -> bool:
-    """Whether standard error is a terminal, so that a progress bar is shown."""
-    return sys.stderr.isatty()
+def object_identity(file: Any) -> str:
+    """See `Folder.identity`, of an open object; no further request."""
+    facts = {key.lower(): value.decode() for key, value in (file.metadata() or {}).items()}
+    text = facts.get("updated") or facts.get("last-modified")
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+    seconds = int(moment.timestamp()) if moment else 0
+    return f"{file.size()}:{seconds}:{facts.get('generation') or facts.get('etag', '')}"
