@@ -103,9 +103,7 @@ def test_a_wrong_key_or_bucket_is_named(bucket: Folder) -> None:
 
 
 def test_public_google_buckets_need_no_credentials() -> None:
-    code = (
-        "from oxe_curate.storage.systems import file_system; print(type(file_system('gs://gresearch/x')[0]).__name__)"
-    )
+    code = "from oxe_curate.storage import Folder; print(type(Folder.of('gs://gresearch/x')._full('')[0]).__name__)"
     env = {**os.environ, "HOME": "/nonexistent", "HTTPS_PROXY": "http://127.0.0.1:9"}  # nothing is connected to
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=True)
     assert done.stdout.strip() == "GcsFileSystem"

@@ -104,8 +104,7 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
                 continue
             try:
                 if task.verify:
-                    if ensure:
-                        ensure(offset, length + tfrecord.FOOTER)
+                    ensure(offset, length + tfrecord.FOOTER)
                     tfrecord.check_data(buffer, offset, length)
                     read += length
                 row, touched = scanner.row(task, buffer, number, offset, length, ensure)
@@ -125,7 +124,7 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
             raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
     summary = Summary.count((row.num_steps, row.reason) for row in rows)
     summary.corrupt = corrupt
-    summary.bytes_read = shard.remote.bytes_fetched if shard.remote else read
+    summary.bytes_read = shard.bytes_needed
     return rows, summary
 
 
@@ -187,9 +186,7 @@ class Scanner:
                 continue
             spans[role] = (span.offset, span.length)
             if task.frames == "exact" and trajectory is not None:
-                if ensure:
-                    ensure(span.offset, span.length)
-                frames[role] = locate(buffer, spans[role], episode.num_steps, role)[trajectory.frame_index]
+                frames[role] = locate(buffer, spans[role], episode.num_steps, role, ensure)[trajectory.frame_index]
         shard = task.shard
         row = IndexRow(
             id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),

@@ -23,6 +23,7 @@ from oxe_curate.rlds.tfrecord import Ensure
 from oxe_curate.rlds.varint import read_varint
 
 BYTES, FLOAT, INT64 = 1, 2, 3
+_VARINT = 10  # bytes of the longest varint
 _HEAD = 256  # bytes of an entry before its payload: tags, lengths and the key
 
 
@@ -255,13 +256,15 @@ def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
     return values.view(np.int64)
 
 
-def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
+def byte_ranges(buffer: memoryview, span: Span, ensure: Ensure | None = None) -> NDArray[np.int64]:
     """int64 (n, 2): offset and length of each value of a BytesList; reads only a few bytes before each value."""
     ranges: list[int] = []
     append = ranges.append
     position, end = span.offset, span.offset + span.length
     try:
         while position < end:
+            if ensure:
+                ensure(position, min(_VARINT + 1, end - position))
             if buffer[position] != 0x0A:
                 position = _skip_in_list(buffer, position, end)
                 continue

@@ -10,7 +10,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,13 @@ from pyarrow import fs
 
 from oxe_curate.atomic import TEMPORARY, atomic_file
 from oxe_curate.errors import StorageError
+from oxe_curate.storage.attempts import attempt
 from oxe_curate.storage.explain import explained
+from oxe_curate.storage.objects import StoredObject, as_arrow, write_object
+from oxe_curate.storage.options import StoreOptions
 from oxe_curate.storage.systems import file_system
 
-Buffer = memoryview
+_PAGES = 20  # a listing has as much time as this many requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,12 @@ class Folder:
         """The path of a file in a local folder."""
         return Path(self.uri, relative)
 
-    def _full(self, relative: str) -> tuple[Any, str]:
-        system, base = file_system(self.uri)
+    def _full(self, relative: str, listing: bool = False) -> tuple[Any, str]:
+        system, base = file_system(self.uri, StoreOptions.current(), listing)
         return system, f"{base}/{relative}".rstrip("/") if relative else base
+
+    def _name(self, relative: str) -> str:
+        return f"{self.uri}/{relative}".rstrip("/")
 
     def exists(self, relative: str = "") -> bool:
         """Whether a file or folder of this name exists."""
@@ -102,19 +107,23 @@ class Folder:
                 size=path.stat().st_size if kind == fs.FileType.File else None,
             )
         system, full = self._full(relative)
-        with explained(f"{self.uri}/{relative}"):
-            return system.get_file_info(full)
+        return attempt(self._name(relative), lambda: system.get_file_info(full))
 
     def list(self, relative: str = "", recursive: bool = False) -> Iterator[tuple[str, bool, int]]:
         """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path."""
-        system, full = self._full(relative)
         _, base = self._full("")
-        with explained(f"{self.uri}/{relative}"):
-            selector = fs.FileSelector(full, allow_not_found=True, recursive=recursive)
-            infos = sorted(system.get_file_info(selector), key=lambda info: str(info.path))
+        infos = sorted(self._list(relative, recursive), key=lambda info: str(info.path))
         for info in infos:
             name = info.path[len(base) :].lstrip("/")
             yield name, info.type == fs.FileType.Directory, int(info.size or 0)
+
+    def _list(self, relative: str, recursive: bool) -> Any:
+        system, full = self._full(relative, listing=True)
+        selector = fs.FileSelector(full, allow_not_found=True, recursive=recursive)
+        if self.is_local:
+            with explained(self._name(relative)):
+                return system.get_file_info(selector)
+        return attempt(self._name(relative), lambda: system.get_file_info(selector), patience=_PAGES)
 
     def list_files(self, relative: str = "") -> Sequence[StoredFile]:
         """All files below `relative`, at any depth, sorted by name; [] if there are none.
@@ -122,12 +131,10 @@ class Folder:
         An object store needs one request per 1,000 files. Folders, and objects that only mark one, are left out.
         """
         if self.is_local:
-            with explained(f"{self.uri}/{relative}"):
+            with explained(self._name(relative)):
                 return sorted(_walk(self.path(relative), f"{relative}/" if relative else ""), key=lambda f: f.name)
-        system, full = self._full(relative)
         _, base = self._full("")
-        with explained(f"{self.uri}/{relative}"):
-            infos = system.get_file_info(fs.FileSelector(full, allow_not_found=True, recursive=True))
+        infos = self._list(relative, recursive=True)
         found = []
         for info in infos:
             if info.type == fs.FileType.File:
@@ -146,29 +153,32 @@ class Folder:
             generation (gs://); it begins with the `identity` of the object in `list_files`.
         """
         if self.is_local:
-            with explained(f"{self.uri}/{relative}"):
+            with explained(self._name(relative)):
                 return _local_identity(self.path(relative).stat())
-        with explained(f"{self.uri}/{relative}"), self.open(relative) as file:
-            return object_identity(file)
+        return self.open_object(relative).identity()
 
     def read_bytes(self, relative: str, offset: int = 0, length: int | None = None) -> bytes:
         """Read a file, or `length` bytes of it from `offset`."""
-        with explained(f"{self.uri}/{relative}"):
-            if self.is_local:
-                with self.path(relative).open("rb") as file:
-                    file.seek(offset)
-                    return file.read() if length is None else file.read(length)
-            with self.open(relative) as file:
-                size = file.size() - offset if length is None else length
-                return bytes(file.read_at(size, offset))
+        if self.is_local:
+            with explained(self._name(relative)), self.path(relative).open("rb") as file:
+                file.seek(offset)
+                return file.read() if length is None else file.read(length)
+        opened = self.open_object(relative)
+        return bytes(opened.read_at(opened.size() if length is None else length, offset))
 
     def open(self, relative: str) -> Any:
-        """Open a file for random reading (a pyarrow NativeFile)."""
-        system, full = self._full(relative)
-        with explained(f"{self.uri}/{relative}"):
-            return system.open_input_file(full)
+        """Open a file for random reading (a pyarrow NativeFile); an object's reads are repeated if they fail."""
+        if not self.is_local:
+            return as_arrow(self.open_object(relative))
+        with explained(self._name(relative)):
+            return pa.OSFile(str(self.path(relative)), "rb")
 
-    def map(self, relative: str) -> Buffer:
+    def open_object(self, relative: str) -> StoredObject:
+        """Open an object of a store; one request."""
+        system, full = self._full(relative)
+        return StoredObject(self._name(relative), system, full)
+
+    def map(self, relative: str) -> memoryview:
         """Map a local file for random reading: pages are read as they are touched, without read-ahead."""
         path = self.path(relative)
         with explained(str(path)), path.open("rb") as file:
@@ -181,7 +191,7 @@ class Folder:
             return memoryview(mapped)
 
     @staticmethod
-    def advise(mapped: Buffer, offset: int, length: int) -> None:
+    def advise(mapped: memoryview, offset: int, length: int) -> None:
         """Ask the operating system to read a part of a mapped file ahead."""
         if hasattr(mmap, "MADV_WILLNEED") and isinstance(mapped.obj, mmap.mmap):
             start = offset // mmap.PAGESIZE * mmap.PAGESIZE
@@ -189,14 +199,13 @@ class Folder:
 
     def publish(self, relative: str, write: Callable[[Any], None]) -> None:
         """Write a file with `write(sink)`; it appears complete or not at all."""
-        name = f"{self.uri}/{relative}"
+        name = self._name(relative)
         if not self.is_local:
-            # in memory first: an interrupted upload must not leave a partial object
+            # in memory first: an interrupted upload must not leave a partial object, and a failed one is repeated
             buffer = pa.BufferOutputStream()
             write(buffer)
             system, full = self._full(relative)
-            with explained(name), system.open_output_stream(full) as sink:
-                sink.write(buffer.getvalue())
+            write_object(name, system, full, buffer.getvalue())
             return
         target = self.path(relative)
         with explained(name):
@@ -211,10 +220,12 @@ class Folder:
 
     def remove(self, relative: str) -> None:
         """Remove a file if it exists."""
-        system, full = self._full(relative)
-        if self.exists(relative):
-            with explained(f"{self.uri}/{relative}"):
-                system.delete_file(full)
+        if self.is_local:
+            with explained(self._name(relative)):
+                self.path(relative).unlink(missing_ok=True)
+        elif self._info(relative).type == fs.FileType.File:
+            system, full = self._full(relative)
+            attempt(self._name(relative), lambda: system.delete_file(full))
 
     def sweep(self) -> None:
         """Remove temporary files of killed runs below this folder."""
@@ -247,12 +258,3 @@ def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
 
 def _local_identity(status: os.stat_result) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
-
-
-def object_identity(file: Any) -> str:
-    """See `Folder.identity`, of an open object; no further request."""
-    facts = {key.lower(): value.decode() for key, value in (file.metadata() or {}).items()}
-    text = facts.get("updated") or facts.get("last-modified")
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
-    seconds = int(moment.timestamp()) if moment else 0
-    return f"{file.size()}:{seconds}:{facts.get('generation') or facts.get('etag', '')}"

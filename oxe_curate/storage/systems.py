@@ -6,40 +6,58 @@ import functools
 import os
 import socket
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from oxe_curate.errors import StorageError
+from oxe_curate.storage.options import StoreOptions
 
 _CONNECT = 8.0  # seconds
 
 
 @functools.lru_cache(maxsize=64)
-def file_system(uri: str) -> tuple[Any, str]:
+def file_system(uri: str, options: StoreOptions, listing: bool = False) -> tuple[Any, str]:
     """The file system of a URI and the path inside it.
 
     gs:// and s3:// use the default credentials; `gs://anonymous@bucket` or OXE_CURATE_ANONYMOUS=1 reads public data
-    without credentials, as does gs:// where none are configured.
+    without credentials, as does gs:// where none are configured. Only listings are repeated by the clients themselves,
+    page by page; `attempt` repeats everything else.
     """
     scheme, _, rest = uri.partition("://")
     if not rest:
         return fs.LocalFileSystem(), uri
     anonymous = rest.startswith("anonymous@") or os.environ.get("OXE_CURATE_ANONYMOUS") == "1"
     rest = rest.removeprefix("anonymous@").rstrip("/")
+    if not rest.partition("/")[0]:
+        raise StorageError(f"{uri}: no bucket is named; expected {scheme}://BUCKET/FOLDER")
     try:
         if scheme in ("gs", "gcs"):
-            return _gcs(anonymous), rest
+            return _gcs(anonymous, options), rest
         if scheme == "s3":
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            return fs.S3FileSystem(anonymous=anonymous, endpoint_override=endpoint), rest
-    except (OSError, ValueError) as error:
+            return _s3(anonymous, options, listing), rest
+    except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{uri}: {error}") from error
     raise StorageError(f"{uri}: unknown scheme {scheme}://; use a local path, gs:// or s3://")
 
 
-def _gcs(anonymous: bool) -> Any:
+def _s3(anonymous: bool, options: StoreOptions, listing: bool) -> Any:
+    if options.requests > pa.io_thread_count():
+        pa.set_io_thread_count(options.requests)  # the client keeps as many connections
+    return fs.S3FileSystem(
+        anonymous=anonymous,
+        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        connect_timeout=options.timeout,
+        request_timeout=options.timeout,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=options.retries + 1 if listing else 1),
+        allow_delayed_open=True,  # a small object is one request instead of three
+    )
+
+
+def _gcs(anonymous: bool, options: StoreOptions) -> Any:
     """Google Cloud Storage, with the credentials that are set up, if any."""
     adc = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or Path(
         os.environ.get("CLOUDSDK_CONFIG", Path.home() / ".config" / "gcloud"),
@@ -54,7 +72,7 @@ def _gcs(anonymous: bool) -> Any:
         anonymous=anonymous or bool(endpoint) or not Path(adc).exists(),
         endpoint_override=host or None,
         scheme=scheme or ("http" if endpoint else None),
-        retry_time_limit=None,
+        retry_time_limit=timedelta(seconds=max(1, round(options.timeout))),
     )
 
 
