@@ -6,16 +6,15 @@ file is read too, not mapped: a mapped file that somebody truncates kills the pr
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
 
 from oxe_curate.errors import StorageError
+from oxe_curate.rlds.memory import reserve
 from oxe_curate.storage import Folder, explain
 from oxe_curate.storage.attempts import submit
 from oxe_curate.storage.objects import PIECE
@@ -37,7 +36,7 @@ class ShardBytes:
     Attributes:
         name: for messages.
         remote: whether it is in an object store.
-        buffer: the whole file; only bytes that were ensured have been read.
+        buffer: the whole file; bytes that were not ensured may be anything.
         bytes_fetched: bytes read or transferred so far.
     """
 
@@ -46,7 +45,7 @@ class ShardBytes:
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self._size = size
-        self.buffer = _reserve(size)
+        self.buffer, self._region = reserve(size)
         self.bytes_fetched = 0
         pages = (size >> _PAGE) + 1
         self._state, self._needed = bytearray(pages), bytearray(pages)
@@ -64,6 +63,12 @@ class ShardBytes:
             StorageError: it cannot be read, or the file has become shorter.
         """
         if length <= 0 or offset >= self._size:
+            return
+        first = offset >> _PAGE
+        if offset + length <= first + 1 << _PAGE:  # in one page: the most frequent case
+            self._needed[first] = 1
+            if self._state[first] != _HERE:
+                self._load(first, first + 1)
             return
         first, stop = self._pages(offset, length)
         self._needed[first:stop] = b"\1" * (stop - first)
@@ -156,6 +161,7 @@ class LocalShard(ShardBytes):
                 raise StorageError(f"{self.name}: cannot be read beyond byte {at} of {self._size}")
             part, at = part[count:], at + count
             self.bytes_fetched += count
+            self._region.written += count
 
     def check_unchanged(self) -> None:
         """See ShardBytes."""
@@ -228,6 +234,7 @@ class RemoteShard(ShardBytes):
                 b = min(a + (PIECE >> _PAGE), end)
                 if self._span(a, b):
                     state[a:b] = bytes((_COMING,)) * (b - a)
+                    self._region.written += (b - a) << _PAGE
                     future = submit(partial(self._fetch, a, b))
                     self._coming[future] = (a, b)
                     future.add_done_callback(self._arrived)
@@ -252,12 +259,3 @@ def _next(state: bytearray, value: int, first: int, stop: int, other: bool = Fal
         return found if found >= 0 else stop
     part = state[first:stop]
     return first + len(part) - len(part.lstrip(bytes((value,))))
-
-
-def _reserve(size: int) -> memoryview:
-    """Address space for a file; pages are allocated as they are written."""
-    flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    memory: Any = mmap.mmap(-1, max(size, 1), **flags)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)  # reads are sparse
-    return memoryview(memory)[:size]
