@@ -11,6 +11,7 @@ from tests import ROOT
 
 FLOORS = [
     {"arrays", "atomic", "errors", "lru"},
+    {"inputs", "strict_yaml"},
     {"episode", "config", "storage"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
