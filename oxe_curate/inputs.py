@@ -10,8 +10,8 @@ from typing import Any
 
 from oxe_curate.errors import ConfigError, CurateError, quoted
 
-_MAX_DIGITS = 400
-"""Digits of an integer; Python refuses more than 4,300, and reading or printing them takes quadratic time."""
+_MAX_DIGITS = 300
+"""Digits of an integer: it fits into a float. Python refuses to read or print more than 4,300."""
 _REASONS = {
     "FileNotFoundError": "file not found. Check the path",
     "PermissionError": "permission denied. Change the file's mode, or run as a user who may read it",
@@ -74,7 +74,7 @@ def parse_json(
     """Parse JSON; error messages start with `where`.
 
     Refused, although Python's parser accepts them: a key that occurs twice in an object, NaN and Infinity (unless
-    `constants`), numbers that float64 cannot hold, integers of more than 400 digits, and halves of surrogate pairs.
+    `constants`), numbers that float64 cannot hold, integers of more than 300 digits, and halves of surrogate pairs.
 
     Raises:
         CurateError: of class `error`.
@@ -102,21 +102,11 @@ def parse_json(
     return value
 
 
-def read_json(
+def load_json(
     path: str | Path, limit: int = 64 << 20, error: type[CurateError] = ConfigError, *, constants: bool = False
 ) -> Any:
     """Read a JSON file of at most `limit` bytes. Raises as `read_input` and `parse_json` do."""
     return parse_json(read_input(path, limit, "JSON file", error), str(path), error, constants=constants)
-
-
-def read_json_object(
-    path: str | Path, limit: int = 64 << 20, error: type[CurateError] = ConfigError, *, constants: bool = False
-) -> dict[str, Any]:
-    """As `read_json`, for a file that must hold an object."""
-    value = read_json(path, limit, error, constants=constants)
-    if not isinstance(value, dict):
-        raise error(f"{path}: expected a JSON object, got {quoted(value)}")
-    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ MAX_CHARACTERS = 1 << 20
 _MAX_NODES = 100_000
 _MAX_EXPANDED = 4 * MAX_CHARACTERS
 _MAX_DEPTH = 60
-_MAX_DIGITS = 400
+_MAX_DIGITS = 300
 
 _CORE = "tag:yaml.org,2002:"
 _TAGS = {f"{_CORE}{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq")}
