@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -138,7 +139,7 @@ def test_damaged_files(tmp_path):
     pq.write_table(table, path)
     assert ActionTokens.read(path).to_table().equals(new)
     for damaged, message in [
-        (new.set_column(1, new.schema.field("token_id"), [other]), "differ from their hash"),
+        (new.set_column(1, new.schema.field("token_id"), pa.array(other, pa.int32())), "differ from their hash"),
         (new.replace_schema_metadata({**new.schema.metadata, b"vocabulary_size": b"32001"}), "differ from their hash"),
         (new.replace_schema_metadata({**old, b"format": b"2"}), "differ from their hash"),
         (table.replace_schema_metadata({"format": "9"}), "got '9'"),
