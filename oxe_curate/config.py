@@ -24,13 +24,18 @@ T = TypeVar("T")
 Loc = tuple[str | int, ...]
 
 
-def read_yaml(path: Path) -> Any:
-    """Parse a YAML file. Raises ConfigError if it is missing, unreadable, or not YAML within the limits."""
+def read_yaml_text(path: Path) -> str:
+    """Read a YAML file without its byte order mark. Raises ConfigError if it is missing, unreadable or too large."""
     if not os.path.lexists(path):
         nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, nearby) if nearby else "Check the path."
         raise ConfigError(f"{path}: file not found. {hint}")
-    return parse_yaml(decode_text(read_input(path, 4 * MAX_CHARACTERS, "YAML file"), str(path)), str(path))
+    return decode_text(read_input(path, 4 * MAX_CHARACTERS, "YAML file"), str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Parse a YAML file. Raises ConfigError if it is missing, unreadable, or not YAML within the limits."""
+    return parse_yaml(read_yaml_text(path), str(path))
 
 
 @functools.cache
@@ -84,7 +89,7 @@ def _explain(cls: Any, error: Any) -> str:
         return f"{path}: unknown value {quoted(value)}. {did_you_mean(str(value) if _is_short(value) else '', known)}"
     if error["type"] in ("dataclass_type", "dict_type", "dataclass_exact_type"):
         if value is None and not loc:
-            return "the file is empty"
+            return "expected a mapping, but the file is empty"
         return f"{path}: expected a mapping, got {quoted(value)}"
     return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {quoted(value)}"
 

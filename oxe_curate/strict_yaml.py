@@ -44,6 +44,7 @@ class StrictLoader(yaml.SafeLoader):
         self._sizes: dict[int, tuple[int, int, int]] = {}  # id of a node -> nodes, characters, depth, all expanded
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node: refuses foreign tags, deep nesting and aliases of a node inside itself."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if not isinstance(event, yaml.AliasEvent) and event.tag not in (None, "!", *_TAGS):
             raise _problem(f"the tag {quoted(event.tag)} is not supported; remove it", event.start_mark)
@@ -57,16 +58,19 @@ class StrictLoader(yaml.SafeLoader):
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        """Compose and measure."""
         node = super().compose_scalar_node(anchor)
         self._measure(node, [])
         return node
 
     def compose_sequence_node(self, anchor: Any) -> yaml.SequenceNode:
+        """Compose and measure."""
         node = super().compose_sequence_node(anchor)
         self._measure(node, node.value)
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose and measure."""
         node = super().compose_mapping_node(anchor)
         self._measure(node, [part for pair in node.value for part in pair])
         return node
@@ -83,11 +87,13 @@ class StrictLoader(yaml.SafeLoader):
             raise _problem(f"expected at most {what}, with aliases written out", node.start_mark)
 
     def construct_scalar(self, node: Any) -> Any:
+        """The text of a scalar, without control characters and surrogates."""
         if isinstance(node, yaml.ScalarNode) and (odd := _SURROGATE_OR_CONTROL.search(node.value)):
             raise _problem(f"the character U+{ord(odd[0]):04X} is not allowed", node.start_mark)
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping without duplicate keys."""
         seen: set[Any] = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if key_node.tag == f"{_CORE}merge":
@@ -101,6 +107,7 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def construct_yaml_int(self, node: Any) -> int:
+        """A decimal or 0x number."""
         text = self.construct_scalar(node)
         if not _DECIMAL.fullmatch(text):
             read = "YAML reads this as another number; " if _OTHER_INTEGER.fullmatch(text) else ""
@@ -110,6 +117,7 @@ class StrictLoader(yaml.SafeLoader):
         return super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: Any) -> float:
+        """A finite number."""
         text = self.construct_scalar(node)
         if _OTHER_FLOAT.fullmatch(text):
             raise _problem(f"expected a decimal number, got {quoted(text)}; quote it for text", node.start_mark)
@@ -122,6 +130,7 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def construct_yaml_bool(self, node: Any) -> bool:
+        """A boolean."""
         text = self.construct_scalar(node)
         if text.lower() not in self.bool_values:
             raise _problem(f"expected true or false, got {quoted(text)}", node.start_mark)
@@ -187,7 +196,7 @@ def load_yaml(text: str, where: str, loader: type[StrictLoader] = StrictLoader) 
         reason = f"the character U+{code:04X} is not allowed"
         raise YamlError(where, reason, at, text.count("\n", 0, at) + 1) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: the escape "\U00110000"
-        mark = opened.get_mark() if opened is not None else None  # type: ignore[no-untyped-call]
+        mark = opened.get_mark() if opened is not None else None
         raise YamlError(where, str(error), *_position(mark)) from None
 
 

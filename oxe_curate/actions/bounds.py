@@ -168,8 +168,8 @@ class Bounds(ActionSummary):
             where: file and data set; every error message starts with it.
 
         Raises:
-            ConfigError: a key is missing or is not a list of numbers, the numbers contradict each other (q99 below q01), or
-                the keys are Octo's.
+            ConfigError: a key is missing or is not a list of numbers, the numbers contradict each other (q99 below
+                q01), or the keys are Octo's.
         """
         if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
             raise ConfigError(f"{where}: expected the key 'action' with statistics in it")

@@ -6,6 +6,7 @@ Opening a source reads only the footers of its files, so that a missing column i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -122,8 +123,8 @@ def open_text(entry: TextEntry, base: Path, where: str, limit: int | None = None
 def _find(path: str, base: Path, where: str) -> tuple[Folder, list[str]]:
     """The folder of a source, and the paths of its files in it."""
     if "://" not in path:
-        local = base / Path(path).expanduser()
-        if not local.exists():
+        local = base / os.path.expanduser(path)  # noqa: PTH111 (Path's raises for an unknown user)
+        if not os.path.exists(local):  # noqa: PTH110 (Path's raises for a name that is too long)
             nearby = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
             hint = did_you_mean(local.name, nearby) if nearby else f"{local.parent} does not exist either."
             raise ConfigError(f"{where}: {local}: no such file or folder. {hint}")
@@ -148,8 +149,10 @@ def _footer(folder: Folder, path: str) -> tuple[Any, str]:
     data = folder.read_bytes(path, size - length, length)
     try:
         footer = pq.read_metadata(pa.BufferReader(b"PAR1" + data))
-    except pa.ArrowException as error:
-        raise DataError(f"{folder}/{path}: cannot read as Parquet: {error}") from None
+        footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # OSError: a damaged footer
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{folder}/{path}: not a Parquet file, or damaged: {reason}") from None
     return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
 
 

@@ -13,11 +13,13 @@ Mutation = tuple[str, bytes]
 HUGE = "9" * 5000
 DEEP = 2000
 _VALUES: list[Any] = [
-    None, True, False, 0, -1, 1.5, -1e308, 1e308, 5e-324, 2**31, 2**63, -(2**63), 10**18, 10**299, "", " ", "x" * 100_000,
-    "../..", "a/b", "\n", "é" * 300, "nan", "1", [], {}, [[]], [None], [1, "x"], {"x": 1}, {"name": "x"}, [0] * 1000,
+    None, True, False, 0, -1, 1.5, -1e308, 1e308, 5e-324, 2**31, 2**63, -(2**63), 10**18, 10**299, "", " ",
+    "x" * 100_000, "../..", "a/b", "\n", "é" * 300, "nan", "1", [], {}, [[]], [None], [1, "x"], {"x": 1},
+    {"name": "x"}, [0] * 1000,
 ]  # fmt: skip
 _RAW_JSON = [
-    "NaN", "Infinity", "-Infinity", "1e999", HUGE, "-" + HUGE, "[" * DEEP + "]" * DEEP, "{\"a\":" * DEEP + "1" + "}" * DEEP,
+    "NaN", "Infinity", "-Infinity", "1e999", HUGE, "-" + HUGE, "[" * DEEP + "]" * DEEP,
+    '{"a":' * DEEP + "1" + "}" * DEEP,
     '"\\ud800"', '"\\u0000"', "0x10", "01", "'x'", "undefined", "", "1 2", "[1,]", "//x",
 ]  # fmt: skip
 _RAW_YAML = [
