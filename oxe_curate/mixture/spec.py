@@ -17,7 +17,7 @@ from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.index.store import Index
 from oxe_curate.registry.card import IndexedRole
 
-_MAX_ENTRIES = 1000
+MAX_ENTRIES = 1000
 """Data sets of a mixture, and image-text sources: ten times as many as are published."""
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -123,8 +123,8 @@ class Mixture:
     """
 
     name: _Name
-    datasets: Annotated[tuple[MixtureEntry, ...], Field(max_length=_MAX_ENTRIES)]
-    texts: tuple[TextEntry, ...] = Field(default=(), max_length=_MAX_ENTRIES)
+    datasets: Annotated[tuple[MixtureEntry, ...], Field(max_length=MAX_ENTRIES)]
+    texts: tuple[TextEntry, ...] = Field(default=(), max_length=MAX_ENTRIES)
     seed: int = Field(default=0, ge=0, lt=2**63)
     window: int = Field(default=1, ge=1, le=1024)
     stride: int = Field(default=1, ge=1, le=1024)

@@ -21,6 +21,8 @@ from oxe_curate.mixture.spec import TextColumns, TextEntry
 from oxe_curate.storage import Folder
 
 _TAIL = 8  # bytes: length of the footer, "PAR1"
+_ROWS_PER_BYTE = 100
+"""A file of equal rows may have more rows than bytes, but not a million times as many."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,24 @@ def _footer(folder: Folder, path: str) -> tuple[Any, str]:
     data = folder.read_bytes(path, size - length, length)
     try:
         footer = pq.read_metadata(pa.BufferReader(b"PAR1" + data))
-        footer.schema.to_arrow_schema()
+        _check_footer(footer, size)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # OSError: a damaged footer
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{folder}/{path}: not a Parquet file, or damaged: {reason}") from None
     return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
+
+
+def _check_footer(footer: Any, size: int) -> None:
+    """Raise ValueError if the footer's names are not text, or its numbers of rows are absurd for the file's size."""
+    footer.schema.to_arrow_schema()
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    for group in groups:
+        sizes = [group.column(c).total_uncompressed_size for c in range(group.num_columns)]
+        names = [group.column(c).path_in_schema for c in range(group.num_columns)]
+        if min(sizes, default=0) < 0 or not 0 <= group.num_rows <= _ROWS_PER_BYTE * size or "" in names:
+            raise ValueError(f"a row group of {group.num_rows:,} rows in a file of {size:,} bytes")
+    if sum(group.num_rows for group in groups) != footer.num_rows:
+        raise ValueError(f"{footer.num_rows:,} rows, but other numbers in the row groups")
 
 
 def _columns(given: TextColumns, schema: Any, where: str) -> ColumnNames:

@@ -124,7 +124,9 @@ def main() -> int:
                     options.save.mkdir(parents=True, exist_ok=True)
                     saved = options.save / f"{target.replace(' ', '-')}-{seed}-{number}{path.suffix}"
                     saved.write_bytes(damaged)
-                    line = f"{target}: {answer['outcome']}: {answer['detail'] if answer['outcome'] != 'different' else ''}"
+                    line = (
+                        f"{target}: {answer['outcome']}: {answer['detail'] if answer['outcome'] != 'different' else ''}"
+                    )
                     failures[line] += 1
                     if failures[line] == 1:
                         print(f"{line}\n    {what}\n    {saved}", flush=True)

@@ -39,8 +39,9 @@ def _digest(value: Any) -> str:
 
 def _forget() -> None:
     """Clear the caches of files."""
-    registry._read.cache_clear()
-    registry._text.cache_clear()
+    for cached in (registry._read, getattr(registry, "_text", None)):
+        if cached:
+            cached.cache_clear()
 
 
 def _mixture(root: Path) -> str:
@@ -261,6 +262,28 @@ def _requests(root: Path) -> str:
     return _digest(answers)
 
 
+def _edited_text(root: Path) -> str:
+    """The damaged mixture as the text in the editor; no answer is an internal error."""
+    client = _editor(root)
+    text = (root / "mixture.yaml").read_bytes().decode("utf-8", "surrogateescape")
+    headers = {"content-type": "application/json", "origin": "http://127.0.0.1:8441"}
+    operations: list[dict[str, Any]] = [
+        {"op": "set", "path": ["image", "size"], "value": 64}, {"op": "rename", "row": 1, "name": "viola"},
+        {"op": "add", "datasets": {"viola": 1.0}}, {"op": "remove", "rows": [0]},
+        {"op": "quantity", "row": 0, "quantity": "share", "value": 0.5, "keepTotal": True},
+    ]  # fmt: skip
+    requests = [(route, {"text": text, "samples": 1000}) for route in ("analyse", "check", "samples")]
+    requests += [("edit", {"text": text, "operation": operation}) for operation in operations]
+    answers = []
+    for route, body in requests:
+        answer = client.post(f"/api/{route}", content=json.dumps(body).encode(), headers=headers)
+        if answer.status_code >= 500:
+            raise RuntimeError(f"/api/{route}: {answer.status_code} {answer.text[:300]}")
+        assert len(answer.content) < 8_000_000, f"/api/{route}: {len(answer.content)} bytes"
+        answers.append(answer.content)
+    return _digest(answers)
+
+
 TARGETS = {
     "mixture": Target("mixture.yaml", "yaml", _mixture),
     "criteria": Target("criteria.yaml", "yaml", _criteria),
@@ -293,5 +316,6 @@ TARGETS = {
     "records, inspected": Target("in/bridge_dataset/1.0.0/*.tfrecord-*", "tfrecord", _inspected),
     "dataset_info.json": Target("in/bridge_dataset/1.0.0/dataset_info.json", "json", _filtered),
     "features.json": Target("in/bridge_dataset/1.0.0/features.json", "json", _filtered),
+    "editor text": Target("mixture.yaml", "yaml", _edited_text),
     "editor request": Target("request.json", "json", _requests),
 }

@@ -40,7 +40,10 @@ def outcome(root: Path, name: str, seed: int | None, number: int, expected: str 
     except CurateError as error:
         kind, detail = "refused", str(error)
         if error.exit_code != 2 or len(detail) > 20_000 or detail.count("\n") > 60 or not detail.strip():
-            kind, detail = "fault", f"a message of {len(detail)} characters, exit code {error.exit_code}: {detail[:200]}"
+            kind, detail = (
+                "fault",
+                f"a message of {len(detail)} characters, exit code {error.exit_code}: {detail[:200]}",
+            )
     except MemoryError:
         kind, detail = "fault", "MemoryError"
     except BaseException as error:
