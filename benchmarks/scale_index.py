@@ -222,4 +222,4 @@ def _mark_copies(table: Any, copied: NDArray[np.int64]) -> tuple[Any, int]:
 
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(os.path.getsize(Path(root, name)) for root, _, names in os.walk(folder) for name in names)
+    return sum(Path(root, name).stat().st_size for root, _, names in os.walk(folder) for name in names)
