@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.actions.summary import ActionSummary, summarize
+from oxe_curate.actions.summary import ActionSummary
 from oxe_curate.filter.tasks import Tasks, count_tasks
 from oxe_curate.index import query
 from oxe_curate.index.store import Index
@@ -105,13 +105,14 @@ def gather_dataset(
     import polars as pl
 
     metrics = [pl.col("metrics").struct.field(name) for name in ("idle_share", "path_length")]
-    columns = query.scan_index(index, dataset).select("kept", pl.col("num_steps").alias("steps"), *metrics)
-    numbers = query.collect(columns, index.folder)
+    hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True).alias("hash")
+    columns = ["kept", pl.col("num_steps").alias("steps"), *metrics, "reason", "file", "row", hashed]
+    numbers = query.collect(query.scan_index(index, dataset).select(columns), index.folder)
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in ("steps", "idle_share", "path_length")}
     return Gathered(
         tasks=count_tasks(index, dataset),
-        examples=_examples(index, dataset, kept_examples, dropped_examples),
+        examples=_examples(index, numbers, kept_examples, dropped_examples),
         lengths=_histogram(by_name["steps"], kept, whole=True),
         idle=_histogram(by_name["idle_share"], kept, limits=(0.0, 1.0)),
         path=_histogram(by_name["path_length"], kept),
@@ -124,19 +125,15 @@ def gather_dataset(
     )
 
 
-def _examples(index: Index, dataset: str, kept: int, dropped: int) -> dict[str | None, list[Example]]:
+def _examples(index: Index, rows: pl.DataFrame, kept: int, dropped: int) -> dict[str | None, list[Example]]:
     """Of each reason, the episodes whose ids have the lowest hashes: an even draw that every run repeats."""
-    import polars as pl
-
-    hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True)
-    rows = query.collect(
-        query.scan_index(index, dataset).select("reason", "file", "row", hashed.alias("hash")), index.folder
-    ).sort("hash", "file", "row", descending=[False, True, True])
+    order = ["hash", "file", "row"]
     found = {}
     for (reason,), group in sorted(
-        rows.group_by("reason"), key=lambda item: (item[0][0] is not None, item[0][0] or "")
+        rows.select("reason", *order).group_by("reason"), key=lambda item: (item[0][0] is not None, item[0][0] or "")
     ):
-        picks = group.head(kept if reason is None else dropped).select("file", "row").sort("file", "row").rows()
+        lowest = group.bottom_k(kept if reason is None else dropped, by=order, reverse=[False, True, True])
+        picks = lowest.select("file", "row").sort("file", "row").rows()
         found[reason] = [Example(index.table(path, _EXAMPLE).slice(row, 1).to_pylist()[0]) for path, row in picks]
     return found
 
@@ -176,31 +173,11 @@ def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64
     return np.bincount(np.clip(place, 0, bins - 1).astype(np.int64), minlength=bins)
 
 
-@dataclass
-class _Extremes:
-    """Smallest and largest finite value of each dimension."""
-
-    least: NDArray[np.float32] = field(default_factory=lambda: np.full(7, np.inf, np.float32))
-    greatest: NDArray[np.float32] = field(default_factory=lambda: np.full(7, -np.inf, np.float32))
-
-    def add(self, least: NDArray[np.float32], greatest: NDArray[np.float32]) -> None:
-        """Include some episodes, given as (7, episodes) smallest and largest values."""
-        if least.shape[1]:
-            self.least = np.minimum(self.least, least.min(axis=1))
-            self.greatest = np.maximum(self.greatest, greatest.max(axis=1))
-
-    def of_all(self, sampled: ActionSummary) -> ActionSummary:
-        """Statistics of a sample, with the extremes of all steps."""
-        return replace(sampled, min=self.least.astype(np.float64), max=self.greatest.astype(np.float64))
-
-
 def _actions(index: Index, dataset: str, most: int, tick: Tick) -> Actions | None:
     """Statistics in one pass: extremes of all steps, the rest from at most about `most` evenly spaced ones."""
     summary = index.datasets[dataset].summary
     every = max(1, -(-summary.steps_seen // most))
-    seen, kept = _Extremes(), _Extremes()
-    parts: list[NDArray[np.float32]] = []
-    flags: list[NDArray[np.bool_]] = []
+    ranges, parts, flags = [_NOTHING], [], []
     steps = 0
     for _, table in index.tables(dataset, ["kept", "num_steps", "action"]):
         column = table["action"].combine_chunks()
@@ -211,41 +188,56 @@ def _actions(index: Index, dataset: str, most: int, tick: Tick) -> Actions | Non
         tick()
         if not len(lengths):
             continue
-        ranges = _episode_ranges(action, np.cumsum(lengths) - lengths)
-        seen.add(*ranges)
-        kept.add(*(values[:, keep] for values in ranges))
+        ranges.append(_ranges(action, np.cumsum(lengths) - lengths, keep))
         first = -steps % every  # the spacing continues from file to file
-        part = action[first::every]
-        finite = np.isfinite(part).all(axis=1)
-        parts.append(part[finite])
-        flags.append(np.repeat(keep, lengths)[first::every][finite])
+        parts.append(action[first::every])
+        flags.append(np.repeat(keep, lengths)[first::every])
         steps += len(action)
-    sample = np.concatenate(parts) if parts else np.empty((0, 7), np.float32)
-    if not len(sample):
+    sample = np.ascontiguousarray(np.concatenate(parts).T) if parts else np.empty((7, 0), np.float32)
+    finite = np.isfinite(sample).all(axis=0)
+    if not finite.any():
         return None
-    keep = np.concatenate(flags)
-    of_all = seen.of_all(summarize(sample)[0])
-    of_kept = None
+    sample, keep = sample[:, finite], np.concatenate(flags)[finite]
+    extremes = np.stack(ranges)
+    least, greatest = extremes[:, :, 0].min(axis=0), extremes[:, :, 1].max(axis=0)
+    seen, kept = _summary(sample, least[0], greatest[0]), None
     if keep.any():
-        of_kept = of_all if summary.kept == summary.seen else kept.of_all(summarize(sample[keep])[0])
+        kept = seen if keep.all() and summary.kept == summary.seen else _summary(sample[:, keep], least[1], greatest[1])
     histograms = []
-    for dimension, values in enumerate(np.ascontiguousarray(sample.T)):
-        edges = _edges(of_all, dimension)
+    for dimension, values in enumerate(sample):
+        edges = _edges(seen, dimension)
         histograms.append(Histogram(edges, _count(values, edges), _count(values[keep], edges)))
-    return Actions(of_all, of_kept, histograms, steps, len(sample) if every > 1 else steps)
+    return Actions(seen, kept, histograms, steps, sample.shape[1] if every > 1 else steps)
 
 
-def _episode_ranges(
-    action: NDArray[np.float32], starts: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Smallest and largest value of each episode, (7, episodes) each, of the steps that are finite."""
+_NOTHING = np.broadcast_to(np.array([[np.inf], [-np.inf]], np.float32), (2, 2, 7))
+"""The extremes of no steps."""
+
+
+def _ranges(action: NDArray[np.float32], starts: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Extremes of the finite steps: float32 (2, 2, 7), of all and of the kept episodes, the smallest and the largest.
+
+    Args:
+        action: (n, 7), the episodes concatenated.
+        starts: (episodes,), the first row of each.
+        keep: (episodes,), whether each is kept.
+    """
     columns = np.ascontiguousarray(action.T)  # four times as fast as along the first axis
-    least, greatest = (reduce.reduceat(columns, starts, axis=1) for reduce in (np.minimum, np.maximum))
+    least, greatest = (function.reduceat(columns, starts, axis=1) for function in (np.minimum, np.maximum))
     if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
         finite = np.isfinite(columns).all(axis=0)
         least = np.minimum.reduceat(np.where(finite, columns, np.float32(np.inf)), starts, axis=1)
         greatest = np.maximum.reduceat(np.where(finite, columns, np.float32(-np.inf)), starts, axis=1)
-    return least, greatest
+    chosen = [(least, greatest), (least[:, keep], greatest[:, keep])]
+    return np.array([(low.min(axis=1, initial=np.inf), high.max(axis=1, initial=-np.inf)) for low, high in chosen])
+
+
+def _summary(columns: NDArray[np.float32], least: NDArray[np.float32], greatest: NDArray[np.float32]) -> ActionSummary:
+    """Statistics of a sample (7, n) with extremes that are known; quantiles are those of `actions.summary`."""
+    mean = columns.mean(axis=1, dtype=np.float64)
+    std = np.sqrt([np.square(values - middle).mean() for values, middle in zip(columns, mean, strict=True)])
+    low, high = np.quantile(columns, np.array([0.01, 0.99]), axis=1)
+    return ActionSummary(mean, std, greatest.astype(np.float64), least.astype(np.float64), low, high)
 
 
 def _edges(summary: ActionSummary, dimension: int) -> NDArray[np.float64]:
