@@ -142,7 +142,8 @@ def _write(folder: Path, file: _File) -> Summary:
     rng = np.random.default_rng([file.number, len(file.split), file.position])
     count = file.episodes
     steps = np.maximum(2, rng.gamma(3, file.mean_steps / 3, count)).astype(np.int64)
-    copied = np.flatnonzero(rng.random(count - 1) < _COPIED) + 1  # each is a copy of the episode before it
+    copied = np.flatnonzero(rng.random(count - 1) < _COPIED) + 1  # each is a copy of the episode before it,
+    copied = copied[np.diff(copied, prepend=0) > 1]  # which is not a copy itself
     steps[copied] = steps[copied - 1]
     starts = np.cumsum(steps) - steps
     action = rng.standard_normal((int(steps.sum()), 7), np.float32) * _SCALE
@@ -212,9 +213,9 @@ def _mark_copies(table: Any, copied: NDArray[np.int64]) -> tuple[Any, int]:
     """Name the original of each copy, as `filter` does; return the number of kept ones too."""
     ids, kept = table["episode_id"].to_pylist(), np.asarray(table["kept"])
     named: list[str | None] = [None] * len(ids)
-    for i in copied.tolist():  # in order, so that a copy of a copy names the first
+    for i in copied.tolist():
         if kept[i]:
-            named[i] = named[i - 1] or ids[i - 1]
+            named[i] = ids[i - 1]
     field = SCHEMA.field("duplicate_of")
     marked = table.set_column(table.schema.get_field_index(field.name), field, pa.array(named, field.type))
     return marked, sum(name is not None for name in named)
