@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from oxe_curate import registry
 from oxe_curate.episode import EpisodeId, Trajectory
+from oxe_curate.index.files import IndexFile, SourceShard, write_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary
-from oxe_curate.index.store import SCHEMA, IndexRow, index_table, write_table
+from oxe_curate.index.store import SCHEMA, IndexRow, describe_file, write_table
+from oxe_curate.index.table import index_table
 from oxe_curate.storage import Folder
 
 VERSION = "1.0.0"
@@ -85,19 +87,22 @@ def make_index(folder: Path, size: IndexSize) -> None:
     note.write_text(json.dumps(wanted))
     files = _files(size)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        summaries = list(pool.map(_write, [folder] * len(files), files, chunksize=4))
+        entries = dict(pool.map(_write, [folder] * len(files), files, chunksize=4))
     datasets = {}
     for name in dict.fromkeys(file.dataset for file in files):
         total = Summary()
-        for file, summary in zip(files, summaries, strict=True):
+        for file in files:
             if file.dataset == name:
-                total.add(summary)
+                total.add(entries[file.path].summary)
         splits = tuple(dict.fromkeys(file.split for file in files if file.dataset == name))
         datasets[name] = DatasetEntry(
             version=VERSION, card=name, recipe="openvla", verdict="pass", splits=splits, frames="span", seconds=0.0,
             summary=total,
         )  # fmt: skip
-    IndexJson(source=str(folder / "source"), criteria=CRITERIA, datasets=datasets).finish(Folder.of(folder))
+    out = Folder.of(folder)
+    sha256 = write_files(out, entries)
+    source = str(folder / "source")
+    IndexJson(source=source, criteria=CRITERIA, datasets=datasets, files_sha256=sha256).finish(out)
 
 
 def mixture_text(names: Sequence[str], over: str = "kept") -> str:
@@ -138,7 +143,7 @@ def _files(size: IndexSize) -> list[_File]:
     return found
 
 
-def _write(folder: Path, file: _File) -> Summary:
+def _write(folder: Path, file: _File) -> tuple[str, IndexFile]:
     rng = np.random.default_rng([file.number, len(file.split), file.position])
     count = file.episodes
     steps = np.maximum(2, rng.gamma(3, file.mean_steps / 3, count)).astype(np.int64)
@@ -165,8 +170,10 @@ def _write(folder: Path, file: _File) -> Summary:
     table, copies = _mark_copies(index_table(rows), copied)
     summary = Summary.count((row.num_steps, row.reason) for row in rows)
     summary.copies = copies
-    write_table(Folder.of(folder), file.path, table, summary, f"{file.number}-{file.split}-{file.position}")
-    return summary
+    out, identity = Folder.of(folder), f"{file.number}-{file.split}-{file.position}"
+    shard = SourceShard(path=file.shard, bytes=offset, records=count, digest=identity)
+    write_table(out, file.path, table, summary, identity, shard)
+    return file.path, describe_file(out, file.path)
 
 
 def _row(
@@ -184,8 +191,8 @@ def _row(
     spans = {"primary": (offset + 1000, size), **({"wrist": (offset + 2000 + size, size)} if file.number % 2 else {})}
     return IndexRow(
         id=EpisodeId(file.dataset, VERSION, file.split, file.position, record), shard=file.shard,
-        record=(offset, 3000 + size * len(spans)), source_steps=length + 1, reason=reason, trajectory=trajectory,
-        frames={}, spans=spans, control_hz=file.hz,
+        record=(offset, 3000 + size * len(spans)), record_crc=record, source_steps=length + 1,
+        reason=reason, trajectory=trajectory, frames={}, spans=spans, control_hz=file.hz,
     )  # fmt: skip
 
 

@@ -222,7 +222,7 @@ def _filter(source: Path, out: Path) -> Any:
 
 def plain_scan(folder: Path) -> Result:
     """`filter`'s work on each shard, in a loop."""
-    from oxe_curate.filter.pipeline import FilterOptions, plan_tasks
+    from oxe_curate.filter.plan import FilterOptions, plan_tasks
     from oxe_curate.filter.scan import write_scanned_shard
     from oxe_curate.rlds.dataset import find
     from oxe_curate.storage import Folder

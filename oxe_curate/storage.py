@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from oxe_curate.atomic import TEMPORARY, atomic_file
+from oxe_curate.atomic import atomic_file, is_internal, make_folders, sweep
 from oxe_curate.errors import StorageError
 
 _CONNECT = 8.0  # seconds
@@ -79,6 +79,13 @@ class Folder:
             raise StorageError(f"{self.uri}/{relative}: file not found")
         return int(info.size)
 
+    def modified(self, relative: str) -> float:
+        """When a file was last written, in seconds by the clock of the storage; StorageError if it is missing."""
+        info = self._info(relative)
+        if info.type != fs.FileType.File:
+            raise StorageError(f"{self.uri}/{relative}: file not found")
+        return self.path(relative).stat().st_mtime if self.is_local else float(info.mtime.timestamp())
+
     def _info(self, relative: str) -> Any:
         if self.is_local:  # without opening a file system
             path = self.path(relative)
@@ -93,7 +100,10 @@ class Folder:
             return file_system.get_file_info(full)
 
     def list(self, relative: str = "", recursive: bool = False) -> Iterator[tuple[str, bool, int]]:
-        """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path."""
+        """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path.
+
+        Temporary files and locks are left out.
+        """
         file_system, full = self._full(relative)
         _, base = self._full("")
         with _explained(f"{self.uri}/{relative}"):
@@ -101,6 +111,8 @@ class Folder:
             infos = sorted(file_system.get_file_info(selector), key=lambda info: str(info.path))
         for info in infos:
             name = info.path[len(base) :].lstrip("/")
+            if any(map(is_internal, name.split("/"))):
+                continue
             yield name, info.type == fs.FileType.Directory, int(info.size or 0)
 
     def read_bytes(self, relative: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -152,7 +164,7 @@ class Folder:
             return
         target = self.path(relative)
         with _explained(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             # 20 % faster than a Python file for Parquet
             with atomic_file(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
                 write(sink)
@@ -169,10 +181,10 @@ class Folder:
                 file_system.delete_file(full)
 
     def sweep(self) -> None:
-        """Remove temporary files of killed runs below this folder."""
-        if self.is_local and self.path().is_dir():
-            for stray in self.path().rglob(f"{TEMPORARY}*"):
-                stray.unlink(missing_ok=True)
+        """Remove temporary files of killed runs below this folder; those of living processes are kept."""
+        if self.is_local:
+            with _explained(self.uri):
+                sweep(self.path(), recursive=True)
 
     def check_writable(self) -> None:
         """Raise StorageError at once if the folder cannot be written."""

@@ -107,7 +107,7 @@ def gather_dataset(
     metrics = [pl.col("metrics").struct.field(name) for name in ("idle_share", "path_length")]
     hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True).alias("hash")
     columns = ["kept", pl.col("num_steps").alias("steps"), *metrics, "reason", "file", "row", hashed]
-    numbers = query.collect(query.scan_index(index, dataset).select(columns), index.folder)
+    numbers = query.collect(query.scan_index(index, dataset).select(columns))
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in ("steps", "idle_share", "path_length")}
     return Gathered(

@@ -68,7 +68,7 @@ def test_every_measurement_gives_figures_with_an_aim(folder: Path):
 def test_the_copies_of_the_index_are_those_that_filter_finds(folder: Path):
     index = Index.open(folder / "index")
     assert sum(entry.summary.copies for entry in index.datasets.values()) > 5
-    assert across.decide(index.folder, dict.fromkeys(index.datasets, scale_index.VERSION), Criteria()) == []
+    assert across.decide(index.contents, Criteria()) == []
 
 
 def test_rows_are_written_one_by_one_and_kept_by_later_runs(folder: Path, tmp_path: Path, monkeypatch):
