@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ def check_cluster(beam_args: Sequence[str], job: Job) -> None:
     """
     from dask import distributed
 
+    # its errors come back as exceptions; the log would show them, and failed attempts to reconnect, as tracebacks
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     from oxe_curate.beam.fn import PipelineOptions
 
     options = PipelineOptions(list(beam_args)).get_all_options()
@@ -62,6 +66,28 @@ def explain_import(text: str, where: str) -> str | None:
     return None
 
 
-def count_workers(client: Any) -> int:
-    """Ask the scheduler for its number of workers."""
-    return len(client.sync(client.scheduler.identity)["workers"])
+class DaskJob:
+    """Beam's result of a job on Dask, but done only if every task is: a lost connection ends Beam's wait as well."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def wait_until_finish(self) -> str:
+        """Wait for the tasks. Raises WorkerError if the scheduler is gone, or whatever a task raised."""
+        state = str(self._result.wait_until_finish())
+        if any(future.status != "finished" for future in self._result.futures):
+            raise WorkerError("lost the connection to the scheduler (it ended, or the network is down)")
+        return state
+
+    def count_workers(self) -> int:
+        """Ask the scheduler for its number of workers."""
+        client = self._result.client
+        return len(client.sync(client.scheduler.identity)["workers"])
+
+    def cancel(self) -> None:
+        """Cancel the tasks that have not started; a worker finishes the one that it is running."""
+        self._result.cancel()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._result.client.close(timeout=2)

@@ -67,15 +67,17 @@ def _run(job: Job, options: Sequence[str], patience: Patience) -> None:
         if dask:
             dask_cluster.check_cluster(options, job)
         result = remote_pipeline(job, options).run()
+        if dask:
+            result = dask_cluster.DaskJob(result)
     try:
         with _explained(f"{name}: the job failed"):
-            wait_for(result, _question(result, dask), name, patience)
+            wait_for(result, _question(result), name, patience)
     except BaseException:
         within(_GOODBYE, result.cancel)
         raise
     finally:
         if dask:
-            within(_GOODBYE, lambda: result.client.close(timeout=2))
+            within(_GOODBYE, result.close)
 
 
 def _server(options: Sequence[str]) -> str:
@@ -87,9 +89,9 @@ def _server(options: Sequence[str]) -> str:
     return ""
 
 
-def _question(result: Any, dask: bool) -> Ask | None:
-    if dask:
-        return lambda: dask_cluster.count_workers(result.client)
+def _question(result: Any) -> Ask | None:
+    if isinstance(result, dask_cluster.DaskJob):
+        return result.count_workers
     if hasattr(result, "_job_service"):  # of a portable runner; `state` asks the job server
 
         def ask() -> None:
@@ -104,8 +106,8 @@ def _explained(what: str) -> Iterator[None]:
     """Turn an exception of a runner into one clear error."""
     try:
         yield
-    except CurateError:
-        raise
+    except CurateError as error:
+        raise type(error)(f"{what}: {error}" if type(error) is WorkerError else str(error)) from error
     except Exception as error:
         text = str(error)
         for kind, message in untagged(text):

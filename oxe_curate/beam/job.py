@@ -68,7 +68,7 @@ class Job:
         if problem:
             raise problem
 
-    def task(self, number: int) -> Task:
+    def task(self, number: int) -> Any:
         """Read one task, on a worker. Raises WorkerError or StorageError with the name of this host."""
         self.check_host()
         shared, tasks = _load(self.out, self.file)
