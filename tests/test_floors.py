@@ -12,7 +12,8 @@ from tests import ROOT
 FLOORS = [
     {"process"},
     {"arrays", "atomic", "errors", "lru"},
-    {"episode", "config", "storage"},
+    {"inputs", "strict_yaml"},
+    {"episode", "config", "sealed", "storage"},
     {"lock"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
