@@ -6,6 +6,7 @@ by the names of the files in it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -103,7 +104,7 @@ def _relation(out: Folder, other: Folder) -> str | None:
 
 def _parts(folder: Folder) -> tuple[str, ...]:
     """Path components, with symbolic links followed."""
-    return folder.path().resolve().parts if folder.is_local else tuple(folder.uri.split("/"))
+    return Path(os.path.realpath(folder.path())).parts if folder.is_local else tuple(folder.uri.split("/"))
 
 
 def _entries(folder: Folder) -> dict[str, bool]:

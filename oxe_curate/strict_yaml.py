@@ -15,9 +15,9 @@ import yaml
 
 from oxe_curate.errors import ConfigError, quoted
 
-MAX_CHARACTERS = 1 << 20
+MAX_CHARACTERS = 1 << 19
 """A mixture of all 98 data sets with comments has 20,000 characters."""
-_MAX_NODES = 100_000
+_MAX_NODES = 50_000
 _MAX_EXPANDED = 4 * MAX_CHARACTERS
 _MAX_DEPTH = 60
 _MAX_DIGITS = 300
@@ -211,11 +211,3 @@ def parse_yaml(text: str, where: str) -> Any:
         YamlError: not one YAML document, or beyond the limits of this module.
     """
     return load_yaml(text, where)[0]
-
-
-def compose_yaml(text: str) -> Any:
-    """The root node of a YAML text, with its marks; None if the text is empty or `load_yaml` would refuse it."""
-    try:
-        return load_yaml(text, "text")[2]
-    except YamlError:
-        return None
