@@ -10,9 +10,11 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
+    {"process"},
     {"arrays", "atomic", "errors", "lru"},
     {"inputs", "strict_yaml"},
-    {"episode", "config", "storage"},
+    {"episode", "config", "sealed", "storage"},
+    {"lock"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
     {"index"},

@@ -7,12 +7,12 @@ from typing import Any
 
 logging.disable(logging.WARNING)  # Beam warns about missing cloud clients
 import apache_beam as beam  # noqa: E402
-from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
-from oxe_curate.beam.task import Work, do  # noqa: E402
+from oxe_curate.beam.task import Share, Work, do_all  # noqa: E402
 
 
 class DoTask(beam.DoFn):
@@ -21,10 +21,10 @@ class DoTask(beam.DoFn):
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    def process(self, task: Any) -> list[None]:
-        """Run one task."""
-        do(task, self._work)
+    def process(self, element: Any) -> list[None]:
+        """Run a task, or a share of them."""
+        do_all(element.tasks if isinstance(element, Share) else (element,), self._work)
         return []
 
 
-__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "beam"]
+__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "StandardOptions", "beam"]

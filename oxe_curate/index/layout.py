@@ -6,9 +6,9 @@ plus their width times the number of values in earlier rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from oxe_curate.errors import DataError
@@ -64,30 +64,24 @@ WRITE_OPTIONS: dict[str, Any] = {
     "compression_level": dict.fromkeys(_OTHERS, 1),
     "use_dictionary": list(_OTHERS),
     "write_page_checksum": True,
-    "row_group_size": _MANY,
     "max_rows_per_page": _MANY,
     "data_page_size": 1 << 30,
 }
-"""Keyword arguments of `pyarrow.parquet.write_table` for an index file."""
+"""Keyword arguments of `pyarrow.parquet.ParquetWriter` for an index file; it has one row group."""
 
 
-def value_offsets(data: bytes | memoryview | pa.Buffer) -> dict[str, int]:
-    """Find the first value of each numeric column in the bytes of an index file: name in `VALUE_TYPES` -> offset.
+def value_offsets(footer: pq.FileMetaData, read: Callable[[int, int], bytes]) -> dict[str, int]:
+    """Find the first value of each numeric column of an index file: name in `VALUE_TYPES` -> byte offset.
 
     A column that byte ranges cannot address is left out: a missing one, one in several row groups or pages, one with a
     dictionary or a codec, and all columns of a file without rows. Readers then read the table.
 
-    Raises:
-        DataError: it is not a Parquet file; the message names no file.
+    Args:
+        footer: of the file.
+        read: (offset, length) -> that part of the file.
     """
-    buffer = pa.py_buffer(data)
-    try:
-        footer = pq.read_metadata(pa.BufferReader(buffer))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"not a Parquet file ({error})") from None
     if footer.num_row_groups != 1:
         return {}
-    view = memoryview(buffer)
     found = {}
     for i in range(footer.num_columns):
         column = footer.schema.column(i)
@@ -97,14 +91,7 @@ def value_offsets(data: bytes | memoryview | pa.Buffer) -> dict[str, int]:
             continue
         levels = (column.max_repetition_level, column.max_definition_level)
         try:
-            pages = list(
-                plain_pages(
-                    lambda offset, length: bytes(view[offset : offset + length]),
-                    chunk.data_page_offset,
-                    chunk.total_compressed_size,
-                    levels,
-                )
-            )
+            pages = list(plain_pages(read, chunk.data_page_offset, chunk.total_compressed_size, levels))
         except DataError:
             continue
         if len(pages) == 1:

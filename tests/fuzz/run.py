@@ -2,8 +2,7 @@
 
 python -m tests.fuzz.run [--seconds 600] [--seed N] [--target NAME ...] [--count N] [--save FOLDER]
 
-The damaged files that end in an internal fault, a hang or a silent change are saved; the exit code is 1 if there are
-any.
+Damaged files that end in an internal fault, a hang or a silent change are saved. The exit code is 1 if there are any.
 """
 
 import argparse

@@ -8,13 +8,17 @@ from tests.fuzz.mutate import mutation, mutations
 from tests.fuzz.run import Reader, is_failure
 from tests.fuzz.targets import TARGETS
 
-SLOW = 5
+SLOW = 4
 """Mutations of files whose readers run a whole command."""
 COUNTS = {
-    "mixture": 25, "criteria": 40, "shares": 30, "card": 25, "train config": 20, "statistics": 40, "action tokens": 60,
-    "tokenizer.json": 15, "tokenizer.model": 15, "ranks": 20, "vocab.json": 15, "merges.txt": 15, "editor text": 8,
-    "editor request": 8,
+    "mixture": 12, "criteria": 40, "shares": 30, "card": 8, "train config": 20, "statistics": 40, "action tokens": 60,
+    "tokenizer.json": 15, "tokenizer.model": 15, "ranks": 20, "vocab.json": 15, "merges.txt": 15, "editor text": 4,
+    "editor request": 4,
 }  # fmt: skip
+
+
+NEVER_REFUSED = {"tokenizer_config.json", "records, skipped", "editor text", "editor request"}
+"""Their damage is in the result: which record was skipped, or an answer with an error."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def test_damage_ends_in_one_clear_error(reader: Reader, target: str) -> None:
     answers = [(reader.read(target, 11, number), number) for number in range(COUNTS.get(target, SLOW))]
     wrong = [f"number {number}: {answer}" for answer, number in answers if is_failure(target, answer)]
     assert wrong == []
-    assert any(answer["outcome"] == "refused" or target == "tokenizer_config.json" for answer, _ in answers)
+    assert target in NEVER_REFUSED or any(answer["outcome"] == "refused" for answer, _ in answers)
 
 
 def test_a_mutation_is_a_function_of_its_seed_and_number() -> None:
