@@ -177,10 +177,13 @@ def test_a_large_data_set_counts_evenly_spaced_steps_and_all_extremes(index: Ind
     assert every.actions.counted == every.actions.steps == steps == 57
     assert part.actions.steps == steps
     assert part.actions.counted == 14  # every fourth one, but one that is not finite
-    for all_of, some in ((every.actions.seen, part.actions.seen), (every.actions.kept, part.actions.kept)):
-        assert np.array_equal(all_of.min, some.min)
-        assert np.array_equal(all_of.max, some.max)
-        assert not np.array_equal(all_of.mean, some.mean)
+    rows = [row for _, table in index.tables("bridge_dataset", ["kept", "action"]) for row in table.to_pylist()]
+    for some, chosen in ((part.actions.seen, rows), (part.actions.kept, [row for row in rows if row["kept"]])):
+        actions = np.concatenate([np.float32(row["action"]).reshape(-1, 7) for row in chosen])
+        actions = actions[np.isfinite(actions).all(axis=1)]
+        assert np.array_equal(some.min, actions.min(axis=0))
+        assert np.array_equal(some.max, actions.max(axis=0))
+        assert not np.array_equal(some.mean, actions.mean(axis=0, dtype=np.float64))
     assert all(h.seen.sum() == 14 for h in part.actions.histograms)
     assert all(np.isfinite(values).all() for values in (part.actions.seen.min, part.actions.seen.max))
     assert (part.tasks, part.medians) == (every.tasks, every.medians)
