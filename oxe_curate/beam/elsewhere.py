@@ -48,6 +48,7 @@ def on_runner(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: 
         failures = [Outcome(**json.loads(out.read_bytes(name))) for name, _, _ in out.list(FAILED)]
     finally:
         _clear(out)
+        out.sweep()  # of workers that were killed
     missing = {task.output for task in tasks} - finished.look() - {failure.output for failure in failures}
     if missing and not failures:
         raise WorkerError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import traceback
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from oxe_curate.errors import CurateError
@@ -78,6 +79,7 @@ def do(task: Task, work: Work) -> None:
 def _publish_failure(task: Task) -> Callable[[Outcome], None]:
     def publish(outcome: Outcome) -> None:
         if outcome.kind is not None:
+            outcome = replace(outcome, message=f"{outcome.message}\n(on host {socket.gethostname()})")
             name = f"{FAILED}/{zlib.crc32(task.output.encode()):08x}.json"
             task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())
 

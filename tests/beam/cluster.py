@@ -42,7 +42,9 @@ class DaskProcesses:
 
     def __enter__(self) -> "DaskProcesses":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file, env=self.env)
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file, env=self.env
+        )
         until(lambda: self.file.exists() and self.file.read_text(), "scheduler", self.scheduler)
         return self
 
@@ -62,19 +64,24 @@ class DaskProcesses:
         return str(json.loads(self.file.read_text())["address"])
 
     def add_worker(
-        self, env: Mapping[str, str] | None = None, address: str | None = None, extra: Sequence[str] = ()
+        self, env: Mapping[str, str] | None = None, extra: Sequence[str] = (), within: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        where = [address] if address else ["--scheduler-file", self.file]
+        where = ["--scheduler-file", self.file]
         options = ["--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--local-directory", self.folder, *extra]
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(self._start("worker", *where, *options, env=env, log=log))
+        self.workers.append(self._start("worker", *where, *options, env=env, log=log, within=within))
         until(lambda: "Starting established connection" in log.read_text(), "worker", self.workers[-1])
         return self.workers[-1]
 
     def _start(
-        self, kind: str, *options: Any, env: Mapping[str, str] | None = None, log: Path | None = None
+        self,
+        kind: str,
+        *options: Any,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        within: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, options), "--no-dashboard"]
+        command = [*within, sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, options), "--no-dashboard"]
         with (log or self.folder / f"{kind}.log").open("w") as sink:
             # its own working directory: `python -m` would find the checkout in the current one
             return subprocess.Popen(
