@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
 import pickle
 import platform
 import re
@@ -27,6 +28,8 @@ from oxe_curate.storage import Folder
 
 JOB = ".job"
 """Folder below the output folder, with the descriptions of the tasks of a job on other machines."""
+STARTED = f"{JOB}/worker-"
+"""Prefix of the empty files that show which workers have started."""
 
 _WRITERS = ("pyarrow", "numpy", "pillow", "simplejpeg")  # their versions may change the bytes of an output file
 _REPORT = re.compile(r"\[\[oxe-curate (\w+)\]\] (.*?) \[\[end\]\]", re.DOTALL)
@@ -71,9 +74,19 @@ class Job:
     def task(self, number: int) -> Any:
         """Read one task, on a worker. Raises WorkerError or StorageError with the name of this host."""
         self.check_host()
+        _announce(self.out, os.getpid())
         shared, tasks = _load(self.out, self.file)
         task = unpack(shared, tasks[number])
         return replace(task, out=JobFolder(task.out.uri, self.file))
+
+
+@functools.lru_cache(maxsize=2)
+def _announce(out: Folder, pid: int) -> None:
+    """Leave a file that shows the command that a worker has started."""
+    try:
+        out.publish_bytes(f"{STARTED}{socket.gethostname()}-{pid}", b"")
+    except CurateError as error:
+        raise StorageError(f"host {socket.gethostname()}: cannot write to the output folder: {error}") from None
 
 
 @dataclass(frozen=True)
