@@ -10,8 +10,11 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
+    {"process"},
     {"arrays", "atomic", "errors", "lru"},
-    {"episode", "config", "storage"},
+    {"inputs", "strict_yaml"},
+    {"episode", "config", "sealed", "storage"},
+    {"lock"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
     {"index"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Tasks:
     seen: Counter[str]
     kept: Counter[str]
 
-    @property
+    @functools.cached_property
     def lost(self) -> list[str]:
         """Instructions without a kept episode: the most frequent first, then by name."""
         gone = [text for text in self.seen if text not in self.kept]
@@ -29,7 +30,7 @@ def count_tasks(index: Index, dataset: str) -> Tasks:
 
     texts = query.scan_index(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
     counts = texts.drop_nulls("text").group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
-    rows = query.collect(counts, index.folder).rows()
+    rows = query.collect(counts).rows()
     return Tasks(Counter({text: n for text, n, _ in rows}), Counter({text: n for text, _, n in rows if n}))
 
 

@@ -12,14 +12,17 @@ from oxe_curate.index import images
 from oxe_curate.index.episodes import Episode
 from oxe_curate.rlds import example
 from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.rlds.tfrecord import Ensure
 from oxe_curate.storage import Folder
 
 _GAP = 64 << 10  # bytes: frames closer than this are read together
 
 
-def locate(buffer: memoryview, span: tuple[int, int], num_steps: int, role: str) -> NDArray[np.int64]:
+def locate(
+    buffer: memoryview, span: tuple[int, int], num_steps: int, role: str, ensure: Ensure | None = None
+) -> NDArray[np.int64]:
     """int64 (T, 2): offset and length of each source step's frame in a camera's list; DataError on a mismatch."""
-    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span))
+    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span), ensure)
     if len(frames) != num_steps:
         raise DataError(f"the {role} camera has {len(frames)} frames for {num_steps} steps")
     return frames
@@ -66,6 +69,8 @@ class FramePool:
 
     def finish(self, spec: Any) -> images.EncodedFrames:
         """Return all frames that were added, re-encoded if the mixture requires it."""
+        for shard in self._shards:
+            shard.wait()
         buffer = np.repeat([n for n, _ in self._parts], [len(f) for _, f in self._parts]).astype(np.int64)
         flat = np.concatenate([f for _, f in self._parts]) if self._parts else np.empty((0, 2), np.int64)
         frames = images.EncodedFrames([shard.buffer for shard in self._shards], buffer, flat[:, 0], flat[:, 1])
@@ -88,12 +93,14 @@ class FramePool:
             raise DataError(f"{episode.id}: no {self._role} camera; remove the camera or the data set from the mixture")
         shard = self._shards[number]
         if shard.remote or not sparse:
-            shard.prefetch(*span)
-        return locate(shard.buffer, span, episode.source_steps, self._role)[episode.frame_index]
+            shard.prefetch_many([span])
+        return locate(shard.buffer, span, episode.source_steps, self._role, shard.ensure)[episode.frame_index]
 
     def _read_ahead(self, number: int, frames: NDArray[np.int64]) -> None:
         """Fetch the frames in as few pieces as their gaps allow."""
         starts, ends = frames[:, 0], frames[:, 0] + frames[:, 1]
         cuts = np.flatnonzero(starts[1:] - ends[:-1] > _GAP)
-        for first, last in zip(np.append(0, cuts + 1), np.append(cuts, len(frames) - 1), strict=True):
-            self._shards[number].prefetch(int(starts[first]), int(ends[last] - starts[first]))
+        runs = zip(
+            starts[np.append(0, cuts + 1)].tolist(), ends[np.append(cuts, len(frames) - 1)].tolist(), strict=True
+        )
+        self._shards[number].prefetch_many((start, end - start) for start, end in runs)

@@ -12,20 +12,20 @@ RUN/
     scheduler.pt, rng_state_<rank>.pth, trainer_state.json
     progress.json            written last: step, samples, configuration, hashes, sizes of the files
   evaluation/                of the end of the run; evaluation/checkpoint-<step>/ of a checkpoint
-  .oxe-lock                  held while a process trains here
+  .oxe-lock                  while a process trains here: which one
 
 An exported model has oxe_curate.json instead of run.json.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oxe_curate.errors import DataError
+from oxe_curate.inputs import load_json
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -107,11 +107,6 @@ class RunFolder:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
-    @property
-    def lock(self) -> Path:
-        """File that is locked while a process trains here."""
-        return self.path / ".oxe-lock"
-
     def checkpoint(self, step: int) -> CheckpointFolder:
         """The checkpoint of a step, whether it exists or not."""
         return CheckpointFolder(self.path / f"checkpoint-{step}")
@@ -153,9 +148,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    return load_json(path, error=DataError)
