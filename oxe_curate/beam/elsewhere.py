@@ -167,29 +167,19 @@ def _clear(out: Folder) -> None:
 
 
 class _Finished:
-    """Which outputs of a job exist, without those that another command left: one listing per folder."""
+    """Which outputs of a job exist, without those that another command left: one listing of the folder."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._out = tasks[0].out
         self._wanted = {task.output for task in tasks}
-        self._folders = {output.rpartition("/")[0] for output in self._wanted}
-        self._before = {name: self._stamp(name) for name in self._existing()}
+        self._before = self._identities()
 
-    def _existing(self) -> set[str]:
-        return {name for folder in self._folders for name, _, _ in self._out.list(folder)} & self._wanted
-
-    def _stamp(self, name: str) -> tuple[int, int]:
-        """What differs once a file has been replaced."""
-        if self._out.is_local:
-            stat = self._out.path(name).stat()
-            return stat.st_mtime_ns, stat.st_ino
-        return int(self._out._info(name).mtime_ns or 0), 0
+    def _identities(self) -> dict[str, str]:
+        return {file.name: file.identity for file in self._out.list_files() if file.name in self._wanted}
 
     def look(self) -> set[str]:
         """The outputs that the job has finished so far."""
-        return {
-            name for name in self._existing() if name not in self._before or self._stamp(name) != self._before[name]
-        }
+        return {name for name, identity in self._identities().items() if self._before.get(name) != identity}
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Relative path -> contents of every file of an output folder, without run times."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".oxe-tmp-")]
     return {str(path.relative_to(folder)): _without_times(path) for path in files}
 
 
@@ -118,6 +118,6 @@ def _without_times(path: Path) -> bytes:
         return path.read_bytes()
     data = json.loads(path.read_text())
     for entry in data["datasets"].values():
-        entry.pop("seconds")
-    data.pop("checksum", None)
+        del entry["seconds"]
+    del data["checksum"]
     return json.dumps(data, sort_keys=True).encode()

@@ -86,7 +86,7 @@ def test_a_shard_of_a_killed_worker_is_scanned_by_another(tmp_path: Path, source
         code, out, err = finish(running)
     assert (code, err) == (0, ""), err
     assert "5 shards scanned" in out
-    assert _finished(tmp_path / "index") == tree(tmp_path / "here")
+    assert tree(tmp_path / "index") == tree(tmp_path / "here")
 
 
 def test_without_workers_the_command_waits_and_goes_on(tmp_path: Path, source: Path) -> None:
@@ -107,7 +107,7 @@ def test_without_workers_the_command_waits_and_goes_on(tmp_path: Path, source: P
     log.close()
     assert notice.startswith(f"waiting for workers: DaskRunner at {cluster.address} has none; ends after 300 s")
     assert (tmp_path / "log").read_text() == notice
-    assert _finished(tmp_path / "index") == tree(tmp_path / "here")
+    assert tree(tmp_path / "index") == tree(tmp_path / "here")
 
 
 def test_without_workers_the_command_ends_after_the_stated_time(tmp_path: Path, source: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_lost_scheduler_ends_the_command_and_a_rerun_continues(tmp_path: Path,
     assert kept == set(first)
     again = run_filter(source, tmp_path / "index", FilterOptions(workers=1, progress=False))
     assert again.shards_kept >= len(first)
-    assert _finished(tmp_path / "index") == tree(tmp_path / "here")
+    assert tree(tmp_path / "index") == tree(tmp_path / "here")
 
 
 class Proxy:
@@ -207,7 +207,7 @@ def test_a_stopped_worker_is_replaced(tmp_path: Path, source: Path) -> None:
         cluster.open_gate()
         code, _, err = finish(running)
     assert (code, err) == (0, ""), err
-    assert _finished(tmp_path / "index") == tree(tmp_path / "here")
+    assert tree(tmp_path / "index") == tree(tmp_path / "here")
 
 
 def test_control_c_cancels_the_tasks_that_wait(tmp_path: Path, source: Path) -> None:
@@ -326,8 +326,3 @@ def test_an_address_without_a_scheduler_is_one_error(tmp_path: Path, source: Pat
     assert code == 1
     assert err.startswith(f"error: DaskRunner at tcp://127.0.0.1:{port}: the job could not be started: ")
     assert len(err.splitlines()) == 1
-
-
-def _finished(folder: Path) -> dict[str, bytes]:
-    """The files of an output folder, without what a killed worker left under a temporary name."""
-    return {name: data for name, data in tree(folder).items() if "/.oxe-tmp-" not in name}
