@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from oxe_curate.errors import CurateError, StorageError, WorkerError
@@ -143,6 +144,7 @@ def _publish_failure(task: Task) -> Callable[[Outcome], None]:
     def publish(outcome: Outcome) -> None:
         if outcome.kind is None:
             return
+        outcome = replace(outcome, message=f"{outcome.message}\n(on host {socket.gethostname()})")
         name = f"{FAILED}/{hashlib.blake2b(task.output.encode(), digest_size=16).hexdigest()}.json"
         try:
             task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())
