@@ -90,8 +90,7 @@ class FramePool:
             number = int(episode[i])
             return f"{shards[number]}: {names[number]}, step {i - int(first[number])}, {role} camera"
 
-        sources: list[ReadBytes] = [reader.read for reader in self._readers]
-        frames = images.EncodedFrames(sources, numbers[episode], flat[:, 0], flat[:, 1], where)
+        frames = images.EncodedFrames(self._readers, numbers[episode], flat[:, 0], flat[:, 1], where)
         if not self._parts:
             return frames
         needed, swap = np.concatenate(self._needed), np.asarray(self._swap)[episode]

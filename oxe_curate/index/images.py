@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -13,8 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from oxe_curate.errors import DataError
-from oxe_curate.index.pages import ReadBytes
 from oxe_curate.index.spool import Spool
+
+
+class ByteSource(Protocol):
+    """A file or buffer."""
+
+    def read(self, offset: int, length: int) -> bytes | memoryview:
+        """A part of it."""
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +32,13 @@ class EncodedFrames:
     """Encoded frames in some files or buffers; they are read when they are needed.
 
     Attributes:
-        sources: functions that read (offset, length) of a file.
+        sources: files or buffers with encoded frames.
         source: int64 (n,), which of `sources` has each frame.
         offset: int64 (n,). length: int64 (n,); 0 if there is no frame.
         where: describes frame i for messages; None: frames may have any format and are not checked.
     """
 
-    sources: Sequence[ReadBytes]
+    sources: Sequence[ByteSource]
     source: NDArray[np.int64]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -36,8 +46,8 @@ class EncodedFrames:
 
     def read(self, i: int) -> bytes | memoryview:
         """The bytes of one frame, unchecked."""
-        source: ReadBytes = self.sources[self.source[i]]
-        return source(int(self.offset[i]), int(self.length[i]))
+        source: ByteSource = self.sources[self.source[i]]
+        return source.read(int(self.offset[i]), int(self.length[i]))
 
     def gather(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Read some frames.
@@ -57,9 +67,10 @@ class EncodedFrames:
         present = np.flatnonzero(lengths)
         # in the order of the files, which disks and read-ahead prefer
         present = present[np.lexsort((self.offset[chosen[present]], self.source[chosen[present]]))]
-        into, starts, sizes = memoryview(data.data), ends.tolist(), lengths.tolist()
-        for place, i in zip(present.tolist(), chosen[present].tolist(), strict=True):
-            into[starts[place] : starts[place] + sizes[place]] = self.read(i)
+        view, frames = memoryview(data.data), chosen[present]
+        columns = self.source[frames], self.offset[frames], ends[present], ends[present + 1]
+        for number, offset, start, stop in zip(*(column.tolist() for column in columns), strict=True):
+            self.sources[number].read_into(offset, view[start:stop])
         if self.where is not None:
             wanted = np.flatnonzero(chosen >= 0)
             if len(bad := wanted[~are_complete(data, ends[wanted], lengths[wanted])]):
@@ -180,4 +191,4 @@ def recode(
         image = image[:, :, ::-1] if swap[i] else image
         encoded = encode(resize(np.ascontiguousarray(image), size) if size else image, quality)
         source[i], offset[i], length[i] = len(frames.sources), spool.add(encoded), len(encoded)
-    return EncodedFrames([*frames.sources, spool.read], source, offset, length, frames.where)
+    return EncodedFrames([*frames.sources, spool], source, offset, length, frames.where)

@@ -6,21 +6,24 @@ Local shards are read in small pieces, not mapped: a file that is truncated mean
 from __future__ import annotations
 
 import os
-import weakref
+from collections import OrderedDict
 
 import crc32c
 
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.index.episodes import Episode
-from oxe_curate.lru import LruCache
 from oxe_curate.rlds import tfrecord
-from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.rlds.remote import open_shard
 from oxe_curate.storage import Folder, explain
 
 _OPEN_FILES = 256
 _HELD = 16 << 20  # bytes: a record up to this size is read at once
-_PIECE = 4 << 20
 _ADVISE = hasattr(os, "posix_fadvise")
+
+CHANGED = (
+    "the file has changed since it was filtered. Restore it, give the folder that has the original with --source, or "
+    "run `oxe-curate filter` again"
+)
 
 
 class ShardReader:
@@ -32,71 +35,103 @@ class ShardReader:
         size: in bytes.
     """
 
-    def __init__(self, folder: Folder, path: str, files: LruCache[_File]) -> None:
-        self.name, self._files = f"{folder}/{path}", files
-        self.remote = not folder.is_local
-        self._fetched: ShardBytes | None = open_shard(folder, path) if self.remote else None
-        self.size = len(self._fetched.buffer) if self._fetched else self._file().size
+    name: str
+    remote = False
+    size: int
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """A part of the shard. Raises DataError if the shard ends before, StorageError if it cannot be read."""
-        data = self._fetched.read(offset, length) if self._fetched else self._file().read(offset, length)
-        if offset < 0 or len(data) != length:
-            raise DataError(f"{self.name}: ends before byte {offset + length}; {CHANGED}")
-        return data
+        data = bytearray(max(length, 0))
+        self.read_into(offset, memoryview(data))
+        return memoryview(data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill a buffer from `offset` on. Raises like `read`."""
+        raise NotImplementedError
 
     def prefetch(self, offset: int, length: int) -> None:
         """Fetch a part now, or let the system read it ahead."""
-        if self._fetched:
-            self._fetched.prefetch(offset, length)
-        else:
-            self._file().advise(offset, length)
 
-    def _file(self) -> _File:
-        return self._files.get(self.name, lambda: (_File(self.name), 1))
+    def _cut(self, end: int) -> DataError:
+        return DataError(f"{self.name}: ends before byte {end}; {CHANGED}")
 
 
-CHANGED = (
-    "the file has changed since it was filtered. Restore it, give the folder that has the original with --source, or "
-    "run `oxe-curate filter` again"
-)
+class _RemoteReader(ShardReader):
+    remote = True
+
+    def __init__(self, folder: Folder, path: str) -> None:
+        self.name = f"{folder}/{path}"
+        self._shard = open_shard(folder, path)
+        self.size = len(self._shard.buffer)
+
+    def read(self, offset: int, length: int) -> bytes | memoryview:
+        if offset < 0 or offset + length > self.size:
+            raise self._cut(offset + length)
+        return self._shard.read(offset, length)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = self.read(offset, len(view))
+
+    def prefetch(self, offset: int, length: int) -> None:
+        self._shard.prefetch(offset, length)
 
 
-class _File:
-    """An open local file. The descriptor is closed with the last reference."""
+class _LocalReader(ShardReader):
+    """Opened when it is needed; `files` closes the file that was opened first if too many are open."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, folder: Folder, path: str, files: _OpenFiles) -> None:
+        self.name, self._files = f"{folder}/{path}", files
+        self.size = os.fstat(self._files.descriptor(self.name)).st_size
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        descriptor, end = self._files.descriptor(self.name), offset + len(view)
+        if offset < 0:
+            raise self._cut(end)
         try:
-            self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            while view:
+                count = os.preadv(descriptor, [view], offset)
+                if not count:
+                    raise self._cut(end)
+                view, offset = view[count:], offset + count
         except OSError as error:
-            raise StorageError(f"{name}: {explain(error)}") from error
-        weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+            raise StorageError(f"{self.name}: {explain(error)}") from error
 
-    def advise(self, start: int, size: int) -> None:
+    def prefetch(self, offset: int, length: int) -> None:
         if _ADVISE:
-            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self._files.descriptor(self.name), offset, length, os.POSIX_FADV_WILLNEED)
 
-    def read(self, offset: int, length: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, length, max(offset, 0))
-            while len(data) < length and (more := os.pread(self._descriptor, length - len(data), offset + len(data))):
-                data += more
-            return data
-        except OSError as error:
-            raise StorageError(f"{self._name}: {explain(error)}") from error
+
+class _OpenFiles:
+    """File descriptors by name, not too many at a time."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def descriptor(self, name: str) -> int:
+        found = self._open.get(name)
+        if found is None:
+            try:
+                found = self._open[name] = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise StorageError(f"{name}: {explain(error)}") from error
+            while len(self._open) > _OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        return found
+
+    def __del__(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
 
 
 class Record:
     """One episode's record: reads parts of it, from memory if it was read as a whole."""
 
-    def __init__(self, reader: ShardReader, held: tuple[int, bytes | memoryview] = (0, b"")) -> None:
+    def __init__(self, reader: ShardReader, start: int = 0, held: memoryview | None = None) -> None:
         self.reader = reader
-        self._start, self._data = held[0], memoryview(held[1])
+        self._start, self._data = start, held if held is not None else memoryview(b"")
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
-        """A part of the shard; see `ShardReader.read`."""
+        """A part of the shard; see `ShardReader.read`. Valid until the next record is opened."""
         at = offset - self._start
         if at >= 0 and at + length <= len(self._data):
             return self._data[at : at + length]
@@ -114,7 +149,8 @@ class SourceRecords:
     def __init__(self, check: bool | None = None) -> None:
         self._check = check
         self._readers: dict[tuple[str, str], ShardReader] = {}
-        self._files: LruCache[_File] = LruCache(_OPEN_FILES)
+        self._files = _OpenFiles()
+        self._buffer = bytearray()  # kept, since the system clears new memory
 
     def open(self, source: Folder, episode: Episode, fetched: int) -> Record:
         """An episode's record, after comparing its framing (and data, see above) with the index.
@@ -128,32 +164,37 @@ class SourceRecords:
             DataError: the shard is not the one that was filtered. CorruptError: the record's data is damaged.
             StorageError: the shard cannot be read.
         """
-        key = source.uri, episode.shard
-        if key not in self._readers:
-            self._readers[key] = ShardReader(source, episode.shard, self._files)
-        reader = self._readers[key]
-        _check_framing(reader, episode)
+        reader = self._reader(source, episode.shard)
         offset, length = episode.record
+        head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
+        tail = reader.read(offset + length, tfrecord.FOOTER)
+        if not tfrecord.same_framing(head, tail, length, episode.record_crc):
+            raise DataError(f"{reader.name}: another record is where {episode.id} was; {CHANGED}")
         check = (not reader.remote or 2 * fetched >= length) if self._check is None else self._check
         if not check:
             return Record(reader)
         reader.prefetch(offset, length)
-        crc, piece = 0, _HELD if length <= _HELD else _PIECE
-        data: bytes | memoryview = b""
-        for start in range(offset, offset + length, piece):
-            data = reader.read(start, min(piece, offset + length - start))
-            crc = crc32c.crc32c(data, crc)
+        held = self._scratch(min(length, _HELD))
+        crc = 0
+        for start in range(offset, offset + length, _HELD):
+            piece = held[: min(_HELD, offset + length - start)]
+            reader.read_into(start, piece)
+            crc = crc32c.crc32c(piece, crc)
         if tfrecord.mask(crc) != episode.record_crc:
             raise CorruptError(
                 f"{reader.name}: {episode.id}: the data of its record fails the checksum, so the file is damaged. "
                 "Download it again; --no-check-records skips this check"
             )
-        return Record(reader, (offset, data)) if length <= _HELD else Record(reader)
+        return Record(reader, offset, held) if length <= _HELD else Record(reader)
 
+    def _reader(self, source: Folder, path: str) -> ShardReader:
+        key = source.uri, path
+        if key not in self._readers:
+            local = source.is_local
+            self._readers[key] = _LocalReader(source, path, self._files) if local else _RemoteReader(source, path)
+        return self._readers[key]
 
-def _check_framing(reader: ShardReader, episode: Episode) -> None:
-    offset, length = episode.record
-    head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
-    tail = reader.read(offset + length, tfrecord.FOOTER)
-    if not tfrecord.same_framing(head, tail, length, episode.record_crc):
-        raise DataError(f"{reader.name}: another record is where {episode.id} was; {CHANGED}")
+    def _scratch(self, length: int) -> memoryview:
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        return memoryview(self._buffer)[:length]

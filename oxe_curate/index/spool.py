@@ -38,11 +38,18 @@ class Spool:
         self._size += len(data)
         return self._size - len(data)
 
-    def read(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> memoryview:
         """Bytes that were added."""
+        view = memoryview(bytearray(length))
+        self.read_into(offset, view)
+        return view
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on."""
         try:
             self._file.flush()
-            return os.pread(self._file.fileno(), length, offset)
+            while view and (count := os.preadv(self._file.fileno(), [view], offset)):
+                view, offset = view[count:], offset + count
         except OSError as error:
             raise self._failure(error) from error
 

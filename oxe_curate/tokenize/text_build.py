@@ -145,7 +145,7 @@ def build_text_shard(task: TextTask) -> Built:
         }
     )
     place = np.array(drawn.place, np.int64).reshape(-1, 2)
-    frames = EncodedFrames([drawn.spool.read], np.zeros(len(place), np.int64), place[:, 0], place[:, 1])
+    frames = EncodedFrames([drawn.spool], np.zeros(len(place), np.int64), place[:, 0], place[:, 1])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
     shards.write_texts(

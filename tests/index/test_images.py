@@ -27,10 +27,24 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+class Held:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = self.read(offset, len(view))
+
+
 def frames(*items: bytes, where: Callable[[int], str] | None = None) -> EncodedFrames:
-    lengths, data = np.array([len(i) for i in items]), b"".join(items)
-    read = [lambda offset, length: data[offset : offset + length]]
-    return EncodedFrames(read, np.zeros(len(items), np.int64), np.cumsum(lengths) - lengths, lengths, where)
+    lengths = np.array([len(i) for i in items])
+    return EncodedFrames(
+        [Held(b"".join(items))], np.zeros(len(items), np.int64), np.cumsum(lengths) - lengths, lengths, where
+    )
 
 
 def test_png_and_jpeg_decode() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.tokenize import shards
+from tests.index.test_images import Held
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=12), st.integers(1, 3), st.randoms())
@@ -23,8 +24,7 @@ def test_images_equal_the_bytes_in_any_order(values: list[bytes], buffers: int, 
     columns = np.array(where, np.int64)
     order = [*range(len(values)), 0, -1]
     random.shuffle(order)  # type: ignore[attr-defined]
-    joined = [b"".join(part) for part in parts]
-    sources = [lambda offset, length, data=data: data[offset : offset + length] for data in joined]
+    sources = [Held(b"".join(part)) for part in parts]
     frames = EncodedFrames(sources, columns[:, 0], columns[:, 1], columns[:, 2])
     array = shards._images(frames, np.array(order), pa.array(np.array(order) < 0))
     array.validate(full=True)
