@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from oxe_curate.storage import _file_system
+from oxe_curate.storage.systems import file_system
 
 
 @contextmanager
@@ -21,11 +21,11 @@ def bucket() -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     }.items():  # fmt: skip
         patch.setenv(key, value)
-    _file_system.cache_clear()
+    file_system.cache_clear()
     from pyarrow import fs
 
     fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True).create_dir("bucket")
     yield "s3://bucket"
     patch.undo()
-    _file_system.cache_clear()
+    file_system.cache_clear()
     server.stop()

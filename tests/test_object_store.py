@@ -103,19 +103,19 @@ def test_a_wrong_key_or_bucket_is_named(bucket: Folder) -> None:
 
 
 def test_public_google_buckets_need_no_credentials() -> None:
-    code = "from oxe_curate.storage import _file_system; print(type(_file_system('gs://gresearch/x')[0]).__name__)"
+    code = "from oxe_curate.storage import Folder; print(type(Folder.of('gs://gresearch/x')._full('')[0]).__name__)"
     env = {**os.environ, "HOME": "/nonexistent", "HTTPS_PROXY": "http://127.0.0.1:9"}  # nothing is connected to
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=True)
     assert done.stdout.strip() == "GcsFileSystem"
 
 
 def test_no_route_to_google_is_one_message_within_seconds() -> None:
-    from oxe_curate.storage import _check_reachable
+    from oxe_curate.storage.systems import check_reachable
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        _check_reachable("127.0.0.1", port)
+        check_reachable("127.0.0.1", port)
     with pytest.raises(OSError, match=rf"cannot connect to 127\.0\.0\.1:{port} .*HTTPS_PROXY"):
-        _check_reachable("127.0.0.1", port)
+        check_reachable("127.0.0.1", port)
     with pytest.raises(OSError, match=r"cannot connect to no-such-host\.invalid:443"):
-        _check_reachable("no-such-host.invalid", 443)
+        check_reachable("no-such-host.invalid", 443)

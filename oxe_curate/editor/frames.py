@@ -212,7 +212,7 @@ class FrameViewer:
             span = episode.spans[role]
             shard = open_shard(source, episode.shard)
             shard.prefetch(*span)
-            frames = locate(shard.buffer, span, episode.source_steps, role)[episode.frame_index]
+            frames = locate(shard.buffer, span, episode.source_steps, role, shard.ensure)[episode.frame_index]
         offset, length = frames[step].tolist()
         return source.read_bytes(episode.shard, offset, length)
 

@@ -14,23 +14,35 @@ from oxe_curate.index.episodes import Episode
 from oxe_curate.index.pages import ReadBytes
 from oxe_curate.index.records import CHANGED, Record, ShardReader
 from oxe_curate.rlds import example
+from oxe_curate.rlds.tfrecord import Ensure
 
 _GAP = 64 << 10  # bytes: frames closer than this are read together
 _WHOLE = 8 << 20  # bytes: a longer list of frames is not read as a whole
 
 
-def locate(buffer: memoryview, span: tuple[int, int], num_steps: int, role: str) -> NDArray[np.int64]:
+def locate(
+    buffer: memoryview, span: tuple[int, int], num_steps: int, role: str, ensure: Ensure | None = None
+) -> NDArray[np.int64]:
     """int64 (T, 2): offset and length of each source step's frame in a camera's list; DataError on a mismatch."""
-    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span))
+    frames = example.byte_ranges(buffer, example.Span(example.BYTES, *span), ensure)
     if len(frames) != num_steps:
         raise DataError(f"the {role} camera has {len(frames)} frames for {num_steps} steps")
     return frames
 
 
-def bytes_needed(episode: Episode, role: str, needed: NDArray[np.int64]) -> int:
-    """Bytes of an episode's record that the frames of some steps (n,) of a camera take to read."""
+def ranges_needed(episode: Episode, role: str, needed: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(offset, length) of the parts of an episode's record to read for the frames of some steps (n,) of a camera.
+
+    The whole list of frames if they were not located yet; else as few pieces as the gaps between the frames allow.
+    """
     frames = episode.frames.get(role)
-    return episode.spans.get(role, (0, 0))[1] if frames is None else int(frames[needed, 1].sum())
+    if frames is None:
+        return [episode.spans[role]] if role in episode.spans else []
+    starts, lengths = frames[needed].T
+    ends = starts + lengths
+    cuts = np.flatnonzero(starts[1:] - ends[:-1] > _GAP)
+    pieces = zip(np.append(0, cuts + 1), np.append(cuts, len(ends) - 1), strict=True)
+    return [(int(starts[first]), int(ends[last] - starts[first])) for first, last in pieces] if len(ends) else []
 
 
 class FramePool:
@@ -62,7 +74,6 @@ class FramePool:
         first, last = episode.record[0], sum(episode.record)
         if frames[needed, 0].min() < first or int(frames[needed].sum(axis=1).max()) > last:
             raise DataError(f"{reader.name}: {episode.id}: a frame of the {self._role} camera is outside its record")
-        self._read_ahead(reader, frames[needed])
         base = self._count
         self._parts.append((number, frames))
         self._needed.append(np.bincount(needed, minlength=len(frames)) > 0)
@@ -101,8 +112,6 @@ class FramePool:
         if span is None:
             raise DataError(f"{episode.id}: no {self._role} camera; remove the camera or the data set from the mixture")
         whole = record.reader.remote or (not sparse and span[1] <= _WHOLE)
-        if whole:
-            record.reader.prefetch(*span)
         try:
             if whole:
                 frames = locate(memoryview(record.read(*span)), (0, span[1]), episode.source_steps, self._role)
@@ -113,13 +122,6 @@ class FramePool:
         except (CorruptError, DataError) as error:
             raise DataError(f"{record.reader.name}: {episode.id}: {error}; {CHANGED}") from None
         return frames[episode.frame_index]
-
-    def _read_ahead(self, reader: ShardReader, frames: NDArray[np.int64]) -> None:
-        """Fetch the frames in as few pieces as their gaps allow."""
-        starts, ends = frames[:, 0], frames[:, 0] + frames[:, 1]
-        cuts = np.flatnonzero(starts[1:] - ends[:-1] > _GAP)
-        for first, last in zip(np.append(0, cuts + 1), np.append(cuts, len(frames) - 1), strict=True):
-            reader.prefetch(int(starts[first]), int(ends[last] - starts[first]))
 
 
 class _Headers:

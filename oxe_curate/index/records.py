@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import crc32c
 
@@ -49,8 +50,12 @@ class ShardReader:
         """Fill a buffer from `offset` on. Raises like `read`."""
         raise NotImplementedError
 
-    def prefetch(self, offset: int, length: int) -> None:
-        """Fetch a part now, or let the system read it ahead."""
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to read (offset, length) parts."""
+
+    def check_unchanged(self) -> None:
+        """Raise StorageError if the shard was written to since it was opened."""
+        raise NotImplementedError
 
     def _cut(self, end: int) -> DataError:
         return DataError(f"{self.name}: ends before byte {end}; {CHANGED}")
@@ -63,6 +68,7 @@ class _RemoteReader(ShardReader):
         self.name = f"{folder}/{path}"
         self._shard = open_shard(folder, path)
         self.size = len(self._shard.buffer)
+        self.check_unchanged = self._shard.check_unchanged  # type: ignore[method-assign]
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         if offset < 0 or offset + length > self.size:
@@ -72,8 +78,8 @@ class _RemoteReader(ShardReader):
     def read_into(self, offset: int, view: memoryview) -> None:
         view[:] = self.read(offset, len(view))
 
-    def prefetch(self, offset: int, length: int) -> None:
-        self._shard.prefetch(offset, length)
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self._shard.prefetch_many(ranges)
 
 
 class _LocalReader(ShardReader):
@@ -81,7 +87,8 @@ class _LocalReader(ShardReader):
 
     def __init__(self, folder: Folder, path: str, files: _OpenFiles) -> None:
         self.name, self._files = f"{folder}/{path}", files
-        self.size = os.fstat(self._files.descriptor(self.name)).st_size
+        found = os.fstat(self._files.descriptor(self.name))
+        self.size, self._written = found.st_size, found.st_mtime_ns
 
     def read_into(self, offset: int, view: memoryview) -> None:
         descriptor, end = self._files.descriptor(self.name), offset + len(view)
@@ -96,9 +103,17 @@ class _LocalReader(ShardReader):
         except OSError as error:
             raise StorageError(f"{self.name}: {explain(error)}") from error
 
-    def prefetch(self, offset: int, length: int) -> None:
-        if _ADVISE:
+    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+        for offset, length in ranges if _ADVISE else ():
             os.posix_fadvise(self._files.descriptor(self.name), offset, length, os.POSIX_FADV_WILLNEED)
+
+    def check_unchanged(self) -> None:
+        found = os.fstat(self._files.descriptor(self.name))
+        if (found.st_size, found.st_mtime_ns) != (self.size, self._written):
+            raise StorageError(
+                f"{self.name}: was written to while being read. Let whatever writes to it finish, or restore it, and "
+                "run the same command again"
+            )
 
 
 class _OpenFiles:
@@ -152,13 +167,33 @@ class SourceRecords:
         self._files = _OpenFiles()
         self._buffer = bytearray()  # kept, since the system clears new memory
 
-    def open(self, source: Folder, episode: Episode, fetched: int) -> Record:
+    def request(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to read what `open` and the caller will read of a record; see there."""
+        reader = self._reader(source, episode.shard)
+        offset, length = episode.record
+        if self._checks(reader, length, ranges):
+            reader.prefetch([(offset - tfrecord.HEADER, tfrecord.HEADER + length + tfrecord.FOOTER)])
+        else:
+            ends = (offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)
+            reader.prefetch([*ranges, *ends])
+
+    def _checks(self, reader: ShardReader, length: int, ranges: Sequence[tuple[int, int]]) -> bool:
+        if self._check is not None:
+            return self._check
+        return not reader.remote or 2 * sum(size for _, size in ranges) >= length
+
+    def check_unchanged(self) -> None:
+        """Raise StorageError if a shard was written to since it was opened."""
+        for reader in self._readers.values():
+            reader.check_unchanged()
+
+    def open(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]] = ()) -> Record:
         """An episode's record, after comparing its framing (and data, see above) with the index.
 
         Args:
             source: root of the data set's shards.
             episode: of the index.
-            fetched: bytes of the record that will be read anyway.
+            ranges: (offset, length) of the parts of the shard that will be read anyway.
 
         Raises:
             DataError: the shard is not the one that was filtered. CorruptError: the record's data is damaged.
@@ -170,10 +205,8 @@ class SourceRecords:
         tail = reader.read(offset + length, tfrecord.FOOTER)
         if not tfrecord.same_framing(head, tail, length, episode.record_crc):
             raise DataError(f"{reader.name}: another record is where {episode.id} was; {CHANGED}")
-        check = (not reader.remote or 2 * fetched >= length) if self._check is None else self._check
-        if not check:
+        if not self._checks(reader, length, ranges):
             return Record(reader)
-        reader.prefetch(offset, length)
         held = self._scratch(min(length, _HELD))
         crc = 0
         for start in range(offset, offset + length, _HELD):

@@ -156,7 +156,7 @@ def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list
         raise DataError(f"{episode.id}: no third-person camera; run filter with the default criteria")
     pool = FramePool(role)
     source = index.source_of(EpisodeId.parse(episode.id).dataset)
-    record = SourceRecords(check=False).open(source, episode, 0)
+    record = SourceRecords(check=False).open(source, episode)
     start = pool.add(record, episode, steps, swap=False)
     frames = pool.finish(ImageSpec())
     found = []

@@ -23,7 +23,10 @@ from oxe_curate.rlds.tfrecord import Ensure
 from oxe_curate.rlds.varint import read_varint
 
 BYTES, FLOAT, INT64 = 1, 2, 3
+_VARINT = 10  # bytes of the longest varint
 _HEAD = 256  # bytes of an entry before its payload: tags, lengths and the key
+_FEATURE = 24  # bytes before the payload of a value: two tags and two lengths
+_PAGE = 4095  # the rest of a page costs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def scan(
     """
     end = offset + length
     found: dict[bytes, Span] = {}
+    ready = offset  # bytes before this have been ensured
     try:
         position = offset
         while position < end:
@@ -84,15 +88,16 @@ def scan(
             size, position = read_varint(buffer, position)
             features_end = _checked(position, size, end)
             while position < features_end:
-                if ensure:
-                    ensure(position, min(_HEAD, features_end - position))
+                if ensure and position + _HEAD > ready and ready < end:
+                    ready = min(max(position + _HEAD, (position | _PAGE) + 1), end)
+                    ensure(position, ready - position)
                 tag, position = read_varint(buffer, position)
                 if tag != 0x0A:
                     position = _skip(buffer, position, tag)
                     continue
                 size, position = read_varint(buffer, position)
                 entry_end = _checked(position, size, features_end)
-                _entry(buffer, position, entry_end, selected, found, ensure)
+                _entry(buffer, position, entry_end, selected, found, ensure, ready)
                 position = entry_end
             if position != features_end:
                 raise CorruptError(f"byte {position}: a field extends beyond its end")
@@ -116,22 +121,25 @@ def _entry(
     selected: frozenset[bytes] | None,
     found: dict[bytes, Span],
     ensure: Ensure | None,
+    ready: int,
 ) -> None:
     key = b""
     value = None
     while position < end:
+        if ensure and position + _FEATURE > ready:  # after a long key or value
+            ensure(position, min(_HEAD, end - position))
         tag, position = read_varint(buffer, position)
         if tag == 0x0A:
             size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
+            if ensure and stop > ready:
+                ensure(position, size)
             key = bytes(buffer[position:stop])
             position = stop
         elif tag == 0x12:
             size, position = read_varint(buffer, position)
             stop = _checked(position, size, end)
             value = (position, stop)
-            if value and ensure:
-                ensure(position, min(_HEAD, stop - position))
             position = stop
         else:
             position = _skip(buffer, position, tag)
@@ -139,14 +147,14 @@ def _entry(
         raise CorruptError(f"byte {position}: a field extends beyond its end")
     if selected is not None and key not in selected:
         return
-    span = _feature(buffer, *value) if value else None
+    span = _feature(buffer, *value, ensure) if value else None
     if span:
         found[key] = span
     else:
         found.pop(key, None)  # an empty Feature is a missing one
 
 
-def _feature(buffer: memoryview, position: int, end: int) -> Span | None:
+def _feature(buffer: memoryview, position: int, end: int, ensure: Ensure | None) -> Span | None:
     span = None
     while position < end:
         tag, position = read_varint(buffer, position)
@@ -159,6 +167,8 @@ def _feature(buffer: memoryview, position: int, end: int) -> Span | None:
                 raise CorruptError(f"byte {position}: a feature has two lists")
             span = Span(kind, position, size)
             position = stop
+            if ensure:
+                ensure(position, min(_FEATURE, end - position))
         else:
             position = _skip(buffer, position, tag)
     if position != end:
@@ -255,13 +265,15 @@ def varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
     return values.view(np.int64)
 
 
-def byte_ranges(buffer: memoryview, span: Span) -> NDArray[np.int64]:
+def byte_ranges(buffer: memoryview, span: Span, ensure: Ensure | None = None) -> NDArray[np.int64]:
     """int64 (n, 2): offset and length of each value of a BytesList; reads only a few bytes before each value."""
     ranges: list[int] = []
     append = ranges.append
     position, end = span.offset, span.offset + span.length
     try:
         while position < end:
+            if ensure:
+                ensure(position, min(_VARINT + 1, end - position))
             if buffer[position] != 0x0A:
                 position = _skip_in_list(buffer, position, end)
                 continue

@@ -1,109 +1,261 @@
-"""Open a shard: mapped if it is local, else fetched from the object store in ranges on demand.
+"""Open a shard and read parts of it on demand, from a disk or an object store.
 
-The whole length of a remote shard is reserved as anonymous memory, of which only the fetched parts are backed by pages,
-so the same scanner runs on it as on a mapped file.
+The whole length of a shard is reserved as memory, of which only the parts that were read are backed by pages. A local
+file is read too, not mapped: a mapped file that somebody truncates kills the process without a word.
 """
 
 from __future__ import annotations
 
-import bisect
-import mmap
-from dataclasses import dataclass
-from typing import Any
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future
+from functools import partial
 
-from oxe_curate.rlds.tfrecord import Ensure
-from oxe_curate.storage import Folder
+from oxe_curate.errors import StorageError
+from oxe_curate.rlds.memory import reserve
+from oxe_curate.storage import Folder, explain
+from oxe_curate.storage.attempts import submit
+from oxe_curate.storage.objects import PIECE
 
-_SMALLEST, _LARGEST = 256 << 10, 8 << 20
-"""Bytes per request: doubled while reads are sequential, reset after a jump over images."""
+_PAGE = 12  # bits
+_LOCAL = 1, 64
+_REMOTE = 16, 2048
+"""Pages of a read: the first after a jump over images, and the most while reads are sequential (doubled each time)."""
+_NEAR = 64
+"""Pages: a jump over less than this counts as sequential on an object store, so that small images are read through."""
+_JOIN = 64
+"""Pages: ranges of an object that are closer than this are fetched together."""
+_MISSING, _COMING, _HERE = 0, 1, 2
 
 
-@dataclass(frozen=True, eq=False)
 class ShardBytes:
-    """The bytes of an open shard.
+    """The bytes of an open shard. Leaving its context checks that the file is still the one that was opened.
 
     Attributes:
-        buffer: the whole file; remote bytes that were not ensured read as zero.
-        remote: None for a local file.
+        name: for messages.
+        remote: whether it is in an object store.
+        buffer: the whole file; bytes that were not ensured may be anything.
+        bytes_fetched: bytes read or transferred so far.
     """
 
-    buffer: memoryview
-    remote: RemoteShard | None = None
+    remote = False
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name = name
+        self._size = size
+        self.buffer, self._region = reserve(size)
+        self.bytes_fetched = 0
+        pages = (size >> _PAGE) + 1
+        self._state, self._needed = bytearray(pages), bytearray(pages)
+        self._window = 0
 
     @property
-    def ensure(self) -> Ensure | None:
-        """To be called before bytes are read; None for a local file."""
-        return self.remote.ensure if self.remote else None
+    def bytes_needed(self) -> int:
+        """Bytes of the pages of 4 KiB that were asked for: the same for a local file as for an object."""
+        return min(self._needed.count(1) << _PAGE, self._size)
+
+    def ensure(self, offset: int, length: int) -> None:
+        """Read a byte range that will be used now, unless it has been; and more while reads are sequential.
+
+        Raises:
+            StorageError: it cannot be read, or the file has become shorter.
+        """
+        if length <= 0 or offset >= self._size:
+            return
+        first = offset >> _PAGE
+        if offset + length <= first + 1 << _PAGE:  # in one page: the most frequent case
+            self._needed[first] = 1
+            if self._state[first] != _HERE:
+                self._load(first, first + 1)
+            return
+        first, stop = self._pages(offset, length)
+        self._needed[first:stop] = b"\1" * (stop - first)
+        if self._state.count(_HERE, first, stop) != stop - first:
+            self._load(first, stop)
 
     def read(self, offset: int, length: int) -> memoryview:
-        """Return a byte range, fetched if necessary."""
-        if self.remote:
-            self.remote.ensure(offset, length)
+        """Return a byte range, read if necessary."""
+        self.ensure(offset, length)
         return self.buffer[offset : offset + length]
 
     def prefetch(self, offset: int, length: int) -> None:
-        """Fetch a byte range now, or let the system read it ahead."""
-        if self.remote:
-            self.remote.ensure(offset, length)
-        else:
-            Folder.advise(self.buffer, offset, length)
+        """Read a byte range that will be used."""
+        self.ensure(offset, length)
+
+    def prefetch_many(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Begin to read (offset, length) ranges; call `wait`, or `ensure` for a part, before the bytes are used.
+
+        They do not count as needed. Ranges of an object that are close to each other are fetched together, and all are
+        in flight at once, as far as the options allow. A local file is read now.
+        """
+        for offset, length in ranges:
+            if length > 0 and offset < self._size:
+                first, stop = self._pages(offset, length)
+                self._load(first, stop)
+
+    def _pages(self, offset: int, length: int) -> tuple[int, int]:
+        return offset >> _PAGE, (min(offset + length, self._size) - 1 >> _PAGE) + 1
+
+    def wait(self) -> None:
+        """Return when everything that was asked for has been read."""
+
+    def check_unchanged(self) -> None:
+        """Raise StorageError if the file was changed, replaced or shortened since it was opened."""
+        raise NotImplementedError
+
+    def __enter__(self) -> ShardBytes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, StorageError)):
+            self.check_unchanged()  # before another error is reported: this would be its cause
+
+    def _load(self, first: int, stop: int) -> None:
+        raise NotImplementedError
+
+    def _span(self, first: int, stop: int) -> memoryview:
+        return self.buffer[first << _PAGE : min(stop << _PAGE, self._size)]
 
 
 def open_shard(source: Folder, path: str) -> ShardBytes:
     """Open a shard for random reading. Raises StorageError if it cannot be read."""
-    if source.is_local:
-        return ShardBytes(source.map(path))
-    remote = RemoteShard(source, path)
-    return ShardBytes(remote.buffer, remote)
+    return LocalShard(source, path) if source.is_local else RemoteShard(source, path)
 
 
-class RemoteShard:
-    """The bytes of a remote file, fetched on demand.
-
-    Attributes:
-        buffer: the whole file; bytes that were not ensured read as zero.
-        bytes_fetched: number of bytes transferred.
-    """
+class LocalShard(ShardBytes):
+    """A local file, read with pread: a page or two after a jump, more while reads are sequential."""
 
     def __init__(self, folder: Folder, path: str) -> None:
-        self._name = f"{folder}/{path}"
-        self._file: Any = folder.open(path)
-        self._size = int(self._file.size())
-        self._memory = mmap.mmap(-1, max(self._size, 1))
-        self.buffer = memoryview(self._memory)[: self._size]
-        self.bytes_fetched = 0
-        self._starts: list[int] = []  # fetched intervals: sorted, disjoint
-        self._ends: list[int] = []
-        self._request = _SMALLEST
+        name = f"{folder}/{path}"
+        try:
+            self._descriptor = os.open(folder.path(path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise StorageError(f"{name}: {explain(error)}") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._opened = os.fstat(self._descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead would read the images
+        super().__init__(name, self._opened.st_size)
 
-    def ensure(self, offset: int, length: int) -> None:
-        """Fetch the missing parts of [offset, offset + length), and more while reads are sequential."""
-        end = min(offset + length, self._size)
-        position = offset
-        while position < end:
-            i = bisect.bisect_right(self._starts, position) - 1
-            if i >= 0 and self._ends[i] > position:
-                position = self._ends[i]
+    def _load(self, first: int, stop: int) -> None:
+        state = self._state
+        while (first := _next(state, _HERE, first, stop, other=True)) < stop:
+            sequential = first > 0 and state[first - 1] == _HERE
+            self._window = min(self._window * 2, _LOCAL[1]) if sequential else _LOCAL[0]
+            end = _next(state, _HERE, first, min(max(stop, first + self._window), len(state)))
+            self._read(first, end)
+            state[first:end] = bytes((_HERE,)) * (end - first)
+            first = end
+
+    def _read(self, first: int, stop: int) -> None:
+        part, at = self._span(first, stop), first << _PAGE
+        while part:
+            try:
+                count = os.preadv(self._descriptor, [part], at)
+            except OSError as error:
+                raise StorageError(f"{self.name}: {explain(error)}") from error
+            if count == 0:
+                self.check_unchanged()
+                raise StorageError(f"{self.name}: cannot be read beyond byte {at} of {self._size}")
+            part, at = part[count:], at + count
+            self.bytes_fetched += count
+            self._region.written += count
+
+    def check_unchanged(self) -> None:
+        """See ShardBytes."""
+        now, then = os.fstat(self._descriptor), self._opened
+        advice = "Let whatever writes to it finish, or restore it, and run the same command again"
+        if now.st_size != then.st_size:
+            how = "truncated" if now.st_size < then.st_size else "extended"
+            raise StorageError(
+                f"{self.name}: was {how} while being read (had {then.st_size} bytes, now {now.st_size}). {advice}"
+            )
+        if now.st_mtime_ns != then.st_mtime_ns:
+            raise StorageError(f"{self.name}: was written to while being read. {advice}")
+
+
+class RemoteShard(ShardBytes):
+    """An object, fetched in ranges on demand, several at once. Thread-safe."""
+
+    remote = True
+
+    def __init__(self, folder: Folder, path: str) -> None:
+        self._object = folder.open_object(path)
+        super().__init__(self._object.name, self._object.size())
+        self._lock = threading.Lock()
+        self._coming: dict[Future[None], tuple[int, int]] = {}
+
+    def _load(self, first: int, stop: int) -> None:
+        with self._lock:
+            self._request(first, stop, ahead=True)
+            waited = [future for future, (a, b) in self._coming.items() if a < stop and b > first]
+        for future in waited:
+            future.result()
+
+    def prefetch_many(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """See ShardBytes."""
+        joined: list[list[int]] = []
+        for offset, length in sorted(ranges):
+            if length <= 0 or offset >= self._size:
                 continue
-            sequential = i >= 0 and self._ends[i] == position
-            self._request = min(self._request * 2, _LARGEST) if sequential else _SMALLEST
-            following = self._starts[i + 1] if i + 1 < len(self._starts) else self._size
-            stop = min(max(end, position + self._request), following)
-            self._fetch(position, stop, i)
-            position = stop
+            first, stop = self._pages(offset, length)
+            if joined and first - joined[-1][1] < _JOIN:
+                joined[-1][1] = max(stop, joined[-1][1])
+            else:
+                joined.append([first, stop])
+        with self._lock:
+            for first, stop in joined:
+                self._request(first, stop, ahead=False)
 
-    def _fetch(self, start: int, stop: int, before: int) -> None:
-        data = self._file.read_at(stop - start, start)
-        if len(data) != stop - start:
-            raise OSError(f"{self._name}: got {len(data)} of {stop - start} bytes at offset {start}")
-        self._memory[start:stop] = data
-        self.bytes_fetched += stop - start
-        if before >= 0 and self._ends[before] == start:
-            self._ends[before] = stop
-        else:
-            before += 1
-            self._starts.insert(before, start)
-            self._ends.insert(before, stop)
-        if before + 1 < len(self._starts) and self._starts[before + 1] == stop:
-            self._ends[before] = self._ends.pop(before + 1)
-            self._starts.pop(before + 1)
+    def wait(self) -> None:
+        """See ShardBytes."""
+        with self._lock:
+            waited = list(self._coming)
+        for future in waited:
+            future.result()
+
+    def check_unchanged(self) -> None:
+        """See ShardBytes; one request."""
+        self._object.check_unchanged()
+
+    def _request(self, first: int, stop: int, ahead: bool) -> None:
+        """Request the missing pages of a range, and with `ahead` some more."""
+        state = self._state
+        while (first := _next(state, _MISSING, first, stop)) < stop:
+            end = stop
+            if ahead:
+                near = first == 0 or any(state[max(first - _NEAR, 0) : first])
+                self._window = min(self._window * 2, _REMOTE[1]) if near and self._window else _REMOTE[0]
+                end = max(stop, min(first + self._window, len(state)))
+            end = _next(state, _MISSING, first, end, other=True)
+            for a in range(first, end, PIECE >> _PAGE):
+                b = min(a + (PIECE >> _PAGE), end)
+                if self._span(a, b):
+                    state[a:b] = bytes((_COMING,)) * (b - a)
+                    self._region.written += (b - a) << _PAGE
+                    future = submit(partial(self._fetch, a, b))
+                    self._coming[future] = (a, b)
+                    future.add_done_callback(self._arrived)
+            first = end
+
+    def _fetch(self, first: int, stop: int) -> None:
+        part = self._span(first, stop)
+        self._object.request(first << _PAGE, part)
+
+    def _arrived(self, future: Future[None]) -> None:
+        with self._lock:
+            first, stop = self._coming.pop(future)
+            good = future.exception() is None
+            self._state[first:stop] = bytes((_HERE if good else _MISSING,)) * (stop - first)
+            self.bytes_fetched += len(self._span(first, stop)) if good else 0
+
+
+def _next(state: bytearray, value: int, first: int, stop: int, other: bool = False) -> int:
+    """The first page in [first, stop) whose state is `value`, or with `other` is not; else `stop`."""
+    if not other:
+        found = state.find(value, first, stop)
+        return found if found >= 0 else stop
+    part = state[first:stop]
+    return first + len(part) - len(part.lstrip(bytes((value,))))

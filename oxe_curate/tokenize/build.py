@@ -6,6 +6,7 @@ numbers of one shard.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.index.episodes import Episode
-from oxe_curate.index.frame_pool import FramePool, bytes_needed
+from oxe_curate.index.frame_pool import FramePool, ranges_needed
 from oxe_curate.index.records import SourceRecords
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
@@ -25,6 +26,7 @@ from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
+_AHEAD = 32  # episodes, whose parts an object store sends meanwhile
 _TEXTS = ("dataset", "episode_id", "instruction")
 
 
@@ -94,11 +96,12 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
         DataError: a source shard is not the one that was filtered, or a frame is no image. CorruptError: a record is
             damaged. StorageError: a file cannot be read or written. Each names the source shard and the episode.
     """
-    rows, keys, counts = _gather_rows(job, task)
+    records = SourceRecords(job.check_records)
+    rows, keys, counts = _gather_rows(job, task, records)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta)
+    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta, records.check_unchanged)
     return Built(steps_seen=len(keys))
 
 
@@ -123,15 +126,32 @@ class _Draft:
         return np.concatenate(self.arrays[column]) if column in self.arrays else np.empty((0, *shape), dtype)
 
 
-def _gather_rows(job: TokenizeJob, task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
+def _requested(
+    job: TokenizeJob, draws: Iterator[EpisodeDraw], records: SourceRecords
+) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
+    """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
+    waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
+    for drawn in draws:
+        seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
+        needed = np.unique(seen[seen_mask])
+        ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
+        records.request(drawn.root, drawn.episode, ranges)
+        waiting.append((drawn, needed, ranges))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _gather_rows(
+    job: TokenizeJob, task: TokenizeTask, records: SourceRecords
+) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
     """Return the task's rows in the order of the index, the key of each row, and the rows per data set."""
     mixture = job.mixture
     bins = ActionBins(mixture.bins)
     draft = _Draft()
-    records = SourceRecords(job.check_records)
     pool = {role: FramePool(role) for role in mixture.image.cameras}
     counts: dict[str, int] = {}
-    for drawn in draw_episodes(job, read_part(job, task), task.validation):
+    for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
         name, episode, steps = drawn.source.entry.name, drawn.episode, drawn.steps
         counts[name] = counts.get(name, 0) + len(steps)
         draft.add("key", drawn.keys)
@@ -142,8 +162,7 @@ def _gather_rows(job: TokenizeJob, task: TokenizeTask) -> tuple[shards.ShardRows
         draft.add_text("instruction", *drawn.instructions())
         seen, seen_mask = sampling.windows(steps, mixture.window)
         ahead, ahead_mask = sampling.chunks(steps, mixture.chunk, episode.num_steps, mixture.window)
-        needed = np.unique(seen[seen_mask])
-        record = records.open(drawn.root, episode, sum(bytes_needed(episode, role, needed) for role in pool))
+        record = records.open(drawn.root, episode, ranges)
         for role, frames in pool.items():
             base = frames.add(record, episode, needed, swap=role in drawn.source.bgr)
         draft.add("frame", np.where(seen_mask, seen + base, -1))

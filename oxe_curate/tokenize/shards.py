@@ -160,14 +160,19 @@ def _proprio(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
 
 
 def write_shard_file(
-    out: Folder, path: str, rows: ShardRows, permutation: NDArray[np.int64], meta: Mapping[str, Any]
+    out: Folder,
+    path: str,
+    rows: ShardRows,
+    permutation: NDArray[np.int64],
+    meta: Mapping[str, Any],
+    check: Callable[[], None],
 ) -> None:
-    """Publish a shard, its rows in the order of `permutation`."""
+    """Publish a shard, its rows in the order of `permutation`; `check` is called after the last image was read."""
     window = rows.frame.shape[1]
     sizes = sum(np.where(rows.frame >= 0, f.length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
     _write(
         out, path, schema(list(rows.frames), window), meta, lambda chosen: shard_table(rows, chosen), permutation,
-        np.asarray(sizes), -(-_ROW_GROUP // window),
+        np.asarray(sizes), -(-_ROW_GROUP // window), check,
         dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
     )  # fmt: skip
 
@@ -226,6 +231,7 @@ def _write(
     permutation: NDArray[np.int64],
     sizes: NDArray[np.int64],
     group: int,
+    check: Callable[[], None] = lambda: None,
     *,
     dictionary: Sequence[str],
     statistics: Sequence[str],
@@ -253,6 +259,7 @@ def _write(
         ) as writer:
             for chosen in _groups(permutation, sizes, group):
                 writer.write_table(table(chosen))
+            check()
             writer.add_key_value_metadata({**metadata, CHECKSUM_KEY: PLACEHOLDER})
             summed.begin_footer()
         summed.finish()

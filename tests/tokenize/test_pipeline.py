@@ -219,7 +219,8 @@ def test_statistics_cover_all_indexed_splits_with_openvla_keys(index: Path, tmp_
 def test_published_statistics_can_be_used(index: Path, tmp_path: Path) -> None:
     tokenize(index, tmp_path / "one")
     published = json.loads((tmp_path / "one/dataset_statistics.json").read_text())
-    published["bridge_dataset"]["action"]["q99"] = [1.0] * 7
+    for key in ("q99", "max"):
+        published["bridge_dataset"]["action"][key] = [1.0] * 7
     (tmp_path / "stats.json").write_text(json.dumps({"bridge_orig": published["bridge_dataset"]}))
     tokenize(index, tmp_path / "two", statistics=tmp_path / "stats.json")
     found = json.loads((tmp_path / "two/dataset_statistics.json").read_text())["bridge_dataset"]

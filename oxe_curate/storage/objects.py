@@ -1,0 +1,134 @@
+"""Objects of a store: open ones, read by range with retries, and whole ones, written."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from oxe_curate.errors import StorageError
+from oxe_curate.storage.attempts import all_at_once, attempt
+
+PIECE = 2 << 20
+"""Bytes of the largest request; longer ranges are read in pieces at once."""
+
+
+class StoredObject(io.RawIOBase):
+    """An open object, read by range. Thread-safe but for `seek` and `read`.
+
+    Args:
+        name: for messages.
+        system: its pyarrow file system.
+        path: inside the file system.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+
+    def __init__(self, name: str, system: Any, path: str) -> None:
+        super().__init__()
+        self.name = name
+        self._system, self._path = system, path
+        self._file = attempt(name, lambda: system.open_input_file(path))
+        self._size = int(self._file.size())
+        self._position = 0
+
+    def size(self) -> int:
+        """Size in bytes when it was opened."""
+        return self._size
+
+    def identity(self) -> str:
+        """See `Folder.identity`; no further request."""
+        facts = {key.lower(): value.decode() for key, value in (self._file.metadata() or {}).items()}
+        text = facts.get("updated") or facts.get("last-modified")
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+        seconds = int(moment.timestamp()) if moment else 0
+        return f"{self._size}:{seconds}:{facts.get('generation') or facts.get('etag', '')}"
+
+    def check_unchanged(self) -> None:
+        """Raise StorageError if the object was replaced or removed since it was opened; one request."""
+        before, now = self.identity(), StoredObject(self.name, self._system, self._path).identity()
+        if before != now:
+            raise StorageError(
+                f"{self.name}: was replaced while being read (size, time and version were {before}, now {now}). "
+                "Run the same command again when nothing writes to it"
+            )
+
+    def request(self, offset: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `offset` on, by one request, repeated if it fails. The range is in the file.
+
+        Raises:
+            StorageError: see `attempt`.
+        """
+        attempt(self.name, lambda: self._fill(offset, into), size=len(into))
+
+    def _fill(self, offset: int, into: memoryview) -> None:
+        """One try. A body that ends early is an error, about which pyarrow's S3 client says nothing."""
+        mark = os.urandom(1)
+        into[-1:] = mark
+        count = self._file.get_stream(offset, len(into)).readinto(into)
+        if count == len(into) and into[-1:] == mark:  # one in 256 is that byte
+            last = bytearray(((mark[0] + 1) % 256,))
+            self._file.get_stream(offset + len(into) - 1, 1).readinto(last)
+            count -= last != mark
+        if count != len(into):
+            raise OSError(f"the answer ended early, at {count} of {len(into)} bytes")
+
+    def read_into(self, ranges: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill several (offset, memory), in pieces, several at once."""
+        all_at_once([
+            lambda at=offset + start, part=into[start : start + PIECE]: self.request(at, part)  # type: ignore[misc]
+            for offset, into in ranges
+            for start in range(0, len(into), PIECE)
+        ])  # fmt: skip
+
+    def read_at(self, length: int, offset: int) -> bytearray:
+        """Read a range; shorter at the end of the file."""
+        found = bytearray(max(0, min(length, self._size - offset)))
+        if found:
+            self.read_into([(offset, memoryview(found))])
+        return found
+
+    # what pyarrow.PythonFile needs
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """See `io.IOBase.seek`."""
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """The position of `read`."""
+        return self._position
+
+    def read(self, length: int = -1) -> bytes:
+        """Read from the position on."""
+        data = self.read_at(self._size if length is None or length < 0 else length, self._position)
+        self._position += len(data)
+        return bytes(data)
+
+
+def as_arrow(opened: StoredObject) -> Any:
+    """An open object as a pyarrow file, whose reads are repeated if they fail."""
+    return pa.PythonFile(opened, mode="r")
+
+
+def write_object(name: str, system: Any, path: str, data: Any) -> None:
+    """Write an object, complete or not at all. Raises StorageError."""
+
+    def write() -> None:
+        with system.open_output_stream(path) as sink:
+            sink.write(data)
+
+    attempt(name, write, size=len(data))
