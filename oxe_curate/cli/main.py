@@ -211,6 +211,20 @@ def tokenize(
         ),
     ] = None,
     cards: Cards = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="ROOT", help="Where the data sets are now (default: where filter read them)."),
+    ] = None,
+    check_records: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-records/--no-check-records",
+            help="Verify the checksum of every record that is drawn from (default: if local, or fetched anyway).",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read finished shards in an object store again, to verify every byte.")
+    ] = False,
     shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Images per output shard, in MB.")] = 256,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another mixture or another tokenizer's table in --out.")
@@ -231,10 +245,12 @@ def tokenize(
         out,
         TokenizeOptions(
             tokenizer=tokenizer, rule=rule, corpus=tuple(corpus or ()), statistics=statistics, cards=cards,
-            shard_bytes=shard_mb << 20, overwrite=overwrite, workers=workers, beam_args=tuple(context.args),
-            progress=not quiet,
+            source=source, check_records=check_records, verify=verify, shard_bytes=shard_mb << 20, overwrite=overwrite,
+            workers=workers, beam_args=tuple(context.args), progress=not quiet,
         ),
     )  # fmt: skip
+    for name in result.damaged:
+        typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
     if as_json:
         print_json(result.manifest)
         return
