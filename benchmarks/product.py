@@ -24,6 +24,7 @@ from oxe_curate.beam import runner
 from oxe_curate.beam.task import Work
 from oxe_curate.filter import pipeline as filtering
 from oxe_curate.filter import scan
+from oxe_curate.filter.plan import FilterOptions, plan_tasks
 from oxe_curate.rlds.dataset import find
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import pipeline as tokenizing
@@ -36,7 +37,7 @@ def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> None:
 
 
 def run_filter(args: argparse.Namespace) -> dict[str, Any]:
-    options = filtering.FilterOptions(workers=args.workers, progress=False)
+    options = FilterOptions(workers=args.workers, progress=False)
     result = filtering.run_filter(args.source, args.out, options)
     (summary,) = result.summaries.values()
     return {"kept": summary.kept, "seen": summary.seen, "bytes_looked_at": summary.bytes_read}
@@ -44,8 +45,8 @@ def run_filter(args: argparse.Namespace) -> dict[str, Any]:
 
 def statistics(args: argparse.Namespace) -> dict[str, Any]:
     """dataset_statistics.json straight from the shards, without an index; over every episode, as OpenVLA does."""
-    options = filtering.FilterOptions(frames="span")
-    tasks = filtering.plan_tasks(find(Folder.of(args.source)), Folder.of(args.out), options)
+    options = FilterOptions(frames="span")
+    tasks = plan_tasks(find(Folder.of(args.source)), Folder.of(args.out), options)
     rows = [row for task in tasks for row in scan.scan_shard(task)[0]]
     trajectories = [row.trajectory for row in rows if row.trajectory is not None]
     bounds = Bounds.fit([t.action for t in trajectories], num_trajectories=len(trajectories))

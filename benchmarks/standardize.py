@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.report import machine
 from oxe_curate.episode import Steps
-from oxe_curate.filter.pipeline import FilterOptions, plan_tasks
+from oxe_curate.filter.plan import FilterOptions, plan_tasks
 from oxe_curate.filter.scan import Scanner, scan_shard
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds import tfrecord

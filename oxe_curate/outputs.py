@@ -6,13 +6,17 @@ by the names of the files in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from oxe_curate.atomic import TEMPORARY
+from oxe_curate.atomic import LOCK, is_internal
 from oxe_curate.errors import ConfigError
+from oxe_curate.lock import lock_folder
 from oxe_curate.storage import Folder
 
 OutputKind = Literal["index", "mixture", "run", "export", "evaluation", "demo"]
@@ -32,18 +36,18 @@ _MARKERS = {
     "unfinished.json": "index",
     "manifest.json": "mixture",
     "run.json": "run",
-    ".oxe-lock": "run",
     "oxe_curate.json": "export",
     "evaluation.json": "evaluation",
     ".written": "demo",
 }
 _DATASET = ("dataset_info.json", "features.json")
 _UNFINISHED: dict[str, tuple[str, ...]] = {
-    "index": ("*/*/*.parquet", "*/*/*/*.parquet"),
+    "index": ("*/*/*.parquet", "*/*/*/*.parquet", "files.json", "sources.json"),
     "mixture": (
         "train-*-of-*.parquet", "validation-*-of-*.parquet", "text-*-of-*.parquet", "dataset_statistics.json",
         "action_tokens.parquet", "mixture.yaml",
     ),
+    "run": ("dataset_statistics.json", "action_tokens.parquet", "mixture.yaml", "config.yaml"),
     "evaluation": ("predictions.parquet", "index.html", "checkpoint-*/*"),
     "demo": ("rlds/*", "index/*", "mixture/*", "demo.yaml"),
 }  # fmt: skip
@@ -91,6 +95,31 @@ def claim_output(out: str | Path, kind: OutputKind, inputs: Mapping[str, str | P
         raise ConfigError(f"{where}: is not empty and does not hold {_NAMES[kind]}. Choose another folder.")
 
 
+@contextmanager
+def hold_output(out: str | Path, kind: OutputKind) -> Iterator[None]:
+    """Keep other commands from writing into a folder until the block ends, and check its contents once more.
+
+    The lock is `.oxe-lock` in the folder; of an export, which appears as a whole, `.oxe-lock-<name>` next to it.
+
+    Args:
+        out: as for `claim_output`, which comes first.
+        kind: what is written there.
+
+    Raises:
+        ConfigError: another process is writing there; or did between `claim_output` and now.
+        StorageError: the folder cannot be written.
+    """
+    folder, name = Folder.of(out), LOCK
+    where = f"{'--run' if kind == 'run' else '--out'} {folder}"
+    if kind == "export" and folder.is_local:
+        digest = hashlib.blake2b(os.fsencode(folder.path().name), digest_size=4).hexdigest()
+        name = f"{LOCK}-{folder.path().name[:40]}-{digest}"
+        folder = Folder.of(folder.path().parent)
+    with lock_folder(folder, name, where, "training" if kind == "run" else "writing"):
+        claim_output(out, kind, {})
+        yield
+
+
 def _relation(out: Folder, other: Folder) -> str | None:
     """The relation of `out` to an input: "is", "is inside", "contains", or None."""
     one, two = _parts(out), _parts(other)
@@ -115,7 +144,7 @@ def _entries(folder: Folder) -> dict[str, bool]:
 
 
 def _ignored(name: str) -> bool:
-    return name.startswith(TEMPORARY) or name in _IGNORED
+    return is_internal(name) or name in _IGNORED
 
 
 def _is_dataset(folder: Folder, entries: Mapping[str, bool], depth: int = 2) -> bool:

@@ -10,8 +10,10 @@ import oxe_curate
 from tests import ROOT
 
 FLOORS = [
+    {"process"},
     {"arrays", "atomic", "errors", "lru"},
-    {"episode", "config", "storage"},
+    {"episode", "config", "sealed", "storage"},
+    {"lock"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
     {"index"},

@@ -12,7 +12,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E
 
 logging.disable(logging.NOTSET)
 
-from oxe_curate.beam.task import Work, do  # noqa: E402
+from oxe_curate.beam.task import Share, Work, do_all  # noqa: E402
 
 
 class DoTask(beam.DoFn):
@@ -21,9 +21,9 @@ class DoTask(beam.DoFn):
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    def process(self, task: Any) -> list[None]:
-        """Run one task."""
-        do(task, self._work)
+    def process(self, element: Any) -> list[None]:
+        """Run a task, or a share of them."""
+        do_all(element.tasks if isinstance(element, Share) else (element,), self._work)
         return []
 
 

@@ -1,7 +1,8 @@
 """Run tasks on this machine: each worker process runs Beam's FnApiRunner on its share of them.
 
 FnApiRunner's multi-process mode takes seconds to start and hangs when a worker is killed, and Beam's default runner
-looks for a server on the network first. A dead worker is detected, and finished files are kept.
+looks for a server on the network first. Each worker has a pipe of its own, so that one that is killed while it reports
+leaves the others alone; its end is the end of the pipe. Workers end when the command does (`process.end_with_parent`).
 """
 
 from __future__ import annotations
@@ -9,18 +10,24 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import connection, resource_tracker
 from typing import Any
 
 from oxe_curate.beam import options as beam_options
 from oxe_curate.beam.graph import make_pipeline
-from oxe_curate.beam.task import Outcome, Task, Work, report_to
-from oxe_curate.errors import WorkerError
+from oxe_curate.beam.task import Outcome, Share, Task, Work, report_to
+from oxe_curate.errors import CurateError, WorkerError
+from oxe_curate.process import end_with_parent
 from oxe_curate.progress import Bar
 
-_POLL = 0.2
+_SILENCE = 600.0  # seconds without a finished task until the user hears which ones are running
+_GOODBYE = 10.0  # seconds for the system to end a killed worker
 
 
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
@@ -28,23 +35,30 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
 
     name = beam_options.runner_name(beam_args)
     local_args = [a for a in beam_args if a not in ("--runner", name, f"--runner={name}")]
-    make_pipeline(tasks, work, local_args, FnApiRunner()).run().wait_until_finish()
+    share = Share(tasks)
+    try:
+        make_pipeline([share], work, local_args, FnApiRunner()).run().wait_until_finish()
+    finally:
+        share.forget()
 
 
 def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
     """Run the tasks one after the other in this process; return their outcomes."""
     outcomes: list[Outcome] = []
+    interruption: list[BaseException] = []
 
     def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
+        if outcome.kind == KeyboardInterrupt.__name__:
+            interruption.append(sys.exception() or KeyboardInterrupt())
         bar.add(outcome.size, outcome.steps)
 
     report_to(report)
     try:
         _run_here(tasks, work, beam_args)
     except RuntimeError:
-        if any(outcome.kind == KeyboardInterrupt.__name__ for outcome in outcomes):
-            raise KeyboardInterrupt from None
+        if interruption:
+            raise interruption[0] from None
         raise
     finally:
         report_to(None)
@@ -58,55 +72,116 @@ def start_workers_early(module: str) -> None:
         context.set_forkserver_preload(["oxe_curate.beam.fn", module])
         from multiprocessing import forkserver
 
-        forkserver.ensure_running()
+        with _without_signals():
+            forkserver.ensure_running()
 
 
-def _context() -> Any:
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    return multiprocessing.get_context(method)
+@contextmanager
+def _without_signals() -> Iterator[None]:
+    """Processes started in the block never get Ctrl+C, which a terminal sends to all of them; the command gets it."""
+    resource_tracker.ensure_running()  # its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass
+class _Worker:
+    """A worker process, the end of its pipe, and what it is doing."""
+
+    process: Any
+    reports: Any
+    task: str = ""
+    since: float = 0.0
+    done: bool = False
 
 
 def in_processes(tasks: Sequence[Task], work: Work, workers: int, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
-    """Run the tasks in worker processes; return their outcomes. Raises WorkerError if one was killed."""
-    context = _context()
-    reports = context.SimpleQueue()
+    """Run the tasks in worker processes; return their outcomes.
+
+    Raises:
+        WorkerError: a worker was killed; the others are ended.
+        RuntimeError: an internal error in a worker outside its tasks; the others are ended.
+    """
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context: Any = multiprocessing.get_context(method)
+    started: list[_Worker] = []
     outcomes: list[Outcome] = []
-    shares = _balance(tasks, workers)
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(reports,)) as pool:
-        futures = [pool.submit(_work_through, share, work, tuple(beam_args)) for share in shares]
-        try:
-            while True:
-                done, pending = wait(futures, timeout=_POLL)
-                _drain(reports, outcomes, bar)
-                for future in done:
-                    future.result()
-                if not pending:
-                    break
-        except BrokenProcessPool:
-            finished = len(outcomes)
-            raise WorkerError(
-                f"a worker process was killed after {finished} of {len(tasks)} tasks (out of memory, or by a user). "
-                "Finished files are kept: run the same command again, with fewer --workers if memory is low."
-            ) from None
-        except BaseException:
-            _stop(pool, futures)
-            raise
-        _drain(reports, outcomes, bar)
+    try:
+        for share in _balance(tasks, workers):
+            reports, sender = context.Pipe(duplex=False)
+            # a daemon, so that nothing waits for it if this process fails here
+            process = context.Process(target=_work_through, args=(share, work, tuple(beam_args), sender), daemon=True)
+            started.append(_Worker(process, reports))
+            with _without_signals():
+                process.start()
+            sender.close()
+        for outcome in _collect(started, len(tasks)):
+            outcomes.append(outcome)
+            bar.add(outcome.size, outcome.steps)
+    finally:
+        for worker in started:
+            if worker.process.pid is not None and not worker.done:
+                worker.process.kill()  # nothing is lost: a file appears complete or not at all
+        for worker in started:
+            if worker.process.pid is not None:
+                worker.process.join(_GOODBYE)
+            worker.reports.close()
+        if not all(worker.done for worker in started):
+            with suppress(CurateError):  # the next run removes what cannot be removed now
+                tasks[0].out.sweep()
     return outcomes
 
 
-def _drain(reports: Any, outcomes: list[Outcome], bar: Bar) -> None:
-    while not reports.empty():
-        outcome = reports.get()
-        outcomes.append(outcome)
-        bar.add(outcome.size, outcome.steps)
+def _collect(workers: Sequence[_Worker], total: int) -> Iterator[Outcome]:
+    """Yield the outcomes as they arrive, until every worker is done."""
+    finished, heard = 0, time.monotonic()
+    while open_ := {worker.reports: worker for worker in workers if not worker.done}:
+        for reports in connection.wait(list(open_), timeout=_SILENCE):
+            worker = open_[reports]
+            try:
+                kind, value = worker.reports.recv()
+            except (EOFError, OSError):
+                worker.process.join(_GOODBYE)
+                raise _killed(worker, finished, total) from None
+            if kind == "fault":
+                raise RuntimeError(value)
+            if kind == "end":
+                worker.done = True
+            elif kind == "start":
+                worker.task, worker.since = value, time.monotonic()
+            else:
+                finished, heard = finished + 1, time.monotonic()
+                yield value
+        if time.monotonic() - heard > _SILENCE:
+            heard = time.monotonic()
+            _tell_silence(list(open_.values()), heard)
 
 
-def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[None]]) -> None:
-    for future in futures:
-        future.cancel()
-    for process in list((pool._processes or {}).values()):  # there is no public way to stop a running worker
-        process.terminate()
+def _tell_silence(workers: Sequence[_Worker], now: float) -> None:
+    """Say what each worker is doing: a slow task cannot be told from one that hangs, so the user decides."""
+    lines = [f"  process {w.process.pid}: {w.task or 'starting'}, for {(now - w.since) / 60:.0f} min" for w in workers]
+    print(
+        f"no task has finished for {_SILENCE / 60:.0f} minutes. Running:\n" + "\n".join(lines) + "\nTo end one: "
+        "kill PID; the command then stops, keeps finished files, and continues when it is run again.",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def _killed(worker: _Worker, finished: int, total: int) -> WorkerError:
+    code = worker.process.exitcode
+    cause = {
+        -signal.SIGKILL: "was killed (out of memory, or by a user)",
+        -signal.SIGBUS: "was killed by SIGBUS: a file that it was reading was truncated, or the disk failed",
+        None: "closed its pipe",
+    }.get(code, f"was killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with code {code}")
+    doing = f" while it worked on {worker.task}" if worker.task else ""
+    return WorkerError(
+        f"a worker process {cause}{doing}, after {finished} of {total} tasks. Finished files are kept: run the same "
+        "command again, with fewer --workers if memory is low."
+    )
 
 
 def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
@@ -120,11 +195,17 @@ def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
     return [share for share in shares if share]
 
 
-def _start_worker(reports: Any) -> None:
-    report_to(reports.put)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...], sender: Any) -> None:
+    """Run a share of the tasks in a worker process."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     logging.disable(logging.WARNING)
-
-
-def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...]) -> None:
-    _run_here(tasks, work, beam_args)
+    report_to(lambda outcome: sender.send(("done", outcome)), lambda name: sender.send(("start", name)))
+    try:
+        _run_here(tasks, work, beam_args)
+    except Exception:
+        sender.send(("fault", traceback.format_exc()))
+    else:
+        sender.send(("end", None))

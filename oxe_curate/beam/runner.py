@@ -13,6 +13,7 @@ from oxe_curate.beam import elsewhere, local
 from oxe_curate.beam import options as beam_options
 from oxe_curate.beam.task import Outcome, Task, Work
 from oxe_curate.errors import CurateError
+from oxe_curate.lock import check_locks
 from oxe_curate.progress import Bar
 from oxe_curate.storage import Folder
 
@@ -39,7 +40,8 @@ def run_tasks(
         progress: whether to show a progress bar (only if stderr is a terminal).
 
     Raises:
-        CurateError: the first error that the user can fix, with the number of further ones; the other tasks were run.
+        CurateError: the first error that the user can fix, with the number of further ones; the other tasks were run,
+            unless the disk is full. ConfigError: another command has taken over the output folder meanwhile.
         WorkerError: a worker process was killed.
         RuntimeError: an internal error, with the worker's traceback.
     """
@@ -48,6 +50,7 @@ def run_tasks(
         return
     out = tasks[0].out
     total = sum(task.size for task in tasks)
+    skipped = 0
     with Bar(title, total, enabled=progress) as bar:
         if beam_options.runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
             outcomes = elsewhere.on_runner(tasks, work, beam_args, bar)
@@ -57,14 +60,16 @@ def run_tasks(
                 outcomes = local.in_process(tasks, work, bar, beam_args)
             else:
                 outcomes = local.in_processes(tasks, work, min(count, len(tasks)), bar, beam_args)
-    _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks))
+            skipped = len(tasks) - len(outcomes)
+    _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks), skipped)
+    check_locks()
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> None:
+def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int, skipped: int) -> None:
     if not failures:
         return
     faults = [f for f in failures if not f.kind]
@@ -72,5 +77,6 @@ def _raise_failures(failures: Sequence[Outcome], out: Folder, total: int) -> Non
         raise RuntimeError(faults[0].message)
     first = min(failures, key=lambda f: f.output)
     more = f"\n… and {len(failures) - 1} more of {total} tasks failed." if len(failures) > 1 else ""
+    more += f"\n{skipped} of {total} tasks were not started, since they would fail too." if skipped else ""
     kind = getattr(errors, str(first.kind), CurateError)
     raise kind(f"{first.message}{more}\nFinished files are kept in {out}; run the same command again afterwards.")

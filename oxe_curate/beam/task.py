@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import traceback
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from oxe_curate.errors import CurateError
-from oxe_curate.storage import Folder
+from oxe_curate.errors import CurateError, StorageError, WorkerError
+from oxe_curate.storage import Folder, explain
 
 FAILED = ".failed"
 """Folder below the output folder, with the failures of tasks on other machines."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Task(Protocol):
@@ -36,6 +39,30 @@ class Task(Protocol):
         """Bytes to read, for balancing and the progress bar."""
 
 
+class Share:
+    """Tasks that this process runs one after the other, as one element of a Beam graph; their copy is themselves.
+
+    Beam pickles and compresses every element several times, which takes longer than a small task.
+    """
+
+    _all: ClassVar[dict[int, Share]] = {}
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self._all[id(self)] = self
+
+    def __reduce__(self) -> tuple[Callable[[int], Share], tuple[int]]:
+        return _share, (id(self),)
+
+    def forget(self) -> None:
+        """Free the tasks."""
+        del self._all[id(self)]
+
+
+def _share(number: int) -> Share:
+    return Share._all[number]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Outcome of a task: success, an error that the user can fix (kind and message), or an internal error (kind "")."""
@@ -51,34 +78,77 @@ Work = Callable[[Any], Any]
 """Runs one task; returns an object with `steps_seen`. A module-level function, so that it pickles by name."""
 
 _reporter: Callable[[Outcome], None] | None = None  # set in processes that the runner starts
+_starting: Callable[[str], None] | None = None
 
 
-def report_to(reporter: Callable[[Outcome], None] | None) -> None:
-    """Pass the outcomes of this process's tasks to `reporter`; None: write failures to files, as on a remote worker."""
-    global _reporter
-    _reporter = reporter
+def report_to(reporter: Callable[[Outcome], None] | None, starting: Callable[[str], None] | None = None) -> None:
+    """Pass the outcomes of this process's tasks to `reporter`, and their names to `starting` when they start.
+
+    None: write failures to files, as on a remote worker.
+    """
+    global _reporter, _starting
+    _reporter, _starting = reporter, starting
 
 
-def do(task: Task, work: Work) -> None:
-    """Run one task and report its outcome to this process's reporter, or to a file if there is none."""
+def do(task: Task, work: Work) -> bool:
+    """Run one task and report its outcome to this process's reporter, or to a file if there is none.
+
+    Returns:
+        whether further tasks of this process may succeed: False once the disk is full or cannot be written.
+
+    Raises:
+        RuntimeError: a failure can be neither reported nor written to a file; its text holds both errors.
+    """
     report = _reporter or _publish_failure(task)
+    if _starting is not None:
+        _starting(task.name)
+    useful = True
     try:
         result = work(task)
-    except CurateError as error:
-        report(Outcome(task.output, task.size, 0, type(error).__name__, str(error)))
     except KeyboardInterrupt:
         report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would turn it into a RuntimeError
         raise
-    except Exception:
-        report(Outcome(task.output, task.size, 0, "", f"{task.name}\n{traceback.format_exc()}"))
+    except Exception as error:
+        useful = not any(getattr(cause, "errno", None) in _FULL for cause in _causes(error))
+        report(Outcome(task.output, task.size, 0, *_explain(task, error)))
     else:
         report(Outcome(task.output, task.size, int(getattr(result, "steps_seen", 0))))
+    return useful
+
+
+def do_all(tasks: Iterable[Task], work: Work) -> None:
+    """Run tasks one after the other, and leave out the rest where they cannot succeed."""
+    for task in tasks:
+        if not do(task, work):
+            break
+
+
+def _explain(task: Task, error: Exception) -> tuple[str, str]:
+    """Kind and message of an error: a class of `errors`, or "" for an internal error."""
+    if isinstance(error, CurateError):
+        return type(error).__name__, str(error)
+    if any(isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM for cause in _causes(error)):
+        return WorkerError.__name__, f"{task.name}: out of memory. Use fewer --workers, or a machine with more memory."
+    if isinstance(error, OSError) and error.errno:
+        where = f"{error.filename}: " if error.filename else ""
+        return StorageError.__name__, f"{task.name}: {where}{explain(error)}"
+    return "", f"{task.name}\n{''.join(traceback.format_exception(error))}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _publish_failure(task: Task) -> Callable[[Outcome], None]:
     def publish(outcome: Outcome) -> None:
-        if outcome.kind is not None:
-            name = f"{FAILED}/{zlib.crc32(task.output.encode()):08x}.json"
+        if outcome.kind is None:
+            return
+        name = f"{FAILED}/{hashlib.blake2b(task.output.encode(), digest_size=16).hexdigest()}.json"
+        try:
             task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())
+        except CurateError as error:  # the runner reports it, and may try the task again
+            raise RuntimeError(f"{task.name}: {outcome.message}\nThis could not be written down: {error}") from None
 
     return publish

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from oxe_curate import __version__
 from oxe_curate.cli import data
 from oxe_curate.cli import train as training
 from oxe_curate.cli.mixture import mixture_app
 from oxe_curate.cli.options import Cards, Json, Quiet, Workers, print_json, print_result
+from oxe_curate.process import Interrupted, interrupt_on_signals
 from oxe_curate.train.packages import check_packages
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:  # typer would end without a word
+            _interrupted(error)
+
 
 app = typer.Typer(
     name="oxe-curate",
+    cls=_Commands,
     help="Turn Open X-Embodiment data (RLDS) into fine-tuned vision-language-action models.",
     no_args_is_help=True,
     add_completion=False,
@@ -28,7 +41,8 @@ _BEAM = {"allow_extra_args": True, "ignore_unknown_options": False}
 
 
 def main() -> None:
-    """Run the command line; map errors to exit codes (0 done, 1 internal error, 2 user error)."""
+    """Run the command line; map errors to exit codes (0 done, 1 internal error, 2 user error, 128 + a signal)."""
+    interrupt_on_signals()
     own, beam = _split(sys.argv[1:])
     debug = "--debug" in own
     sys.argv[1:] = [a for a in own if a != "--debug"] + beam
@@ -40,11 +54,15 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted. Finished files are kept; run the same command again to continue.", 130)
+    except KeyboardInterrupt as error:
+        _interrupted(error)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except MemoryError:
+        if debug:
+            raise
+        _fail("out of memory. Finished files are kept: run the same command again with more memory.", 1)
     except Exception as error:
         if debug:
             raise
@@ -58,7 +76,12 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     return arguments[:cut], arguments[cut:]
 
 
-def _fail(message: str, code: int) -> None:
+def _interrupted(error: KeyboardInterrupt) -> NoReturn:
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    _fail("interrupted; finished files are kept: run the same command again", 128 + number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
     typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
     typer.echo(message, err=True)
     sys.exit(code)

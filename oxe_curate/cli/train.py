@@ -178,8 +178,10 @@ def _compose(
 ) -> None:
     """Combine a language model (Llama 3, Qwen) with OpenVLA's vision towers into a base model for train."""
     check_packages()
+    from oxe_curate.atomic import atomic_folder
     from oxe_curate.errors import ConfigError
-    from oxe_curate.outputs import claim_output
+    from oxe_curate.outputs import claim_output, hold_output
+    from oxe_curate.train.loop.disk import disk_errors
     from oxe_curate.train.models.openvla.compose import compose_checkpoint
 
     if len(vision) > 2:
@@ -188,7 +190,8 @@ def _compose(
         )
     inputs = {"language model": language_model} | {f"vision model {path.name}": path for path in vision}
     claim_output(out, "export", inputs)
-    compose_checkpoint(language_model, vision[0] if len(vision) == 1 else (vision[0], vision[1]), out)
+    with hold_output(out, "export"), disk_errors(out), atomic_folder(out) as temporary:
+        compose_checkpoint(language_model, vision[0] if len(vision) == 1 else (vision[0], vision[1]), temporary)
     typer.echo(f"Base model: {out}. Run tokenize with --tokenizer {out}, so that the action tokens match it.")
 
 

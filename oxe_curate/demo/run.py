@@ -15,7 +15,7 @@ from oxe_curate.actions.dimensions import DIMENSIONS
 from oxe_curate.demo import mixture_text, write_demo
 from oxe_curate.filter import show as filter_show
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.outputs import claim_output
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.tokenize import show as tokenize_show
 from oxe_curate.tokenize.manifest import STATISTICS, TOKENS
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
@@ -28,6 +28,11 @@ def run_demo(out: Path, seed: int = 0) -> None:
     Finished parts of an earlier run are kept. Raises StorageError if `out` cannot be written.
     """
     claim_output(out, "demo", {})
+    with hold_output(out, "demo"):
+        _run(out, seed)
+
+
+def _run(out: Path, seed: int) -> None:
     screen = tables.console()
     rlds, index, mixture, shards = out / "rlds", out / "index", out / "demo.yaml", out / "mixture"
     if not (out / ".written").exists():

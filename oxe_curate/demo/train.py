@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from oxe_curate.demo import mixture_text
+from oxe_curate.outputs import hold_output
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.ui import tables
 
@@ -31,6 +32,11 @@ def run_training_demo(out: Path) -> None:
 
     A finished run is kept, an interrupted one resumes. Raises as tokenize, train and evaluate do.
     """
+    with hold_output(out, "demo"):
+        _train_and_evaluate(out)
+
+
+def _train_and_evaluate(out: Path) -> None:
     from oxe_curate.train.config import read_train_config
     from oxe_curate.train.evaluation.evaluate import evaluate_run
     from oxe_curate.train.loop.run import run_training

@@ -16,6 +16,7 @@ from PIL import Image
 from oxe_curate.actions.dimensions import DIMENSION_NAMES, NUM_DIMENSIONS, POSE_WIDTH
 from oxe_curate.arrays import Floats
 from oxe_curate.editor.catalogue import Catalogue
+from oxe_curate.episode import EpisodeId
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index import images
@@ -204,7 +205,8 @@ class FrameViewer:
     def _frame(self, episode: Episode, role: str, step: int) -> bytes:
         if role not in episode.spans or not 0 <= step < episode.num_steps:
             raise ConfigError(f"{episode.id}: no frame {step} of a {role} camera")
-        frames, source = episode.frames.get(role), self._index.source
+        frames = episode.frames.get(role)
+        source = self._index.source_of(EpisodeId.parse(episode.id).dataset)
         if frames is None or len(frames) == 0:
             span = episode.spans[role]
             shard = open_shard(source, episode.shard)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from oxe_curate.filter.screen import ACROSS, Criteria
 from oxe_curate.index import duplicates, query
+from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import Summary
-from oxe_curate.index.store import SCHEMA, read_index_meta, read_table, shard_files, split_of, write_table
-from oxe_curate.storage import Folder
+from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, split_of, write_table
+from oxe_curate.index.table import SCHEMA
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,43 +32,38 @@ class IndexChange:
     """New decisions for one index file.
 
     Attributes:
-        dataset: its name in index.json.
         reason, duplicate_of: the two columns, one value per row.
         leaks: split -> kept episodes that are copies of episodes of a train split.
     """
 
-    dataset: str
     path: str
     reason: list[str | None]
     duplicate_of: list[str | None]
     leaks: dict[str, int]
 
 
-def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list[IndexChange]:
+def decide(files: IndexFiles, criteria: Criteria) -> list[IndexChange]:
     """Compare all episodes of an index; return the files that must change.
 
     Args:
-        out: the index.
-        versions: data set -> version, of the data sets to compare.
+        files: the index files to compare.
         criteria: `action_outlier`, `duplicate` and `near_duplicate` are decided here.
     """
     import polars as pl
 
-    files = _files(out, versions)
-    rows = query.scan_files(out, list(files))
-    lengths = query.collect(rows.group_by("file").agg(pl.len()), out)
-    counts = dict(lengths.rows())
-    parts = _slices({path: counts.get(path, 0) for path in files})
+    paths = _ordered(files)
+    rows = query.scan_files(files, paths)
+    parts = _slices({path: files.entries[path].rows for path in paths})
     columns = ["reason", "duplicate_of", "num_steps", "action_hash"]
     if criteria.near_duplicate is not None:
         columns.append("image_hash")
-    frame = query.collect(rows.select(columns), out)
+    frame = query.collect(rows.select(columns))
     if frame.is_empty():
         return []
     own = pl.when(pl.col("reason").is_in(ACROSS)).then(None).otherwise("reason").alias("decided")
     frame = frame.with_columns(own)
     if criteria.action_outlier is not None:
-        found = pl.when(pl.Series(_outlying(out, files, parts, frame, criteria.action_outlier))).then(
+        found = pl.when(pl.Series(_outlying(files, parts, frame, criteria.action_outlier))).then(
             pl.lit("action_outlier")
         )
         frame = frame.with_columns(found.otherwise("decided").alias("decided"))
@@ -76,7 +72,7 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
     if criteria.duplicate is True:
         kind = pl.when(pl.Series(near)).then(pl.lit("near_duplicate")).otherwise(pl.lit("duplicate"))
         frame = frame.with_columns(pl.when(pl.Series(copies)).then(kind).otherwise("decided").alias("decided"))
-    copy_of = _names(out, rows, original)
+    copy_of = _names(rows, original)
     differs = (
         frame.select(pl.col("reason").ne_missing(pl.col("decided")) | pl.col("duplicate_of").ne_missing(copy_of))
         .to_series()
@@ -91,15 +87,16 @@ def decide(out: Folder, versions: Mapping[str, str], criteria: Criteria) -> list
             split = split_of(path)
             leaks = int((kept[part] & (original[part] >= 0) & (original[part] < in_train)).sum())
             counted = {split: leaks} if leaks and split != "train" else {}
-            changes.append(IndexChange(files[path], path, reason[part].to_list(), copy_of[part].to_list(), counted))
+            changes.append(IndexChange(path, reason[part].to_list(), copy_of[part].to_list(), counted))
     return changes
 
 
-def apply_changes(out: Folder, changes: Iterable[IndexChange]) -> None:
-    """Rewrite the files, each completely or not at all."""
+def apply_changes(files: IndexFiles, changes: Iterable[IndexChange]) -> dict[str, IndexFile]:
+    """Rewrite the files, each completely or not at all; return their new entries in files.json."""
+    changed = {}
     for change in changes:
-        meta = read_index_meta(out, change.path)
-        table = read_table(out, change.path)
+        old = files.entry(change.path)
+        table = files.table(change.path)
         for name, values in (
             ("kept", [r is None for r in change.reason]),
             ("reason", change.reason),
@@ -108,13 +105,14 @@ def apply_changes(out: Folder, changes: Iterable[IndexChange]) -> None:
             field = SCHEMA.field(name)
             table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
         summary = Summary.count(zip(table["num_steps"].to_pylist(), change.reason, strict=True))
-        old = Summary(**meta["summary"])
-        summary.bytes_read, summary.corrupt = old.bytes_read, old.corrupt
+        summary.bytes_read, summary.corrupt = old.summary.bytes_read, old.summary.corrupt
         summary.copies = sum(
             c is not None and r is None for c, r in zip(change.duplicate_of, change.reason, strict=True)
         )
         summary.leaks = change.leaks
-        write_table(out, change.path, table.combine_chunks(), summary, meta["fingerprint"])
+        write_table(files.folder, change.path, table.combine_chunks(), summary, old.fingerprint, old.shard)
+        changed[change.path] = describe_file(files.folder, change.path)
+    return changed
 
 
 def outliers(action: NDArray[np.float32], bounds: NDArray[np.float64], times: float) -> NDArray[np.bool_]:
@@ -134,14 +132,14 @@ def outliers(action: NDArray[np.float32], bounds: NDArray[np.float64], times: fl
     return np.asarray((((pose < low - margin) | (pose > high + margin)) & (high > low)).any(axis=1))
 
 
-def _files(out: Folder, versions: Mapping[str, str]) -> dict[str, str]:
-    """Index file -> data set, in order of precedence."""
-    found = []
-    for dataset, version in versions.items():
-        for path in shard_files(out, f"{dataset}/{version}"):
-            number = int(path.removesuffix(".parquet").rsplit("-", 3)[1])
-            found.append((duplicates.precedence(split_of(path), dataset, version, number), dataset, path))
-    return {path: dataset for _, dataset, path in sorted(found)}
+def _ordered(files: IndexFiles) -> list[str]:
+    """Index files in order of precedence."""
+
+    def key(path: str) -> tuple[bool, str, str, str, int]:
+        number = int(path.removesuffix(".parquet").rsplit("-", 3)[1])
+        return duplicates.precedence(split_of(path), *dataset_of(path), number)
+
+    return sorted(files.entries, key=key)
 
 
 def _originals(frame: pl.DataFrame, criteria: Criteria) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -168,7 +166,7 @@ def _originals(frame: pl.DataFrame, criteria: Criteria) -> tuple[NDArray[np.int6
     return original, near
 
 
-def _names(out: Folder, rows: pl.LazyFrame, original: NDArray[np.int64]) -> pl.Series:
+def _names(rows: pl.LazyFrame, original: NDArray[np.int64]) -> pl.Series:
     """The id of each episode's original, null for none."""
     import polars as pl
 
@@ -176,7 +174,7 @@ def _names(out: Folder, rows: pl.LazyFrame, original: NDArray[np.int64]) -> pl.S
     if not len(positions):
         return pl.Series([None] * len(original), dtype=pl.String)
     found = rows.filter(pl.col("position").is_in(pl.Series(positions, dtype=pl.get_index_type()).implode()))
-    ids = query.collect(found.select("episode_id"), out)["episode_id"]
+    ids = query.collect(found.select("episode_id"))["episode_id"]
     place = np.searchsorted(positions, original)
     return ids.gather(pl.Series(np.where(original >= 0, place, -1)).replace(-1, None))
 
@@ -187,37 +185,35 @@ def _slices(counts: Mapping[str, int]) -> dict[str, slice]:
     return {path: slice(stop - n, stop) for (path, n), stop in zip(counts.items(), stops, strict=True) if n}
 
 
-def _outlying(
-    out: Folder, files: Mapping[str, str], parts: Mapping[str, slice], frame: pl.DataFrame, times: float
-) -> NDArray[np.bool_]:
+def _outlying(files: IndexFiles, parts: Mapping[str, slice], frame: pl.DataFrame, times: float) -> NDArray[np.bool_]:
     """Which kept episodes have an outlier. numpy: polars would copy the nested actions to flatten them."""
     valid = frame["decided"].is_null().to_numpy()
     kept = {path: valid[part] for path, part in parts.items()}
     found = {path: np.zeros(len(rows), bool) for path, rows in kept.items()}
-    for dataset in dict.fromkeys(files.values()):
-        mine = [path for path in kept if files[path] == dataset]
+    for dataset in dict.fromkeys(dataset_of(path)[0] for path in kept):
+        mine = [path for path in kept if dataset_of(path)[0] == dataset]
         # one dimension at a time: 4 bytes per step in memory, not 24
-        bounds = np.array([_quantiles(out, mine, kept, dimension) for dimension in range(6)], np.float64).T
+        bounds = np.array([_quantiles(files, mine, kept, dimension) for dimension in range(6)], np.float64).T
         if not np.isfinite(bounds).all():
             continue
         for path in mine:
-            action, row = _actions(out, path, kept[path])
+            action, row = _actions(files, path, kept[path])
             found[path][row[outliers(action, bounds, times)]] = True
     return np.concatenate(list(found.values()))
 
 
 def _quantiles(
-    out: Folder, paths: Sequence[str], kept: Mapping[str, NDArray[np.bool_]], dimension: int
+    files: IndexFiles, paths: Sequence[str], kept: Mapping[str, NDArray[np.bool_]], dimension: int
 ) -> NDArray[np.float64]:
     """float64 (2,) of one dimension over the episodes kept so far; NaN if there are none."""
-    values = [_actions(out, path, kept[path])[0][:, dimension] for path in paths]
+    values = [_actions(files, path, kept[path])[0][:, dimension] for path in paths]
     joined = np.concatenate(values) if values else np.empty(0, np.float32)
     return np.quantile(joined, _QUANTILES).astype(np.float64) if len(joined) else np.full(2, np.nan)
 
 
-def _actions(out: Folder, path: str, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _actions(files: IndexFiles, path: str, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Actions (n, 7) of a file's kept episodes, and the row of each (n,)."""
-    column = read_table(out, path, ["action"])["action"].combine_chunks()
+    column = files.table(path, ["action"])["action"].combine_chunks()
     lengths = np.diff(np.asarray(column.offsets))  # 0 where there are no actions
     row = np.repeat(np.arange(len(kept)), lengths)
     chosen = kept[row]

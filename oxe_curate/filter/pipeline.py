@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from oxe_curate import registry
+from oxe_curate.atomic import TEMPORARY
 from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import across, scan
-from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
+from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
+from oxe_curate.filter.plan import FilterOptions, plan_tasks
+from oxe_curate.filter.scan import FilterTask
 from oxe_curate.filter.screen import Criteria
-from oxe_curate.index.index_json import (
-    INDEX_JSON,
-    UNFINISHED,
-    DatasetEntry,
-    FrameDetail,
-    IndexJson,
-    Summary,
-    existing_cards,
-)
-from oxe_curate.index.store import read_index_meta, shard_files
-from oxe_curate.outputs import claim_output
+from oxe_curate.index.files import IndexFile, read_files, write_files
+from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Summary, existing_cards
+from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, describe_files, split_of
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
 BYTES_PER_WORKER = 2 << 30
 """Scanning skips images, so another process pays off only above this much data."""
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """Options of `filter`.
-
-    Attributes:
-        datasets: `name` or `name:version`; empty for all below the source.
-        splits: tfds split expressions; empty for all splits.
-        recipes: which of the cards' recipes standardise the actions: `NAME` for all data sets, `DATASET=NAME` for one,
-            by any of its names (default: openvla).
-        cards: a folder of the user's own cards (default: the folder that an earlier run was given).
-        frames: "exact", "span", or None to choose by size and location (see `scan.EXACT_BELOW`).
-    """
-
-    datasets: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    criteria: Criteria = field(default_factory=Criteria)
-    recipes: tuple[str, ...] = ()
-    cards: Path | None = None
-    frames: FrameDetail | None = None
-    verify: bool = False
-    skip_corrupt: bool = False
-    workers: int | None = None
-    beam_args: tuple[str, ...] = ()
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +54,11 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     if not root.exists():
         raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
     claim_output(out, "index", {"source": source})
+    with hold_output(out, "index"):
+        return _filter(root, folder, options, start)
+
+
+def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) -> FilterResult:
     datasets = find(root, options.datasets)
     if sum(dataset.num_bytes for dataset in datasets) > 2 * BYTES_PER_WORKER:
         local.start_workers_early("oxe_curate.filter.pipeline")
@@ -93,14 +67,18 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     cards = _cards(options, previous, folder)
     tasks = plan_tasks(datasets, folder, replace(options, cards=cards))
     names = {dataset.name for dataset in datasets}
-    _check_same_index(folder, previous, root, options.criteria, names)
+    _check_same_index(folder, previous, options.criteria, names)
     folder.check_writable()
     folder.sweep()
-    todo = [task for task in tasks if not _is_done(task)]
+    # a killed run may have rewritten files that files.json lists
+    known = {} if resumed else _known_files(folder, previous)
+    before, now = read_looks(folder), look_at(tasks)
+    sizes = {path: size for path, is_folder, size in folder.list(recursive=True) if not is_folder}
+    done = finished(tasks, known, before, now, sizes, options.verify, options.progress)
+    _check_moved(folder, previous, tasks, known, done)
+    todo = [task for task in tasks if task.output not in done]
     scanned = {task.dataset.name for task in todo}
-    versions = {name: entry.version for name, entry in previous.datasets.items()} | {
-        d.name: d.version for d in datasets
-    }
+    files = done | _carried(folder, previous, known, sizes, tasks)
     if todo:
         previous.retract(folder)
     try:
@@ -108,26 +86,34 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
             todo, scan.write_scanned_shard, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
             beam_args=options.beam_args, progress=options.progress,
         )  # fmt: skip
-        changes = across.decide(folder, versions, options.criteria)
+        written = files | describe_files(folder, [task.output for task in todo])
+        changes = across.decide(IndexFiles(folder, written), options.criteria)
     except BaseException:
-        _restore(folder, previous, scanned)
+        _restore(folder, previous, scanned, files)
         raise
     if changes and not todo:
         previous.retract(folder)
-    across.apply_changes(folder, changes)
+    written |= across.apply_changes(IndexFiles(folder, written), changes)
     seconds = time.monotonic() - start
     entries = {d.name: _entry(d, tasks, options, previous.datasets.get(d.name), scanned, seconds) for d in datasets}
-    # counts of a killed run's other data sets may be out of date
-    changed = names | {change.dataset for change in changes} | (set(versions) if resumed else set())
+    roots = {name: entry.source or previous.source for name, entry in previous.datasets.items()}
+    roots |= {dataset.name: dataset.source.uri for dataset in datasets}
+    root_uri = previous.source if previous.source in roots.values() else root.uri
     index = IndexJson(
-        source=root.uri,
+        source=root_uri,
         criteria=asdict(options.criteria),
         cards=str(cards) if cards else None,
+        files_sha256=write_files(folder, written),
         datasets={
-            name: replace(entry, summary=_count(folder, name, entry.version)) if name in changed else entry
+            name: replace(
+                entry,
+                summary=_count(written, name, entry.version),
+                source=roots[name] if roots[name] != root_uri else None,
+            )
             for name, entry in (previous.datasets | entries).items()
         },
     )
+    write_looks(folder, before | now)
     index.finish(folder)
     return FilterResult(
         {name: index.datasets[name].summary for name in sorted(index.datasets)},
@@ -141,7 +127,7 @@ def _previous(out: Folder) -> tuple[IndexJson, bool]:
         if out.exists(name):
             try:
                 return IndexJson.read(out, name), name == UNFINISHED
-            except ConfigError:
+            except (ConfigError, DataError):
                 break  # every file is checked by its fingerprint anyway
     return IndexJson(source="", criteria={}, datasets={}), False
 
@@ -152,80 +138,87 @@ def _cards(options: FilterOptions, previous: IndexJson, out: Folder) -> Path | N
     return existing_cards(Path(previous.cards), f"{out}/{INDEX_JSON}") if previous.cards else None
 
 
-def _check_same_index(out: Folder, previous: IndexJson, root: Folder, criteria: Criteria, names: set[str]) -> None:
+def _known_files(out: Folder, previous: IndexJson) -> dict[str, IndexFile]:
+    """files.json of an earlier run; empty if it cannot be used, so that every file is read and checked."""
+    try:
+        return read_files(out, previous.files_sha256 or None)
+    except DataError:
+        return {}
+
+
+def _check_same_index(out: Folder, previous: IndexJson, criteria: Criteria, names: set[str]) -> None:
     """Raise ConfigError if the data sets in `out` and those to be filtered cannot share an index."""
     others = previous.datasets.keys() - names
-    problem = None
-    if previous.datasets and previous.source != root.uri:
-        problem = f"it was made from {previous.source}"
-    elif others and previous.criteria != asdict(criteria):
-        problem = f"its other data sets ({', '.join(sorted(others))}) were filtered with other criteria"
-    if problem:
-        raise ConfigError(f"{out} has a different index: {problem}; use another --out, or delete it")
+    if others and previous.criteria != asdict(criteria):
+        raise ConfigError(
+            f"{out} has a different index: its other data sets ({', '.join(sorted(others))}) were filtered with other "
+            "criteria; use another --out, or delete it"
+        )
 
 
-def _restore(out: Folder, previous: IndexJson, scanned: set[str]) -> None:
+def _check_moved(
+    out: Folder,
+    previous: IndexJson,
+    tasks: Sequence[FilterTask],
+    known: Mapping[str, IndexFile],
+    done: Mapping[str, IndexFile],
+) -> None:
+    """Raise ConfigError if a data set is now read from another folder, whose shards are not those of the index."""
+    for task in tasks:
+        entry = previous.datasets.get(task.dataset.name)
+        if entry is None or entry.version != task.dataset.version or task.output in done or task.output not in known:
+            continue
+        indexed = entry.source or previous.source
+        if indexed != task.dataset.source.uri and not is_same_shard(task, known[task.output]):
+            raise ConfigError(
+                f"{out} has a different index: {task.dataset.name} was filtered from {indexed}, and {task.name} "
+                "differs from the shard there; use another --out, or delete it"
+            )
+
+
+def _carried(
+    out: Folder,
+    previous: IndexJson,
+    known: Mapping[str, IndexFile],
+    sizes: Mapping[str, int],
+    tasks: Sequence[FilterTask],
+) -> dict[str, IndexFile]:
+    """Entries of the index files that this run keeps without looking at their shards: other data sets and splits.
+
+    Raises:
+        DataError: one of them is missing or damaged.
+    """
+    planned = {task.output for task in tasks}
+    versions = {task.dataset.name: task.dataset.version for task in tasks}
+    carried = {}
+    for name, entry in previous.datasets.items():
+        if versions.get(name, entry.version) != entry.version:
+            continue
+        listed = [path for path in known if dataset_of(path) == (name, entry.version)]
+        present = [
+            path
+            for path in sizes
+            if path.startswith(f"{name}/{entry.version}/")
+            and path.endswith(".parquet")
+            and TEMPORARY not in path
+            and split_of(path) in entry.split_names
+        ]
+        for path in sorted({*(listed or present)} - planned):
+            if path not in sizes:
+                raise DataError(
+                    f"{out}/{path}: index file of {name} not found; filter {name} (split {split_of(path)}) in the same "
+                    "run"
+                )
+            found = known.get(path)
+            carried[path] = found if found and found.bytes == sizes[path] else describe_file(out, path, whole=True)
+    return carried
+
+
+def _restore(out: Folder, previous: IndexJson, scanned: set[str], files: Mapping[str, IndexFile]) -> None:
     """After a failure, write index.json again for the data sets whose files have not changed."""
     others = {name: entry for name, entry in previous.datasets.items() if name not in scanned}
     if scanned and others:
-        replace(previous, datasets=others).finish(out)
-
-
-def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
-    """One task per source shard. Raises ConfigError, DataError or StorageError before any work is done."""
-    tasks = []
-    for dataset in datasets:
-        try:
-            card = registry.load(dataset.name, options.cards)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{dataset.source}/{dataset.path}: {error} To filter other data sets only, select them with --dataset."
-            ) from None
-        recipe = recipe_for((dataset.name, card.name, *card.aliases), options.recipes)
-        if card.recipes:
-            card.recipe(recipe)
-        local = dataset.source.is_local
-        frames = options.frames or ("exact" if local and dataset.num_bytes < EXACT_BELOW else "span")
-        sizes = _sizes(dataset)
-        for shard in dataset.shards(options.splits):
-            name = shard.path.rsplit("/", 1)[-1]
-            if name not in sizes:
-                raise DataError(
-                    f"{dataset.source}/{shard.path}: the shard is missing, although dataset_info.json lists it; "
-                    "download it, or select other shards with --split"
-                )
-            tasks.append(
-                FilterTask(
-                    dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=options.criteria, out=out,
-                    size=sizes[name], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
-                )
-            )  # fmt: skip
-        scan.Scanner(dataset, card, recipe)  # reports a card that does not fit before any work
-    return tasks
-
-
-def recipe_for(names: Sequence[str], recipes: Sequence[str]) -> str:
-    """Return the recipe that `FilterOptions.recipes` selects for a data set with these names; the last match wins.
-
-    >>> recipe_for(["bc_z"], ["documented", "kuka=openvla"])
-    'documented'
-    """
-    for_all = [recipe for recipe in recipes if "=" not in recipe]
-    for_one = [recipe.split("=", 1)[1] for recipe in recipes if recipe.split("=", 1)[0] in names and "=" in recipe]
-    return ["openvla", *for_all, *for_one][-1]
-
-
-def _sizes(dataset: RldsDataset) -> dict[str, int]:
-    return {name.rsplit("/", 1)[-1]: size for name, is_folder, size in dataset.source.list(dataset.path)}
-
-
-def _is_done(task: FilterTask) -> bool:
-    if not task.out.exists(task.output):
-        return False
-    try:
-        return bool(read_index_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
-    except DataError:
-        return False
+        replace(previous, datasets=others, files_sha256=write_files(out, files)).finish(out)
 
 
 def _entry(
@@ -251,8 +244,12 @@ def _entry(
     )
 
 
-def _count(out: Folder, name: str, version: str) -> Summary:
+def _count(files: Mapping[str, IndexFile], name: str, version: str) -> Summary:
     summary = Summary()
-    for path in shard_files(out, f"{name}/{version}"):
-        summary.add(Summary(**read_index_meta(out, path)["summary"]))
+    for path in sorted(files):
+        if dataset_of(path) == (name, version):
+            summary.add(files[path].summary)
     return summary
+
+
+__all__ = ["FilterOptions", "FilterResult", "run_filter"]

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, CorruptError, DataError
 from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.screen import Candidate, Criteria, screen, third_person_camera
+from oxe_curate.index.files import SourceShard
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.idle import drop_idle_frames
 from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
-from oxe_curate.index.store import IndexRow, write_shard
+from oxe_curate.index.store import write_shard
+from oxe_curate.index.table import IndexRow
 from oxe_curate.lru import LruCache
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
@@ -33,9 +35,9 @@ from oxe_curate.storage import Folder
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 """Roles whose frames the index locates: the first camera of each."""
 EXACT_BELOW = 256 << 20
-"""Every frame of a local data set below this many bytes is located while it is scanned. Above it, and on an object
-store, only each camera's list of frames is located: finding every frame reads one disk page each, a fifth of the data
-with 256 px images. Later readers locate the frames then (see `locate`)."""
+"""Every frame of a data set below this many bytes is located while it is scanned. Above it, only each camera's list of
+frames is located: finding every frame reads one disk page each, a fifth of the data with 256 px images. Later readers
+locate the frames then (see `locate`)."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,21 @@ class FilterTask:
         parts = {
             "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
             "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_one_episode(),
-            "frames": self.frames, "verify": self.verify, "skip_corrupt": self.skip_corrupt,
+            "frames": self.frames, "skip_corrupt": self.skip_corrupt,
+            **({"verify": True} if self.verify and self.skip_corrupt else {}),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_scanned_shard(task: FilterTask) -> Summary:
     """Scan a shard and publish its rows. Raises DataError, CorruptError or StorageError, naming shard and record."""
-    rows, summary = scan_shard(task)
-    write_shard(task.out, task.output, rows, summary, task.fingerprint)
+    rows, summary, shard = scan_shard(task)
+    write_shard(task.out, task.output, rows, summary, task.fingerprint, shard)
     return summary
 
 
-def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
-    """Read, standardise and screen every selected record of a shard."""
+def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary, SourceShard]:
+    """Read, standardise and screen every selected record of a shard; and what identifies the shard."""
     scanner = _scanner(task.dataset, task.card, task.recipe)
     shard = open_shard(task.dataset.source, task.shard.path)
     buffer, ensure = shard.buffer, shard.ensure
@@ -97,7 +100,8 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
     corrupt: list[str] = []
     number, read = -1, 0
     first, last = task.shard.skip, task.shard.skip + task.shard.take
-    found = tfrecord.records(buffer, ensure)
+    framing = tfrecord.Framing()
+    found = tfrecord.records(buffer, ensure, framing)
     try:
         for number, (offset, length) in enumerate(found):
             if not first <= number < last:
@@ -106,7 +110,6 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
                 if task.verify:
                     ensure(offset, length + tfrecord.FOOTER)
                     tfrecord.check_data(buffer, offset, length)
-                    read += length
                 row, touched = scanner.row(task, buffer, number, offset, length, ensure)
                 rows.append(row)
                 read += touched
@@ -122,10 +125,13 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary]:
             corrupt.append(f"{task.shard.path}: {error}")
         else:
             raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
+    # a record's checksum is read after its data, when the next record is looked for
+    rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
     summary = Summary.count((row.num_steps, row.reason) for row in rows)
     summary.corrupt = corrupt
-    summary.bytes_read = shard.bytes_needed
-    return rows, summary
+    summary.bytes_read = read
+    identity = SourceShard(path=task.shard.path, bytes=len(buffer), records=len(framing.crcs), digest=framing.digest)
+    return rows, summary, identity
 
 
 _ADVICE = {
@@ -190,7 +196,7 @@ class Scanner:
         shard = task.shard
         row = IndexRow(
             id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
-            shard=shard.path, record=(offset, length), source_steps=episode.num_steps, reason=reason,
+            shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps, reason=reason,
             trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz, image_hash=hashes,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched

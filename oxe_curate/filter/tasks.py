@@ -29,7 +29,7 @@ def count_tasks(index: Index, dataset: str) -> Tasks:
 
     texts = query.scan_index(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
     counts = texts.drop_nulls("text").group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
-    rows = query.collect(counts, index.folder).rows()
+    rows = query.collect(counts).rows()
     return Tasks(Counter({text: n for text, n, _ in rows}), Counter({text: n for text, _, n in rows if n}))
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oxe_curate import __version__, config
-from oxe_curate.errors import ConfigError
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.sealed import CHECKSUM, check_seal, seal
 from oxe_curate.storage import Folder
 
-FORMAT = 1
+FORMAT = 2
 INDEX_JSON = "index.json"
 UNFINISHED = "unfinished.json"
 """The previous index.json, while a run changes index files."""
@@ -84,6 +85,7 @@ class DatasetEntry:
         card, recipe, verdict, frames: None if no shard was selected.
         splits: tfds split expressions that were filtered.
         seconds: duration of the run that last scanned it.
+        source: root of its shards, if it is not that of the index (moved, mirrored, or filtered from another folder).
     """
 
     version: str
@@ -94,6 +96,7 @@ class DatasetEntry:
     frames: FrameDetail | None
     seconds: float
     summary: Summary
+    source: str | None = None
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -114,28 +117,40 @@ class IndexJson:
         source: root of the data sets.
         criteria: of the run, as in a criteria file.
         cards: absolute path of the folder of the user's own cards; None if none was given.
+        files_sha256: of files.json.
     """
 
     source: str
     criteria: dict[str, Any]
     datasets: dict[str, DatasetEntry]
     cards: str | None = None
+    files_sha256: str = ""
     software: str = f"oxe-curate {__version__}"
 
     @classmethod
     def read(cls, folder: Folder, name: str = INDEX_JSON) -> IndexJson:
-        """Read and check the file. Raises ConfigError if it is damaged or has another format version."""
+        """Read and check the file.
+
+        Raises:
+            ConfigError: it is not an index.json, or of another format version.
+            DataError: it was changed or damaged (the folders `source` and `cards` may be edited).
+        """
         where = f"{folder}/{name}"
         try:
             data = json.loads(folder.read_bytes(name))
             version = data["format"]
             if version == FORMAT:
+                _check(data, where)
                 data["datasets"] = {dataset: _nested(entry) for dataset, entry in data["datasets"].items()}
                 return config.build(cls, data, where)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{where}: not a valid index file ({error}); run `oxe-curate filter` again") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"{where}: not a valid index file ({str(error)[:200]}); run `oxe-curate filter` again"
+            ) from None
+        older = version == 1
         raise ConfigError(
-            f"{where}: index format {version} is not supported (expected {FORMAT}); run `oxe-curate filter` again"
+            f"{where}: index format {str(version)[:20]} is not supported (expected {FORMAT}); run `oxe-curate filter` "
+            + ("with the same options again, which converts the index" if older else "again")
         )
 
     def write(self, folder: Folder, name: str = INDEX_JSON) -> None:
@@ -145,10 +160,11 @@ class IndexJson:
             "software": self.software,
             "source": self.source,
             **({"cards": self.cards} if self.cards else {}),
+            "files_sha256": self.files_sha256,
             "criteria": self.criteria,
             "datasets": {dataset: _flat(self.datasets[dataset]) for dataset in sorted(self.datasets)},
         }
-        folder.publish_bytes(name, (json.dumps(data, indent=1) + "\n").encode())
+        folder.publish_bytes(name, (json.dumps(seal(data, _EDITABLE), indent=1) + "\n").encode())
 
     def retract(self, folder: Folder) -> None:
         """Replace index.json by unfinished.json before index files change."""
@@ -161,6 +177,23 @@ class IndexJson:
         folder.remove(UNFINISHED)
 
 
+_EDITABLE = ("source", "cards")
+"""Folders, which may move; whatever is found there is compared with the index anyway."""
+
+
+def _check(data: dict[str, Any], where: str) -> None:
+    if CHECKSUM not in data:
+        raise DataError(f"{where}: changed or damaged after it was written (no checksum). {_AGAIN}")
+    try:
+        check_seal(data, where, _EDITABLE)
+    except DataError as error:
+        raise DataError(f"{error}. {_AGAIN}") from None
+    del data[CHECKSUM]
+
+
+_AGAIN = "Run the same `oxe-curate filter` again (finished files are kept)."
+
+
 def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
     counts = {key: entry[key] for key in Summary.__dataclass_fields__ if key in entry}
     return {**{key: value for key, value in entry.items() if key not in counts}, "summary": counts}
@@ -169,6 +202,8 @@ def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(entry: DatasetEntry) -> dict[str, Any]:
     data = asdict(entry)
     counts = data.pop("summary")
+    if data["source"] is None:
+        del data["source"]
     return {**data, **counts}
 
 

@@ -1,34 +1,39 @@
 """The index files as lazy polars frames: a query reads only the columns that it needs.
 
-polars is imported on first use: neither `--help` nor the processes that scan shards need it.
+Files are read through pyarrow, which compares every page with its checksum and knows the credentials and endpoints of
+`Folder`. polars is imported on first use: neither `--help` nor the processes that scan shards need it.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from oxe_curate.errors import DataError
-from oxe_curate.index.store import SCHEMA, Index, read_table, split_of
-from oxe_curate.storage import Folder
+from oxe_curate.index.store import Index, IndexFiles, split_of
+from oxe_curate.index.table import SCHEMA
 
 if TYPE_CHECKING:
     import polars as pl
 
 _POSITION = "position"
+_AHEAD = {True: 4, False: 32}
+"""Files read at a time, from a local index or an object store."""
 
 
 def scan_index(index: Index, dataset: str, splits: Sequence[str] | None = None) -> pl.LazyFrame:
     """Scan a data set's index files, of some splits or of all; see `scan_files`."""
     paths = index.files(dataset)
-    return scan_files(index.folder, [path for path in paths if splits is None or split_of(path) in splits])
+    return scan_files(index.contents, [path for path in paths if splits is None or split_of(path) in splits])
 
 
-def scan_files(folder: Folder, paths: Sequence[str]) -> pl.LazyFrame:
+def scan_files(files: IndexFiles, paths: Sequence[str]) -> pl.LazyFrame:
     """Scan index files in the order given. Nothing is read before `collect`.
 
     Args:
-        folder: the index, local or on an object store.
+        files: the index, local or on an object store.
         paths: index files, relative to it.
 
     Returns:
@@ -36,40 +41,58 @@ def scan_files(folder: Folder, paths: Sequence[str]) -> pl.LazyFrame:
         `row` (row number within the file).
     """
     import polars as pl
+    from polars.io.plugins import register_io_source
 
-    if not paths:
-        nothing = pl.from_arrow(SCHEMA.empty_table())
-        assert isinstance(nothing, pl.DataFrame)
-        return nothing.lazy().with_columns(
-            pl.lit(0, pl.get_index_type()).alias(_POSITION),
-            pl.lit("", pl.String).alias("file"),
-            pl.lit(0, pl.get_index_type()).alias("row"),
-        )
-    if folder.is_local:
-        frame = pl.scan_parquet(
-            [folder.path(path) for path in paths],
-            glob=False,
-            hive_partitioning=False,
-            row_index_name=_POSITION,
-            include_file_paths="file",
-        ).with_columns(pl.col("file").str.strip_prefix(f"{folder.path()}/"))
-    else:
-        frame = _scan_remote(folder, paths).with_row_index(_POSITION)
-    first = pl.col(_POSITION).min().over("file")
-    return frame.with_columns((pl.col(_POSITION) - first).alias("row"))
+    def read(
+        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch: int | None
+    ) -> Iterator[pl.DataFrame]:
+        selected = [name for name in (columns or SCHEMA.names) if name in SCHEMA.names]
+        # a table without columns has no rows: read one of them to count
+        tables = _tables(files, paths, selected or SCHEMA.names[:1])
+        position = 0
+        for path, table in tables:
+            found: Any = pl.from_arrow(table)
+            frame = found.with_columns(
+                pl.int_range(position, position + len(found), dtype=pl.get_index_type()).alias(_POSITION),
+                pl.lit(path, pl.String).alias("file"),
+                pl.int_range(len(found), dtype=pl.get_index_type()).alias("row"),
+            )
+            position += len(found)
+            if rows is not None:
+                frame = frame.head(rows)
+                rows -= len(frame)
+            frame = frame if predicate is None else frame.filter(predicate)
+            yield frame if columns is None else frame.select(columns)
+            if rows == 0:
+                break
+
+    empty: Any = pl.from_arrow(SCHEMA.empty_table())
+    number = pl.get_index_type()
+    return register_io_source(read, schema={**empty.schema, _POSITION: number, "file": pl.String, "row": number})
 
 
-def collect(frame: pl.LazyFrame, folder: Folder) -> pl.DataFrame:
-    """Run a query. Raises DataError if an index file of `folder` is damaged or missing."""
-    import polars as pl
+def _tables(files: IndexFiles, paths: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Read files in order, some of them ahead in threads: decompression and waiting release the GIL."""
+    ahead = _AHEAD[files.folder.is_local]
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[Any] = deque()
+        left = iter(paths)
+        try:
+            while True:
+                for path in itertools.islice(left, ahead - len(waiting)):
+                    waiting.append((path, pool.submit(files.table, path, columns)))
+                if not waiting:
+                    return
+                path, table = waiting.popleft()
+                yield path, table.result()
+        finally:
+            for _, table in waiting:
+                table.cancel()
 
-    try:
-        return frame.collect(engine="streaming")
-    except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError, OSError) as error:
-        raise DataError(
-            f"{folder}: an index file is damaged or missing ({str(error).splitlines()[0]}). "
-            "Delete it and run `oxe-curate filter` again."
-        ) from None
+
+def collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Run a query over index files. Raises DataError or StorageError if a file is damaged, changed or missing."""
+    return frame.collect(engine="streaming")
 
 
 def count_kept(index: Index, dataset: str, splits: Sequence[str]) -> tuple[int, int]:
@@ -77,29 +100,6 @@ def count_kept(index: Index, dataset: str, splits: Sequence[str]) -> tuple[int, 
     import polars as pl
 
     steps = scan_index(index, dataset, splits).filter("kept").select(pl.col("num_steps").cast(pl.Int64))
-    counts = collect(steps.select(pl.len().alias("episodes"), pl.col("num_steps").sum()), index.folder)
+    counts = collect(steps.select(pl.len().alias("episodes"), pl.col("num_steps").sum()))
     episodes, total = counts.row(0)
     return int(episodes), int(total)
-
-
-def _scan_remote(folder: Folder, paths: Sequence[str]) -> pl.LazyFrame:
-    """Read through pyarrow, which knows the credentials and endpoints that `Folder` uses."""
-    import polars as pl
-    from polars.io.plugins import register_io_source
-
-    def read(
-        columns: list[str] | None, predicate: pl.Expr | None, rows: int | None, _batch: int | None
-    ) -> Iterator[pl.DataFrame]:
-        selected = SCHEMA.names if columns is None else [name for name in columns if name != "file"]
-        for path in paths:
-            # a table without columns has no rows: read one of them to count
-            table: Any = pl.from_arrow(read_table(folder, path, selected or SCHEMA.names[:1]))
-            frame = table.with_columns(file=pl.lit(path))
-            if rows is not None:
-                frame = frame.head(rows)
-                rows -= len(frame)
-            frame = frame if predicate is None else frame.filter(predicate)
-            yield frame if columns is None else frame.select(columns)
-
-    empty: Any = pl.from_arrow(SCHEMA.empty_table())
-    return register_io_source(read, schema={**empty.schema, "file": pl.String})

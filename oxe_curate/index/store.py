@@ -7,205 +7,150 @@ and the locations of its frames, so that every later command needs only the inde
 from __future__ import annotations
 
 import functools
+import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from oxe_curate.episode import EpisodeId, Trajectory
-from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.index.files import IndexFile, SourceShard, read_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary, existing_cards
-from oxe_curate.index.metrics import action_hash, metrics
+from oxe_curate.index.layout import WRITE_OPTIONS, value_offsets
+from oxe_curate.index.table import SCHEMA, IndexRow, index_table
+from oxe_curate.sealed import check_seal, seal
 from oxe_curate.storage import Folder
 
 _META = b"oxe_curate"
-
-FRAME = pa.struct([("offset", pa.int64()), ("length", pa.int32())])
-SPAN = pa.struct([("offset", pa.int64()), ("length", pa.int64())])
-METRICS = pa.struct(
-    [
-        ("idle_share", pa.float32()),
-        ("largest_action", pa.float32()),
-        ("path_length", pa.float32()),
-        ("seconds", pa.float32()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("episode_id", pa.string()),
-        ("shard", pa.string()),
-        ("record_offset", pa.int64()),
-        ("record_length", pa.int64()),
-        ("num_steps", pa.int32()),
-        ("source_steps", pa.int32()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("instruction", pa.string()),
-        ("instructions", pa.list_(pa.string())),
-        ("instruction_index", pa.list_(pa.int32())),
-        ("frame_index", pa.list_(pa.int32())),
-        ("action", pa.list_(pa.list_(pa.float32(), 7))),
-        ("proprio", pa.list_(pa.list_(pa.float32()))),
-        ("cameras", pa.map_(pa.string(), pa.list_(FRAME))),
-        ("camera_spans", pa.map_(pa.string(), SPAN)),
-        ("metrics", METRICS),
-        ("action_hash", pa.uint64()),
-        ("image_hash", pa.list_(pa.uint64())),
-        ("duplicate_of", pa.string()),
-    ]
-)
+_TAIL = 32 << 10  # bytes; a footer has about 10 KB
+_AGAIN = "run the same `oxe-curate filter` again (finished files are kept)"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexRow:
-    """An episode to be written to the index.
-
-    Attributes:
-        record: (offset, length) of the record's data in the shard.
-        source_steps: T, before the trim.
-        reason: why it is dropped; None if it is kept.
-        trajectory: None if the card has no recipe.
-        frames: role -> int64 (T', 2), (offset, length) of each remaining step's encoded frame; empty if the frames
-            were not located (see `spans`).
-        spans: role -> (offset, length) of the whole list of frames in the shard.
-        image_hash: perceptual hashes of a few frames, if requested (see `FrameReader.hashes` in filter/frames.py).
-    """
-
-    id: EpisodeId
-    shard: str
-    record: tuple[int, int]
-    source_steps: int
-    reason: str | None
-    trajectory: Trajectory | None
-    frames: Mapping[str, NDArray[np.int64]]
-    spans: Mapping[str, tuple[int, int]]
-    control_hz: float | None
-    image_hash: tuple[int, ...] | None = None
-
-    @property
-    def num_steps(self) -> int:
-        """Steps after the trim; of the source if the card has no recipe."""
-        return self.source_steps if self.trajectory is None else len(self.trajectory)
+def write_shard(
+    out: Folder, path: str, rows: Sequence[IndexRow], summary: Summary, fingerprint: str, shard: SourceShard
+) -> None:
+    """Publish the rows of one source shard; what is known of the shard goes into the file's metadata."""
+    write_table(out, path, index_table(rows), summary, fingerprint, shard)
 
 
-def _metrics(rows: Sequence[IndexRow], action: NDArray[np.float32], lengths: Sequence[int]) -> Any:
-    columns = metrics(action, np.array(lengths, np.int64), [row.control_hz for row in rows])
-    return pa.StructArray.from_arrays(
-        [pa.array(columns[field.name], from_pandas=True) for field in METRICS],
-        fields=list(METRICS),
-        mask=pa.array([row.trajectory is None for row in rows], pa.bool_()),
-    )
-
-
-def index_table(rows: Sequence[IndexRow]) -> pa.Table:
-    """Build an Arrow table with `SCHEMA` from rows, without a Python object per step."""
-    trajectories = [row.trajectory for row in rows]
-    lengths = [len(t) if t is not None else 0 for t in trajectories]
-    missing = np.array([t is None for t in trajectories], bool)
-    action = _join([t.action for t in trajectories if t is not None], np.float32).reshape(-1, 7)
-    columns: dict[str, Any] = {
-        "episode_id": [str(row.id) for row in rows],
-        "shard": [row.shard for row in rows],
-        "record_offset": [row.record[0] for row in rows],
-        "record_length": [row.record[1] for row in rows],
-        "num_steps": [row.num_steps for row in rows],
-        "source_steps": [row.source_steps for row in rows],
-        "kept": [row.reason is None for row in rows],
-        "reason": [row.reason for row in rows],
-        "instruction": [t.instruction if t is not None else "" for t in trajectories],
-        "instructions": [list(t.instructions) if t is not None else [] for t in trajectories],
-        # most episodes have a single instruction, so its index is omitted
-        "instruction_index": [
-            t.instruction_index if t is not None and t.instructions and np.any(t.instruction_index) else None
-            for t in trajectories
-        ],
-        "frame_index": _lists(
-            _join([t.frame_index for t in trajectories if t is not None], np.int32), lengths, pa.int32(), missing
-        ),
-        "action": _lists(
-            pa.FixedSizeListArray.from_arrays(pa.array(action.ravel()), 7), lengths, pa.list_(pa.float32(), 7), missing
-        ),
-        "proprio": _proprio(trajectories, lengths, missing),
-        "cameras": _cameras(rows),
-        "camera_spans": [[(role, {"offset": o, "length": n}) for role, (o, n) in r.spans.items()] for r in rows],
-        "metrics": _metrics(rows, action, lengths),
-        "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
-        "image_hash": [row.image_hash for row in rows],
-        "duplicate_of": [None] * len(rows),  # filled in by across.py
-    }
-    return pa.table(
-        [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA
-    )
-
-
-def _join(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype)
-
-
-def _offsets(lengths: Iterable[int]) -> NDArray[np.int32]:
-    return np.concatenate(([0], np.cumsum(list(lengths), dtype=np.int64))).astype(np.int32)
-
-
-def _lists(values: Any, lengths: Sequence[int], kind: Any, missing: NDArray[np.bool_] | None = None) -> Any:
-    values = values if isinstance(values, pa.Array) else pa.array(values)
-    mask = pa.array(missing) if missing is not None and missing.any() else None
-    return pa.ListArray.from_arrays(pa.array(_offsets(lengths)), values, type=pa.list_(kind), mask=mask)
-
-
-def _proprio(trajectories: Sequence[Trajectory | None], lengths: Sequence[int], missing: NDArray[np.bool_]) -> Any:
-    widths = np.repeat([t.proprio.shape[1] if t is not None else 0 for t in trajectories], lengths)
-    flat = _join([t.proprio.ravel() for t in trajectories if t is not None], np.float32)
-    return _lists(_lists(flat, widths.tolist(), pa.float32()), lengths, pa.list_(pa.float32()), missing)
-
-
-def _cameras(rows: Sequence[IndexRow]) -> Any:
-    frames = [array for row in rows for array in row.frames.values()]
-    flat = np.concatenate(frames) if frames else np.empty((0, 2), np.int64)
-    items = pa.StructArray.from_arrays(
-        [pa.array(np.ascontiguousarray(flat[:, 0])), pa.array(flat[:, 1].astype(np.int32))], fields=list(FRAME)
-    )
-    lists = _lists(items, [len(array) for array in frames], FRAME)
-    keys = pa.array([role for row in rows for role in row.frames], pa.string())
-    return pa.MapArray.from_arrays(pa.array(_offsets(len(row.frames) for row in rows)), keys, lists)
-
-
-def write_shard(out: Folder, path: str, rows: Sequence[IndexRow], summary: Summary, fingerprint: str) -> None:
-    """Publish one shard's rows; the summary and the fingerprint of its inputs go into the file's metadata."""
-    write_table(out, path, index_table(rows), summary, fingerprint)
-
-
-def write_table(out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str) -> None:
+def write_table(
+    out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard
+) -> None:
     """Publish an index table, like `write_shard`."""
-    meta = {"format": FORMAT, "fingerprint": fingerprint, "summary": asdict(summary)}
-    table = table.replace_schema_metadata({_META: json.dumps(meta, sort_keys=True)})
-    # zstd level 1: no codec compresses the actions, and any level compresses the offsets and texts
-    out.publish(path, lambda sink: pq.write_table(table, sink, compression="zstd", compression_level=1))
+    out.publish_bytes(path, _encode(table, summary, fingerprint, shard))
 
 
-def read_index_meta(out: Folder, path: str) -> dict[str, Any]:
-    """Read the metadata of an index file from its footer. Raises DataError if it is not one."""
+def _encode(table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard) -> bytes:
+    """The bytes of an index file: a function of its contents."""
+    table = pa.table(table.combine_chunks().columns, schema=SCHEMA)  # with the schema's names for the items of lists
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, table.schema, **WRITE_OPTIONS) as writer:
+        writer.write_table(table, row_group_size=max(len(table), 1))
+        meta = {
+            "format": FORMAT, "fingerprint": fingerprint, "summary": asdict(summary), "shard": asdict(shard),
+            "body_sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
+        }  # fmt: skip
+        writer.add_key_value_metadata({_META: json.dumps(seal(meta), sort_keys=True)})
+    return buffer.getvalue()
+
+
+def read_footer(file: Any) -> bytes:
+    """The last bytes of an open Parquet file: its footer, the footer's length and the magic number.
+
+    Raises:
+        ValueError: the file is too short, or does not end as a Parquet file does.
+    """
+    size = int(file.size())
+    tail = bytes(file.read_at(min(size, _TAIL), max(size - _TAIL, 0)))
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if size < 12 or tail[-4:] != b"PAR1" or length > size - 4:
+        raise ValueError("its end is not that of a Parquet file")
+    return tail[-length:] if length <= len(tail) else bytes(file.read_at(length, size - length))
+
+
+@contextmanager
+def _damaged(where: str) -> Iterator[None]:
+    """Turn whatever pyarrow raises for a damaged file into a DataError."""
     try:
-        with out.open(path) as file:
-            schema = pq.read_schema(file)
-        return dict(json.loads(schema.metadata[_META]))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{out}/{path}: not an episode index file ({error}); run `oxe-curate filter` again") from None
+        yield
+    except CurateError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(f"{where}: damaged ({reason}); delete it and {_AGAIN}") from None
 
 
-def read_table(out: Folder, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one index file, or some of its columns. Raises DataError if it is damaged."""
-    try:
-        with out.open(path) as file:
-            # pq.read_table would import pyarrow.dataset, which takes 0.2 s
-            return pq.ParquetFile(file).read(columns=list(columns) if columns else None, use_threads=False)
-    except pa.ArrowException as error:
-        raise DataError(f"{out}/{path}: damaged ({error}); delete it and run `oxe-curate filter` again") from None
+def describe_file(out: Folder, path: str, whole: bool = False) -> IndexFile:
+    """What an index file is, from its footer.
+
+    Args:
+        out: the index.
+        path: of the file.
+        whole: read the whole file, and compare it with what its contents are written as.
+
+    Raises:
+        DataError: the file is damaged, or is not an index file of this format.
+    """
+    with _damaged(f"{out}/{path}"), out.open(path) as file:
+        footer, size = read_footer(file), int(file.size())
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+        meta = json.loads((metadata.metadata or {})[_META])
+        if meta["format"] != FORMAT:
+            raise ValueError(f"index format {meta['format']}, expected {FORMAT}")
+        check_seal(meta, f"{out}/{path}")
+        shard, summary = SourceShard(**meta["shard"]), Summary(**meta["summary"])
+        if whole:
+            data = file.read_at(size, 0)
+            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
+            if _encode(table, summary, meta["fingerprint"], shard) != data:
+                raise ValueError("some of its bytes have changed")
+        return IndexFile(
+            rows=metadata.num_rows, bytes=size, footer_sha256=hashlib.sha256(footer).hexdigest(),
+            fingerprint=meta["fingerprint"], shard=shard, summary=summary,
+            values_at=value_offsets(metadata, lambda offset, length: bytes(file.read_at(length, offset))),
+        )  # fmt: skip
+
+
+def describe_files(out: Folder, paths: Sequence[str]) -> dict[str, IndexFile]:
+    """`describe_file` of many files at a time."""
+    with ThreadPoolExecutor(4 if out.is_local else 32) as pool:
+        return dict(zip(paths, pool.map(lambda path: describe_file(out, path), paths), strict=True))
+
+
+def verify_file(out: Folder, path: str, entry: IndexFile) -> None:
+    """Read a whole index file and compare it with files.json. Raises DataError if they differ."""
+    if describe_file(out, path, whole=True).footer_sha256 != entry.footer_sha256:
+        raise DataError(_changed(out, path))
+
+
+def _changed(out: Folder, path: str) -> str:
+    return f"{out}/{path}: changed after filter wrote it (its footer differs from files.json); delete it and {_AGAIN}"
+
+
+def read_table(out: Folder, path: str, entry: IndexFile, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read an index file, or some of its columns, comparing the footer and every page read with their checksums.
+
+    Raises:
+        DataError: the file is damaged, or is not the one that files.json describes.
+    """
+    with _damaged(f"{out}/{path}"), out.open(path) as file:
+        if int(file.size()) != entry.bytes:
+            raise DataError(_changed(out, path))
+        footer = read_footer(file)
+        if hashlib.sha256(footer).hexdigest() != entry.footer_sha256:
+            raise DataError(_changed(out, path))
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+        # pq.read_table would import pyarrow.dataset, which takes 0.2 s
+        parquet = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
+        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        return table.replace_schema_metadata()
 
 
 def split_of(path: str) -> str:
@@ -213,9 +158,28 @@ def split_of(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit("-", 3)[0]
 
 
-def shard_files(index: Folder, dataset: str) -> list[str]:
-    """The index files of one data set (all versions and splits), sorted."""
-    return [name for name, is_folder, _ in index.list(dataset, recursive=True) if name.endswith(".parquet")]
+def dataset_of(path: str) -> tuple[str, str]:
+    """The data set and the version that an index file belongs to."""
+    dataset, version, _ = path.rsplit("/", 2)
+    return dataset, version
+
+
+@dataclass(frozen=True, eq=False)
+class IndexFiles:
+    """The index files of a folder, as files.json (or a run that is about to write it) describes them."""
+
+    folder: Folder
+    entries: Mapping[str, IndexFile]
+
+    def entry(self, path: str) -> IndexFile:
+        """What files.json says of an index file. Raises DataError if it is not in the index."""
+        if path not in self.entries:
+            raise DataError(f"{self.folder}/{path}: not in files.json; {_AGAIN}")
+        return self.entries[path]
+
+    def table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one index file. Raises DataError if it is damaged or changed."""
+        return read_table(self.folder, path, self.entry(path), columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,9 +187,10 @@ class Index:
     """An opened index: the contents of index.json, and access to the index files.
 
     Attributes:
-        source: root of the data sets that were filtered.
+        source: root of the data sets that were filtered; see `source_of`.
         criteria: those of the run, as in a criteria file.
         cards: the folder of the user's own cards that filter was given, if any.
+        moved: root that replaces those of all data sets (`--source`).
     """
 
     folder: Folder
@@ -233,10 +198,21 @@ class Index:
     datasets: dict[str, DatasetEntry]
     criteria: dict[str, Any]
     cards: Path | None = None
+    files_sha256: str | None = None
+    moved: Folder | None = None
 
     @classmethod
-    def open(cls, uri: Any) -> Index:
-        """Open a folder that filter wrote. Raises ConfigError if it is not one, or of another format version."""
+    def open(cls, uri: Any, source: str | Path | Folder | None = None) -> Index:
+        """Open a folder that filter wrote.
+
+        Args:
+            uri: the folder.
+            source: where the data sets are now, if they are not where they were filtered.
+
+        Raises:
+            ConfigError: it is not an index, or one of another format version.
+            DataError: index.json is damaged.
+        """
         folder = uri if isinstance(uri, Folder) else Folder.of(uri)
         if not folder.exists(INDEX_JSON):
             raise ConfigError(
@@ -244,7 +220,15 @@ class Index:
             )
         data = IndexJson.read(folder)
         cards = Path(data.cards) if data.cards else None
-        return cls(folder, Folder.of(data.source), data.datasets, data.criteria, cards)
+        moved = source if isinstance(source, Folder) or source is None else Folder.of(source)
+        return cls(
+            folder, Folder.of(data.source), data.datasets, data.criteria, cards, data.files_sha256 or None, moved
+        )
+
+    def source_of(self, dataset: str) -> Folder:
+        """The root of a data set's shards: `--source`, its own entry in index.json, or that of the whole index."""
+        own = self.datasets[dataset].source
+        return self.moved or (Folder.of(own) if own else self.source)
 
     def find_cards(self, given: Path | None = None) -> Path | None:
         """Return the folder of the user's own cards: `given`, or the one that filter was given.
@@ -256,21 +240,49 @@ class Index:
             return given
         return existing_cards(self.cards, f"{self.folder}/{INDEX_JSON}")
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 (an index is opened once per process)
+    @functools.cached_property
+    def contents(self) -> IndexFiles:
+        """The index files that files.json lists. Raises DataError if it is damaged or belongs to another index.json."""
+        return IndexFiles(self.folder, read_files(self.folder, self.files_sha256))
+
+    @functools.cached_property
+    def _paths(self) -> dict[str, list[str]]:
+        """Data set -> its index files, sorted, after comparing them with the folder in one listing."""
+        versions = {name: entry.version for name, entry in self.datasets.items()}
+        paths: dict[str, list[str]] = {name: [] for name in versions}
+        for path in sorted(self.contents.entries):
+            dataset, version = dataset_of(path)
+            if versions.get(dataset) == version:
+                paths[dataset].append(path)
+        sizes = {path: size for path, is_folder, size in self.folder.list(recursive=True) if not is_folder}
+        for dataset, mine in paths.items():
+            wrong = [path for path in mine if sizes.get(path) != self.contents.entries[path].bytes]
+            if wrong:
+                missing = [path for path in wrong if path not in sizes]
+                problem = "missing" if missing else "of another size than filter wrote"
+                raise DataError(
+                    f"{self.folder}: {len(missing or wrong)} of {len(mine)} index files of {dataset} are {problem}, "
+                    f"such as {(missing or wrong)[0]}; {_AGAIN}"
+                )
+            total = sum(self.contents.entries[path].rows for path in mine)
+            if total != self.datasets[dataset].summary.seen:
+                raise DataError(
+                    f"{self.folder}: {INDEX_JSON} counts {self.datasets[dataset].summary.seen} episodes of {dataset}, "
+                    f"files.json {total}; {_AGAIN}"
+                )
+        return paths
+
     def files(self, dataset: str) -> list[str]:
         """Paths of a data set's index files, sorted.
 
         Raises:
-            ConfigError: there are files of several versions, so episodes would count twice.
+            DataError: files.json is damaged; files are missing, or of another size; their rows do not add up.
         """
-        found = shard_files(self.folder, dataset)
-        if len(versions := sorted({path.rpartition("/")[0] for path in found})) > 1:
-            named = " and ".join(folder.rpartition("/")[2] for folder in versions)
-            raise ConfigError(
-                f"{self.folder}: {dataset} is indexed in versions {named}, so an episode in both would count twice; "
-                "delete the folder of the version that you do not need, or filter into an empty --out"
-            )
-        return found
+        return self._paths[dataset]
+
+    def entry(self, path: str) -> IndexFile:
+        """What files.json says of an index file."""
+        return self.contents.entry(path)
 
     def tables(self, dataset: str, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
         """Yield (file, table with these columns) one source shard at a time."""
@@ -279,4 +291,10 @@ class Index:
 
     def table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one index file. Raises DataError if it is damaged."""
-        return read_table(self.folder, path, columns)
+        return self.contents.table(path, columns)
+
+
+__all__ = [
+    "SCHEMA", "Index", "IndexFiles", "IndexRow", "dataset_of", "describe_file", "describe_files", "read_footer",
+    "read_table", "split_of", "verify_file", "write_shard", "write_table",
+]  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.actions.bounds import Bounds
+from oxe_curate.episode import EpisodeId
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.index import images, query
 from oxe_curate.index.episodes import Episode
@@ -115,18 +116,18 @@ def sample_episodes(
     import polars as pl
 
     kept = query.scan_index(index, dataset, splits).filter("kept")
-    lengths = query.collect(kept.select(pl.col("num_steps").cast(pl.Int64)), index.folder)["num_steps"].to_numpy()
+    lengths = query.collect(kept.select(pl.col("num_steps").cast(pl.Int64)))["num_steps"].to_numpy()
     if not len(lengths):
         raise ConfigError(f"{index.folder}: {dataset} has no kept episode in {', '.join(splits)}")
     texts: Counter[str] = Counter()
     # in order of appearance, so that sums over the tasks are reproducible
     counted = kept.group_by("instruction", maintain_order=True).agg(pl.len())
-    for text, count in query.collect(counted, index.folder).rows():
+    for text, count in query.collect(counted).rows():
         texts[variety.task(text)] += count
     hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt64, is_elementwise=True)
     chosen = kept.select("file", "row", hashed.alias("hash")).bottom_k(sample, by=["hash", "file", "row"])
     episodes = []
-    for (path,), rows in query.collect(chosen, index.folder).sort("file", "row").group_by("file", maintain_order=True):
+    for (path,), rows in query.collect(chosen).sort("file", "row").group_by("file", maintain_order=True):
         episodes += Episode.read(index.folder, str(path), rows["row"].to_list())
     return lengths, texts, episodes
 
@@ -152,7 +153,7 @@ def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list
     role = next((role for role in _ROLES if role in episode.spans), None)
     if role is None:
         raise DataError(f"{episode.id}: no third-person camera; run filter with the default criteria")
-    pool = FramePool(index.source, role)
+    pool = FramePool(index.source_of(EpisodeId.parse(episode.id).dataset), role)
     start = pool.add(episode, steps, swap=False)
     frames = pool.finish(ImageSpec())
     found = []

@@ -61,7 +61,7 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
                 found = gather_dataset(opened, name, kept, dropped, bar.update)
                 bgr = _bgr(entry.card or name, cards)
                 shown = {
-                    reason: [(e.row, read_thumbnails(opened.source, e.row, frames, bgr)) for e in examples]
+                    reason: [(e.row, read_thumbnails(opened.source_of(name), e.row, frames, bgr)) for e in examples]
                     for reason, examples in found.examples.items()
                 }
                 file.write(page.dataset(name, entry, found, shown))

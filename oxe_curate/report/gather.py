@@ -92,7 +92,7 @@ def gather_dataset(
 
     metrics = [pl.col("metrics").struct.field(name) for name in ("idle_share", "path_length")]
     columns = query.scan_index(index, dataset).select("kept", pl.col("num_steps").alias("steps"), *metrics)
-    numbers = query.collect(columns, index.folder)
+    numbers = query.collect(columns)
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in ("steps", "idle_share", "path_length")}
     return Gathered(
@@ -115,9 +115,9 @@ def _examples(index: Index, dataset: str, kept: int, dropped: int) -> dict[str |
     import polars as pl
 
     hashed = pl.col("episode_id").map_batches(_hashes, return_dtype=pl.UInt32, is_elementwise=True)
-    rows = query.collect(
-        query.scan_index(index, dataset).select("reason", "file", "row", hashed.alias("hash")), index.folder
-    ).sort("hash", "file", "row", descending=[False, True, True])
+    rows = query.collect(query.scan_index(index, dataset).select("reason", "file", "row", hashed.alias("hash"))).sort(
+        "hash", "file", "row", descending=[False, True, True]
+    )
     found = {}
     for (reason,), group in sorted(
         rows.group_by("reason"), key=lambda item: (item[0][0] is not None, item[0][0] or "")

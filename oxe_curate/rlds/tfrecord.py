@@ -7,8 +7,11 @@ hides all later records; the data's CRC only on request, since that reads every 
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import crc32c
 
@@ -18,6 +21,7 @@ HEADER = 12
 FOOTER = 4
 _header = struct.Struct("<QI")
 _crc = struct.Struct("<I")
+_framing = struct.Struct("<QII")
 
 Ensure = Callable[[int, int], None]
 """Called with (offset, length) before bytes are read: a remote reader fetches them then."""
@@ -29,8 +33,37 @@ def masked_crc(data: bytes | memoryview) -> int:
     return int(((crc >> 15) | (crc << 17)) + 0xA282EAD8 & 0xFFFFFFFF)
 
 
-def records(buffer: memoryview, ensure: Ensure | None = None) -> Iterator[tuple[int, int]]:
+@dataclass(eq=False)
+class Framing:
+    """What surrounds the records of a shard: it identifies the contents at the cost of one page per record.
+
+    Attributes:
+        crcs: the masked CRC of each record's data, as stored after it (not compared with the data).
+    """
+
+    crcs: list[int] = field(default_factory=list)
+    _hash: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16), repr=False)
+
+    def add(self, length: int, length_crc: int, data_crc: int) -> None:
+        """Add the next record."""
+        self.crcs.append(data_crc)
+        self._hash.update(_framing.pack(length, length_crc, data_crc))
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b-128 over (length, its CRC, the data's CRC) of every record so far, in order."""
+        return str(self._hash.hexdigest())
+
+
+def records(
+    buffer: memoryview, ensure: Ensure | None = None, framing: Framing | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield (offset, length) of each record's data.
+
+    Args:
+        buffer: the shard.
+        ensure: for a shard whose bytes are fetched on demand.
+        framing: collects each record's framing when the next one is asked for, after its data was read.
 
     Raises:
         CorruptError: a length fails its CRC or exceeds the file; the message names the record and its byte offset.
@@ -53,6 +86,42 @@ def records(buffer: memoryview, ensure: Ensure | None = None) -> Iterator[tuple[
         yield start, length
         position = start + length + FOOTER
         number += 1
+        if framing is not None:
+            if ensure:
+                ensure(position - FOOTER, FOOTER)
+            framing.add(length, crc, _crc.unpack_from(buffer, position - FOOTER)[0])
+
+
+def read_framing(buffer: memoryview, ensure: Ensure | None = None) -> Framing:
+    """The framing of a whole shard. Raises CorruptError if a record cannot be found."""
+    framing = Framing()
+    for _ in records(buffer, ensure, framing):
+        pass
+    return framing
+
+
+def check_framing(buffer: memoryview, offset: int, length: int, crc: int, ensure: Ensure | None = None) -> None:
+    """Check that a record is where it was, with the same length and the same checksum of its data.
+
+    Args:
+        buffer: the shard.
+        offset: of the record's data, as `records` yielded it.
+        length: of the record's data.
+        crc: the masked CRC of the data, as `Framing` recorded it.
+        ensure: for a shard whose bytes are fetched on demand.
+
+    Raises:
+        CorruptError: the shard is not the one that was recorded.
+    """
+    start, end = offset - HEADER, offset + length
+    if start < 0 or end + FOOTER > len(buffer):
+        raise CorruptError(f"the file ends before the record at byte {offset}, so it has changed")
+    if ensure:
+        ensure(start, HEADER)
+        ensure(end, FOOTER)
+    found = (*_header.unpack_from(buffer, start), *_crc.unpack_from(buffer, end))
+    if found[0] != length or found[1] != masked_crc(buffer[start : start + 8]) or found[2] != crc:
+        raise CorruptError(f"the record at byte {offset} is not the one that was recorded, so the file has changed")
 
 
 def check_data(buffer: memoryview, offset: int, length: int) -> None:

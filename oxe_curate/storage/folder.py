@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from oxe_curate.atomic import TEMPORARY, atomic_file
+from oxe_curate.atomic import atomic_file, is_internal, make_folders, sweep
 from oxe_curate.errors import StorageError
 from oxe_curate.storage.attempts import attempt
 from oxe_curate.storage.explain import explained
@@ -97,6 +97,13 @@ class Folder:
             raise StorageError(f"{self.uri}/{relative}: file not found")
         return int(info.size)
 
+    def modified(self, relative: str) -> float:
+        """When a file was last written, in seconds by the clock of the storage; StorageError if it is missing."""
+        info = self._info(relative)
+        if info.type != fs.FileType.File:
+            raise StorageError(f"{self._name(relative)}: file not found")
+        return self.path(relative).stat().st_mtime if self.is_local else float(info.mtime.timestamp())
+
     def _info(self, relative: str) -> Any:
         if self.is_local:  # without opening a file system
             path = self.path(relative)
@@ -110,11 +117,16 @@ class Folder:
         return attempt(self._name(relative), lambda: system.get_file_info(full))
 
     def list(self, relative: str = "", recursive: bool = False) -> Iterator[tuple[str, bool, int]]:
-        """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path."""
+        """Yield (path relative to this folder, is a folder, size) below `relative`, sorted by path.
+
+        Temporary files and locks are left out.
+        """
         _, base = self._full("")
         infos = sorted(self._list(relative, recursive), key=lambda info: str(info.path))
         for info in infos:
             name = info.path[len(base) :].lstrip("/")
+            if any(map(is_internal, name.split("/"))):
+                continue
             yield name, info.type == fs.FileType.Directory, int(info.size or 0)
 
     def _list(self, relative: str, recursive: bool) -> Any:
@@ -128,7 +140,8 @@ class Folder:
     def list_files(self, relative: str = "") -> Sequence[StoredFile]:
         """All files below `relative`, at any depth, sorted by name; [] if there are none.
 
-        An object store needs one request per 1,000 files. Folders, and objects that only mark one, are left out.
+        An object store needs one request per 1,000 files. Temporary files, locks, and objects that only mark a folder
+        are left out.
         """
         if self.is_local:
             with explained(self._name(relative)):
@@ -140,7 +153,8 @@ class Folder:
             if info.type == fs.FileType.File:
                 seconds = info.mtime_ns // 10**9 if info.mtime_ns is not None else 0
                 size, name = int(info.size), info.path[len(base) :].lstrip("/")
-                found.append(StoredFile(name, size, seconds * 10**9, f"{size}:{seconds}"))
+                if not any(map(is_internal, name.split("/"))):
+                    found.append(StoredFile(name, size, seconds * 10**9, f"{size}:{seconds}"))
         return sorted(found, key=lambda file: file.name)
 
     def identity(self, relative: str) -> str:
@@ -209,7 +223,7 @@ class Folder:
             return
         target = self.path(relative)
         with explained(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(target.parent)
             # 20 % faster than a Python file for Parquet
             with atomic_file(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
                 write(sink)
@@ -228,10 +242,10 @@ class Folder:
             attempt(self._name(relative), lambda: system.delete_file(full))
 
     def sweep(self) -> None:
-        """Remove temporary files of killed runs below this folder."""
-        if self.is_local and self.path().is_dir():
-            for stray in self.path().rglob(f"{TEMPORARY}*"):
-                stray.unlink(missing_ok=True)
+        """Remove temporary files of killed runs below this folder; those of living processes are kept."""
+        if self.is_local:
+            with explained(self.uri):
+                sweep(self.path(), recursive=True)
 
     def check_writable(self) -> None:
         """Raise StorageError at once if the folder cannot be written."""
@@ -249,6 +263,8 @@ def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
     except FileNotFoundError:
         return
     for entry in entries:
+        if is_internal(entry.name):
+            continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():

@@ -21,7 +21,7 @@ from oxe_curate.index.store import Index
 from oxe_curate.mixture.published import resolve_mixture
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
-from oxe_curate.outputs import claim_output
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards, text_build
 from oxe_curate.tokenize.build import Built, TokenizeTask
@@ -98,11 +98,17 @@ def run_tokenize(
     spec = with_statistics(read_mixture(path), options.statistics)
     opened = Index.open(Folder.of(index))
     claim_output(out, "mixture", {"index": index, "source": opened.source.uri})
+    with hold_output(out, "mixture"):
+        return _tokenize(spec, opened, path, Folder.of(out), options, start)
+
+
+def _tokenize(
+    spec: Mixture, opened: Index, path: Path, folder: Folder, options: TokenizeOptions, start: float
+) -> TokenizeResult:
     sources = resolve(spec, opened, str(path), options.cards)
     drawn = {source.dataset: source.entry.splits for source in sources}
     check_leaks(opened.datasets, drawn, bool(opened.criteria.get("allow_leak")))
     texts = open_texts(spec.texts, path.parent, str(path))
-    folder = Folder.of(out)
     folder.check_writable()
     folder.sweep()
     tokens = _tokens(spec, options)

@@ -49,7 +49,7 @@ def plan_shards(
         kept = query.scan_index(index, source.dataset, source.entry.splits).filter("kept")
         original = pl.coalesce("duplicate_of", "episode_id").alias("original")
         columns = ["file", "row", "episode_id", original, "num_steps", "source_steps", _image_bytes(spec)]
-        frame = query.collect(kept.select(columns), index.folder)
+        frame = query.collect(kept.select(columns))
         for (path,), part in frame.group_by("file", maintain_order=True):
             # a duplicate is assigned like its original: never one to train and the other to validation
             held = samples.held_out(part["original"].to_list(), spec.validation)

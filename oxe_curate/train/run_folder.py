@@ -12,7 +12,7 @@ RUN/
     scheduler.pt, rng_state_<rank>.pth, trainer_state.json
     progress.json            written last: step, samples, configuration, hashes, sizes of the files
   evaluation/                of the end of the run; evaluation/checkpoint-<step>/ of a checkpoint
-  .oxe-lock                  held while a process trains here
+  .oxe-lock                  while a process trains here: which one
 
 An exported model has oxe_curate.json instead of run.json.
 """
@@ -106,11 +106,6 @@ class RunFolder:
     def tensorboard(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self.path / "tensorboard"
-
-    @property
-    def lock(self) -> Path:
-        """File that is locked while a process trains here."""
-        return self.path / ".oxe-lock"
 
     def checkpoint(self, step: int) -> CheckpointFolder:
         """The checkpoint of a step, whether it exists or not."""

@@ -8,7 +8,7 @@ import pytest
 
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError
-from oxe_curate.filter.pipeline import FilterOptions, plan_tasks
+from oxe_curate.filter.plan import FilterOptions, plan_tasks
 from oxe_curate.filter.scan import scan_shard
 from oxe_curate.rlds.dataset import find
 from oxe_curate.rlds.synthetic import write_dataset
@@ -31,7 +31,7 @@ def test_the_verdict_agrees_with_screening(shared: Path, tmp_path: Path, name: s
     write_dataset(tmp_path, name, "0.1.0", shared / "oxe/features" / f"{name}.json", 2, shards=1)
     (dataset,) = find(Folder.of(tmp_path))
     (task,) = plan_tasks([dataset], Folder.of(tmp_path / "index"), FilterOptions())
-    rows, summary = scan_shard(task)
+    rows, summary, _ = scan_shard(task)
     assert summary.seen == 2
     assert summary.corrupt == []
     for row in rows:

@@ -1,14 +1,16 @@
 """index.json: what is read back, what is refused, and the user's cards that it remembers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from oxe_curate.errors import ConfigError
+from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Summary
 from oxe_curate.index.store import Index
+from oxe_curate.sealed import seal
 from oxe_curate.storage import Folder
 
 SUMMARY = Summary(seen=3, kept=2, steps_seen=30, steps_kept=20, dropped={"idle": [1, 10]}, leaks={"val": 1}, copies=1)
@@ -23,7 +25,7 @@ def test_the_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     INDEX.write(Folder.of(tmp_path))
     assert IndexJson.read(Folder.of(tmp_path)) == INDEX
     data = json.loads((tmp_path / INDEX_JSON).read_text())
-    assert list(data) == ["format", "software", "source", "criteria", "datasets"]
+    assert list(data) == ["format", "software", "source", "files_sha256", "criteria", "datasets", "checksum"]
     assert list(data["datasets"]) == ["a", "b"]
     assert list(data["datasets"]["a"]) == [
         "version", "card", "recipe", "verdict", "splits", "frames", "seconds", "seen", "kept", "steps_seen",
@@ -36,7 +38,8 @@ def test_the_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "index format 2 is not supported"),
+        ({"format": 3}, "index format 3 is not supported"),
+        ({"format": 1}, "with the same options again, which converts"),
         ({"source": None}, "source"),
         ({"datasets": {"a": {}}}, "datasets.a.version"),
         ({"datasets": {"a": {"seen": "many"}}}, "datasets.a"),
@@ -46,10 +49,34 @@ def test_the_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_file_is_one_clear_error(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     INDEX.write(Folder.of(tmp_path))
     data = json.loads((tmp_path / INDEX_JSON).read_text())
-    (tmp_path / INDEX_JSON).write_text(json.dumps(data | change))
+    del data["checksum"]
+    (tmp_path / INDEX_JSON).write_text(json.dumps(seal(data | change, ["source", "cards"])))
     with pytest.raises(ConfigError, match=message) as caught:
         Index.open(tmp_path)
     assert INDEX_JSON in str(caught.value)
+
+
+def test_an_edit_is_refused_except_of_the_folders(tmp_path: Path) -> None:
+    INDEX.write(Folder.of(tmp_path))
+    text = (tmp_path / INDEX_JSON).read_text()
+    (tmp_path / INDEX_JSON).write_text(text.replace('"source": "/data"', '"source": "/elsewhere"'))
+    assert Index.open(tmp_path).source_of("a") == Folder("/elsewhere")
+    (tmp_path / INDEX_JSON).write_text(text.replace('"seen": 3', '"seen": 4'))
+    with pytest.raises(DataError, match=r"index\.json: changed or damaged.*Run the same `oxe-curate filter`"):
+        Index.open(tmp_path)
+    data = json.loads(text)
+    del data["checksum"]
+    (tmp_path / INDEX_JSON).write_text(json.dumps(data))
+    with pytest.raises(DataError, match="no checksum"):
+        Index.open(tmp_path)
+
+
+def test_a_data_set_may_have_its_own_source(tmp_path: Path) -> None:
+    moved = replace(INDEX, datasets={"a": replace(ENTRY, source="/mirror"), "b": ENTRY})
+    moved.write(Folder.of(tmp_path))
+    index = Index.open(tmp_path)
+    assert (index.source_of("a"), index.source_of("b")) == (Folder("/mirror"), Folder("/data"))
+    assert Index.open(tmp_path, source="/new").source_of("a") == Folder("/new")
 
 
 def test_retracting_and_finishing_leave_one_file(tmp_path: Path) -> None:

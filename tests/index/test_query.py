@@ -1,5 +1,6 @@
 """Lazy scans over index files: order, row numbers, splits, object stores and damaged files."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from oxe_curate.errors import DataError
+from oxe_curate.errors import DataError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.query import collect, count_kept, scan_files, scan_index
@@ -52,23 +53,23 @@ def test_rows_keep_the_order_of_the_files(index: Index) -> None:
                 for row, name in enumerate(index.table(path, ["episode_id"])["episode_id"].to_pylist())
             )
         ]
-        found = collect(scan_files(index.folder, paths).select("position", "file", "row", "episode_id"), index.folder)
+        found = collect(scan_files(index.contents, paths).select("position", "file", "row", "episode_id"))
         assert found.rows() == expected
 
 
 def test_a_scan_can_be_limited_to_splits(index: Index) -> None:
-    found = collect(scan_index(index, "bridge_dataset", ["val"]).select("episode_id"), index.folder)
+    found = collect(scan_index(index, "bridge_dataset", ["val"]).select("episode_id"))
     assert len(found) == 2
     assert found["episode_id"].str.contains("/val/").all()
 
 
 def test_every_column_of_the_schema_can_be_read(index: Index) -> None:
-    frame = collect(scan_index(index, "bridge_dataset"), index.folder)
+    frame = collect(scan_index(index, "bridge_dataset"))
     assert frame.height == 10
     assert frame["action"].list.len().to_list() == frame["num_steps"].to_list()
-    assert collect(scan_index(index, "bridge_dataset").select(pl.len()), index.folder).item() == 10
+    assert collect(scan_index(index, "bridge_dataset").select(pl.len())).item() == 10
     second = scan_index(index, "bridge_dataset").filter(pl.col("row") == 1).head(2)
-    assert collect(second, index.folder)["row"].to_list() == [1, 1]
+    assert collect(second)["row"].to_list() == [1, 1]
 
 
 def test_kept_episodes_and_steps_are_counted_by_split(index: Index) -> None:
@@ -79,17 +80,28 @@ def test_kept_episodes_and_steps_are_counted_by_split(index: Index) -> None:
 
 
 def test_no_files_give_an_empty_frame(index: Index) -> None:
-    frame = collect(scan_index(index, "bridge_dataset", []), index.folder)
+    frame = collect(scan_index(index, "bridge_dataset", []))
     assert frame.is_empty()
     assert {"episode_id", "position", "file", "row"} <= set(frame.columns)
 
 
-def test_a_damaged_file_is_a_data_error(local: Index, tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 damaged PAR1")
-    with pytest.raises(DataError, match=r"damaged or missing.*run `oxe-curate filter` again"):
-        collect(scan_files(Folder.of(tmp_path), ["a.parquet"]).select("kept"), Folder.of(tmp_path))
-    with pytest.raises(DataError, match="damaged or missing"):
-        collect(scan_files(Folder.of(tmp_path), ["b.parquet"]).select("kept"), Folder.of(tmp_path))
+def test_a_damaged_or_missing_file_is_one_error(local: Index, tmp_path: Path) -> None:
+    shutil.copytree(local.folder.path(), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    paths = index.files("bridge_dataset")
+    damaged = tmp_path / "index" / paths[1]
+    data = bytearray(damaged.read_bytes())
+    scan = scan_files(index.contents, paths).select("kept", "episode_id")
+    data[len(data) - 100] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(DataError, match="changed after filter wrote it"):
+        collect(scan)
+    damaged.write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"changed after filter wrote it.*run the same `oxe-curate filter` again"):
+        collect(scan)
+    damaged.unlink()
+    with pytest.raises(StorageError, match="not found"):
+        collect(scan)
 
 
 def test_the_filter_does_not_import_polars_where_shards_are_scanned() -> None:

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate import registry
+from oxe_curate.index.index_json import Summary
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.check import Problem, check_file, check_text, has_errors
@@ -175,7 +176,8 @@ def test_two_names_of_one_data_set_in_the_index(index: Index) -> None:
 
 def test_broken_versions(tmp_path: Path, index: Index) -> None:
     assert found(entries("bc_z"))["version_open"][0].level == "warning"
-    held = Index(index.folder, index.source, {"bc_z": replace(index.datasets["bridge_dataset"], card="bc_z")}, {})
+    empty = replace(index.datasets["bridge_dataset"], card="bc_z", summary=Summary())
+    held = Index(index.folder, index.source, {"bc_z": empty}, {})
     (finding,) = found(entries("bc_z"), index=held)["broken_version"]
     assert finding.level == "error"
     assert "has version 1.0.0" in finding.message

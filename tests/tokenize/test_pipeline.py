@@ -1,7 +1,6 @@
 """tokenize, from the index to the shards, compared with the raw episodes and OpenVLA's rules."""
 
 import json
-import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -317,9 +316,7 @@ def test_two_versions_of_a_data_set_are_not_mixed(tmp_path: Path) -> None:
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
     write_dataset(version.parents[1], "bridge_dataset", "2.0.0", BRIDGE, {"train": [bridge.episode(0)]})
     run_filter(tmp_path / "in", tmp_path / "index", FilterOptions(progress=False, workers=1))
-    with pytest.raises(ConfigError, match=r"bridge_dataset is indexed in versions 1\.0\.0 and 2\.0\.0"):
-        tokenize(tmp_path / "index", tmp_path / "out")
-    shutil.rmtree(tmp_path / "index/bridge_dataset/1.0.0")
+    assert (tmp_path / "index/bridge_dataset/1.0.0").is_dir()
     tokenize(tmp_path / "index", tmp_path / "out")
     assert {row["episode_id"] for row in rows(tmp_path / "out")} == {"bridge_dataset/2.0.0/train/00000/00000"}
 

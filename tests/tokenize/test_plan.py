@@ -49,6 +49,9 @@ def index(tmp_path: Path) -> Any:
         files=lambda dataset: [path for path in INDEX if path.startswith(f"{dataset}/")],
         folder=Folder.of(tmp_path),
         source=Folder.of("in"),
+        contents=SimpleNamespace(
+            folder=Folder.of(tmp_path), table=lambda path, columns: pq.read_table(tmp_path / path, columns=columns)
+        ),
     )
 
 

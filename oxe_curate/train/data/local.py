@@ -150,7 +150,7 @@ class LocalRows:
         start, size, levels = self._footer(number).chunk(group, column, list_of=mask.shape[1] > 1)
         file.advise(start, size)  # one read of the whole group instead of one per image
         found = np.zeros((*mask.shape, 2), np.int64)
-        found[mask] = np.stack(pages.value_offsets(file.read, start, size, int(mask.sum()), levels), axis=-1)
+        found[mask] = np.stack(pages.image_offsets(file.read, start, size, int(mask.sum()), levels), axis=-1)
         return found
 
 

@@ -1,33 +1,24 @@
 """Offsets of the values of a PLAIN, uncompressed binary column in a Parquet file, found from the page headers.
 
-A trainer can then read any image by offset and length, in any order, without decoding its row group.
-
-Layout (parquet-format, "Data Pages" and "Encodings"): a column chunk is a sequence of pages; a page is a header in
-Thrift's compact protocol, repetition and definition levels, then for each value its length (uint32) and its bytes.
+A trainer can then read any image by offset and length, in any order, without decoding its row group. A value is its
+length (uint32) and its bytes.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oxe_curate.errors import CorruptError, DataError
-from oxe_curate.rlds.varint import read_varint
+from oxe_curate.errors import DataError
+from oxe_curate.index.pages import ReadBytes, plain_pages
 
-_ReadBytes = Callable[[int, int], bytes]
-"""(offset, length) -> that part of a file."""
-
-_DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
-_HEADER_BYTES = 256  # a data page's header without statistics takes about 30
 _LENGTH = struct.Struct("<I")
 
 
-def value_offsets(
-    read: _ReadBytes, start: int, size: int, values: int, levels: tuple[int, int]
+def image_offsets(
+    read: ReadBytes, start: int, size: int, values: int, levels: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find every value of a column chunk.
 
@@ -46,73 +37,17 @@ def value_offsets(
     """
     offsets: list[int] = []
     lengths: list[int] = []
-    place, end = start, start + size
-    while place < end:
-        header, body, skipped = _page(read(place, min(_HEADER_BYTES, end - place)))
-        place += header
-        at, place = place, place + body
-        if body < 0 or place > end:
-            raise DataError("a page reaches past the end of its column")
-        if skipped is None:  # version 1: each kind of levels starts with its length
-            for level in levels:
-                if level:
-                    at += 4 + _LENGTH.unpack(read(at, 4))[0]
-        else:
-            at += skipped
-        while at + 4 <= place:
-            (length,) = _LENGTH.unpack(read(at, 4))
+    for at, stop in plain_pages(read, start, size, levels):
+        while at + 4 <= stop:
+            found = read(at, 4)
+            if len(found) != 4:
+                raise DataError("the file ends inside a page")
+            (length,) = _LENGTH.unpack(found)
             offsets.append(at + 4)
             lengths.append(length)
             at += 4 + length
-        if at != place:
+        if at != stop:
             raise DataError("a page is damaged: the sizes of its images do not add up")
     if len(offsets) != values:
         raise DataError(f"expected {values} images in its pages, got {len(offsets)}")
     return np.array(offsets, np.int64), np.array(lengths, np.int64)
-
-
-def _page(header: bytes) -> tuple[int, int, int | None]:
-    """Sizes of the header, of the body, and of the levels in the body (None where the levels have their own length).
-
-    Field numbers are those of parquet.thrift's PageHeader, DataPageHeader and DataPageHeaderV2.
-    """
-    try:
-        fields, size = _struct(header, 0)
-        kind, body = fields[1], fields[3]
-        if kind == _DATA_PAGE and fields[5][2] == _PLAIN:
-            return size, body, None
-        if kind == _DATA_PAGE_V2 and fields[8][4] == _PLAIN:
-            return size, body, fields[8][5] + fields[8][6]
-    except (CorruptError, IndexError, KeyError, TypeError, ValueError):
-        raise DataError("a page header is damaged") from None
-    raise DataError("its images are not PLAIN-encoded")
-
-
-def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
-    """Parse a Thrift struct: field number -> bool, int or struct; other types (in no page header) raise ValueError.
-
-    Binary fields, which only statistics have, are skipped.
-    """
-    fields: dict[int, Any] = {}
-    number = 0
-    while (byte := data[place]) != 0:
-        place += 1
-        delta, kind = byte >> 4, byte & 15
-        if delta:
-            number += delta
-        else:
-            value, place = read_varint(data, place)
-            number = (value >> 1) ^ -(value & 1)
-        if kind in (1, 2):  # true, false
-            fields[number] = kind == 1
-        elif kind in (4, 5, 6):  # i16, i32, i64, as zigzag varints
-            value, place = read_varint(data, place)
-            fields[number] = (value >> 1) ^ -(value & 1)
-        elif kind == 8:
-            length, place = read_varint(data, place)
-            place += length
-        elif kind == 12:
-            fields[number], place = _struct(data, place)
-        else:
-            raise ValueError(f"Thrift type {kind}")
-    return fields, place + 1

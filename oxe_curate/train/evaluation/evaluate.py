@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from oxe_curate import __version__
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.mixture.sampling import episode_hash
-from oxe_curate.outputs import claim_output
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.storage import Folder, stderr_is_terminal
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.episodes import EpisodeReader
@@ -125,22 +125,40 @@ def evaluate_run(
         DataError: files differ from those of the training; the model's output is not finite.
         StorageError: `out` cannot be written.
     """
-    started = time.monotonic()
     saved = open_saved(run, checkpoint=checkpoint, base=base)
     mixture = _mixture(saved, data)
     folder = Folder.of(out or saved.layout.evaluation(saved.checkpoint))
     # an exported model is its own base, and its evaluation is inside it
     inputs = {"mixture": str(mixture.folder)} | ({} if saved.weights is None else {"base model": saved.config.base})
     claim_output(folder.uri, "evaluation", inputs)
-    folder.check_writable()
-    spec = saved.spec
+    crop = saved.config.augment if center_crop is None else center_crop
+    with hold_output(folder.uri, "evaluation"):
+        folder.check_writable()
+        folder.sweep()
+        restore = functools.partial(restore_model, saved, quantize=quantize, device=device)
+        result, done = _evaluate(saved, mixture, Path(folder.uri), restore, split, episodes, crop, batch_size, progress)
+        _write(folder, result, done, saved)
+    return result
+
+
+def _evaluate(
+    saved: Saved,
+    mixture: MixtureFolder,
+    folder: Path,
+    restore: Callable[[], Any],
+    split: Literal["validation", "train"],
+    episodes: int | None,
+    crop: bool,
+    batch_size: int,
+    progress: bool,
+) -> tuple[Evaluation, _Done]:
+    started, spec = time.monotonic(), saved.spec
     reader = EpisodeReader(
         mixture, split=split, image_size=spec.image_size, cameras=spec.cameras, window=spec.window,
         chunk=spec.chunk, proprio=spec.proprio > 0,
     )  # fmt: skip
     chosen = choose_episodes(reader.by_dataset, episodes or _EPISODES)
-    crop = saved.config.augment if center_crop is None else center_crop
-    model = restore_model(saved, quantize=quantize, device=device).eval().requires_grad_(False)
+    model = restore().eval().requires_grad_(False)
     # a row has the proprio of its own step only, so the steps of a window with proprio cannot be separated
     how = "controller" if spec.window > 1 and spec.proprio == 0 else "batches"
     done: _Done = []
@@ -153,9 +171,7 @@ def evaluate_run(
         if not np.isfinite(found.predicted).all():
             raise DataError(f"{saved.folder}: the model's output is not finite; the training may have diverged")
         done.append((dataset, name, found))
-    result = _result(done, saved, split, how, Path(folder.uri), time.monotonic() - started)
-    _write(folder, result, done, saved)
-    return result
+    return _result(done, saved, split, how, folder, time.monotonic() - started), done
 
 
 def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from oxe_curate import __version__
 from oxe_curate import config as strict
 from oxe_curate.atomic import atomic_folder
 from oxe_curate.errors import ConfigError
-from oxe_curate.outputs import claim_output
+from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.export.model_card import model_card
 from oxe_curate.train.loop.disk import disk_errors
@@ -67,11 +67,10 @@ def export_run(
         raise ConfigError(f"{saved.folder}: already exported; use --merge to merge it into the base")
     target = Path(out).expanduser().absolute()
     claim_output(target, "export", {})
-    target.parent.mkdir(parents=True, exist_ok=True)
     check_adapter_packages(saved.config.adapter)
     quantized = saved.config.adapter in ("qlora", "int8")
     where = choose_device(device if device is not None or quantized else "cpu")
-    with disk_errors(target), atomic_folder(target) as temporary:
+    with hold_output(target, "export"), disk_errors(target), atomic_folder(target) as temporary:
         # newly restored and never run: on a CPU bitsandbytes repacks 4-bit weights when they are used
         model = family(saved.config.model).restore(saved.config, saved.spec, saved.weights, where)
         _fill(temporary, saved, model, merge, target.name)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oxe_curate.atomic import TEMPORARY, flush, remove
+from oxe_curate.atomic import TEMPORARY, flush, remove, replace_folder
 from oxe_curate.errors import DataError
 from oxe_curate.train.loop.disk import disk_errors
 from oxe_curate.train.loop.distributed import Distributed
@@ -73,9 +73,7 @@ def save_checkpoint(
         text = json.dumps(asdict(progress) | {"files": files}, indent=1)
         temporary.progress.write_text(text + "\n", encoding="utf-8")
         flush(temporary.path)
-        remove(target.path)  # a damaged checkpoint of the same step
-        temporary.path.rename(target.path)
-        flush(run.path, recursive=False)
+        replace_folder(temporary.path, target.path)  # there may be a damaged checkpoint of the same step
 
     def act(part: Callable[[], None]) -> None:
         with disk_errors(target.path):

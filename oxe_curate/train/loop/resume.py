@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from oxe_curate.atomic import sweep
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.storage import Folder
+from oxe_curate.outputs import hold_output
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.checkpoints import Progress, Resumed, last_checkpoint
@@ -30,33 +28,16 @@ _MAY_CHANGE = (
 
 @contextmanager
 def locked(run: RunFolder, dist: Distributed) -> Iterator[None]:
-    """Keep other processes from training in this folder; the system releases the lock however this process ends.
+    """Keep other processes from training in this folder.
 
     Raises:
         ConfigError: another process is training here.
         StorageError: the folder cannot be written.
     """
-    descriptor: int | None = None
-
-    def take() -> None:
-        nonlocal descriptor
-        if not dist.first:
-            return
-        Folder.of(run.path).check_writable()
-        descriptor = os.open(run.lock, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"--run {run.path}: another process is training here; wait for it or stop it") from None
-        except OSError:
-            return  # a file system without locks
-
-    try:
-        dist.together(take)
+    with ExitStack() as stack:
+        # one process takes the lock, and all of them fail if it cannot
+        dist.together(lambda: stack.enter_context(hold_output(run.path, "run")) if dist.first else None)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def find_checkpoint(config: TrainConfig, mixture: MixtureFolder, resume: bool, dist: Distributed) -> Resumed | None:

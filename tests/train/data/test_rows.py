@@ -61,7 +61,7 @@ def encode(data: list[bytes | None], page: int, version: str) -> tuple[bytes, in
 def test_all_values_are_found_in_any_page_layout(data, page, version):
     file, count = encode(data, page, version)
     chunk = pq.read_metadata(io.BytesIO(file)).row_group(0).column(1)
-    offsets, lengths = pages.value_offsets(
+    offsets, lengths = pages.image_offsets(
         lambda offset, length: file[offset : offset + length],
         chunk.data_page_offset, chunk.total_compressed_size, count, (0, 2),
     )  # fmt: skip
@@ -75,7 +75,7 @@ def test_damaged_pages_are_errors():
     start, size = chunk.data_page_offset, chunk.total_compressed_size
 
     def find(data, count=count, size=size):
-        return pages.value_offsets(lambda o, n: data[o : o + n], start, size, count, (0, 2))
+        return pages.image_offsets(lambda o, n: data[o : o + n], start, size, count, (0, 2))
 
     place = file.index(b"\x03\0\0\0abc")
     with pytest.raises(DataError, match="do not add up"):
