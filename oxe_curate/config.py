@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -11,7 +12,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.errors import ConfigError, cut, did_you_mean, quoted
+from oxe_curate.inputs import decode_text, read_input
+from oxe_curate.strict_yaml import MAX_CHARACTERS
+from oxe_curate.strict_yaml import parse_yaml as parse_yaml
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=False)
 """For `pydantic.dataclasses.dataclass(frozen=True, config=STRICT)`: unknown keys are errors."""
@@ -20,56 +24,18 @@ T = TypeVar("T")
 Loc = tuple[str | int, ...]
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-3 as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-# PyYAML follows YAML 1.1, in which 1e-3 is a string; users mean the number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789"),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse one YAML document; error messages start with `where` (a file name).
-
-    Raises:
-        ConfigError: invalid YAML or a duplicate key; the message has the line number.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{where}{line}: {error.problem or error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {error}") from None
+def read_yaml_text(path: Path) -> str:
+    """Read a YAML file without its byte order mark. Raises ConfigError if it is missing, unreadable or too large."""
+    if not os.path.lexists(path):
+        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, nearby) if nearby else "Check the path."
+        raise ConfigError(f"{path}: file not found. {hint}")
+    return decode_text(read_input(path, 4 * MAX_CHARACTERS, "YAML file"), str(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """Parse a YAML file. Raises ConfigError if it is missing, unreadable, or not YAML."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        nearby = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        hint = did_you_mean(path.name, nearby) if nearby else "Check the path."
-        raise ConfigError(f"{path}: file not found. {hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read: {error}") from None
-    return parse_yaml(text, str(path))
+    """Parse a YAML file. Raises ConfigError if it is missing, unreadable, or not YAML within the limits."""
+    return parse_yaml(read_yaml_text(path), str(path))
 
 
 @functools.cache
@@ -110,7 +76,8 @@ def _plain(value: Any) -> Any:
 def _explain(cls: Any, error: Any) -> str:
     loc: Loc = error["loc"]
     # pydantic adds names of union branches to the path; keep the parts that are in the file
-    path = ".".join(str(part) for part in loc) or "the file"
+    path = cut(".".join(cut(str(part), 60) for part in loc)) or "the file"
+    value = error["input"]
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown key {path!r}. {did_you_mean(str(loc[-1]), _known_keys(cls, loc[:-1]))}"
     if error["type"] in ("missing", "missing_argument"):
@@ -119,10 +86,16 @@ def _explain(cls: Any, error: Any) -> str:
         return f"{path}: {error['ctx']['error']}" if loc else str(error["ctx"]["error"])
     if error["type"] in ("literal_error", "enum"):
         known = re.findall(r"'([^']*)'", str(error["ctx"]["expected"]))
-        return f"{path}: unknown value {error['input']!r}. {did_you_mean(str(error['input']), known)}"
+        return f"{path}: unknown value {quoted(value)}. {did_you_mean(str(value) if _is_short(value) else '', known)}"
     if error["type"] in ("dataclass_type", "dict_type", "dataclass_exact_type"):
-        return f"{path}: expected a mapping, got {error['input']!r}"
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {error['input']!r}"
+        if value is None and not loc:
+            return "expected a mapping, but the file is empty"
+        return f"{path}: expected a mapping, got {quoted(value)}"
+    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, got {quoted(value)}"
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, bool | float) or (isinstance(value, str) and len(value) < 1000)
 
 
 def _known_keys(cls: Any, loc: Loc) -> list[str]:

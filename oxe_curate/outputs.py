@@ -52,7 +52,7 @@ _UNFINISHED: dict[str, tuple[str, ...]] = {
     "demo": ("rlds/*", "index/*", "mixture/*", "demo.yaml"),
 }  # fmt: skip
 """What a killed command leaves where its marker comes last; the other kinds have a marker from the start, or none."""
-_IGNORED = (".failed", ".DS_Store")
+_IGNORED = (".failed", ".job", ".DS_Store")
 _SUBFOLDERS = 8
 """In an object store, how many folders of each level are looked into for a data set."""
 

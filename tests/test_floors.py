@@ -12,6 +12,7 @@ from tests import ROOT
 FLOORS = [
     {"process"},
     {"arrays", "atomic", "errors", "lru"},
+    {"inputs", "strict_yaml"},
     {"episode", "config", "sealed", "storage"},
     {"lock"},
     {"outputs", "progress", "ui"},

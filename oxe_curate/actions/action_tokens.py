@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +17,15 @@ from numpy.typing import ArrayLike, NDArray
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.token_rules import TokenRule, choose_tokens
 from oxe_curate.actions.tokenizers import Vocabulary, candidates, read_vocabulary
-from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.errors import ConfigError, CurateError, DataError, StorageError, quoted
+from oxe_curate.inputs import read_input
 from oxe_curate.storage import Folder
 
-_FORMAT = "1"
+_FORMAT = "2"
+_WITHOUT_CONTENT = "1"
+"""The format without the hash of the contents."""
+_MAX_BYTES = 1 << 20
+"""A table of 256 rows has 20 kB."""
 _LLAMA_2_SIZE = 32000
 
 _SCHEMA = pa.schema(
@@ -206,7 +213,8 @@ class ActionTokens:
             "rule": self.rule,
             "bins": bins.kind,
         }
-        return pa.Table.from_arrays(columns, schema=_SCHEMA.with_metadata(metadata))
+        table = pa.Table.from_arrays(columns, schema=_SCHEMA)
+        return table.replace_schema_metadata({**metadata, "content": _content(table, metadata)})
 
     def write(self, path: str | Path) -> None:
         """Write action_tokens.parquet to a path or a gs:// or s3:// URI; equal tables give equal bytes.
@@ -222,28 +230,36 @@ class ActionTokens:
         """Read a table that `write` wrote.
 
         Raises:
-            StorageError: file not found.
-            DataError: not a table of action tokens, or of another format version.
+            StorageError: file not found, or not a file.
+            DataError: not a table of action tokens, of another format version, or damaged.
         """
         folder, name = _split(path)
-        data = folder.read_bytes(name)
+        if folder.is_local:
+            data = read_input(folder.path(name), _MAX_BYTES, "table of action tokens", StorageError)
+        else:
+            data = folder.read_bytes(name, 0, min(folder.size(name), _MAX_BYTES))
         try:
-            table = pq.read_table(pa.BufferReader(data))
-        except pa.ArrowException as error:
-            raise DataError(f"{path}: not a Parquet file: {error}") from None
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if metadata.get("format") != _FORMAT:
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+            metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # OSError: a damaged footer
+            raise DataError(f"{path}: not a Parquet file, or damaged: {_first_line(error)}") from None
+        if metadata.get("format") not in (_FORMAT, _WITHOUT_CONTENT):
             raise DataError(
-                f"{path}: expected action tokens of format {_FORMAT}, got {metadata.get('format')}; "
+                f"{path}: expected action tokens of format {_FORMAT}, got {quoted(metadata.get('format'))}; "
                 f"run tokenize again, or update oxe-curate"
             )
         try:
             return cls._from_table(table.cast(_SCHEMA.with_metadata(table.schema.metadata)), metadata)
-        except (KeyError, ValueError, pa.ArrowException, CurateError) as error:
-            raise DataError(f"{path}: damaged table of action tokens: {error}") from None
+        except KeyError as error:
+            raise DataError(f"{path}: damaged table of action tokens: {error} is missing") from None
+        except (ValueError, OverflowError, pa.ArrowException, CurateError) as error:
+            raise DataError(f"{path}: damaged table of action tokens: {_first_line(error)}") from None
 
     @classmethod
     def _from_table(cls, table: pa.Table, metadata: dict[str, str]) -> ActionTokens:
+        content = metadata.pop("content", None)
+        if (content is not None or metadata["format"] == _FORMAT) and content != _content(table, metadata):
+            raise ValueError("its contents differ from their hash; restore the file, or run tokenize again")
         bins = ActionBins(metadata["bins"], table.num_rows)  # type: ignore[arg-type]  # checked by ActionBins
         if table["bin"].to_pylist() != list(range(bins.count)):
             raise ValueError("the column 'bin' does not count up from 0")
@@ -260,6 +276,16 @@ class ActionTokens:
             rule=metadata["rule"],
             tokenizer_sha256=metadata["tokenizer_sha256"] or None,
         )
+
+
+def _content(table: pa.Table, metadata: dict[str, str]) -> str:
+    """SHA-256 of the values and the metadata."""
+    values = json.dumps([sorted(metadata.items()), table.to_pydict()], sort_keys=True)
+    return hashlib.sha256(values.encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _text(piece: str | bytes | None) -> str | None:

@@ -11,14 +11,24 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from oxe_curate.errors import ConfigError
-
-TokenPiece = str | bytes | None
-Encode = Callable[[str], list[int]]
+from oxe_curate.actions.byte_level import (
+    Encode,
+    TokenPiece,
+    byte_level_encode,
+    byte_level_letters,
+    from_byte_level,
+    text_or_bytes,
+)
+from oxe_curate.errors import ConfigError, quoted
+from oxe_curate.inputs import decode_text, load_json, parse_json, read_input
 
 _EXPECTED = "tokenizer.json, tokenizer.model, *.model*, vocab.json with merges.txt"
+
+_MAX_BYTES = 256 << 20
+"""The largest published tokenizer.json has 33 MB."""
+_MAX_IDS = 10_000_000
+_MAX_LINE = 10_000
 
 _RESERVED = re.compile(r"[<\[]\|?(reserved_special_token_|reserved_?|unused_?|extra_|control_)\d+\|?[>\]]")
 _RANK_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
@@ -84,12 +94,9 @@ def read_vocabulary(path: str | Path) -> Vocabulary:
     if rivals and source.name not in ("tokenizer.json", "tokenizer.model"):
         names = ", ".join([source.name, *rivals])
         raise ConfigError(f"{path}: contains several tokenizers ({names}); give one of the files")
-    try:
-        if source.name == "vocab.json":
-            return _read_vocab_and_merges(source.parent)
-        data = source.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot read: {error.strerror or error}") from None
+    if source.name == "vocab.json":
+        return _read_vocab_and_merges(source.parent)
+    data = read_input(source, _MAX_BYTES, "tokenizer")
     if data.lstrip()[:1] == b"{":
         return _read_tokenizer_json(data, source)
     if _RANK_LINE.match(data):
@@ -122,16 +129,20 @@ def candidates(path: str | Path) -> list[Path]:
 def _read_tokenizer_json(data: bytes, source: Path) -> Vocabulary:
     import tokenizers
 
+    content = parse_json(data, str(source))
     try:
-        content = json.loads(data)
         tokenizer = tokenizers.Tokenizer.from_buffer(data)
-    except Exception as error:  # the Rust library raises plain Exception
+        added = {int(token["id"]): str(token["content"]) for token in content.get("added_tokens") or []}
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{source}: not a Hugging Face tokenizer: {error!r}") from None
+    except BaseException as error:  # the Rust library raises plain Exception, and PanicException
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
         hint = "" if source.name == "tokenizer.json" else f" Expected {_EXPECTED}"
         raise ConfigError(f"{source}: not a Hugging Face tokenizer: {error}.{hint}") from None
-    added = {int(token["id"]): str(token["content"]) for token in content.get("added_tokens", [])}
     decoder = json.dumps([content.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     if '"ByteLevel"' in decoder:
-        read: Callable[[str], TokenPiece] = _from_byte_level
+        read: Callable[[str], TokenPiece] = from_byte_level
     else:
         read = _from_sentencepiece
     return _vocabulary(
@@ -149,32 +160,43 @@ def _read_vocab_and_merges(folder: Path) -> Vocabulary:
     names = [n for n in ("vocab.json", "merges.txt", "added_tokens.json") if (folder / n).is_file()]
     if names[:2] != ["vocab.json", "merges.txt"]:
         raise ConfigError(f"{folder}: expected both vocab.json and merges.txt, found only {', '.join(names)}")
-    data = {name: (folder / name).read_bytes() for name in names}
+    data = {name: read_input(folder / name, _MAX_BYTES, "tokenizer") for name in names}
     listing = "".join(f"{name} {hashlib.sha256(data[name]).hexdigest()}\n" for name in sorted(names))
-    try:
-        vocab: dict[str, int] = json.loads(data["vocab.json"])
-        added: dict[str, int] = json.loads(data.get("added_tokens.json", b"{}"))
-        lines = data["merges.txt"].decode().splitlines()
-        pairs = [line.partition(" ") for line in lines if line and not line.startswith("#version")]
-        merges = [(left, right) for left, _, right in pairs]
-        if not all(isinstance(i, int) for i in (*vocab.values(), *added.values())):
-            raise ValueError("expected {piece: id}")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{folder}: damaged vocab.json, merges.txt or added_tokens.json: {error}") from None
+    vocab = _read_ids(data["vocab.json"], folder / "vocab.json")
+    added = _read_ids(data.get("added_tokens.json", b"{}"), folder / "added_tokens.json")
+    lines = decode_text(data["merges.txt"], f"{folder / 'merges.txt'}").split("\n")
+    merges = []
+    for number, line in enumerate(lines, 1):
+        left, space, right = line.removesuffix("\r").partition(" ")
+        if line and not line.startswith("#version"):
+            if not space or not {left, right, left + right} <= vocab.keys():
+                raise ConfigError(
+                    f"{folder / 'merges.txt'}:{number}: expected two pieces of vocab.json, got {quoted(line)}; "
+                    "copy both files again"
+                )
+            merges.append((left, right))
 
     @functools.cache
     def build() -> Encode:
-        return _byte_level_encode(vocab, merges, _split_of(folder), ignore_merges=False, nfc=True)
+        return byte_level_encode(vocab, merges, _split_of(folder), ignore_merges=False, nfc=True)
 
     return _vocabulary(
         {**vocab, **added},
         {i: piece for piece, i in added.items()},
-        _from_byte_level,
+        from_byte_level,
         size=len(vocab),
         sha256=hashlib.sha256(listing.encode()).hexdigest(),
         source=folder,
         encode=lambda text: build()(text),
     )
+
+
+def _read_ids(data: bytes, where: Path) -> dict[str, int]:
+    """Read {piece: id}."""
+    ids = parse_json(data, str(where))
+    if not isinstance(ids, dict) or not all(type(i) is int and 0 <= i < _MAX_IDS for i in ids.values()):
+        raise ConfigError(f"{where}: expected {{piece: id}} with ids below {_MAX_IDS:,}; copy the file again")
+    return ids
 
 
 def _read_sentencepiece(data: bytes, source: Path) -> Vocabulary:
@@ -209,7 +231,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
     try:
         for line in data.splitlines():
             if line:
-                piece, rank = line.split(b" ")
+                piece, rank = line[:_MAX_LINE].split(b" ")
                 ranks[base64.b64decode(piece, validate=True)] = int(rank)
     except (ValueError, binascii.Error) as error:
         raise ConfigError(f"{source}: damaged tiktoken rank file at line {len(ranks) + 1}: {error}") from None
@@ -218,7 +240,7 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
         raise ConfigError(f"{source}: damaged tiktoken rank file: the {size} ranks do not count from 0 to {size - 1}")
     is_llama_3 = size == _LLAMA_3_RANKS
     special = range(size, size + _LLAMA_3_SPECIAL) if is_llama_3 else range(0)
-    pieces: list[TokenPiece] = [_text_or_bytes(piece) for piece in sorted(ranks, key=ranks.__getitem__)]
+    pieces: list[TokenPiece] = [text_or_bytes(piece) for piece in sorted(ranks, key=ranks.__getitem__)]
 
     @functools.cache
     def build() -> Encode:
@@ -227,10 +249,10 @@ def _read_ranks(data: bytes, source: Path) -> Vocabulary:
                 f"{source}: a rank file of {size} ranks does not tell how a text is split into words; "
                 f"only Llama 3's 128,000 ranks are supported. Use the model's tokenizer.json instead"
             )
-        letters = _byte_level_letters()
+        letters = byte_level_letters()
         spelled = {piece: "".join(letters[byte] for byte in piece) for piece in ranks}
         vocab = {spelled[piece]: rank for piece, rank in ranks.items()}
-        return _byte_level_encode(vocab, _merges_of(ranks, spelled), _LLAMA_3_SPLIT, ignore_merges=True, nfc=False)
+        return byte_level_encode(vocab, _merges_of(ranks, spelled), _LLAMA_3_SPLIT, ignore_merges=True, nfc=False)
 
     return Vocabulary(
         size=size,
@@ -254,7 +276,10 @@ def _vocabulary(
     encode: Encode,
 ) -> Vocabulary:
     """Build the vocabulary of the two Hugging Face formats."""
-    pieces: list[TokenPiece] = [None] * (max(ids.values(), default=-1) + 1)
+    highest = max([*ids.values(), *added], default=-1)
+    if min([0, *ids.values(), *added]) < 0 or highest >= _MAX_IDS:
+        raise ConfigError(f"{source}: expected ids from 0 to {_MAX_IDS:,}, got {quoted(highest)}; copy the file again")
+    pieces: list[TokenPiece] = [None] * (highest + 1)
     for piece, i in ids.items():
         pieces[i] = added[i] if i in added else read(piece)
     reserved = sorted(i for i, piece in added.items() if _RESERVED.fullmatch(piece))
@@ -265,51 +290,6 @@ def _from_sentencepiece(piece: str) -> TokenPiece:
     """Decode SentencePiece's notation: U+2581 is a space, <0x0A> a byte."""
     byte = _BYTE_PIECE.fullmatch(piece)
     return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ")
-
-
-def _from_byte_level(piece: str) -> TokenPiece:
-    """Decode GPT-2's notation, in which each letter is a byte."""
-    values = _byte_level_values()
-    try:
-        return _text_or_bytes(bytes(values[letter] for letter in piece))
-    except KeyError:  # a token that was added to the vocabulary as plain text
-        return piece
-
-
-def _text_or_bytes(data: bytes) -> str | bytes:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-@functools.cache
-def _byte_level_letters() -> tuple[str, ...]:
-    """Letter of each byte in GPT-2's notation: printable Latin-1 is unchanged, the rest counts up from U+0100."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-@functools.cache
-def _byte_level_values() -> dict[str, int]:
-    return {letter: byte for byte, letter in enumerate(_byte_level_letters())}
-
-
-def _byte_level_encode(
-    vocab: dict[str, int], merges: list[tuple[str, str]], split: str, *, ignore_merges: bool, nfc: bool
-) -> Encode:
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers
-
-    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
-    tokenizer = tokenizers.Tokenizer(model)
-    if nfc:
-        tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(tokenizers.Regex(split), behavior="isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _merges_of(ranks: dict[bytes, int], spelled: dict[bytes, str]) -> list[tuple[str, str]]:
@@ -328,13 +308,12 @@ def _merges_of(ranks: dict[bytes, int], spelled: dict[bytes, str]) -> list[tuple
 
 def _split_of(folder: Path) -> str:
     """Return the pattern that splits a text into words, from the class named in tokenizer_config.json."""
-    config: Any = {}
     path = folder / "tokenizer_config.json"
-    if path.is_file():
-        config = json.loads(path.read_bytes())
-    name = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    config = load_json(path, constants=True) if path.is_file() else {}
+    named = config.get("tokenizer_class") if isinstance(config, dict) else None
+    name = named.removesuffix("Fast") if isinstance(named, str) else ""
     if name != "Qwen2Tokenizer":
-        found = f"names {name!r}" if name else "is missing or does not name a class"
+        found = f"names {quoted(name)}" if name else "is missing or does not name a class"
         raise ConfigError(
             f"{folder}: tokenizer_config.json {found}; vocab.json does not tell how a text is split into words, "
             f"and only Qwen2Tokenizer is supported. Use the model's tokenizer.json instead"

@@ -2,52 +2,190 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from oxe_curate.beam.graph import make_pipeline
+from oxe_curate import errors
+from oxe_curate.beam import dask_cluster, staging
+from oxe_curate.beam.job import JOB, Job, untagged
+from oxe_curate.beam.options import Patience, refuse_unknown, runner_kind, runner_name, split_options
 from oxe_curate.beam.task import FAILED, Outcome, Task, Work
-from oxe_curate.errors import WorkerError
+from oxe_curate.beam.waiting import AGAIN, Ask, notice, wait_for, within
+from oxe_curate.errors import ConfigError, CurateError, WorkerError
 from oxe_curate.progress import Bar
 from oxe_curate.storage import Folder
 
+_GOODBYE = 10.0  # seconds for the cancellation of a job
+
 
 def on_runner(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: Bar) -> list[Outcome]:
-    """Run the pipeline on another runner; new output files advance the bar, failures are returned as files."""
+    """Run the pipeline on another runner; new output files advance the bar, failures are returned as files.
+
+    Raises:
+        ConfigError: an option is wrong, or the workers cannot see a folder of this machine.
+        WorkerError: the job failed, was cancelled, or lost its workers or its scheduler.
+        StorageError: a worker does not see a folder.
+    """
+    options, patience = split_options(beam_args)
     out = tasks[0].out
-    _remove_failures(out)
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(tasks, bar, stop), daemon=True)
-    watcher.start()
+    if runner_kind(options) == "dask":
+        options = dask_cluster.dask_options(options, len(tasks), patience)
+    _clear(out)
+    finished = _Finished(tasks)
     try:
-        result = make_pipeline(tasks, work, beam_args, None).run()
-        state = str(result.wait_until_finish() or "DONE")
+        job = Job.publish(sorted(tasks, key=lambda task: -task.size), work)
+        _check_folders(job, options)
+        with _watched(tasks, finished, bar), tempfile.TemporaryDirectory(prefix="oxe-curate-") as scratch:
+            if staging.stages_package(runner_kind(options), options):
+                options = [*options, f"--extra_package={staging.write_wheel(Path(scratch))}"]
+            _run(job, options, patience)
+        failures = [Outcome(**json.loads(out.read_bytes(name))) for name, _, _ in out.list(FAILED)]
     finally:
-        stop.set()
-        watcher.join()
-    failures = [Outcome(**json.loads(out.read_bytes(name))) for name, _, _ in out.list(FAILED)]
-    _remove_failures(out)
-    missing = [t for t in tasks if not out.exists(t.output) and t.output not in {f.output for f in failures}]
+        _clear(out)
+    missing = {task.output for task in tasks} - finished.look() - {failure.output for failure in failures}
     if missing and not failures:
         raise WorkerError(
-            f"the runner ended ({state}), but {len(missing)} of {len(tasks)} outputs are missing, such as "
-            f"{missing[0].output}. Its workers must have access to the same --out. Run the same command again: "
-            "finished files are kept."
+            f"the runner ended the job, but {len(missing)} of {len(tasks)} outputs are missing, such as "
+            f"{min(missing)}. Its workers must have access to the same --out. {AGAIN}"
         )
     return failures
 
 
-def _remove_failures(out: Folder) -> None:
-    for name, _, _ in list(out.list(FAILED)):
-        out.remove(name)
-    if out.is_local and out.path(FAILED).is_dir():
-        out.path(FAILED).rmdir()
+def _run(job: Job, options: Sequence[str], patience: Patience) -> None:
+    """Submit the job and wait for its end; cancel it if the command ends before."""
+    from oxe_curate.beam.remote import remote_pipeline
+
+    dask = runner_kind(options) == "dask"
+    name = f"{runner_name(options).rpartition('.')[2]}{_server(options)}"
+    with _explained(f"{name}: the job could not be started"), refuse_unknown():
+        if dask:
+            dask_cluster.check_cluster(options, job)
+        result = remote_pipeline(job, options).run()
+        if dask:
+            result = dask_cluster.DaskJob(result)
+    try:
+        with _explained(f"{name}: the job failed"):
+            wait_for(result, _question(result), name, patience)
+    except BaseException:
+        within(_GOODBYE, result.cancel)
+        raise
+    finally:
+        if dask:
+            within(_GOODBYE, result.close)
 
 
-def _watch(tasks: Sequence[Task], bar: Bar, stop: threading.Event) -> None:
-    waiting = {task.output: task for task in tasks}
-    pause = 1.0 if tasks[0].out.is_local else 10.0
-    while waiting and not stop.wait(pause):
-        for output in [name for name in waiting if tasks[0].out.exists(name)]:
-            bar.add(waiting.pop(output).size)
+def _server(options: Sequence[str]) -> str:
+    """The address of the scheduler or job server, for messages."""
+    for argument in options:
+        name, _, value = argument.partition("=")
+        if name in ("--dask_client_address", "--dask_scheduler_file", "--job_endpoint") and value:
+            return f" at {value}"
+    return ""
+
+
+def _question(result: Any) -> Ask | None:
+    if isinstance(result, dask_cluster.DaskJob):
+        return result.count_workers
+    if hasattr(result, "_job_service"):  # of a portable runner; `state` asks the job server
+
+        def ask() -> None:
+            result.state  # noqa: B018 (a property that asks)
+
+        return ask
+    return None
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn an exception of a runner into one clear error."""
+    try:
+        yield
+    except CurateError as error:
+        raise type(error)(f"{what}: {error}" if type(error) is WorkerError else str(error)) from error
+    except Exception as error:
+        text = str(error)
+        for kind, message in untagged(text):
+            raise getattr(errors, kind)(message) from None
+        details = getattr(error, "details", None)  # of a gRPC error
+        text = (str(details()) if callable(details) else text).strip() or type(error).__name__
+        cause = dask_cluster.explain_import(text, "a worker") or text.splitlines()[-1 if "Traceback" in text else 0]
+        raise WorkerError(f"{what}: {cause}. {AGAIN}") from error
+
+
+def _check_folders(job: Job, options: Sequence[str]) -> None:
+    """Refuse folders of this machine where no worker can see them; warn where one may not."""
+    kind = runner_kind(options)
+    if job.folders and kind == "dataflow":
+        raise ConfigError(
+            f"Dataflow's workers cannot read {job.folders[0]}: it is on this machine. Use gs:// for the source, "
+            "--index and --out."
+        )
+    if job.folders and kind != "dask" and staging.environment(kind, options) == "DOCKER":
+        notice(
+            f"warning: workers in containers see {job.folders[0]} only if it is mounted there under the same path; "
+            "use gs:// or s3://, or another --environment_type"
+        )
+
+
+def _clear(out: Folder) -> None:
+    for folder in (FAILED, JOB):
+        for name, _, _ in list(out.list(folder)):
+            out.remove(name)
+        if out.is_local and out.path(folder).is_dir():
+            out.path(folder).rmdir()
+
+
+class _Finished:
+    """Which outputs of a job exist, without those that another command left: one listing per folder."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._out = tasks[0].out
+        self._wanted = {task.output for task in tasks}
+        self._folders = {output.rpartition("/")[0] for output in self._wanted}
+        self._before = {name: self._stamp(name) for name in self._existing()}
+
+    def _existing(self) -> set[str]:
+        return {name for folder in self._folders for name, _, _ in self._out.list(folder)} & self._wanted
+
+    def _stamp(self, name: str) -> tuple[int, int]:
+        """What differs once a file has been replaced."""
+        if self._out.is_local:
+            stat = self._out.path(name).stat()
+            return stat.st_mtime_ns, stat.st_ino
+        return int(self._out._info(name).mtime_ns or 0), 0
+
+    def look(self) -> set[str]:
+        """The outputs that the job has finished so far."""
+        return {
+            name for name in self._existing() if name not in self._before or self._stamp(name) != self._before[name]
+        }
+
+
+@contextlib.contextmanager
+def _watched(tasks: Sequence[Task], finished: _Finished, bar: Bar) -> Iterator[None]:
+    """In the block, advance the bar for every output that appears."""
+    sizes = {task.output: task.size for task in tasks}
+    stop = threading.Event()
+
+    def watch() -> None:
+        pause = 1.0
+        while sizes and not stop.wait(pause):
+            start = time.monotonic()
+            with contextlib.suppress(CurateError, OSError):  # only a look; the job itself reports errors
+                for output in finished.look() & sizes.keys():
+                    bar.add(sizes.pop(output))
+            pause = max(1.0, 20 * (time.monotonic() - start))  # a listing of many files takes a while
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -7,7 +7,7 @@ from typing import Any
 
 logging.disable(logging.WARNING)  # Beam warns about missing cloud clients
 import apache_beam as beam  # noqa: E402
-from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions  # noqa: E402
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E402
 
 logging.disable(logging.NOTSET)
@@ -27,4 +27,4 @@ class DoTask(beam.DoFn):
         return []
 
 
-__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "beam"]
+__all__ = ["DoTask", "FnApiRunner", "PipelineOptions", "StandardOptions", "beam"]

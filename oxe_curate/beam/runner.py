@@ -52,7 +52,7 @@ def run_tasks(
     total = sum(task.size for task in tasks)
     skipped = 0
     with Bar(title, total, enabled=progress) as bar:
-        if beam_options.runner_name(beam_args) not in ("", "FnApiRunner", "DirectRunner", "direct"):
+        if not beam_options.is_here(beam_args):
             outcomes = elsewhere.on_runner(tasks, work, beam_args, bar)
         else:
             count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))

@@ -14,10 +14,10 @@ from oxe_curate.editor import quantities
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.editor.document import Add, EditOperation, Remove, Set, apply_edit
 from oxe_curate.editor.spans import Document, TextError, Utf16, parse
-from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.check import check_text
-from oxe_curate.mixture.spec import Mixture
+from oxe_curate.mixture.spec import MAX_ENTRIES, Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
@@ -94,7 +94,7 @@ def apply_action(text: str, operation: Any, catalogue: Catalogue, samples: float
         raise ConfigError("operation: expected a JSON object")
     try:
         steps = _operations(text, operation, catalogue, samples)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise ConfigError(f"malformed operation: {type(error).__name__}: {error}") from None
     done = apply_edit(text, steps)
     units = Utf16(text)
@@ -110,7 +110,12 @@ def _operations(
         value = operation["value"]
         path = tuple(step if isinstance(step, int) else str(step) for step in operation["path"])
         if path[:1] == ("datasets",) or path[0] not in _SETTINGS:
-            raise ConfigError(f"{path[0]!r} is not a setting of a mixture. {did_you_mean(str(path[0]), _SETTINGS)}")
+            raise ConfigError(
+                f"{quoted(path[0])} is not a setting of a mixture. {did_you_mean(str(path[0]), _SETTINGS)}"
+            )
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, str | int | float | None):
+                raise ConfigError(f"value: expected a text, a number, true, false or null, got {quoted(one)}")
         return [Set(path, tuple(value) if isinstance(value, list) else value)]
     if kind == "rename":
         return [Set(("datasets", int(operation["row"]), "name"), str(operation["name"]))]
@@ -142,7 +147,7 @@ def _operations(
         )  # fmt: skip
     if kind == "adopt":
         return _adopt(rows, operation, catalogue)
-    raise ConfigError(f"unknown operation {kind!r}")
+    raise ConfigError(f"unknown operation {quoted(kind)}")
 
 
 def _weights(weights: dict[int, float]) -> list[EditOperation]:
@@ -180,6 +185,8 @@ def _entries(document: Document) -> list[dict[str, Any]]:
         return []
     if not isinstance(entries, list):
         raise TextError("datasets: expected a list, with `- name: ...` and `weight: ...` for each data set", place)
+    if len(entries) > MAX_ENTRIES:
+        raise TextError(f"datasets: expected at most {MAX_ENTRIES:,} entries, got {len(entries):,}", place)
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             item = document.find(("datasets", i))
@@ -191,7 +198,8 @@ def _row(
     document: Document, i: int, entry: dict[str, Any], catalogue: Catalogue, cameras: list[str], units: Utf16
 ) -> dict[str, Any]:
     weight = entry.get("weight")
-    splits = entry.get("splits") or ["train"]
+    given = entry.get("splits")
+    splits = [str(split) for split in given] if isinstance(given, list) and given else ["train"]
     item, place = document.find(("datasets", i)), _place(document, i)
     assert item is not None
     start = item.span.start if item.alias else document.start(item.node)
@@ -211,7 +219,7 @@ def _row(
         "steps": None, "episodes": None, "hours": None, "hz": None, "origin": "unknown", "bytes": None,
     }  # fmt: skip
     try:
-        member = catalogue.member(entry["name"], tuple(map(str, splits)))
+        member = catalogue.member(entry["name"], tuple(splits))
     except ConfigError as error:
         return row | {"problem": str(error)}
     each = catalogue.bytes_per_step(member, tuple(map(str, cameras)))

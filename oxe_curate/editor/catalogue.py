@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from oxe_curate import registry
-from oxe_curate.errors import ConfigError
+from oxe_curate.errors import ConfigError, quoted
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import published
@@ -60,6 +60,8 @@ class Catalogue:
             return self._lookup.member(MixtureEntry(name=name, weight=1.0, splits=splits))
         except ConfigError as error:
             return str(error)
+        except ValueError:  # by the schema
+            return f"expected the name and the splits of a data set, got {quoted(name)} and {quoted(list(splits))}"
 
     @functools.cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
@@ -124,7 +126,7 @@ class Catalogue:
     def card(self, dataset: str) -> DatasetCard:
         """The card of a data set of the index. Raises ConfigError if the index does not have it."""
         if self.index is None or dataset not in self.index.datasets:
-            raise ConfigError(f"{dataset!r} is not in the index")
+            raise ConfigError(f"{quoted(dataset)} is not in the index")
         return self.member(dataset).card
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import socket
 import threading
 import webbrowser
@@ -33,7 +32,7 @@ from oxe_curate.editor.frames import FrameViewer
 from oxe_curate.editor.page import static_files, static_route
 from oxe_curate.editor.proposals import Proposals
 from oxe_curate.editor.security import Access, Guard
-from oxe_curate.errors import ConfigError, CurateError, StorageError
+from oxe_curate.errors import ConfigError, CurateError, StorageError, bounded, quoted
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.published import find_published, is_packaged, is_path
 from oxe_curate.ui import web
@@ -131,11 +130,12 @@ class Editor:
     def frame(self, request: Request) -> bytes:
         """A frame as a JPEG, by its numbers; without them, an example of the data set."""
         p, q = request.path_params, request.query_params
-        height = int(q.get("h", "72"))
+        height = _small(q.get("h", "72"))
         if "role" not in p:
             return self._frames("frames").thumbnail(p["dataset"], height)
         swap = {"0": False, "1": True}.get(q.get("swap", ""))
-        return self._frames("frames").image(p["dataset"], p["role"], p["file"], p["row"], p["step"], height, swap)
+        file, row, step = (_small(p[key]) for key in ("file", "row", "step"))
+        return self._frames("frames").image(p["dataset"], p["role"], file, row, step, height, swap)
 
     def _frames(self, what: str) -> FrameViewer:
         if self.frames is None:
@@ -152,9 +152,16 @@ def _text(body: dict[str, Any]) -> str:
 
 def _number(body: dict[str, Any], key: str, default: float) -> float:
     value = body.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key}: expected a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e15 < value < 1e15:
+        raise ConfigError(f"{key}: expected a number, got {quoted(value)}")
     return value
+
+
+def _small(text: str) -> int:
+    """A number of a path or a query, which may have thousands of digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise ConfigError(f"expected a number, got {quoted(text)}")
+    return int(text)
 
 
 def _samples(body: dict[str, Any]) -> float | None:
@@ -162,7 +169,7 @@ def _samples(body: dict[str, Any]) -> float | None:
     if samples is None:
         return None
     if isinstance(samples, bool) or not isinstance(samples, int | float) or not 1 <= samples < 1e15:
-        raise ConfigError(f"samples: expected at least 1, got {samples!r}")
+        raise ConfigError(f"samples: expected at least 1, got {quoted(samples)}")
     return float(samples)
 
 
@@ -215,7 +222,7 @@ def editor_application(
         post("/api/dataset", editor.details),
         post("/api/histograms", editor.histograms),
         Route("/api/frame/{dataset}", frame, methods=["GET"]),
-        Route("/api/frame/{dataset}/{role}/{file:int}/{row:int}/{step:int}", frame, methods=["GET"]),
+        Route("/api/frame/{dataset}/{role}/{file}/{row}/{step}", frame, methods=["GET"]),
         *(static_route(path, data, kind) for path, (data, kind) in static_files().items()),
     ]
     app = Starlette(routes=routes, middleware=[Middleware(Guard, access=access)])
@@ -232,7 +239,8 @@ async def _answer(work: Callable[[], dict[str, Any]]) -> Response:
         return _refused(str(error), 422)
     except Exception as error:
         _log.exception("internal error")
-        return _refused(f"internal error: {type(error).__name__}: {error}. See the terminal for the traceback.", 500)
+        what = bounded(f"internal error: {type(error).__name__}: {error}")
+        return _refused(f"{what}. See the terminal for the traceback.", 500)
     return JSONResponse(result, headers={"Cache-Control": "no-store"})
 
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import yaml
 
-from oxe_curate.config import _Loader
 from oxe_curate.errors import ConfigError
+from oxe_curate.strict_yaml import StrictLoader, YamlError, load_yaml
 
 Path = tuple[str | int, ...]
 """Keys and positions from the root: ("datasets", 3, "weight")."""
 
-_MAX_CHARACTERS = 1 << 20
 _BOM = "\ufeff"
 _PROPERTIES = re.compile(r"(?:(?:&[^\s,\[\]{}]+|!\S*)(?:[ \t]+|$|(?=[\r\n])))+")
 _BREAK = re.compile(r"\r\n|\r|\n")
@@ -45,7 +44,7 @@ class TextSpan:
     end: int
 
 
-class _Composer(_Loader):
+class _Composer(StrictLoader):
     """Composes nodes and records what PyYAML drops: positions of aliases, and the pairs of a mapping before merges."""
 
     def __init__(self, text: str) -> None:
@@ -203,22 +202,12 @@ def parse(text: str) -> Document:
     Raises:
         TextError: not a YAML document, or a duplicate key; with the position.
     """
-    if len(text) > _MAX_CHARACTERS:
-        raise TextError(f"expected a mixture of at most {_MAX_CHARACTERS:,} characters, got {len(text):,}")
     shift = len(_BOM) if text.startswith(_BOM) else 0
     try:
-        loader = _Composer(text[shift:])
-        root = loader.get_single_node()
-        data = loader.construct_document(root) if root is not None else None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise TextError(str(error.problem or error), mark.index + shift if mark else None) from None
-    except yaml.reader.ReaderError as error:
-        raise TextError(f"the character {error.character!r} is not allowed", int(error.position) + shift) from None
-    except RecursionError:
-        raise TextError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
-        raise TextError(str(error)) from None
+        data, loader, root = load_yaml(text[shift:], "text", _Composer)
+    except YamlError as error:
+        raise TextError(error.reason, None if error.offset is None else error.offset + shift) from None
+    assert isinstance(loader, _Composer)
     return Document(text, data, root, shift, loader.aliases, loader.pairs)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.filter.scan import FilterTask
@@ -20,15 +19,15 @@ SOURCES_JSON = "sources.json"
 """What each source shard looked like when it was read. Only a cache: where a shard looks different, or the file is
 missing, its contents are compared."""
 
-Looks = dict[str, list[Any]]
-"""Source shard ("root/path") -> its size, and what changes when the file is replaced."""
+Looks = dict[str, str]
+"""Source shard ("root/path") -> its identity in a listing, which changes when the file is replaced."""
 
 
 def read_looks(out: Folder) -> Looks:
     """Read sources.json; empty if it is missing or damaged."""
     try:
         found = json.loads(out.read_bytes(SOURCES_JSON))["sources"]
-        return {path: look for path, look in found.items() if isinstance(look, list)}
+        return {path: look for path, look in found.items() if isinstance(look, str)}
     except (StorageError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -40,19 +39,15 @@ def write_looks(out: Folder, looks: Looks) -> None:
 
 
 def look_at(tasks: Iterable[FilterTask]) -> Looks:
-    """How the tasks' shards look now, from the files' metadata."""
+    """How the tasks' shards look now, by one listing of each data set's folder."""
     found: Looks = {}
     folders: dict[tuple[str, str], Looks] = {}
     for task in tasks:
         source, folder = task.dataset.source, task.dataset.path
         if (source.uri, folder) not in folders:
-            folders[source.uri, folder] = _looks(source, folder)
+            folders[source.uri, folder] = {file.name: file.identity for file in source.list_files(folder)}
         found[task.name] = folders[source.uri, folder][task.shard.path]
     return found
-
-
-def _looks(source: Folder, folder: str) -> Looks:
-    return {file.name: [int(part) for part in file.identity.split(":")] for file in source.list_files(folder)}
 
 
 def finished(
@@ -118,13 +113,13 @@ def is_same_shard(task: FilterTask, found: IndexFile, verify: bool = False) -> b
     """
     if found.shard.bytes != task.size:
         return False
-    shard = open_shard(task.dataset.source, task.shard.path)
     framing = tfrecord.Framing()
     try:
-        for offset, length in tfrecord.records(shard.buffer, shard.ensure, framing):
-            if verify:
-                shard.ensure(offset, length + tfrecord.FOOTER)
-                tfrecord.check_data(shard.buffer, offset, length)
+        with open_shard(task.dataset.source, task.shard.path) as shard:
+            for offset, length in tfrecord.records(shard.buffer, shard.ensure, framing):
+                if verify:
+                    shard.ensure(offset, length + tfrecord.FOOTER)
+                    tfrecord.check_data(shard.buffer, offset, length)
     except CorruptError:
         pass  # with --skip-corrupt, a shard is recorded up to where its records can be found
     return len(framing.crcs) == found.shard.records and framing.digest == found.shard.digest

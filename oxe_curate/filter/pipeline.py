@@ -73,7 +73,7 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
     # a killed run may have rewritten files that files.json lists
     known = {} if resumed else _known_files(folder, previous)
     before, now = read_looks(folder), look_at(tasks)
-    sizes = {path: size for path, is_folder, size in folder.list(recursive=True) if not is_folder}
+    sizes = {file.name: file.size for file in folder.list_files()}
     done = finished(tasks, known, before, now, sizes, options.verify, options.progress)
     _check_moved(folder, previous, tasks, known, done)
     todo = [task for task in tasks if task.output not in done]

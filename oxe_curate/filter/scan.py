@@ -29,7 +29,7 @@ from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.remote import ShardBytes, open_shard
 from oxe_curate.storage import Folder
 
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
@@ -93,17 +93,28 @@ def write_scanned_shard(task: FilterTask) -> Summary:
 
 def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary, SourceShard]:
     """Read, standardise and screen every selected record of a shard; and what identifies the shard."""
+    framing = tfrecord.Framing()
+    with open_shard(task.dataset.source, task.shard.path) as shard:
+        rows, corrupt, read = _read_rows(task, shard, framing)
+        size = len(shard.buffer)
+    # a record's checksum is read after its data, when the next record is looked for
+    rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
+    summary = Summary.count((row.num_steps, row.reason) for row in rows)
+    summary.corrupt, summary.bytes_read = corrupt, read
+    identity = SourceShard(path=task.shard.path, bytes=size, records=len(framing.crcs), digest=framing.digest)
+    return rows, summary, identity
+
+
+def _read_rows(task: FilterTask, shard: ShardBytes, framing: tfrecord.Framing) -> tuple[list[IndexRow], list[str], int]:
+    """Return the rows, descriptions of corrupt records, and the number of bytes read."""
     scanner = _scanner(task.dataset, task.card, task.recipe)
-    shard = open_shard(task.dataset.source, task.shard.path)
     buffer, ensure = shard.buffer, shard.ensure
     rows: list[IndexRow] = []
     corrupt: list[str] = []
     number, read = -1, 0
     first, last = task.shard.skip, task.shard.skip + task.shard.take
-    framing = tfrecord.Framing()
-    found = tfrecord.records(buffer, ensure, framing)
     try:
-        for number, (offset, length) in enumerate(found):
+        for number, (offset, length) in enumerate(tfrecord.records(buffer, ensure, framing)):
             if not first <= number < last:
                 continue
             try:
@@ -125,13 +136,7 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary, SourceShard]:
             corrupt.append(f"{task.shard.path}: {error}")
         else:
             raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
-    # a record's checksum is read after its data, when the next record is looked for
-    rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
-    summary = Summary.count((row.num_steps, row.reason) for row in rows)
-    summary.corrupt = corrupt
-    summary.bytes_read = read
-    identity = SourceShard(path=task.shard.path, bytes=len(buffer), records=len(framing.crcs), digest=framing.digest)
-    return rows, summary, identity
+    return rows, corrupt, read
 
 
 _ADVICE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ class Tasks:
     seen: Counter[str]
     kept: Counter[str]
 
-    @property
+    @functools.cached_property
     def lost(self) -> list[str]:
         """Instructions without a kept episode: the most frequent first, then by name."""
         gone = [text for text in self.seen if text not in self.kept]

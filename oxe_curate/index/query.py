@@ -96,10 +96,6 @@ def collect(frame: pl.LazyFrame) -> pl.DataFrame:
 
 
 def count_kept(index: Index, dataset: str, splits: Sequence[str]) -> tuple[int, int]:
-    """Kept episodes and steps of some splits."""
-    import polars as pl
-
-    steps = scan_index(index, dataset, splits).filter("kept").select(pl.col("num_steps").cast(pl.Int64))
-    counts = collect(steps.select(pl.len().alias("episodes"), pl.col("num_steps").sum()))
-    episodes, total = counts.row(0)
-    return int(episodes), int(total)
+    """Kept episodes and steps of some splits, from files.json. Raises DataError if files are missing or changed."""
+    counts = [index.entry(path).summary for path in index.files(dataset) if split_of(path) in splits]
+    return sum(count.kept for count in counts), sum(count.steps_kept for count in counts)

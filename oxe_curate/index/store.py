@@ -254,7 +254,7 @@ class Index:
             dataset, version = dataset_of(path)
             if versions.get(dataset) == version:
                 paths[dataset].append(path)
-        sizes = {path: size for path, is_folder, size in self.folder.list(recursive=True) if not is_folder}
+        sizes = {file.name: file.size for file in self.folder.list_files()}
         for dataset, mine in paths.items():
             wrong = [path for path in mine if sizes.get(path) != self.contents.entries[path].bytes]
             if wrong:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oxe_curate import config
-from oxe_curate.errors import ConfigError
+from oxe_curate.errors import ConfigError, quoted
 from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
@@ -23,6 +23,7 @@ from oxe_curate.mixture.shares import Breakdown, breakdown
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.mixture.texts import missing_file
 
+_MAX_FINDINGS = 1000
 _FEW_EPOCHS, _MANY_EPOCHS = 1.0, 10.0
 _RATE_RATIO = 5.0
 """Ratio of control rates above which the same displacement per step means very different speeds."""
@@ -53,12 +54,7 @@ def check_file(
     path: Path, index: Index | None = None, samples: int | None = None, cards: Path | None = None
 ) -> list[Problem]:
     """Check a mixture file. Raises ConfigError only if it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        config.read_yaml(path)  # raises with the reason
-        raise
-    return check_text(text, str(path), index, samples, cards, path.parent)
+    return check_text(config.read_yaml_text(path), str(path), index, samples, cards, path.parent)
 
 
 def check_text(
@@ -102,7 +98,14 @@ def has_errors(findings: Sequence[Problem]) -> bool:
 
 
 def _sorted(findings: Sequence[Problem]) -> list[Problem]:
-    return sorted(findings, key=lambda f: (f.level != "error", f.line or 0, f.code))
+    """Errors first, then by line; the last of too many findings says how many are left out."""
+    ordered = sorted(findings, key=lambda f: (f.level != "error", f.line or 0, f.code))
+    rest = ordered[_MAX_FINDINGS:]
+    if not rest:
+        return ordered
+    message = f"{len(rest):,} more findings"
+    advice = "Fix those above, and check again."
+    return [*ordered[:_MAX_FINDINGS], Problem(rest[0].level, "more", None, None, None, message, advice)]
 
 
 def _from_parser(message: str, where: str) -> Problem:
@@ -132,7 +135,15 @@ def _names(data: Any) -> list[str | None]:
 def _entry_numbers(data: Any) -> list[int]:
     """Positions in the file's list of the entries that are not duplicates by name."""
     names = _names(data)
-    return [i for i, name in enumerate(names) if name is None or names.index(name) == i]
+    first = _first_places(names)
+    return [i for i, name in enumerate(names) if name is None or first[name] == i]
+
+
+def _first_places(names: Sequence[str | None]) -> dict[str | None, int]:
+    first: dict[str | None, int] = {}
+    for i, name in enumerate(names):
+        first.setdefault(name, i)
+    return first
 
 
 def _without_duplicates(data: Any) -> Any:
@@ -143,14 +154,19 @@ def _without_duplicates(data: Any) -> Any:
 
 def _duplicates_by_name(data: Any, lines: Lines) -> Iterator[Problem]:
     names = _names(data)
+    first = _first_places(names)
     for i, name in enumerate(names):
-        if name is not None and names.index(name) < i:
+        if name is not None and first[name] < i:
             key = f"datasets.{i}"
-            yield _duplicate(name, name, lines.of(f"datasets.{names.index(name)}"), key, lines.of(key))
+            yield _duplicate(name, name, lines.of(f"datasets.{first[name]}"), key, lines.of(key))
 
 
 def _duplicate(name: str, other: str, other_line: int | None, key: str, line: int | None) -> Problem:
-    same = f"duplicate data set {name!r}" if name == other else f"{name!r} is the same data set as {other!r}"
+    same = (
+        f"duplicate data set {quoted(name)}"
+        if name == other
+        else f"{quoted(name)} is the same data set as {quoted(other)}"
+    )
     where = f", first given on line {other_line}" if other_line else ""
     return Problem("error", "duplicate", key, line, name, f"{same}{where}", "Merge the entries.")
 

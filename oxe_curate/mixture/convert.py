@@ -7,7 +7,7 @@ fractal20220817_data: 0.3
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from oxe_curate import config
 from oxe_curate.arrays import Floats
-from oxe_curate.errors import ConfigError
+from oxe_curate.errors import ConfigError, cut, quoted
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.members import Member
 from oxe_curate.mixture.spec import Mixture, MixtureEntry
@@ -78,9 +78,12 @@ def with_quantities(
 
 
 def with_weights(mixture: Mixture, weights: Sequence[float]) -> Mixture:
-    """The mixture with other weights, in the order of its entries."""
-    entries = zip(mixture.datasets, weights, strict=True)
-    return replace(mixture, datasets=tuple(replace(entry, weight=float(weight)) for entry, weight in entries))
+    """The mixture with other weights, in the order of its entries. Raises ConfigError for one that is not possible."""
+    entries = [
+        config.build(MixtureEntry, {**asdict(entry), "weight": float(weight)}, f"{mixture.name}: {entry.name}")
+        for entry, weight in zip(mixture.datasets, weights, strict=True)
+    ]
+    return replace(mixture, datasets=tuple(entries))
 
 
 def _training_steps(mixture: Mixture, members: Sequence[Member]) -> Floats:
@@ -110,9 +113,10 @@ def read_quantities(path: Path, unit: WeightUnit) -> tuple[Mixture, dict[str, fl
         raise ConfigError(f"{path}: expected {unit}, one per line, as in `bridge_orig: 0.7`")
     for name, value in data.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ConfigError(f"{path}: {name}: expected a number above zero, got {value!r}")
-    entries = tuple(MixtureEntry(name=str(name), weight=1.0) for name in data)
-    return Mixture(name=path.stem, datasets=entries), {str(name): float(value) for name, value in data.items()}
+            raise ConfigError(f"{path}: {cut(str(name))}: expected a number above zero, got {quoted(value)}")
+    entries = [{"name": str(name), "weight": 1.0} for name in data]
+    mixture = config.build(Mixture, {"name": path.stem[:100], "datasets": entries}, str(path))
+    return mixture, {str(name): float(value) for name, value in data.items()}
 
 
 def to_text(mixture: Mixture, comments: Mapping[str, str] | None = None, header: str = "") -> str:

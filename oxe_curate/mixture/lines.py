@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import yaml
 
+from oxe_curate.strict_yaml import compose_yaml
+
 _PLACE = re.compile(r"(?P<path>datasets(?:\.\d+(?:\.\w+)*)?|\w+(?:\.\w+)*)(?:: | is )")
 
 
@@ -37,13 +39,9 @@ class Lines:
 
 
 def read_lines(text: str) -> Lines:
-    """Find the keys of a YAML text; none if it does not parse."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
-        return Lines({})
+    """Find the keys of a YAML text; none if `parse_yaml` refuses it."""
     keys: dict[str, int] = {}
-    _walk(root, "", keys)
+    _walk(compose_yaml(text), "", keys)
     return Lines(keys)
 
 

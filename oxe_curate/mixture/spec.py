@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -15,6 +16,12 @@ from oxe_curate import config, registry
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.index.store import Index
 from oxe_curate.registry.card import IndexedRole
+
+MAX_ENTRIES = 1000
+"""Data sets of a mixture, and image-text sources: ten times as many as are published."""
+_Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+"""Copies of a step; a million of each is a mistake."""
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -29,10 +36,10 @@ class MixtureEntry:
         swap_channels: whether frames are stored as BGR and must be swapped; None: as the card says.
     """
 
-    name: str
-    weight: float = Field(gt=0, allow_inf_nan=False)
+    name: _Name
+    weight: _Weight
     recipe: str | None = None
-    splits: tuple[str, ...] = ("train",)
+    splits: tuple[_Name, ...] = Field(default=("train",), max_length=1000)
     swap_channels: bool | None = None
 
 
@@ -66,9 +73,9 @@ class TextEntry:
         weight: expected copies of each row.
     """
 
-    name: str = Field(min_length=1)
-    path: str = Field(min_length=1)
-    weight: float = Field(gt=0, allow_inf_nan=False)
+    name: _Name
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    weight: _Weight
     columns: TextColumns = TextColumns()
 
 
@@ -98,7 +105,7 @@ class BoundsSpec:
 
     low: float = Field(default=0.01, ge=0, lt=1)
     high: float = Field(default=0.99, gt=0, le=1)
-    over: str = "kept"
+    over: str = Field(default="kept", max_length=4096)
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -115,9 +122,9 @@ class Mixture:
         validation: share of episodes held out, by hash of the episode id.
     """
 
-    name: str
-    datasets: tuple[MixtureEntry, ...]
-    texts: tuple[TextEntry, ...] = ()
+    name: _Name
+    datasets: Annotated[tuple[MixtureEntry, ...], Field(max_length=MAX_ENTRIES)]
+    texts: tuple[TextEntry, ...] = Field(default=(), max_length=MAX_ENTRIES)
     seed: int = Field(default=0, ge=0, lt=2**63)
     window: int = Field(default=1, ge=1, le=1024)
     stride: int = Field(default=1, ge=1, le=1024)
@@ -137,13 +144,12 @@ class Mixture:
                 f"stride {self.stride} is larger than window {self.window}, so some steps would be in no window. "
                 "Use a stride of at most the window; to draw fewer samples, use weights below 1"
             )
-        names = [entry.name for entry in self.datasets]
-        double = {name for name in names if names.count(name) > 1}
-        if double:
-            raise ValueError(f"datasets: duplicate data set {sorted(double)[0]!r}; merge its entries")
-        texts = [entry.name for entry in self.texts]
-        if double := {name for name in texts if [*names, *texts].count(name) > 1}:
-            raise ValueError(f"texts: duplicate name {sorted(double)[0]!r}; give each source its own name")
+        names = Counter(entry.name for entry in self.datasets)
+        if double := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"datasets: duplicate data set {double[0]!r}; merge its entries")
+        names.update(entry.name for entry in self.texts)
+        if double := sorted(name for name, count in names.items() if count > 1):
+            raise ValueError(f"texts: duplicate name {double[0]!r}; give each source its own name")
         if len(set(self.image.cameras)) != len(self.image.cameras) or not self.image.cameras:
             raise ValueError("image.cameras: expected at least one camera, and each only once")
 

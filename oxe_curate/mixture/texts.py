@@ -6,6 +6,7 @@ Opening a source reads only the footers of its files, so that a missing column i
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from oxe_curate.mixture.spec import TextColumns, TextEntry
 from oxe_curate.storage import Folder
 
 _TAIL = 8  # bytes: length of the footer, "PAR1"
+_ROWS_PER_BYTE = 100
+"""A file of equal rows may have more rows than bytes, but not a million times as many."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,8 @@ def open_text(entry: TextEntry, base: Path, where: str, limit: int | None = None
 def _find(path: str, base: Path, where: str) -> tuple[Folder, list[str]]:
     """The folder of a source, and the paths of its files in it."""
     if "://" not in path:
-        local = base / Path(path).expanduser()
-        if not local.exists():
+        local = base / os.path.expanduser(path)  # noqa: PTH111 (Path's raises for an unknown user)
+        if not os.path.exists(local):  # noqa: PTH110 (Path's raises for a name that is too long)
             nearby = [p.name for p in local.parent.iterdir()] if local.parent.is_dir() else []
             hint = did_you_mean(local.name, nearby) if nearby else f"{local.parent} does not exist either."
             raise ConfigError(f"{where}: {local}: no such file or folder. {hint}")
@@ -148,9 +151,24 @@ def _footer(folder: Folder, path: str) -> tuple[Any, str]:
     data = folder.read_bytes(path, size - length, length)
     try:
         footer = pq.read_metadata(pa.BufferReader(b"PAR1" + data))
-    except pa.ArrowException as error:
-        raise DataError(f"{folder}/{path}: cannot read as Parquet: {error}") from None
+        _check_footer(footer, size)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # OSError: a damaged footer
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{folder}/{path}: not a Parquet file, or damaged: {reason}") from None
     return footer, hashlib.sha256(str(size).encode() + data).hexdigest()
+
+
+def _check_footer(footer: Any, size: int) -> None:
+    """Raise ValueError if the footer's names are not text, or its numbers of rows are absurd for the file's size."""
+    footer.schema.to_arrow_schema()
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    for group in groups:
+        sizes = [group.column(c).total_uncompressed_size for c in range(group.num_columns)]
+        names = [group.column(c).path_in_schema for c in range(group.num_columns)]
+        if min(sizes, default=0) < 0 or not 0 <= group.num_rows <= _ROWS_PER_BYTE * size or "" in names:
+            raise ValueError(f"a row group of {group.num_rows:,} rows in a file of {size:,} bytes")
+    if sum(group.num_rows for group in groups) != footer.num_rows:
+        raise ValueError(f"{footer.num_rows:,} rows, but other numbers in the row groups")
 
 
 def _columns(given: TextColumns, schema: Any, where: str) -> ColumnNames:

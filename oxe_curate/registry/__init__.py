@@ -10,10 +10,11 @@ is requested; only listings read all of them.
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from oxe_curate.errors import ConfigError, closest, did_you_mean
+from oxe_curate.errors import ConfigError, closest, did_you_mean, quoted
 
 if TYPE_CHECKING:
     from oxe_curate.registry.card import DatasetCard
@@ -35,16 +36,16 @@ def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
     if name in paths:
         return _read(paths[name])
     # only cards that mention the name can have it as an alias
-    mentions = [path for path in paths.values() if name in path.read_text(encoding="utf-8")] if name else []
+    mentions = [path for path in paths.values() if name in _text(path)] if name else []
     owners = [card for card in map(_read, mentions) if name in card.aliases]
     own = [card for card in owners if paths[card.name].parent == cards_dir] or owners
     if len(own) > 1:
-        raise ConfigError(f"the alias {name!r} is ambiguous; it is in the cards {', '.join(c.name for c in own)}")
+        raise ConfigError(f"the alias {quoted(name)} is ambiguous; it is in the cards {', '.join(c.name for c in own)}")
     if not own:
         known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
         suggestion = f" {close}" if (close := closest(name, known)) else ""
         raise ConfigError(
-            f"no card for data set {name!r}.{suggestion} If it is your own data set, pass its cards with --cards "
+            f"no card for data set {quoted(name)}.{suggestion} If it is your own data set, pass its cards with --cards "
             "FOLDER; `oxe-curate inspect` drafts one."
         )
     return own[0]
@@ -104,14 +105,21 @@ def table(
 
 def _check_choice(what: str, value: str | None, known: tuple[str, ...]) -> None:
     if value is not None and value not in known:
-        raise ConfigError(f"unknown {what} {value!r}. {did_you_mean(value, known)}")
+        raise ConfigError(f"unknown {what} {quoted(value)}. {did_you_mean(value, known)}")
 
 
 def _paths(cards_dir: Path | None) -> dict[str, Path]:
-    if cards_dir is not None and not cards_dir.is_dir():
+    if cards_dir is not None and not os.path.isdir(cards_dir):  # noqa: PTH112 (Path.is_dir raises for a long name)
         raise ConfigError(f"folder of cards not found: {cards_dir}")
     folders = [CARDS_DIR] if cards_dir is None else [CARDS_DIR, cards_dir]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    from oxe_curate.config import read_yaml_text
+
+    return read_yaml_text(path)
 
 
 @functools.cache

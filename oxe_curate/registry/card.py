@@ -6,13 +6,14 @@ import functools
 from collections.abc import Container
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from oxe_curate.config import STRICT, read
 from oxe_curate.episode import Steps, Trajectory
-from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.registry.recipe import ActionRecipe, Pieces
 from oxe_curate.registry.standardize import Standardizer
 
@@ -42,6 +43,10 @@ _CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
 """OpenVLA's criteria for its training mixtures, by the reason of failure."""
 
 
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+"""Episodes, steps or shards."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class Camera:
     """One image feature.
@@ -63,8 +68,10 @@ class Camera:
     note: str | None = None
 
     def __post_init__(self) -> None:
-        if self.shape is not None and (len(self.shape) not in (2, 3) or min(self.shape) < 1):
-            raise ValueError(f"expected shape [height, width, channels], got {list(self.shape)}")
+        if self.shape is not None and (
+            len(self.shape) not in (2, 3) or not 1 <= min(self.shape) <= max(self.shape) <= 100_000
+        ):
+            raise ValueError(f"expected shape [height, width, channels], got {quoted(list(self.shape))}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -86,9 +93,9 @@ class Language:
 class Split:
     """Size of a published split; null if not published."""
 
-    episodes: int | None = None
-    shards: int | None = None
-    gib: float | None = None
+    episodes: _Count | None = None
+    shards: _Count | None = None
+    gib: float | None = Field(default=None, ge=0, le=1e9)
 
     @property
     def bytes(self) -> int | None:
@@ -150,10 +157,10 @@ class DatasetCard:
     aliases: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     morphology: Literal["arm", "mobile manipulator", "wheeled robot", "quadruped"] = "arm"
-    control_hz: float | None = None
+    control_hz: float | None = Field(default=None, gt=0, le=1e6)
     simulated: bool = False
     splits: dict[str, Split] = field(default_factory=dict)
-    num_transitions: int | None = None
+    num_transitions: _Count | None = None
     licence: str | None = None
     episode_filters: tuple[EpisodeFilter, ...] = ()
     success_key: str | None = None
@@ -167,7 +174,7 @@ class DatasetCard:
     def __post_init__(self) -> None:
         for camera in self.random_view:
             if camera not in self.cameras:
-                raise ValueError(f"random_view: unknown camera {camera!r}. {did_you_mean(camera, self.cameras)}")
+                raise ValueError(f"random_view: unknown camera {quoted(camera)}. {did_you_mean(camera, self.cameras)}")
         for i, piece in enumerate(self.proprio):
             if piece.shortens:
                 raise ValueError(f"proprio.{i}: delta is not allowed in proprio")
@@ -276,5 +283,5 @@ def read_card(path: Path) -> DatasetCard:
     """Read one card. Raises ConfigError, which names the file, the key and the closest match."""
     card: DatasetCard = read(DatasetCard, path)
     if card.name != path.stem:
-        raise ConfigError(f"{path}: expected the file's name {path.stem!r} as the card's name, got {card.name!r}")
+        raise ConfigError(f"{path}: expected the file's name {path.stem!r} as the card's name, got {quoted(card.name)}")
     return card

@@ -15,15 +15,18 @@ from collections.abc import Iterator
 from dataclasses import field
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from oxe_curate.config import STRICT
-from oxe_curate.errors import did_you_mean
+from oxe_curate.errors import did_you_mean, quoted
 from oxe_curate.registry.operations import OPERATIONS, OperationSpec
 
 PART_WIDTHS = {"xyz": 3, "rpy": 3, "gripper": 1}
 """The parts of an action and their columns, in order."""
+_MAX_STEPS, _MAX_COLUMNS = 1_000_000, 100_000
+_Column = Annotated[int, Field(ge=-_MAX_COLUMNS, le=_MAX_COLUMNS)]
+_Columns = Annotated[tuple[_Column | None, ...], Field(max_length=1000)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,14 +38,14 @@ class Operation:
 
     def __post_init__(self) -> None:
         if self.op not in OPERATIONS:
-            raise ValueError(f"unknown operation {self.op!r}. {did_you_mean(self.op, OPERATIONS)}")
+            raise ValueError(f"unknown operation {quoted(self.op)}. {did_you_mean(self.op, OPERATIONS)}")
         known = self.spec.parameters
         for name, value in self.parameters.items():
             if name not in known:
-                raise ValueError(f"{self.op} has no parameter {name!r}. {did_you_mean(name, known)}")
+                raise ValueError(f"{self.op} has no parameter {quoted(name)}. {did_you_mean(name, known)}")
             problem = _parameter_problem(known[name], value)
             if problem:
-                raise ValueError(f"{self.op}: {name} {problem}, got {value!r}")
+                raise ValueError(f"{self.op}: {name} {problem}, got {quoted(value)}")
 
     @property
     def spec(self) -> OperationSpec:
@@ -59,6 +62,8 @@ def _parameter_problem(parameter: inspect.Parameter, value: object) -> str:
         return "must be a number"
     if parameter.annotation is int and not isinstance(value, int):
         return "must be an integer"
+    if parameter.annotation is int and abs(value) > _MAX_STEPS:
+        return f"must be within ±{_MAX_STEPS:,}"
     return ""
 
 
@@ -68,7 +73,7 @@ def _parse_operation(value: object) -> object:
         return {"op": value}
     if isinstance(value, dict):
         if "op" not in value:
-            raise ValueError(f"an operation is written {{op: clip, lo: 0, hi: 1}}, got {value!r}")
+            raise ValueError(f"an operation is written {{op: clip, lo: 0, hi: 1}}, got {quoted(value)}")
         return {"op": value["op"], "parameters": {k: v for k, v in value.items() if k != "op"}}
     return value
 
@@ -87,10 +92,10 @@ class Piece:
     """
 
     src: str | None = None
-    cols: tuple[int | None, ...] | None = None
+    cols: _Columns | None = None
     ops: tuple[Annotated[Operation, BeforeValidator(_parse_operation)], ...] = ()
     const: float | None = None
-    width: int | None = None
+    width: int | None = Field(default=None, le=1000)
 
     def __post_init__(self) -> None:
         if (self.src is None) == (self.const is None):
@@ -151,11 +156,13 @@ class Piece:
 
 def _check_cols(cols: tuple[int | None, ...]) -> None:
     if len(cols) < 2 or (len(cols) > 2 and None in cols):
-        raise ValueError(f"cols must be a slice [from, to) or a list of at least three columns, got {list(cols)}")
+        raise ValueError(
+            f"cols must be a slice [from, to) or a list of at least three columns, got {quoted(list(cols))}"
+        )
     if len(cols) == 2:
         start, stop = cols[0] or 0, cols[1]
         if stop is not None and (start < 0) == (stop < 0) and start >= stop:
-            raise ValueError(f"cols {list(cols)} is a slice [from, to) and selects no columns")
+            raise ValueError(f"cols {quoted(list(cols))} is a slice [from, to) and selects no columns")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -168,9 +175,9 @@ class Trim:
         stride: keep every n-th of the remaining steps, before the operations.
     """
 
-    first: int = 0
-    last: int = 0
-    stride: int = 1
+    first: int = Field(default=0, le=_MAX_STEPS)
+    last: int = Field(default=0, le=_MAX_STEPS)
+    stride: int = Field(default=1, le=_MAX_STEPS)
 
     def __post_init__(self) -> None:
         if self.first < 0 or self.last < 0 or self.stride < 1:

@@ -13,12 +13,15 @@ from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
-from oxe_curate.report.gather import gather_dataset
+from oxe_curate.report.gather import STEPS, gather_dataset
 from oxe_curate.report.thumbnails import read_thumbnails
 from oxe_curate.storage import explain, stderr_is_terminal
 
 _FEW = 8
 """Up to this many data sets, more episodes and three frames of each are shown; the page stays at a few MB."""
+
+_LEAST_STEPS = 1 << 18
+"""Steps of each data set whose actions are counted, however many data sets there are."""
 
 __all__ = ["write_report"]
 
@@ -47,18 +50,19 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
     out = Path(out)
     few = len(opened.datasets) <= _FEW
     frames, kept, dropped = (3, 9, 6) if few else (1, 4, 2)
+    steps = max(_LEAST_STEPS, STEPS // max(1, len(opened.datasets)))
     title = f"Filter report: {opened.folder.uri.rstrip('/').rsplit('/', 1)[-1]}"
     total = sum(len(opened.files(name)) for name in opened.datasets)
     try:
         with (
             atomic_file(out) as draft,
             draft.open("w", encoding="utf-8") as file,
-            tqdm(total=total, desc="report", unit=" reads", disable=not (progress and stderr_is_terminal())) as bar,
+            tqdm(total=total, desc="report", unit=" files", disable=not (progress and stderr_is_terminal())) as bar,
         ):
             file.write(page.head(title))
             file.write(page.overview(title, opened.source.uri, opened.datasets))
             for name, entry in opened.datasets.items():
-                found = gather_dataset(opened, name, kept, dropped, bar.update)
+                found = gather_dataset(opened, name, kept, dropped, bar.update, steps)
                 bgr = _bgr(entry.card or name, cards)
                 shown = {
                     reason: [(e.row, read_thumbnails(opened.source_of(name), e.row, frames, bgr)) for e in examples]

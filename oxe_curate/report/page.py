@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -80,7 +81,7 @@ def _macros() -> Any:
     environment.filters |= {"thousands": "{:,}".format, "number": number, "yaml": _yaml}
     environment.globals |= {
         "anchor": anchor, "share": share, "by_reason": _by_reason, "ranked_tasks": _ranked, "axes": AXES,
-        "top_tasks": _TOP_TASKS, "listed": _LISTED,
+        "listed": _LISTED,
     }  # fmt: skip
     return environment.get_template("page.html.jinja").module
 
@@ -111,8 +112,8 @@ def _by_reason(summary: Summary) -> list[tuple[str, int, int, str]]:
 
 
 def _ranked(tasks: Tasks) -> list[tuple[str, int, int]]:
-    """Rows (instruction, episodes, kept episodes), the most frequent first."""
-    ranked = sorted(tasks.seen.items(), key=lambda item: (-item[1], item[0]))
+    """Rows (instruction, episodes, kept episodes) of the most frequent instructions."""
+    ranked = heapq.nsmallest(_TOP_TASKS, tasks.seen.items(), key=lambda item: (-item[1], item[0]))
     return [(text, seen, tasks.kept[text]) for text, seen in ranked]
 
 

@@ -101,7 +101,7 @@ class Folder:
         """When a file was last written, in seconds by the clock of the storage; StorageError if it is missing."""
         info = self._info(relative)
         if info.type != fs.FileType.File:
-            raise StorageError(f"{self._name(relative)}: file not found")
+            raise StorageError(f"{self.uri}/{relative}: file not found")
         return self.path(relative).stat().st_mtime if self.is_local else float(info.mtime.timestamp())
 
     def _info(self, relative: str) -> Any:
@@ -125,7 +125,7 @@ class Folder:
         infos = sorted(self._list(relative, recursive), key=lambda info: str(info.path))
         for info in infos:
             name = info.path[len(base) :].lstrip("/")
-            if any(map(is_internal, name.split("/"))):
+            if _is_internal(name):
                 continue
             yield name, info.type == fs.FileType.Directory, int(info.size or 0)
 
@@ -140,12 +140,13 @@ class Folder:
     def list_files(self, relative: str = "") -> Sequence[StoredFile]:
         """All files below `relative`, at any depth, sorted by name; [] if there are none.
 
-        An object store needs one request per 1,000 files. Temporary files, locks, and objects that only mark a folder
-        are left out.
+        An object store needs one request per 1,000 files. Folders, objects that only mark one, temporary files and
+        locks are left out.
         """
         if self.is_local:
             with explained(self._name(relative)):
-                return sorted(_walk(self.path(relative), f"{relative}/" if relative else ""), key=lambda f: f.name)
+                walked = _walk(self.path(relative), f"{relative}/" if relative else "")
+                return sorted((file for file in walked if not _is_internal(file.name)), key=lambda f: f.name)
         _, base = self._full("")
         infos = self._list(relative, recursive=True)
         found = []
@@ -153,7 +154,7 @@ class Folder:
             if info.type == fs.FileType.File:
                 seconds = info.mtime_ns // 10**9 if info.mtime_ns is not None else 0
                 size, name = int(info.size), info.path[len(base) :].lstrip("/")
-                if not any(map(is_internal, name.split("/"))):
+                if not _is_internal(name):
                     found.append(StoredFile(name, size, seconds * 10**9, f"{size}:{seconds}"))
         return sorted(found, key=lambda file: file.name)
 
@@ -257,14 +258,16 @@ class Folder:
             raise StorageError(f"{self}: cannot write: {reason}") from error
 
 
+def _is_internal(name: str) -> bool:
+    return any(map(is_internal, name.split("/")))
+
+
 def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return
     for entry in entries:
-        if is_internal(entry.name):
-            continue
         if entry.is_dir():
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():

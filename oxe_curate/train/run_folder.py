@@ -19,13 +19,13 @@ An exported model has oxe_curate.json instead of run.json.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from oxe_curate.errors import DataError
+from oxe_curate.inputs import load_json
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -148,9 +148,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    return load_json(path, error=DataError)

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -130,14 +131,24 @@ def test_damaged_files(tmp_path):
     path.write_bytes(b"no parquet")
     with pytest.raises(DataError, match="not a Parquet file"):
         ActionTokens.read(path)
-    table = LLAMA_2.to_table()
+    new = LLAMA_2.to_table()
+    other = new["token_id"].to_pylist()
+    other[3] = 77
+    old = {key: value for key, value in new.schema.metadata.items() if key != b"content"} | {b"format": b"1"}
+    table = new.replace_schema_metadata(old)
+    pq.write_table(table, path)
+    assert ActionTokens.read(path).to_table().equals(new)
     for damaged, message in [
-        (table.replace_schema_metadata({"format": "2"}), "got 2"),
+        (new.set_column(1, new.schema.field("token_id"), pa.array(other, pa.int32())), "differ from their hash"),
+        (new.replace_schema_metadata({**new.schema.metadata, b"vocabulary_size": b"32001"}), "differ from their hash"),
+        (new.replace_schema_metadata({**old, b"format": b"2"}), "differ from their hash"),
+        (table.replace_schema_metadata({"format": "9"}), "got '9'"),
         (table.replace_schema_metadata(None), "got None"),
         (table.drop_columns(["token_id"]), "damaged"),
         (table.slice(1), "does not count up"),
         (table.set_column(6, "center", table["low"]), "centres"),
         (table.set_column(1, "token_id", [[5] * 256]), "same token"),
+        (table.replace_schema_metadata({**old, b"vocabulary_size": b"9" * 5000}), "damaged"),
         (table.replace_schema_metadata({**table.schema.metadata, b"bins": b"log"}), "unknown kind 'log'"),
     ]:
         pq.write_table(damaged, path)

@@ -251,7 +251,7 @@ def test_from_json_rejects_invalid_entries(actions, change, message):
 
 def test_read_statistics_rejects_invalid_files(tmp_path, actions):
     path = tmp_path / "stats.json"
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="file not found"):
         read_statistics(path)
     with pytest.raises(ConfigError, match="neither"):
         read_statistics(tmp_path)

@@ -151,7 +151,7 @@ def test_missing_and_ambiguous_files(tmp_path):
     ("name", "content", "message"),
     [
         ("tokenizer.json", b"{}", "not a Hugging Face tokenizer"),
-        ("tokenizer.json", b'{"model": ', "not a Hugging Face tokenizer"),
+        ("tokenizer.json", b'{"model": ', "tokenizer.json:1: not valid JSON"),
         ("tokenizer.model", b"", "not a SentencePiece model"),
         ("tokenizer.model", b"\x00\x01 garbage", "not a SentencePiece model"),
         ("tokenizer.model", b"YQ== 0\nYg==\n", "damaged tiktoken rank file at line 2"),

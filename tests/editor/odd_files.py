@@ -31,7 +31,7 @@ ODD_FILES = {
     "datasets first": "datasets:\n  - name: a\n    weight: 1\n  - name: b\n    weight: 2\nname: m\nseed: 3\n",
     "exponents": "name: m\ndatasets:\n  - name: a\n    weight: 1e-3\n  - name: b\n    weight: 2.5E+2\n",
     "signs and underscores": "name: m\ndatasets:\n  - name: a\n    weight: +1\n  - name: b\n    weight: 1_000.5\n",
-    "hexadecimal": "name: m\ndatasets:\n  - name: a\n    weight: 0x10\n  - name: b\n    weight: 0b11\n",
+    "hexadecimal": "name: m\ndatasets:\n  - name: a\n    weight: 0x10\n  - name: b\n    weight: 0x3\n",
     "anchored entry": "name: m\ndatasets:\n  - &one\n    name: a\n    weight: 1.0\n  - &two {name: b, weight: 2.0}\n",
     "anchored weight, unused": "name: m\ndatasets:\n  - name: a\n    weight: 1\n  - name: b\n    weight: &w  2 # w\n",
     "alias elsewhere": "name: m\ndatasets:\n  - name: a\n    weight: &w 1.5\n  - name: b\n    weight: *w # as a\n",

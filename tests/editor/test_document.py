@@ -144,7 +144,7 @@ def test_an_edit_that_would_change_other_values_is_rejected(text, operation, mes
     ("text", "offset"),
     [
         ("a: 1\t# c\n", 4), ("a: 1\na: 2\n", 5), ("🤖: [\n", 5), ("\ufeffa: {\n", 6), ("a: \x07", 3), ("a: *b", 3),
-        ("a: 1\n---\nb: 2\n", 5), ("a: 2026-13-45", None),
+        ("a: 1\n---\nb: 2\n", 5), ("a: 1e999", 3),
     ],
 )  # fmt: skip
 def test_an_error_has_its_position(text, offset):
@@ -154,12 +154,14 @@ def test_an_error_has_its_position(text, offset):
 
 
 def test_alias_bombs_are_rejected_or_cheap():
-    with pytest.raises(TextError, match="nested too deeply"):
+    with pytest.raises(TextError, match="at most 60 levels of nesting"):
         parse("[" * 5000)
     with pytest.raises(TextError, match="characters"):
         parse("#" * (2 << 20))
     bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
-    assert len(parse(bomb).data) == 12
+    with pytest.raises(TextError, match="with aliases written out"):
+        parse(bomb)
+    assert len(parse("".join(bomb.splitlines(keepends=True)[:4])).data) == 4
 
 
 def test_utf16():

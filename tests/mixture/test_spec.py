@@ -67,7 +67,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("weight: 1.0", "wieght: 1.0", "unknown key 'datasets.0.wieght'. Did you mean 'weight'?"),
         ("weight: 1.0", "weight: 0", "datasets.0.weight: input should be greater than 0, got 0"),
         ("weight: 1.0", "weight: -2", "datasets.0.weight: input should be greater than 0, got -2"),
-        ("weight: 1.0", "weight: .inf", "datasets.0.weight"),
+        ("weight: 1.0", "weight: .inf", "m.yaml:5: expected a finite number, got '.inf'"),
         ("weight: 1.0", "weight: one", "datasets.0.weight: input should be a valid number"),
         ("fractal20220817_data", "bridge_dataset", "duplicate data set 'bridge_dataset'; merge its entries"),
         ("bins: uniform", "bins: uniformly", "bins: unknown value 'uniformly'. Did you mean 'uniform'?"),

@@ -62,7 +62,7 @@ class EpisodeReader:
             try:
                 with mixture.folder.open(shard.name) as file:
                     tables.append(pq.ParquetFile(file, read_dictionary=texts).read([*texts, "step"]))
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 raise DataError(f"{mixture.folder}/{shard.name}: {error}. {REPAIR}") from None
         table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
         (names, episode), (datasets, dataset) = (_codes(table[name]) for name in ("episode_id", "dataset"))

@@ -220,7 +220,7 @@ class _Footer:
         self._lock = threading.Lock()
         try:
             self._parquet = pq.ParquetFile(name, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise DataError(f"{name}: its footer is damaged ({error}). {REPAIR}") from None
 
     def group_starts(self, rows: int) -> NDArray[np.int64]:
@@ -232,7 +232,7 @@ class _Footer:
         try:
             with self._lock:  # a reader is not thread-safe
                 table = self._parquet.read_row_group(group, list(columns), use_threads=False)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a name that is not UTF-8
             raise DataError(f"{self.name}: row group {group}: {error}. {REPAIR}") from None
         return checked_columns(table, columns, self.name)
 

@@ -166,7 +166,7 @@ class RemoteRows:
             file = self._folder.open(self._shards[number].name)
             try:
                 return (file, pq.read_metadata(file)), 1
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                 raise DataError(f"{self._name(number)}: its footer is damaged ({error}). {REPAIR}") from None
 
         opened: tuple[Any, Any] = self._files.get(number, read)
@@ -183,7 +183,7 @@ class RemoteRows:
 
         try:
             return checked_columns(_with_retries(read), columns, name)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError, MemoryError) as error:
             raise DataError(f"{name}: row group {local}: {error}. {REPAIR}") from None
         except OSError as error:
             raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
