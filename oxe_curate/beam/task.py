@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
+from oxe_curate.beam.overlap import run_at_once
 from oxe_curate.errors import CurateError, StorageError, WorkerError
 from oxe_curate.storage import Folder, explain
 
@@ -114,11 +115,23 @@ def do(task: Task, work: Work) -> bool:
     return useful
 
 
-def do_all(tasks: Iterable[Task], work: Work) -> None:
-    """Run tasks one after the other, and leave out the rest where they cannot succeed."""
+def do_all(tasks: Sequence[Task], work: Work) -> None:
+    """Run tasks, and leave out the rest where they cannot succeed.
+
+    They run one after the other, or as many at once as the first one's `at_once`, if it has one, says.
+    """
+    count = min(getattr(tasks[0], "at_once", 1) if tasks else 1, len(tasks))
+    if count > 1:
+        try:
+            return run_at_once(tasks, lambda task: do(task, work), count)
+        except KeyboardInterrupt:  # while this thread waited
+            if _reporter:
+                _reporter(Outcome(tasks[0].output, 0, 0, KeyboardInterrupt.__name__))
+            raise
     for task in tasks:
         if not do(task, work):
             break
+    return None
 
 
 def _explain(task: Task, error: Exception) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from oxe_curate import __version__
 from oxe_curate.cli import data
 from oxe_curate.cli import train as training
 from oxe_curate.cli.mixture import mixture_app
-from oxe_curate.cli.options import Cards, Json, Quiet, Workers, print_json, print_result
+from oxe_curate.cli.options import Cards, Json, Quiet, Workers, print_json, print_result, reads_stores
 from oxe_curate.process import Interrupted, interrupt_on_signals
 from oxe_curate.train.packages import check_packages
 
@@ -113,6 +113,7 @@ def _options(
 
 
 @app.command("filter", context_settings=_BEAM, short_help="Screen RLDS episodes, and write an episode index.")
+@reads_stores
 def filter_(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder of TFDS data sets: local, gs:// or s3://.")],
@@ -189,6 +190,7 @@ def filter_(
 
 
 @app.command("tokenize", context_settings=_BEAM, short_help="Write a mixture to shuffled Parquet shards.")
+@reads_stores
 def tokenize(
     context: typer.Context,
     mixture: Annotated[str, typer.Argument(help="Mixture YAML, or the name of a published mixture.")],
@@ -265,6 +267,7 @@ def tokenize(
 
 
 @app.command("edit", short_help="Edit a mixture in the browser.")
+@reads_stores
 def edit(
     mixture: Annotated[
         str, typer.Argument(help="Mixture YAML, created on the first save; or a published mixture, opened as a copy.")
