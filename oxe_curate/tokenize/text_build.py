@@ -174,13 +174,14 @@ def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64
         with source.folder.open(unit.file) as opened, pq.ParquetFile(opened) as parquet:
             at = 0
             for batch in parquet.iter_batches(_BATCH, row_groups=[unit.group], columns=source.columns.names):
+                batch.validate(full=True)  # texts that are not UTF-8
                 start, stop = max(unit.start - at, 0), min(unit.stop - at, len(batch))
                 if start < stop:
                     yield unit.first + at + np.arange(start, stop), batch.slice(start, stop - start)
                 at += len(batch)
                 if at >= unit.stop:
                     break
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{source.folder}/{unit.file}: damaged ({error})") from None
 
 
