@@ -46,8 +46,10 @@ def main() -> None:
     own, beam = _split(sys.argv[1:])
     debug = "--debug" in own
     sys.argv[1:] = [a for a in own if a != "--debug"] + beam
-    from oxe_curate.errors import CurateError
+    from oxe_curate.errors import CurateError, bounded
 
+    if odd := next((a for a in sys.argv[1:] if not a.isascii() and _is_broken(a)), None):
+        _fail(f"{odd!r}: expected UTF-8 in every argument; rename the file, or check the terminal's encoding", 2)
     try:
         app()
     except CurateError as error:
@@ -66,6 +68,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            _fail(bounded(f"{error.filename}: {error.strerror or error}. Check the path and its permissions."), 2)
         first = (str(error).splitlines() or [""])[0]
         _fail(f"internal error: {type(error).__name__}: {first}\nRun again with --debug for the traceback.", 1)
 
@@ -74,6 +78,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our options, and everything from `--` on."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:cut], arguments[cut:]
+
+
+def _is_broken(argument: str) -> bool:
+    """Whether an argument has bytes that are not UTF-8, which Python passes on as surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in argument)
 
 
 def _interrupted(error: KeyboardInterrupt) -> NoReturn:

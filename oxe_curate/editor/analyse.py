@@ -17,7 +17,7 @@ from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.check import check_text
-from oxe_curate.mixture.spec import MAX_ENTRIES, Mixture
+from oxe_curate.mixture.spec import MAX_ENTRIES, MAX_NAME, Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
@@ -191,6 +191,10 @@ def _entries(document: Document) -> list[dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             item = document.find(("datasets", i))
             raise TextError(f"datasets: entry {i + 1} has no name", item.span.start if item else place)
+        if len(entry["name"]) > MAX_NAME:
+            item = document.find(("datasets", i))
+            problem = f"datasets: entry {i + 1}: expected a name of at most {MAX_NAME} characters"
+            raise TextError(problem, item.span.start if item else place)
     return entries
 
 
