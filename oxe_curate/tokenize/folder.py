@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from oxe_curate import config
+from oxe_curate import config, strict_yaml
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds, parse_statistics
 from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.inputs import parse_json
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.sealed import CHECKSUM, check_seal
 from oxe_curate.storage import Folder
@@ -69,8 +67,10 @@ class MixtureFolder:
                     "Restore the file, or run tokenize again with --overwrite."
                 )
         try:
-            mixture = config.build(Mixture, yaml.safe_load(data[RESOLVED]), f"{folder}/{RESOLVED}")
-            statistics_json = json.loads(data[STATISTICS])
+            mixture = config.build(
+                Mixture, strict_yaml.parse_yaml(data[RESOLVED].decode(), f"{folder}/{RESOLVED}"), f"{folder}/{RESOLVED}"
+            )
+            statistics_json = parse_json(data[STATISTICS], f"{folder}/{STATISTICS}", DataError)
             return cls(
                 folder=folder,
                 manifest=manifest,
@@ -105,7 +105,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
     """Read and check the manifest, of this format or the one before. Raises DataError if it is damaged."""
     where = f"{folder}/{MANIFEST}"
     try:
-        manifest = json.loads(folder.read_bytes(MANIFEST))
+        manifest = parse_json(folder.read_bytes(MANIFEST), where, DataError)
         version = manifest["format"]
         if version not in (1, TOKENIZE_FORMAT):
             raise DataError(
@@ -116,7 +116,7 @@ def read_manifest(folder: Folder) -> dict[str, Any]:
             raise DataError(f"{where}: changed or damaged after it was written (no checksum)")
         check_seal(manifest, where)
         _check_counts(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise DataError(f"{where}: damaged. {_AGAIN}") from None
     except DataError as error:
         raise DataError(f"{error}. {_AGAIN}") from None
@@ -131,7 +131,7 @@ def _check_counts(manifest: dict[str, Any]) -> None:
     totals = {split: sum(counts.values()) for split, counts in manifest["rows"].items()}
     listed = dict.fromkeys(totals, 0)
     for name, entry in manifest["outputs"].items():
-        if not isinstance(entry["bytes"], int):
+        if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
             raise TypeError
         if "rows" in entry:
             listed[name.partition("-")[0]] += entry["rows"]

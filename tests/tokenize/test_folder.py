@@ -108,7 +108,7 @@ def test_a_manifest_that_contradicts_itself_is_damaged(out: Path, change: Any) -
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"1", b"\xff", b"[" * 3000, b'{"format": ' + b"9" * 5000 + b"}"])
 def test_a_manifest_that_is_none_is_damaged(out: Path, data: bytes) -> None:
     (out / "manifest.json").write_bytes(data)
-    with pytest.raises(DataError, match=r"manifest\.json: (damaged|format)") as caught:
+    with pytest.raises(DataError, match=r"manifest\.json:.*Delete it and run tokenize again") as caught:
         MixtureFolder.open(str(out))
     assert len(str(caught.value)) < 400
 
