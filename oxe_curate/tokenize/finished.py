@@ -36,7 +36,8 @@ def find_finished(
     """Check the shards of these tasks that exist.
 
     Local shards are read whole: their own checksum and, if the manifest lists them, their hash must match. In an object
-    store, whose files appear complete, that is done if `verify`; else only sizes and footers are compared.
+    store, whose files appear complete, that is done if `verify`; else the sizes of shards that the manifest lists are
+    compared, in one listing, and the footers of others are read.
 
     Args:
         out: the mixture's folder.
@@ -44,12 +45,17 @@ def find_finished(
         recorded: the outputs of an earlier manifest of this mixture, if there is one.
         verify: read every byte, also in an object store.
     """
-    present = {name for name, is_folder, _ in out.list() if not is_folder}
+    present = {name: size for name, is_folder, size in out.list() if not is_folder}
     existing = [task for task in tasks if task.output in present]
     found = Finished()
 
     def check(task: TokenizeTask | TextTask) -> FileHashes | None:
         entry = recorded.get(task.output)
+        if entry is not None and not verify and not out.is_local:
+            listed = FileHashes(present[task.output], entry.get("footer_sha256", ""), entry.get("sha256", ""))
+            if listed.size != entry["bytes"]:
+                raise DataError("has another size than in the manifest")
+            return listed
         if shards.read_shard_meta(out, task.output).get("fingerprint") != task.fingerprint and entry is None:
             return None  # a shard of another mixture
         hashes = hash_file(out, task.output, whole=verify or out.is_local)

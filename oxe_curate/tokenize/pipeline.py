@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
 from oxe_curate.tokenize.finished import find_finished
 from oxe_curate.tokenize.folder import read_manifest
-from oxe_curate.tokenize.manifest import MANIFEST, TOKENS, finish, plan_id
+from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, plan_id
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
@@ -133,11 +134,16 @@ def _tokenize(
     plan = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes, options.check_records)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
     planned: list[TokenizeTask | TextTask] = [*plan.tasks, *text_tasks]
-    recorded = _recorded(folder, plan_id(planned))
+    manifest = _recorded(folder, plan_id(planned))
+    recorded = manifest.get("outputs", {})
     found = find_finished(folder, planned, recorded, options.verify)
     ours = {*found.hashes, *(found.damaged if recorded else ())}
     _check_out(folder, {task.output for task in planned}, ours, tokens, options.overwrite)
     todo = [task.output for task in planned if task.output not in found.hashes]
+    if recorded and not todo and not folder.is_local and not options.verify and _same_files(folder, recorded, tokens):
+        return TokenizeResult(
+            manifest, 0, len(planned), time.monotonic() - start, tokens
+        )  # without a request per shard
     if todo:
         folder.remove(MANIFEST)
         job, robot = plan.write(folder, todo)
@@ -165,12 +171,24 @@ def _work(job: TokenizeJob, task: TokenizeTask | TextTask) -> Built:
 
 
 def _recorded(out: Folder, plan: str) -> dict[str, Any]:
-    """The outputs in the manifest of an earlier run with the same plan; empty if there is none."""
+    """The manifest of an earlier run with the same plan; empty if there is none."""
     try:
         manifest = read_manifest(out) if out.exists(MANIFEST) else {}
     except DataError:
         return {}
-    return dict(manifest["outputs"]) if manifest.get("plan") == plan else {}
+    return manifest if manifest.get("plan") == plan else {}
+
+
+def _same_files(out: Folder, recorded: dict[str, Any], tokens: ActionTokens) -> bool:
+    """Whether the files besides the shards are those of the manifest, with these action tokens."""
+    try:
+        same = all(
+            hashlib.sha256(out.read_bytes(name)).hexdigest() == recorded[name]["sha256"]
+            for name in (STATISTICS, RESOLVED, TOKENS)
+        )
+    except (KeyError, StorageError):
+        return False
+    return same and not _other_tokens(out, tokens)
 
 
 def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:

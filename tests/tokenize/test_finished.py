@@ -191,7 +191,9 @@ def test_the_command_names_damaged_shards(index: Path, tmp_path: Path) -> None:
     assert "1 shard written" in done.output
 
 
-def test_in_an_object_store_verify_reads_every_byte(index: Path, tmp_path: Path) -> None:
+def test_in_an_object_store_verify_reads_every_byte(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("moto.server")
     (tmp_path / "m.yaml").write_text("name: m\ndatasets: [{name: bridge_dataset, weight: 1}]\nvalidation: 0")
     with s3.bucket() as address:
@@ -204,14 +206,23 @@ def test_in_an_object_store_verify_reads_every_byte(index: Path, tmp_path: Path)
         names = sorted(name for name in run().manifest["outputs"] if name.startswith("train-"))
         assert len(names) > 3
         assert not [name for name, _, _ in out.list() if name.startswith(".oxe-tmp")]
-        assert run().shards_done == 0
+        reads: list[str] = []
+        with monkeypatch.context() as patch:
+            real = Folder.read_bytes
+            patch.setattr(Folder, "read_bytes", lambda self, path, *a: reads.append(path) or real(self, path, *a))
+            assert run().shards_done == 0
+        assert not [path for path in reads if path.startswith("train-")]  # one listing
         manifest = json.loads(out.read_bytes("manifest.json"))
         assert "sha256" not in manifest["outputs"][names[0]]
         data = bytearray(out.read_bytes(names[0]))
         data[500] ^= 1
         out.publish_bytes(names[0], data)
-        assert run().shards_done == 0  # size and footer are as they were
+        assert run().shards_done == 0  # the size is as it was
         assert run(verify=True).damaged == (names[0],)
+        assert run().shards_done == 0
+        out.publish_bytes("dataset_statistics.json", b"{}")
+        assert (run().shards_done, out.read_bytes("dataset_statistics.json") != b"{}") == (0, True)
+        assert run(verify=True).shards_done == 0
         assert "sha256" in json.loads(out.read_bytes("manifest.json"))["outputs"][names[0]]
         out.publish_bytes(names[1], out.read_bytes(names[1])[:-3])
         assert run().damaged == (names[1],)
