@@ -83,7 +83,8 @@ FRESH = """
     made = pickler.loads(Path(sys.argv[1]).read_bytes())
     fn = made[0] if isinstance(made, tuple) else made
     print(type(fn).__module__, type(fn).__name__)
-    print(sorted(vars(fn).keys() - vars(DoFn()).keys() - {"_type_hints", "input_batch_converter", "output_batch_converter"}))
+    of_beam = {"_type_hints", "input_batch_converter", "output_batch_converter"}
+    print(sorted(vars(fn).keys() - vars(DoFn()).keys() - of_beam))
     job = fn._job
     print(sorted(map(str, vars(job).values())))
     fn.setup()
