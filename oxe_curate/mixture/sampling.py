@@ -58,9 +58,8 @@ def copies(weight: float, seed: int, episode_id: str, num_steps: int, validation
 
 def episode_hashes(seed: int | None, episode_ids: Sequence[str]) -> NDArray[np.uint64]:
     """`episode_hash` of many episodes, uint64 (n,)."""
-    prefix = f"{'' if seed is None else seed}:"
-    blake2b = hashlib.blake2b
-    digests = [blake2b((prefix + name).encode(), digest_size=8).digest() for name in episode_ids]
+    prefix, hashed = f"{'' if seed is None else seed}:", hashlib.blake2b
+    digests = [hashed(f"{prefix}{name}".encode(), digest_size=8).digest() for name in episode_ids]
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 

@@ -24,7 +24,7 @@ from oxe_curate.index.store import Index, split_of
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, pack_parts, plan_schema
+from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, pack_part, plan_schema
 
 TOKENIZE_FORMAT = 2
 DEFAULT_SHARD_BYTES = 256 << 20
@@ -60,10 +60,10 @@ class Plan:
         """The record batch of one output shard."""
         first, last = self.limits[shard : shard + 2].tolist()
         own = self.episodes.slice(first, last - first)
-        shared = self.files.take(own["file"].combine_chunks())
+        shared = self.files.take(own["file"])
+        columns = dict(zip([*own.schema.names, *shared.schema.names], [*own.columns, *shared.columns], strict=True))
         schema = plan_schema(self.job.mixture.image.cameras)
-        columns = [(own if name in own.column_names else shared)[name].combine_chunks() for name in schema.names]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def write(self, out: Folder, todo: Sequence[str]) -> tuple[TokenizeJob, list[TokenizeTask]]:
         """Write the parts of the output shards `todo` to a file in `out`; return the job and the located tasks."""
@@ -72,12 +72,13 @@ class Plan:
         tasks: list[TokenizeTask] = []
 
         def save(sink: Any) -> None:
-            start, numbers = 0, [i for i, task in enumerate(self.tasks) if task.output in chosen]
-            parts = pack_parts(map(self.part, numbers), plan_schema(self.job.mixture.image.cameras))
-            for number, data in zip(numbers, parts, strict=True):
-                sink.write(data)
-                tasks.append(replace(self.tasks[number], start=start, length=len(data), crc=crc32c.crc32c(data)))
-                start += len(data)
+            start = 0
+            for number, task in enumerate(self.tasks):
+                if task.output in chosen:
+                    data = pack_part(self.part(number))
+                    sink.write(data)
+                    tasks.append(replace(task, start=start, length=len(data), crc=crc32c.crc32c(data)))
+                    start += len(data)
 
         out.publish(name, save)
         return replace(self.job, plan=name), tasks
@@ -143,7 +144,7 @@ def plan_shards(
     for name in names:  # one at a time, and dropped: the plan is in memory once
         columns.append(episodes[name].combine_chunks().take(take))
         episodes = episodes.drop_columns([name])
-    return Plan(job, tasks, pa.table(columns, names), _files_table(files, cameras), limits)
+    return Plan(job, tasks, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, cameras), limits)
 
 
 def _by_file(
@@ -275,10 +276,11 @@ def _file(index: Index, path: str) -> dict[str, Any]:
     return {"path": path, "shard": entry.shard.path, "rows": entry.rows, **at}
 
 
-def _files_table(files: Sequence[Mapping[str, Any]], cameras: Sequence[str]) -> Any:
+def _files_batch(files: Sequence[Mapping[str, Any]], cameras: tuple[str, ...]) -> Any:
     schema = plan_schema(cameras)
     names = ["path", "shard", "rows", *(f"at_{name}" for name in VALUE_TYPES)]
-    return pa.table({name: pa.array([file[name] for file in files], schema.field(name).type) for name in names})
+    columns = [pa.array([file[name] for file in files], schema.field(name).type) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names)
 
 
 def _expected_bytes(episodes: Any, images: NDArray[np.int64], spec: Mixture, weight: float) -> NDArray[np.float64]:

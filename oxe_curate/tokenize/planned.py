@@ -6,8 +6,8 @@ by byte range from the index files, or with the whole file if most of its rows a
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -26,7 +26,7 @@ from oxe_curate.index.values import read_ranges
 from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
 
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+_CODEC = "zstd"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class PlannedEpisode:
     episode: Episode
 
 
-def plan_schema(cameras: Sequence[str]) -> Any:
+@functools.lru_cache(maxsize=8)
+def plan_schema(cameras: tuple[str, ...]) -> Any:
     """The columns of a plan for a mixture with these cameras.
 
     `steps_before` and `frames_before` count the steps, and the located frames of all cameras, of earlier rows of the
@@ -127,25 +128,19 @@ def plan_schema(cameras: Sequence[str]) -> Any:
     )
 
 
-def pack_parts(parts: Iterable[Any], schema: Any) -> Iterator[bytes]:
-    """Yield each part of the plan as bytes, one Arrow message."""
-    buffer = io.BytesIO()
-    with pa.ipc.new_stream(buffer, schema, options=_OPTIONS) as stream:
-        stream.write_batch(pa.RecordBatch.from_pylist([], schema))  # the first one is preceded by the schema
-        for part in parts:
-            buffer.seek(0)  # drops what was written before
-            buffer.truncate()
-            stream.write_batch(part)
-            yield buffer.getvalue()
+def pack_part(part: Any) -> bytes:
+    """A part of the plan as bytes: the length of an Arrow message, and the message, compressed as a whole."""
+    message = part.serialize()
+    return len(message).to_bytes(8, "little") + bytes(pa.compress(message, codec=_CODEC, asbytes=True))
 
 
 def read_part(job: TokenizeJob, task: TokenizeTask) -> Any:
-    """A task's part of the plan. Raises DataError if the plan is damaged or gone."""
-    where = f"{task.out}/{job.plan}"
+    """A task's part of the plan. Raises DataError if the plan is damaged, StorageError if it is gone."""
     data = task.out.read_bytes(job.plan, task.start, task.length)
     if len(data) != task.length or crc32c.crc32c(data) != task.crc:
-        raise DataError(f"{where}: the plan of this run is damaged; run the same command again")
-    return pa.ipc.read_record_batch(pa.py_buffer(data), plan_schema(job.mixture.image.cameras))
+        raise DataError(f"{task.out}/{job.plan}: the plan of this run is damaged; run the same command again")
+    message = pa.decompress(data[8:], int.from_bytes(data[:8], "little"), codec=_CODEC)
+    return pa.ipc.read_record_batch(message, plan_schema(job.mixture.image.cameras))
 
 
 def planned_episodes(job: TokenizeJob, part: Any) -> Iterator[PlannedEpisode]:

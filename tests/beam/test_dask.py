@@ -143,7 +143,7 @@ def test_a_lost_scheduler_ends_the_command_and_a_rerun_continues(tmp_path: Path,
     assert code == 1
     said = {"killed": "lost the connection to the scheduler", "stopped": "has not answered for 15 s"}[fault]
     assert err.startswith(f"error: DaskRunner at {where}: the job failed: ")
-    assert said in err
+    assert said in err.splitlines()[0]
     assert len(err.splitlines()) == 1
     assert kept == set(first)
     again = run_filter(source, tmp_path / "index", FilterOptions(workers=1, progress=False))
@@ -285,7 +285,7 @@ def test_a_worker_with_other_software_that_joins_later_is_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("hidden", "said"),
     [
-        ("in", "dataset_info.json is missing"),
+        ("in", "in/bridge_dataset/1.0.0/"),
         ("index", "cannot read the job from the output folder: "),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_worker_that_sees_another_folder_is_named(tmp_path: Path, source: Path
         )
         code, _, err = finish(command("filter", source, "--out", tmp_path / "index", "--", *cluster.options()))
     assert code == 2
-    assert said in err
+    assert said in err.splitlines()[0]
     assert f"host {socket.gethostname()}" in err
 
 

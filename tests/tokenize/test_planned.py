@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from oxe_curate.errors import DataError
@@ -102,11 +103,11 @@ def test_numbers_that_do_not_match_are_read_with_the_whole_file(tmp_path: Path) 
     index = make_index(tmp_path)
     plan = make_plan(index, tmp_path / "out")
     wrong = plan.episodes.set_column(
-        plan.episodes.column_names.index("proprio_width"),
-        "proprio_width",
-        (plan.episodes["proprio_width"].to_numpy() + 1).astype(np.int32)[None].tolist(),
+        plan.episodes.schema.get_field_index("proprio_width"),
+        plan.episodes.schema.field("proprio_width"),
+        pa.array(plan.episodes["proprio_width"].to_numpy() + 1, pa.int32()),
     )
-    plan = dataclasses.replace(plan, episodes=wrong.cast(plan.episodes.schema))
+    plan = dataclasses.replace(plan, episodes=wrong)
     for number in range(len(plan.tasks)):
         for entry in planned_episodes(plan.job, plan.part(number)):
             assert_same(entry.episode, Episode.read(index.folder, entry.path, [entry.row])[0], "primary")
