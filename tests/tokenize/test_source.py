@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oxe_curate.errors import CorruptError, CurateError, DataError
+from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.store import Index
 from oxe_curate.rlds import tfrecord
@@ -135,7 +135,7 @@ def test_a_moved_source_is_given_with_source(world: Path) -> None:
     tokenize(world / "index", world / "out")
     before = {name: data for name, data in tree(world / "out").items() if name.startswith(("train-", "validation-"))}
     (world / "in").rename(world / "moved")
-    with pytest.raises(CurateError, match=re.escape(str(world / "in"))):
+    with pytest.raises(StorageError, match=f"{re.escape(str(world / 'in'))}: folder not found.*--source"):
         tokenize(world / "index", world / "other")
     result = tokenize(world / "index", world / "other", source=str(world / "moved"))
     after = tree(world / "other")
