@@ -13,6 +13,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner  # noqa: E
 logging.disable(logging.NOTSET)
 
 from oxe_curate.beam.task import Share, Work, do_all  # noqa: E402
+from oxe_curate.storage import StoreOptions  # noqa: E402
 
 
 class DoTask(beam.DoFn):
@@ -20,9 +21,11 @@ class DoTask(beam.DoFn):
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        self._store = StoreOptions.current()  # pickled, for workers on other machines
 
     def process(self, element: Any) -> list[None]:
         """Run a task, or a share of them."""
+        self._store.apply()
         do_all(element.tasks if isinstance(element, Share) else (element,), self._work)
         return []
 

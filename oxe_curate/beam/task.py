@@ -7,10 +7,11 @@ import hashlib
 import json
 import socket
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
+from oxe_curate.beam.overlap import run_at_once
 from oxe_curate.errors import CurateError, StorageError, WorkerError
 from oxe_curate.storage import Folder, explain
 
@@ -106,29 +107,38 @@ def do(task: Task, work: Work) -> bool:
     useful = True
     try:
         result = work(task)
-    except KeyboardInterrupt:
-        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would turn it into a RuntimeError
-        raise
     except Exception as error:
-        useful = not any(getattr(cause, "errno", None) in _FULL for cause in _causes(error))
+        useful = not any(getattr(cause, "errno", None) in _FULL for cause in causes(error))
         report(Outcome(task.output, task.size, 0, *_explain(task, error)))
     else:
         report(Outcome(task.output, task.size, int(getattr(result, "steps_seen", 0))))
     return useful
 
 
-def do_all(tasks: Iterable[Task], work: Work) -> None:
-    """Run tasks one after the other, and leave out the rest where they cannot succeed."""
+def do_all(tasks: Sequence[Task], work: Work) -> None:
+    """Run tasks, and leave out the rest where they cannot succeed.
+
+    They run one after the other, or as many at once as the first one's `at_once`, if it has one, says.
+    """
+    count = min(getattr(tasks[0], "at_once", 1) if tasks else 1, len(tasks))
+    if count > 1:
+        try:
+            return run_at_once(tasks, lambda task: do(task, work), count)
+        except KeyboardInterrupt:  # while this thread waited
+            if _reporter:
+                _reporter(Outcome(tasks[0].output, 0, 0, KeyboardInterrupt.__name__))
+            raise
     for task in tasks:
         if not do(task, work):
             break
+    return None
 
 
 def _explain(task: Task, error: Exception) -> tuple[str, str]:
     """Kind and message of an error: a class of `errors`, or "" for an internal error."""
     if isinstance(error, CurateError):
         return type(error).__name__, str(error)
-    if any(isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM for cause in _causes(error)):
+    if any(isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM for cause in causes(error)):
         return WorkerError.__name__, f"{task.name}: out of memory. Use fewer --workers, or a machine with more memory."
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
@@ -136,7 +146,8 @@ def _explain(task: Task, error: Exception) -> tuple[str, str]:
     return "", f"{task.name}\n{''.join(traceback.format_exception(error))}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, and what it was raised from or while handling."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oxe_curate.cli.options import Cards, Json, Quiet, print_json, print_result
+from oxe_curate.cli.options import Cards, Json, Quiet, print_json, print_result, reads_stores
 
 
 def datasets(
@@ -49,6 +49,7 @@ def _no_data_set(text: str, known: list[dict[str, Any]]) -> None:
     )
 
 
+@reads_stores
 def report(
     index: Annotated[str, typer.Argument(help="Folder that filter wrote.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
@@ -61,6 +62,7 @@ def report(
     typer.echo(f"Report: {write_report(index, out, not quiet, cards)}")
 
 
+@reads_stores
 def inspect_(
     path: Annotated[str, typer.Argument(help="A data set: its <name>/<version> folder, or a folder above it.")],
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to read, spread over the shards.")] = 32,
@@ -95,6 +97,7 @@ def inspect_(
         typer.echo(f"Written: {written}")
 
 
+@reads_stores
 def check(
     card: Annotated[str, typer.Argument(help="A data set's name or alias, or a card file (.yaml).")],
     source: Annotated[str, typer.Option("--source", metavar="ROOT", help="Folder of TFDS data sets.")],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from oxe_curate.cli.options import Cards, Json, print_json, print_result
+from oxe_curate.cli.options import Cards, Json, print_json, print_result, reads_stores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,7 @@ def list_(as_json: Json = False) -> None:
 
 
 @mixture_app.command("show")
+@reads_stores
 def show_(
     mixture: FileOrName,
     index: IndexFolder = None,
@@ -72,6 +73,7 @@ def show_(
 
 
 @mixture_app.command("check")
+@reads_stores
 def check_(
     mixture: FileOrName,
     index: IndexFolder = None,
@@ -101,6 +103,7 @@ def check_(
 
 
 @mixture_app.command("diff")
+@reads_stores
 def diff_(
     before: FileOrName,
     after: FileOrName,
@@ -123,6 +126,7 @@ def diff_(
 
 
 @mixture_app.command("convert")
+@reads_stores
 def convert_(
     source: Annotated[str, typer.Argument(help="Mixture; with --from shares or epochs: a file of `name: number`.")],
     to: Annotated[Literal["weights", "shares", "epochs"], typer.Option("--to", help="Unit to convert to.")],
@@ -162,6 +166,7 @@ def convert_(
 
 
 @mixture_app.command("propose")
+@reads_stores
 def propose_(
     index: Annotated[str, typer.Option("--index", help="Folder that filter wrote; its source must be readable.")],
     mixture: Annotated[

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from oxe_curate.cli import train_options
-from oxe_curate.cli.options import Json, Quiet, print_json
+from oxe_curate.cli.options import Json, Quiet, print_json, reads_stores
 from oxe_curate.train.packages import check_packages, check_training_packages
 
 _Checkpoint = Annotated[
@@ -198,8 +198,8 @@ def _compose(
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     for command, text in (
-        (train, "Fine-tune a model on a mixture."),
-        (evaluate, "Measure the errors on held-out episodes."),
+        (reads_stores(train), "Fine-tune a model on a mixture."),
+        (reads_stores(evaluate), "Measure the errors on held-out episodes."),
         (export, "Export a run for other software."),
         (serve, "Serve a policy over HTTP."),
         (_compose, "Combine a language model with vision towers."),

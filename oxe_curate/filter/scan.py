@@ -30,7 +30,7 @@ from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
 from oxe_curate.rlds.remote import ShardBytes, open_shard
-from oxe_curate.storage import Folder
+from oxe_curate.storage import Folder, StoreOptions
 
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
 """Roles whose frames the index locates: the first camera of each."""
@@ -66,6 +66,11 @@ class FilterTask:
     def output(self) -> str:
         """Path of the index file that the task writes."""
         return self.shard.index_path
+
+    @property
+    def at_once(self) -> int:
+        """How many such tasks a worker runs at once: a scan of a remote shard mostly waits for the next record."""
+        return 1 if self.dataset.source.is_local else StoreOptions.current().requests
 
     @property
     def name(self) -> str:

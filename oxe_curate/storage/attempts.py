@@ -86,7 +86,7 @@ class _Workers:
         with self._lock:
             if self._idle < self._waiting.qsize() and self._threads < StoreOptions.current().requests:
                 self._threads += 1
-                threading.Thread(target=self._work, daemon=True, name="oxe-store").start()
+                threading.Thread(target=self._work, daemon=True, name="store-request").start()
         return done
 
     def _work(self) -> None:

@@ -24,6 +24,7 @@ from oxe_curate.storage.objects import StoredObject, as_arrow, write_object
 from oxe_curate.storage.options import StoreOptions
 from oxe_curate.storage.systems import file_system
 
+_WHOLE = 4 << 20  # bytes: a smaller object is read by one request
 _PAGES = 20  # a listing has as much time as this many requests
 
 
@@ -184,7 +185,8 @@ class Folder:
     def open(self, relative: str) -> Any:
         """Open a file for random reading (a pyarrow NativeFile); an object's reads are repeated if they fail."""
         if not self.is_local:
-            return as_arrow(self.open_object(relative))
+            opened = self.open_object(relative)
+            return pa.BufferReader(opened.read_at(opened.size(), 0)) if opened.size() <= _WHOLE else as_arrow(opened)
         with explained(self._name(relative)):
             return pa.OSFile(str(self.path(relative)), "rb")
 

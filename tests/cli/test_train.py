@@ -25,7 +25,17 @@ GENERATED = {
     for parameter in option_parameters()
 }
 """Option -> (its type, None), and what Typer shows of it."""
-FIXED = {"config", "setting", "resume", "forecast", "quiet", "as_json"}
+FIXED = {
+    "store_retries",
+    "store_timeout",
+    "store_requests",
+    "config",
+    "setting",
+    "resume",
+    "forecast",
+    "quiet",
+    "as_json",
+}
 TODAY = {
     "--model", "--base", "--run", "--adapter", "--tune", "--rank", "--alpha",
     "--targets", "--head", "--decoding", "--chunk", "--camera", "--proprio", "--no-proprio",

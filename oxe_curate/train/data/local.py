@@ -219,7 +219,7 @@ class _Footer:
         self.name = name
         self._lock = threading.Lock()
         try:
-            self._parquet = pq.ParquetFile(name, memory_map=True)
+            self._parquet = pq.ParquetFile(name)
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise DataError(f"{name}: its footer is damaged ({error}). {REPAIR}") from None
 
