@@ -25,12 +25,10 @@ from typing import Any
 
 from benchmarks.report import machine
 from benchmarks.scale_source import small_shards
-from oxe_curate.beam import elsewhere
 from oxe_curate.beam.job import Job
 from oxe_curate.filter import scan
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.plan import plan_tasks
-from oxe_curate.progress import Bar
 from oxe_curate.rlds.dataset import find
 from oxe_curate.storage import Folder
 
@@ -129,7 +127,7 @@ def job_size(folder: Path) -> dict[str, Any]:
         "seconds to pack": round(packed, 2),
         "seconds to pack and build": round(built, 2),
         "cpu seconds": round(time.process_time() - used, 2),
-        "seconds on Dask": round(_empty_job(folder, tasks), 1),
+        "seconds until Dask runs the first": round(_submission(folder, tasks), 1),
         "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -139,14 +137,25 @@ def touch(task: scan.FilterTask) -> None:
     task.out.publish_bytes(task.output, b"")
 
 
-def _empty_job(folder: Path, tasks: Sequence[scan.FilterTask]) -> float:
-    """Seconds of a whole job on two workers whose tasks only write an empty file."""
+def _submission(folder: Path, tasks: Sequence[scan.FilterTask]) -> float:
+    """Seconds until the first of the tasks has run on Dask; they only write an empty file."""
+    from oxe_curate.beam import dask_cluster as on_dask
+    from oxe_curate.beam.options import Patience
+    from oxe_curate.beam.remote import remote_pipeline
+
     shutil.rmtree(folder / "empty", ignore_errors=True)
-    mine = [replace(task, out=Folder.of(folder / "empty")) for task in tasks]
-    with dask_cluster(folder / "dask", 2) as address, Bar("", 0, enabled=False) as bar:
+    out = Folder.of(folder / "empty")
+    with dask_cluster(folder / "dask", 2) as address:
         start = time.monotonic()
-        elsewhere.on_runner(mine, touch, ["--runner=DaskRunner", f"--dask_client_address={address}"], bar)
-        return time.monotonic() - start
+        job = Job.publish([replace(task, out=out) for task in tasks], touch)
+        named = ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner", f"--dask_client_address={address}"]
+        result = on_dask.DaskJob(remote_pipeline(job, on_dask.dask_options(named, len(tasks), Patience())).run())
+        while not any(name.endswith(".parquet") for name, _, _ in out.list(tasks[0].output.rpartition("/")[0])):
+            time.sleep(0.1)
+        seconds = time.monotonic() - start
+        result.cancel()
+        result.close()
+    return seconds
 
 
 def markdown(rows: Sequence[dict[str, Any]], job: dict[str, Any]) -> str:
