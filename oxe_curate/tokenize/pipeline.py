@@ -173,8 +173,8 @@ def _check_roots(index: Index, sources: Sequence[IndexedDataset]) -> None:
     for root in dict.fromkeys(index.source_of(source.dataset) for source in sources):
         if not root.exists():
             raise StorageError(
-                f"{root}: folder not found, from which the data sets were filtered. Give their new folder with --source, "
-                f"or set `source` in {index.folder}/index.json"
+                f"{root}: folder not found; the data sets were filtered from it. Give their new folder with "
+                f"--source, or set `source` in {index.folder}/index.json"
             )
 
 

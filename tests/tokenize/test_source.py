@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from oxe_curate.errors import CorruptError, DataError, StorageError
+from oxe_curate.errors import CorruptError, CurateError, DataError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.store import Index
 from oxe_curate.rlds import tfrecord
