@@ -144,6 +144,17 @@ def test_pages_have_checksums_that_readers_verify(index: Path, tmp_path: Path) -
     assert sorted(name.split("-")[0] for name in result.damaged) == ["text", "train"]
 
 
+def test_a_shard_in_the_place_of_another_is_found(index: Path, tmp_path: Path) -> None:
+    """It is undamaged, but not the one in the manifest."""
+    out = tmp_path / "out"
+    tokenize(index, out, shard_bytes=20_000)
+    before = tree(out)
+    first, second = sorted(out.glob("train-*"))[:2]
+    second.write_bytes(first.read_bytes())
+    assert tokenize(index, out, shard_bytes=20_000).damaged == (second.name,)
+    assert tree(out) == before
+
+
 def test_a_damaged_shard_of_another_mixture_is_not_replaced(index: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tokenize(index, out, "validation: 0")

@@ -1,5 +1,6 @@
 """Source shards that were replaced, damaged, cut or moved after they were filtered: nothing wrong reaches a mixture."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -182,3 +183,19 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None
     with pytest.raises(DataError, match="ends before"):
         reader.read(-5, 3)
     assert bytes(reader.read(0, 5)) == b"short"
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_noticed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check of the records and the last image."""
+    from oxe_curate.index.images import EncodedFrames
+
+    path, data, real = shard(world), shard(world).read_bytes(), EncodedFrames.gather
+
+    def gather(self: EncodedFrames, chosen: Any) -> Any:
+        found = real(self, chosen)
+        path.write_bytes(data[:-1] + b"x")
+        os.utime(path, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(EncodedFrames, "gather", gather)
+    fails(world, StorageError, "was written to while being read")
