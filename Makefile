@@ -10,7 +10,7 @@ INSTALL = $(PIP) install --quiet $(CONSTRAINTS)
 TORCH ?= torch==2.13.0
 BUILD = 'hatchling>=1.27,<2' 'editables>=0.5,<1' setuptools wheel
 
-.PHONY: demo demo-train test test-latest lint lock docs bench clean
+.PHONY: demo demo-train test test-latest lint lock docs fuzz bench clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
@@ -40,6 +40,9 @@ lock: $(VENV)/bin/python ## renew constraints.txt: the newest versions that pypr
 
 docs: $(VENV)/.dev ## renew the option tables of docs/commands/
 	$(BIN)/python docs/commands.py
+
+fuzz: $(VENV)/.dev ## damage every kind of input file for FUZZ_SECONDS (600), and count what happens
+	$(BIN)/python -m tests.fuzz.run $(FUZZ)
 
 bench: $(VENV)/.dev ## the comparisons in benchmarks/ (see benchmarks/README.md for the peers' environment)
 	$(BIN)/python -m benchmarks.run $(BENCH)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+TICKS = os.sysconf("SC_CLK_TCK")
 SAMPLE_SECONDS = 0.02
 
 
@@ -71,8 +72,9 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
         rss = anonymous = 0
+        spent: dict[str, float] = {}
         while True:
-            now = memory(process.pid)
+            now = memory(process.pid, spent)
             rss, anonymous = max(rss, now[0]), max(anonymous, now[1])
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
@@ -91,14 +93,18 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         rss=rss,
         anonymous=anonymous,
         storage=usage.ru_inblock * 512,
-        cpu=usage.ru_utime + usage.ru_stime,
+        # processes that no parent waited for are missing from the first sum, their last moments from the second
+        cpu=max(usage.ru_utime + usage.ru_stime, sum(spent.values())),
         touched=touched(files) if cold else None,
         result=result,
     )
 
 
-def memory(session: int) -> tuple[int, int]:
-    """Resident bytes, and those of them not backed by a file, summed over the processes of a session."""
+def memory(session: int, spent: dict[str, float]) -> tuple[int, int]:
+    """Resident bytes, and those of them not backed by a file, summed over the processes of a session.
+
+    `spent` is updated: process -> seconds of processor time so far.
+    """
     resident = anonymous = 0
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
@@ -109,6 +115,7 @@ def memory(session: int) -> tuple[int, int]:
                 pages = Path(entry.path, "statm").read_text().split()
                 resident += int(pages[1])
                 anonymous += int(pages[1]) - int(pages[2])
+                spent[entry.name] = (int(fields[11]) + int(fields[12])) / TICKS
         except (OSError, IndexError):  # it has ended in the meantime
             continue
     return resident * PAGE, anonymous * PAGE

@@ -142,22 +142,24 @@ class _PlannedError(Exception):
     """Stops `tokenize` where it would start its tasks."""
 
 
-def _plan(mixture: Path, folder: Path) -> list[Any]:
-    """The tasks of `tokenize`."""
+def _plan(
+    mixture: Path, folder: Path, inspect: Callable[[Sequence[Any], Any], Result] = lambda tasks, work: {}
+) -> Result:
+    """Run `tokenize` up to its tasks; return what `inspect(tasks, work)` returns."""
     from oxe_curate.beam import runner
     from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 
-    planned: list[Any] = []
+    found: list[Result] = []
 
-    def stop(tasks: Sequence[Any], *_: Any, **__: Any) -> None:
-        planned.extend(tasks)
+    def stop(tasks: Sequence[Any], work: Any, **_: Any) -> None:
+        found.append(inspect(tasks, work))
         raise _PlannedError
 
     with mock.patch.object(runner, "run_tasks", stop):
         try:
             run_tokenize(mixture, folder / "index", _fresh(folder, "tokenized"), TokenizeOptions(progress=False))
         except _PlannedError:
-            return planned
+            return found[0]
     raise AssertionError("tokenize had no tasks")
 
 
@@ -176,17 +178,21 @@ def plan(folder: Path) -> Result:
     names = _names(folder)
     mixture = _mixture(folder, names, str(_statistics(folder, names)))
     before = _cpu()
-    tasks = _plan(mixture, folder)
-    spent = _cpu() - before
-    pickled = [pickle.dumps(task) for task in tasks]
-    return {"plan_cpu": spent, "tasks": len(tasks), "pickled": sum(map(len, pickled)), **_draw(pickled[0])}
+
+    def inspect(tasks: Sequence[Any], work: Any) -> Result:
+        spent = _cpu() - before
+        pickled = len(pickle.dumps(work)) + sum(len(pickle.dumps(task)) for task in tasks)
+        return {"plan_cpu": spent, "tasks": len(tasks), "pickled": pickled, **_draw(work.args[0], tasks[0])}
+
+    return _plan(mixture, folder, inspect)
 
 
-def _draw(pickled: bytes) -> Result:
+def _draw(job: Any, task: Any) -> Result:
     from oxe_curate.tokenize.build import draw_episodes
+    from oxe_curate.tokenize.planned import read_part
 
     before, read = _cpu(), _read()
-    episodes = [drawn.episode for drawn in draw_episodes(pickle.loads(pickled))]
+    episodes = [drawn.episode for drawn in draw_episodes(job, read_part(job, task), task.validation)]
     needs = sum(
         e.action.nbytes + e.proprio.nbytes + e.frame_index.nbytes + sum(f.nbytes for f in e.frames.values())
         for e in episodes

@@ -69,8 +69,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def temporary_path(target: Path, prefix: str = TEMPORARY) -> Path:
     """A name next to `target` that no other process, thread or machine uses, and no pattern like *.parquet matches."""
     label = f"{prefix}{process_label()}-{os.urandom(4).hex()}-".encode()
-    name = os.fsencode(target.name)[: _NAME_BYTES - len(label) - len(_PART)]
-    return target.with_name(os.fsdecode(label + name) + _PART)
+    name = (label + os.fsencode(target.name))[: _NAME_BYTES - len(_PART)]
+    return target.with_name(name.decode(errors="ignore") + _PART)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -132,7 +132,7 @@ def _relation(out: Folder, other: Folder) -> str | None:
 
 def _parts(folder: Folder) -> tuple[str, ...]:
     """Path components, with symbolic links followed."""
-    return folder.path().resolve().parts if folder.is_local else tuple(folder.uri.split("/"))
+    return Path(os.path.realpath(folder.path())).parts if folder.is_local else tuple(folder.uri.split("/"))
 
 
 def _entries(folder: Folder) -> dict[str, bool]:

@@ -15,9 +15,10 @@ import yaml
 
 from oxe_curate.errors import ConfigError, quoted
 
-MAX_CHARACTERS = 1 << 20
+MAX_CHARACTERS = 1 << 19
 """A mixture of all 98 data sets with comments has 20,000 characters."""
-_MAX_NODES = 100_000
+_MAX_NODES = 20_000
+"""A mixture of 500 data sets and 500 image-text sources has 14,000."""
 _MAX_EXPANDED = 4 * MAX_CHARACTERS
 _MAX_DEPTH = 60
 _MAX_DIGITS = 300
@@ -40,7 +41,7 @@ class StrictLoader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self._depth = 0
+        self._depth = self._composed = 0
         self._sizes: dict[int, tuple[int, int, int]] = {}  # id of a node -> nodes, characters, depth, all expanded
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -49,6 +50,9 @@ class StrictLoader(yaml.SafeLoader):
         if not isinstance(event, yaml.AliasEvent) and event.tag not in (None, "!", *_TAGS):
             raise _problem(f"the tag {quoted(event.tag)} is not supported; remove it", event.start_mark)
         self._depth += 1
+        self._composed += 1
+        if self._composed > _MAX_NODES:  # at once, not at the end of the mapping
+            raise _problem(f"expected at most {_MAX_NODES:,} values", event.start_mark)
         if self._depth > _MAX_DEPTH:
             raise _problem(f"expected at most {_MAX_DEPTH} levels of nesting", event.start_mark)
         node = super().compose_node(parent, index)
@@ -211,11 +215,3 @@ def parse_yaml(text: str, where: str) -> Any:
         YamlError: not one YAML document, or beyond the limits of this module.
     """
     return load_yaml(text, where)[0]
-
-
-def compose_yaml(text: str) -> Any:
-    """The root node of a YAML text, with its marks; None if the text is empty or `load_yaml` would refuse it."""
-    try:
-        return load_yaml(text, "text")[2]
-    except YamlError:
-        return None

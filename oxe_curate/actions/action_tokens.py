@@ -223,7 +223,9 @@ class ActionTokens:
             StorageError: the file cannot be written.
         """
         folder, name = _split(path)
-        folder.publish(name, lambda sink: pq.write_table(self.to_table(), sink, compression="none"))
+        folder.publish(
+            name, lambda sink: pq.write_table(self.to_table(), sink, compression="none", write_page_checksum=True)
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> ActionTokens:

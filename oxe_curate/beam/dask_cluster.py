@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from oxe_curate.beam.job import Job, compare_hosts, host_report
+from oxe_curate.beam.job import HostReport, Job, compare_hosts, host_report
 from oxe_curate.beam.options import Patience
+from oxe_curate.beam.waiting import AGAIN
 from oxe_curate.errors import ConfigError, WorkerError
 
 
@@ -48,11 +49,20 @@ def check_cluster(beam_args: Sequence[str], job: Job) -> None:
     where = {"address": options["address"], "scheduler_file": options["scheduler_file"]}
     with distributed.Client(**where, timeout=options["timeout"], set_as_default=False) as client:
         reports = client.run(host_report, job.folders, on_error="return")
+        reports["scheduler"] = _of_scheduler(client)  # it unpickles the graph
         for address, report in sorted(reports.items()):
             if isinstance(report, BaseException):
-                raise WorkerError(explain_import(str(report), f"worker {address}") or f"worker {address}: {report!r}")
+                raise WorkerError(explain_import(str(report), address) or f"{address}: {report!r}")
             if problem := compare_hosts(dict(job.software), report):
                 raise problem
+
+
+def _of_scheduler(client: Any) -> HostReport | Exception:
+    try:
+        report: HostReport = client.run_on_scheduler(host_report, ())
+    except Exception as error:
+        return error
+    return report
 
 
 def explain_import(text: str, where: str) -> str | None:
@@ -60,8 +70,8 @@ def explain_import(text: str, where: str) -> str | None:
     for package in ("oxe_curate", "apache_beam"):
         if f"No module named '{package}" in text:
             return (
-                f"{where}: Python package {package} not found. Install oxe-curate there, in the version that the "
-                "command has; a Dask scheduler needs it too."
+                f"{where}: Python package {package} not found. Install oxe-curate on every worker, in the version "
+                "that the command has; a Dask scheduler needs it too."
             )
     return None
 
@@ -76,7 +86,7 @@ class DaskJob:
         """Wait for the tasks. Raises WorkerError if the scheduler is gone, or whatever a task raised."""
         state = str(self._result.wait_until_finish())
         if any(future.status != "finished" for future in self._result.futures):
-            raise WorkerError("lost the connection to the scheduler (it ended, or the network is down)")
+            raise WorkerError(f"lost the connection to the scheduler (it ended, or the network is down). {AGAIN}")
         return state
 
     def count_workers(self) -> int:

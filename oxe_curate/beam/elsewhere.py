@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import tempfile
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from oxe_curate import errors
 from oxe_curate.beam import dask_cluster, staging
-from oxe_curate.beam.job import JOB, Job, untagged
+from oxe_curate.beam.job import JOB, STARTED, Job, untagged
 from oxe_curate.beam.options import Patience, refuse_unknown, runner_kind, runner_name, split_options
 from oxe_curate.beam.task import FAILED, Outcome, Task, Work
 from oxe_curate.beam.waiting import AGAIN, Ask, notice, wait_for, within
@@ -48,6 +49,7 @@ def on_runner(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], bar: 
         failures = [Outcome(**json.loads(out.read_bytes(name))) for name, _, _ in out.list(FAILED)]
     finally:
         _clear(out)
+        out.sweep()  # of workers that were killed
     missing = {task.output for task in tasks} - finished.look() - {failure.output for failure in failures}
     if missing and not failures:
         raise WorkerError(
@@ -63,15 +65,15 @@ def _run(job: Job, options: Sequence[str], patience: Patience) -> None:
 
     dask = runner_kind(options) == "dask"
     name = f"{runner_name(options).rpartition('.')[2]}{_server(options)}"
-    with _explained(f"{name}: the job could not be started"), refuse_unknown():
+    with _explained(f"{name}: the job could not be started"), refuse_unknown(), _silent():
         if dask:
             dask_cluster.check_cluster(options, job)
         result = remote_pipeline(job, options).run()
         if dask:
             result = dask_cluster.DaskJob(result)
     try:
-        with _explained(f"{name}: the job failed"):
-            wait_for(result, _question(result), name, patience)
+        with _explained(f"{name}: the job failed"), _silent():
+            wait_for(result, _question(result, job.out), name, patience)
     except BaseException:
         within(_GOODBYE, result.cancel)
         raise
@@ -89,16 +91,20 @@ def _server(options: Sequence[str]) -> str:
     return ""
 
 
-def _question(result: Any) -> Ask | None:
+def _question(result: Any, out: Folder) -> Ask:
+    """How to ask whether the job is alive: its server, and the files that its workers leave when they start."""
     if isinstance(result, dask_cluster.DaskJob):
         return result.count_workers
-    if hasattr(result, "_job_service"):  # of a portable runner; `state` asks the job server
+    started = threading.Event()
 
-        def ask() -> None:
-            result.state  # noqa: B018 (a property that asks)
+    def ask() -> int | None:
+        if hasattr(result, "_job_service"):  # of a portable runner
+            result.state  # noqa: B018 (a property that asks the job server)
+        if not started.is_set() and any(name.startswith(STARTED) for name, _, _ in out.list(JOB)):
+            started.set()
+        return None if started.is_set() else 0
 
-        return ask
-    return None
+    return ask
 
 
 @contextlib.contextmanager
@@ -116,6 +122,25 @@ def _explained(what: str) -> Iterator[None]:
         text = (str(details()) if callable(details) else text).strip() or type(error).__name__
         cause = dask_cluster.explain_import(text, "a worker") or text.splitlines()[-1 if "Traceback" in text else 0]
         raise WorkerError(f"{what}: {cause}. {AGAIN}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """In the block, hide Beam's log, which repeats a job's messages as tracebacks; its errors are raised."""
+    root = logging.getLogger()
+    nowhere = logging.NullHandler()
+    shown = [*root.handlers]
+    for handler in shown:
+        root.removeHandler(handler)
+    root.addHandler(nowhere)
+    report, threading.excepthook = threading.excepthook, lambda _: None  # Beam's threads end with their connection
+    try:
+        yield
+    finally:
+        threading.excepthook = report
+        root.removeHandler(nowhere)
+        for handler in shown:
+            root.addHandler(handler)
 
 
 def _check_folders(job: Job, options: Sequence[str]) -> None:
@@ -142,29 +167,19 @@ def _clear(out: Folder) -> None:
 
 
 class _Finished:
-    """Which outputs of a job exist, without those that another command left: one listing per folder."""
+    """Which outputs of a job exist, without those that another command left: one listing of the folder."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._out = tasks[0].out
         self._wanted = {task.output for task in tasks}
-        self._folders = {output.rpartition("/")[0] for output in self._wanted}
-        self._before = {name: self._stamp(name) for name in self._existing()}
+        self._before = self._identities()
 
-    def _existing(self) -> set[str]:
-        return {name for folder in self._folders for name, _, _ in self._out.list(folder)} & self._wanted
-
-    def _stamp(self, name: str) -> tuple[int, int]:
-        """What differs once a file has been replaced."""
-        if self._out.is_local:
-            stat = self._out.path(name).stat()
-            return stat.st_mtime_ns, stat.st_ino
-        return int(self._out._info(name).mtime_ns or 0), 0
+    def _identities(self) -> dict[str, str]:
+        return {file.name: file.identity for file in self._out.list_files() if file.name in self._wanted}
 
     def look(self) -> set[str]:
         """The outputs that the job has finished so far."""
-        return {
-            name for name in self._existing() if name not in self._before or self._stamp(name) != self._before[name]
-        }
+        return {name for name, identity in self._identities().items() if self._before.get(name) != identity}
 
 
 @contextlib.contextmanager

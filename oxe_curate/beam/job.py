@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import os
 import pickle
 import platform
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from oxe_curate.storage import Folder
 
 JOB = ".job"
 """Folder below the output folder, with the descriptions of the tasks of a job on other machines."""
+STARTED = f"{JOB}/worker-"
+"""Prefix of the empty files that show which workers have started."""
 
 _WRITERS = ("pyarrow", "numpy", "pillow", "simplejpeg")  # their versions may change the bytes of an output file
 _REPORT = re.compile(r"\[\[oxe-curate (\w+)\]\] (.*?) \[\[end\]\]", re.DOTALL)
@@ -71,8 +74,39 @@ class Job:
     def task(self, number: int) -> Any:
         """Read one task, on a worker. Raises WorkerError or StorageError with the name of this host."""
         self.check_host()
+        _announce(self.out, os.getpid())
         shared, tasks = _load(self.out, self.file)
-        return unpack(shared, tasks[number])
+        task = unpack(shared, tasks[number])
+        return replace(task, out=JobFolder(task.out.uri, self.file))
+
+
+@functools.lru_cache(maxsize=2)
+def _announce(out: Folder, pid: int) -> None:
+    """Leave a file that shows the command that a worker has started."""
+    try:
+        out.publish_bytes(f"{STARTED}{socket.gethostname()}-{pid}", b"")
+    except CurateError as error:
+        raise StorageError(f"host {socket.gethostname()}: cannot write to the output folder: {error}") from None
+
+
+@dataclass(frozen=True)
+class JobFolder(Folder):
+    """The output folder of a running job: nothing can be written to it once the command has ended the job.
+
+    A worker that was cut off may come back when its task has been repeated elsewhere, and the file rewritten since.
+    """
+
+    job: str = ""
+
+    def publish(self, relative: str, write: Callable[[Any], None]) -> None:
+        """Write a file, but not after the end of the job."""
+
+        def write_if_running(sink: Any) -> None:
+            write(sink)
+            if not self.exists(self.job):
+                raise StorageError(f"{self}/{relative}: not written, because the command has ended this job")
+
+        super().publish(relative, write_if_running)
 
 
 @functools.lru_cache(maxsize=2)
@@ -81,11 +115,11 @@ def _load(out: Folder, file: str) -> tuple[list[Any], list[bytes]]:
         data = out.read_bytes(file)
     except CurateError as error:
         raise StorageError(
-            f"worker {socket.gethostname()}: cannot read the job from the output folder: {error}"
+            f"host {socket.gethostname()}: cannot read the job from the output folder: {error}"
         ) from None
     if hashlib.sha256(data).hexdigest() != file.rpartition("/")[2]:
         raise StorageError(
-            f"worker {socket.gethostname()}: {out}/{file} differs from what the command wrote; run the command again"
+            f"host {socket.gethostname()}: {out}/{file} differs from what the command wrote; run the command again"
         )
     shared, tasks = pickle.loads(data)
     return pickle.loads(shared), tasks
@@ -140,7 +174,7 @@ def software() -> dict[str, str]:
     """Versions that a worker must share with the command: its outputs depend on them."""
     versions = {
         "oxe-curate": oxe_curate.__version__,
-        "its code": _code(),
+        "the code of oxe-curate": _code(),
         "Python": ".".join(platform.python_version_tuple()[:2]),
     }
     for name in (*_WRITERS, "apache-beam"):
@@ -181,12 +215,12 @@ def compare_hosts(here: dict[str, str], worker: HostReport) -> CurateError | Non
     for name, version in here.items():
         if worker.software.get(name) != version:
             return WorkerError(
-                f"worker {worker.host}: {name} is {worker.software.get(name)}, but {version} where the command runs. "
-                "Install the same versions on both: their files would differ."
+                f"host {worker.host}: {name} is {worker.software.get(name)}, but {version} where the command runs. "
+                "Install the same versions everywhere: the files would differ."
             )
     if worker.missing:
         return StorageError(
-            f"worker {worker.host}: folder {worker.missing[0]} not found. "
+            f"host {worker.host}: folder {worker.missing[0]} not found. "
             "Mount it under the same path on every worker, or use gs:// or s3://."
         )
     return None

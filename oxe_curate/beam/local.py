@@ -21,7 +21,7 @@ from typing import Any
 
 from oxe_curate.beam import options as beam_options
 from oxe_curate.beam.graph import make_pipeline
-from oxe_curate.beam.task import Outcome, Share, Task, Work, report_to
+from oxe_curate.beam.task import Outcome, Share, Task, Work, causes, report_to
 from oxe_curate.errors import CurateError, WorkerError
 from oxe_curate.process import end_with_parent
 from oxe_curate.progress import Bar
@@ -45,20 +45,18 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
 def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
     """Run the tasks one after the other in this process; return their outcomes."""
     outcomes: list[Outcome] = []
-    interruption: list[BaseException] = []
 
     def report(outcome: Outcome) -> None:
         outcomes.append(outcome)
-        if outcome.kind == KeyboardInterrupt.__name__:
-            interruption.append(sys.exception() or KeyboardInterrupt())
         bar.add(outcome.size, outcome.steps)
 
     report_to(report)
     try:
         _run_here(tasks, work, beam_args)
-    except RuntimeError:
-        if interruption:
-            raise interruption[0] from None
+    except RuntimeError as error:
+        for cause in causes(error):
+            if isinstance(cause, KeyboardInterrupt):  # Beam turns it into a RuntimeError
+                raise cause from None
         raise
     finally:
         report_to(None)

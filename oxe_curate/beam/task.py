@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import socket
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from oxe_curate.beam.overlap import run_at_once
@@ -106,11 +107,8 @@ def do(task: Task, work: Work) -> bool:
     useful = True
     try:
         result = work(task)
-    except KeyboardInterrupt:
-        report(Outcome(task.output, 0, 0, KeyboardInterrupt.__name__))  # Beam would turn it into a RuntimeError
-        raise
     except Exception as error:
-        useful = not any(getattr(cause, "errno", None) in _FULL for cause in _causes(error))
+        useful = not any(getattr(cause, "errno", None) in _FULL for cause in causes(error))
         report(Outcome(task.output, task.size, 0, *_explain(task, error)))
     else:
         report(Outcome(task.output, task.size, int(getattr(result, "steps_seen", 0))))
@@ -140,7 +138,7 @@ def _explain(task: Task, error: Exception) -> tuple[str, str]:
     """Kind and message of an error: a class of `errors`, or "" for an internal error."""
     if isinstance(error, CurateError):
         return type(error).__name__, str(error)
-    if any(isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM for cause in _causes(error)):
+    if any(isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM for cause in causes(error)):
         return WorkerError.__name__, f"{task.name}: out of memory. Use fewer --workers, or a machine with more memory."
     if isinstance(error, OSError) and error.errno:
         where = f"{error.filename}: " if error.filename else ""
@@ -148,7 +146,8 @@ def _explain(task: Task, error: Exception) -> tuple[str, str]:
     return "", f"{task.name}\n{''.join(traceback.format_exception(error))}"
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, and what it was raised from or while handling."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -158,6 +157,7 @@ def _publish_failure(task: Task) -> Callable[[Outcome], None]:
     def publish(outcome: Outcome) -> None:
         if outcome.kind is None:
             return
+        outcome = replace(outcome, message=f"{outcome.message}\n(on host {socket.gethostname()})")
         name = f"{FAILED}/{hashlib.blake2b(task.output.encode(), digest_size=16).hexdigest()}.json"
         try:
             task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import threading
 import time
@@ -17,18 +16,19 @@ from oxe_curate.errors import WorkerError
 
 AGAIN = "Finished files are kept: run the same command again to continue."
 _POLL = 0.5  # seconds between looks at the job
+_NOTED = 10.0  # seconds without a worker before the user is informed
 _PULSE = 3.0  # seconds between questions to the scheduler or job server
 
 Ask = Callable[[], int | None]
-"""Asks the scheduler or job server how it is; returns its number of workers, None if it does not say."""
+"""Asks the scheduler or job server how it is; returns the number of workers, None if there are some."""
 
 
-def wait_for(result: Any, ask: Ask | None, name: str, patience: Patience) -> None:
+def wait_for(result: Any, ask: Ask, name: str, patience: Patience) -> None:
     """Return when a Beam job is done.
 
     Args:
         result: Beam's PipelineResult.
-        ask: None for a runner that watches its own service.
+        ask: fails or does not return if the scheduler or job server does not answer.
         name: of the scheduler or job server, for messages.
         patience: how long to wait for an answer, and for workers.
 
@@ -47,7 +47,7 @@ def wait_for(result: Any, ask: Ask | None, name: str, patience: Patience) -> Non
 
     threading.Thread(target=finish, daemon=True).start()
     pulse = _Pulse(ask)
-    idle = 0.0
+    idle, noted = 0.0, False
     try:
         while not ended.wait(_POLL):
             now = time.monotonic()
@@ -60,7 +60,9 @@ def wait_for(result: Any, ask: Ask | None, name: str, patience: Patience) -> Non
                 idle = 0.0
                 continue
             if not idle:
-                idle = now
+                idle, noted = now, False
+            if not noted and now - idle > min(_NOTED, patience.workers / 2):
+                noted = True
                 notice(
                     f"waiting for workers: {name} has none; ends after {patience.workers:.0f} s (--wait_for_workers)"
                 )
@@ -85,12 +87,11 @@ class _Outcome:
 class _Pulse:
     """Asks in a thread of its own, since a question to a stopped server may never return."""
 
-    def __init__(self, ask: Ask | None) -> None:
-        self.heard = time.monotonic() if ask else math.inf
+    def __init__(self, ask: Ask) -> None:
+        self.heard = time.monotonic()
         self.workers: int | None = None
         self._stop = threading.Event()
-        if ask:
-            threading.Thread(target=self._run, args=(ask,), daemon=True).start()
+        threading.Thread(target=self._run, args=(ask,), daemon=True).start()
 
     def _run(self, ask: Ask) -> None:
         while not self._stop.is_set():

@@ -1,4 +1,4 @@
-"""`oxe-curate datasets`, `report`, `inspect` and `check`: look at data and cards."""
+"""`oxe-curate datasets`, `report`, `inspect`, `check`, `slices` and `merge-index`: data, cards and indexes."""
 
 from __future__ import annotations
 
@@ -125,9 +125,67 @@ def check(
         raise typer.Exit(2)
 
 
+def slices(
+    source: Annotated[str, typer.Argument(help="Folder of TFDS data sets: local, gs:// or s3://.")],
+    parts: Annotated[int, typer.Option("--parts", min=1, help="Number of parts.")],
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", help="NAME or NAME:VERSION; repeatable (default: all).")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="TFDS split, such as train[:95%]; repeatable (default: all).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Divide data sets at shard boundaries, for jobs that each filter one part: one line of filter's options per part.
+
+    Start one job per line, each with its own --out, then merge the indexes with merge-index.
+    """
+    from oxe_curate.filter.slices import plan_slices
+
+    found = plan_slices(source, parts, dataset or (), split or ())
+    if as_json:
+        from dataclasses import asdict
+
+        print_json([asdict(part) for part in found])
+        return
+    for part in found:
+        typer.echo(part.options)
+
+
+def merge_index(
+    parts: Annotated[list[str], typer.Argument(metavar="PART...", help="Folders that filter wrote.")],
+    out: Annotated[str, typer.Option("--out", metavar="INDEX", help="Folder for the merged index.")],
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Merge indexes of parts of the same data into one, and find copies of episodes across them.
+
+    The result is the index that one filter run over all parts writes. A shard may be in one part only; see slices.
+    """
+    from oxe_curate.filter.merge import merge_indexes
+
+    result = merge_indexes(parts, out, not quiet)
+    if as_json:
+        from dataclasses import asdict
+
+        print_json(asdict(result))
+        return
+    from oxe_curate.filter import show
+    from oxe_curate.ui.tables import counted
+
+    print_result(show.filtered(result.summaries))
+    for line in show.filter_warnings(result.summaries, out):
+        typer.secho(line, fg="yellow")
+    for name, splits in result.missing.items():
+        typer.secho(f"{name}: no part has {', '.join(splits)}", fg="yellow")
+    typer.echo(f"{counted(result.files, 'index file')} of {counted(len(parts), 'part')}. Index: {out}")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("datasets", short_help="List the known data sets.")(datasets)
     app.command("report", short_help="Show what the filter kept and dropped, as a page.")(report)
     app.command("inspect", short_help="Describe a new data set, and draft a card.")(inspect_)
     app.command("check", short_help="Compare a card with the data.")(check)
+    app.command("slices", short_help="Divide data sets into parts for an array of filter jobs.")(slices)
+    app.command("merge-index", short_help="Merge the indexes of such parts into one.")(merge_index)

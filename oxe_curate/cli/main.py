@@ -46,8 +46,10 @@ def main() -> None:
     own, beam = _split(sys.argv[1:])
     debug = "--debug" in own
     sys.argv[1:] = [a for a in own if a != "--debug"] + beam
-    from oxe_curate.errors import CurateError
+    from oxe_curate.errors import CurateError, bounded
 
+    if odd := next((a for a in sys.argv[1:] if not a.isascii() and _is_broken(a)), None):
+        _fail(f"{odd!r}: expected UTF-8 in every argument; rename the file, or check the terminal's encoding", 2)
     try:
         app()
     except CurateError as error:
@@ -66,6 +68,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            _fail(bounded(f"{error.filename}: {error.strerror or error}. Check the path and its permissions."), 2)
         first = (str(error).splitlines() or [""])[0]
         _fail(f"internal error: {type(error).__name__}: {first}\nRun again with --debug for the traceback.", 1)
 
@@ -74,6 +78,11 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our options, and everything from `--` on."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:cut], arguments[cut:]
+
+
+def _is_broken(argument: str) -> bool:
+    """Whether an argument has bytes that are not UTF-8, which Python passes on as surrogates."""
+    return any("\ud800" <= letter <= "\udfff" for letter in argument)
 
 
 def _interrupted(error: KeyboardInterrupt) -> NoReturn:
@@ -204,6 +213,20 @@ def tokenize(
         ),
     ] = None,
     cards: Cards = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--source", metavar="ROOT", help="Where the data sets are now (default: where filter read them)."),
+    ] = None,
+    check_records: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-records/--no-check-records",
+            help="Verify the checksum of every record that is drawn from (default: if local, or fetched anyway).",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read finished shards in an object store again, to verify every byte.")
+    ] = False,
     shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Images per output shard, in MB.")] = 256,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace another mixture or another tokenizer's table in --out.")
@@ -224,10 +247,12 @@ def tokenize(
         out,
         TokenizeOptions(
             tokenizer=tokenizer, rule=rule, corpus=tuple(corpus or ()), statistics=statistics, cards=cards,
-            shard_bytes=shard_mb << 20, overwrite=overwrite, workers=workers, beam_args=tuple(context.args),
-            progress=not quiet,
+            source=source, check_records=check_records, verify=verify, shard_bytes=shard_mb << 20, overwrite=overwrite,
+            workers=workers, beam_args=tuple(context.args), progress=not quiet,
         ),
     )  # fmt: skip
+    for name in result.damaged:
+        typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
     if as_json:
         print_json(result.manifest)
         return

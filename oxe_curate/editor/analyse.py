@@ -17,7 +17,7 @@ from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.check import check_text
-from oxe_curate.mixture.spec import MAX_ENTRIES, Mixture
+from oxe_curate.mixture.spec import MAX_ENTRIES, MAX_NAME, Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
@@ -191,6 +191,10 @@ def _entries(document: Document) -> list[dict[str, Any]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             item = document.find(("datasets", i))
             raise TextError(f"datasets: entry {i + 1} has no name", item.span.start if item else place)
+        if len(entry["name"]) > MAX_NAME:
+            item = document.find(("datasets", i))
+            problem = f"datasets: entry {i + 1}: expected a name of at most {MAX_NAME} characters"
+            raise TextError(problem, item.span.start if item else place)
     return entries
 
 
@@ -203,7 +207,7 @@ def _row(
     item, place = document.find(("datasets", i)), _place(document, i)
     assert item is not None
     start = item.span.start if item.alias else document.start(item.node)
-    valid = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < float("inf")
+    valid = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= 1e300
     row: dict[str, Any] = {
         "row": i,
         "name": entry["name"],
@@ -251,8 +255,12 @@ def _settings(data: dict[str, Any]) -> dict[str, Any]:
 
 def _stride(settings: dict[str, Any]) -> int:
     """Steps between samples; 1 if the text has no valid number."""
-    stride = settings["stride"]
-    return stride if isinstance(stride, int) and stride >= 1 else 1
+    return _whole(settings["stride"]) or 1
+
+
+def _whole(value: Any) -> int | None:
+    """A positive number of a setting; None if the text has no valid one."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096 else None
 
 
 def _texts(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -264,11 +272,11 @@ def _texts(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any]) -> dict[str, Any]:
-    size, cameras = settings["image"]["size"], len(settings["image"]["cameras"])
-    window = settings["window"] if isinstance(settings["window"], int) else 1
+    size, cameras = _whole(settings["image"]["size"]), len(settings["image"]["cameras"])
+    window = _whole(settings["window"]) or 1
     disk, unsized = 0.0, []
     for row in rows:
-        each = size * size * _RESIZED_BYTES_PER_PIXEL * cameras if isinstance(size, int) and size else row["bytes"]
+        each = size * size * _RESIZED_BYTES_PER_PIXEL * cameras if size else row["bytes"]
         if each is None or row["drawn"] is None:
             unsized.append(row["name"])
         else:

@@ -21,6 +21,8 @@ from oxe_curate.editor.spans import Document, Found, Path, TextError, TextSpan, 
 
 Scalar = str | int | float | bool | None
 _PLAIN = re.compile(r"[A-Za-z_][\w./+@-]*", re.ASCII)
+_MAX_GAP = 10_000
+"""Characters of comments between a dash and its entry; the search takes quadratic time."""
 _DASH = re.compile(r"-(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))*[ \t]*$")
 
 
@@ -271,7 +273,7 @@ def _flow_entries(
 
 def _cut(document: Document, span: TextSpan, start: int) -> Splice:
     """Remove a block entry: from the end of the line before its dash to the end of its last line."""
-    dash = _DASH.search(document.text[:start])
+    dash = _DASH.search(document.text, max(start - _MAX_GAP, 0), start)
     if dash is None:
         raise TextError("the dash of the entry was not found; edit the text", start)
     line = document.line_start(dash.start())
@@ -287,7 +289,7 @@ def _like(document: Document, model: Found, entry: Add) -> str:
     start = document.start(model.node)
     if model.alias:
         start = model.span.start
-    dash = _DASH.search(document.text[:start])
+    dash = _DASH.search(document.text, max(start - _MAX_GAP, 0), start)
     if dash is None:
         raise TextError("the dash of the last entry was not found; edit the text", start)
     indent = " " * (dash.start() - document.line_start(dash.start()))

@@ -21,6 +21,8 @@ from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.storage import explain
 
 _MAX_BYTES = 4 << 20
+_MAX_COMPARED = 2000
+"""Changed lines that are matched with old ones, which takes quadratic time."""
 _BREAK = re.compile(r"(\r\n|\r|\n)")
 
 
@@ -83,6 +85,8 @@ def _lines_of(old: list[str], new: list[str]) -> list[int | None]:
     source: list[int | None] = [None] * len(new)
     source[:head] = range(head)
     source[len(new) - tail :] = range(len(old) - tail, len(old))
+    if max(len(old), len(new)) - head - tail > _MAX_COMPARED:
+        return source
     matcher = difflib.SequenceMatcher(
         None, old[head : len(old) - tail], new[head : len(new) - tail], autojunk=False
     )  # fmt: skip
@@ -90,6 +94,10 @@ def _lines_of(old: list[str], new: list[str]) -> list[int | None]:
         if tag == "equal" or i_end - i == j_end - j:
             source[head + j : head + j_end] = range(head + i, head + i_end)
     return source
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises for a loop of links
 
 
 class MixtureFile:
@@ -102,7 +110,7 @@ class MixtureFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.target = self.path.resolve()
+        self.target = _real(self.path)
         if not self.target.parent.is_dir():
             raise StorageError(f"{self.target.parent}: no such folder")
         self.read()
@@ -163,7 +171,7 @@ class MixtureFile:
         return True, Snapshot(data)
 
     def _check_place(self) -> None:
-        if self.path.resolve() != self.target or self.target.is_symlink():
+        if _real(self.path) != self.target or self.target.is_symlink():
             raise StorageError(f"{self.path}: points to another file than when the editor started; restart the editor")
 
     def _replace(self, data: bytes) -> None:

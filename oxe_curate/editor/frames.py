@@ -187,11 +187,12 @@ class FrameViewer:
         Uses tokenize's own functions, without bounds and index hashes: they decide neither the rows nor their order.
         """
         sources = resolve(mixture, self._index, where, self._catalogue.cards)
-        tasks = plan_shards(mixture, self._index, sources, {}, Folder.of(Path("unused")), DEFAULT_SHARD_BYTES, {})
-        draws = list(draw_episodes(tasks[0]))
+        plan = plan_shards(mixture, self._index, sources, {}, Folder.of(Path("unused")), DEFAULT_SHARD_BYTES, {})
+        first = plan.tasks[0]
+        draws = list(draw_episodes(plan.job, plan.part(0), first.validation))
         keys = [drawn.keys for drawn in draws] or [np.empty(0, np.uint64)]
         files = {path: i for s in sources for i, path in enumerate(self._index.files(s.dataset))}
-        return _FirstShard(tasks[0].output, len(tasks), sampling.order(np.concatenate(keys)), draws, files)
+        return _FirstShard(first.output, len(plan.tasks), sampling.order(np.concatenate(keys)), draws, files)
 
     def _episode(self, dataset: str, file: int, row: int) -> Episode:
         files = self._index.files(dataset)
@@ -211,7 +212,7 @@ class FrameViewer:
             span = episode.spans[role]
             shard = open_shard(source, episode.shard)
             shard.prefetch(*span)
-            frames = locate(shard.buffer, span, episode.source_steps, role)[episode.frame_index]
+            frames = locate(shard.buffer, span, episode.source_steps, role, shard.ensure)[episode.frame_index]
         offset, length = frames[step].tolist()
         return source.read_bytes(episode.shard, offset, length)
 

@@ -151,8 +151,8 @@ class Guard:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return PlainTextResponse("expected Content-Type: application/json\n", 415)
         length = headers.get("content-length", "")
-        if not length.isdigit():
+        if not (length.isascii() and length.isdigit()):
             return PlainTextResponse("missing Content-Length header\n", 411)
-        if int(length) > _MAX_BODY:
+        if len(length) > 15 or int(length) > _MAX_BODY:
             return PlainTextResponse("request body too large\n", 413)
         return None

@@ -147,6 +147,8 @@ def _text(body: dict[str, Any]) -> str:
     text = body.get("text")
     if not isinstance(text, str):
         raise ConfigError("text: expected a string")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ConfigError("text: half of a surrogate pair, which UTF-8 cannot hold; remove it")
     return text
 
 

@@ -87,7 +87,9 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
             beam_args=options.beam_args, progress=options.progress,
         )  # fmt: skip
         written = files | describe_files(folder, [task.output for task in todo])
-        changes = across.decide(IndexFiles(folder, written), options.criteria)
+        # decisions are a function of the files and the criteria: the same as before if neither changed
+        same = not resumed and written == known and previous.criteria == asdict(options.criteria)
+        changes = [] if same else across.decide(IndexFiles(folder, written), options.criteria)
     except BaseException:
         _restore(folder, previous, scanned, files)
         raise

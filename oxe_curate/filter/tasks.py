@@ -5,9 +5,13 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from oxe_curate.index import query
 from oxe_curate.index.store import Index
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,19 @@ class Tasks:
         return sorted(gone, key=lambda text: (-self.seen[text], text))
 
 
-def count_tasks(index: Index, dataset: str) -> Tasks:
-    """Count a data set's instructions. Raises DataError if an index file is damaged."""
+def tasks_of(rows: pl.LazyFrame) -> Tasks:
+    """Count the instructions of index rows: the columns `instructions` and `kept`."""
     import polars as pl
 
-    texts = query.scan_index(index, dataset).select(pl.col("instructions").alias("text"), "kept").explode("text")
-    counts = texts.drop_nulls("text").group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
-    rows = query.collect(counts).rows()
-    return Tasks(Counter({text: n for text, n, _ in rows}), Counter({text: n for text, _, n in rows if n}))
+    texts = rows.select(pl.col("instructions").alias("text"), "kept").explode("text").drop_nulls("text")
+    counts = texts.group_by("text").agg(pl.len().alias("seen"), pl.col("kept").sum())
+    counted = query.collect(counts).rows()
+    return Tasks(Counter({text: n for text, n, _ in counted}), Counter({text: n for text, _, n in counted if n}))
+
+
+def count_tasks(index: Index, dataset: str) -> Tasks:
+    """Count a data set's instructions. Raises DataError if an index file is damaged."""
+    return tasks_of(query.scan_index(index, dataset))
 
 
 def lost_tasks(index: Index) -> dict[str, list[str]]:

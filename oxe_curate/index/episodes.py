@@ -15,17 +15,26 @@ from oxe_curate.index.store import Index
 from oxe_curate.lru import LruCache
 from oxe_curate.storage import Folder
 
-_PLAIN = ("episode_id", "shard", "num_steps", "source_steps", "instruction", "instructions", "camera_spans")
+_PLAIN = (
+    "episode_id", "shard", "record_offset", "record_length", "record_crc", "num_steps", "source_steps",
+    "instruction", "instructions", "camera_spans",
+)  # fmt: skip
 _COLUMNS = (*_PLAIN, "instruction_index", "frame_index", "action", "proprio", "cameras")
 _CACHE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """An index row as arrays."""
+    """An index row as arrays.
+
+    Attributes:
+        record: (offset, length) of the record's data in the shard; `record_crc` is the masked CRC32C of the data.
+    """
 
     id: str
     shard: str
+    record: tuple[int, int]
+    record_crc: int
     num_steps: int
     source_steps: int
     instruction: str
@@ -88,6 +97,8 @@ class _IndexFile:
         return Episode(
             id=plain["episode_id"],
             shard=plain["shard"],
+            record=(plain["record_offset"], plain["record_length"]),
+            record_crc=plain["record_crc"],
             num_steps=plain["num_steps"],
             source_steps=plain["source_steps"],
             instruction=plain["instruction"],

@@ -88,6 +88,8 @@ _ADVICE = "run the same `oxe-curate filter` again (finished files are kept)"
 def _entry(data: Any, where: str) -> IndexFile:
     summary = config.build(Summary, data["summary"], where)
     shard = config.build(SourceShard, data["shard"], where)
+    if shard.path.startswith("/") or ".." in shard.path.split("/"):
+        raise ValueError(f"{where}: expected a path below the source, got {shard.path!r}")
     rest = {key: value for key, value in data.items() if key not in ("summary", "shard")}
     return IndexFile(**rest, summary=summary, shard=shard)
 

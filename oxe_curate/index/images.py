@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import simplejpeg
@@ -12,22 +14,98 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from oxe_curate.errors import DataError
+from oxe_curate.index.spool import Spool
+
+
+class ByteSource(Protocol):
+    """A file or buffer."""
+
+    def read(self, offset: int, length: int) -> bytes | memoryview:
+        """A part of it."""
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the bytes from `offset` on."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrames:
-    """Encoded frames in some buffers.
+    """Encoded frames in some files or buffers; they are read when they are needed.
 
     Attributes:
-        buffers: memoryviews of source shards, or bytes.
-        buffer: int64 (n,), index of each frame's buffer.
+        sources: files or buffers with encoded frames.
+        source: int64 (n,), which of `sources` has each frame.
         offset: int64 (n,). length: int64 (n,); 0 if there is no frame.
+        where: describes frame i for messages; None: frames may have any format and are not checked.
     """
 
-    buffers: Sequence[memoryview]
-    buffer: NDArray[np.int64]
+    sources: Sequence[ByteSource]
+    source: NDArray[np.int64]
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
+    where: Callable[[int], str] | None = None
+
+    def read(self, i: int) -> bytes | memoryview:
+        """The bytes of one frame, unchecked."""
+        source: ByteSource = self.sources[self.source[i]]
+        return source.read(int(self.offset[i]), int(self.length[i]))
+
+    def gather(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Read some frames.
+
+        Args:
+            chosen: int64 (m,), numbers of frames; -1 gives an empty value.
+
+        Returns:
+            uint8 (b,), their bytes one after the other, and int64 (m + 1,), where each begins and the last one ends.
+
+        Raises:
+            DataError: a frame is neither a JPEG nor a PNG, or is incomplete.
+        """
+        lengths = np.where(chosen >= 0, self.length[chosen], 0) if len(self.length) else np.zeros(len(chosen), np.int64)
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        data = np.empty(int(ends[-1]), np.uint8)
+        present = np.flatnonzero(lengths)
+        # in the order of the files, which disks and read-ahead prefer
+        present = present[np.lexsort((self.offset[chosen[present]], self.source[chosen[present]]))]
+        view, frames = memoryview(data.data), chosen[present]
+        columns = self.source[frames], self.offset[frames], ends[present], ends[present + 1]
+        for number, offset, start, stop in zip(*(column.tolist() for column in columns), strict=True):
+            self.sources[number].read_into(offset, view[start:stop])
+        if self.where is not None:
+            wanted = np.flatnonzero(chosen >= 0)
+            if len(bad := wanted[~are_complete(data, ends[wanted], lengths[wanted])]):
+                raise DataError(damaged_frame(self.where(int(chosen[bad[0]]))))
+        return data, ends
+
+
+def damaged_frame(where: str) -> str:
+    """The message for a frame that is no image."""
+    return (
+        f"{where}: expected a complete JPEG or PNG image, got other bytes. The source is damaged or has changed: "
+        "compare it with the original (`oxe-curate filter --verify`), or run filter again"
+    )
+
+
+_PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)
+
+
+def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which frames begin and end like a JPEG, or begin like a PNG: bool (n,).
+
+    Args:
+        data: uint8 (b,).
+        starts: int64 (n,), where each frame begins in `data`.
+        lengths: int64 (n,).
+    """
+    complete = np.zeros(len(starts), bool)
+    long = np.flatnonzero(lengths >= len(_PNG))
+    first, end = starts[long], starts[long] + lengths[long]
+    complete[long] = (
+        (data[first] == 0xFF) & (data[first + 1] == 0xD8) & (data[end - 2] == 0xFF) & (data[end - 1] == 0xD9)
+    )
+    rest = long[~complete[long]]
+    complete[rest] = (data[starts[rest, None] + np.arange(len(_PNG))] == _PNG).all(axis=1)
+    return complete
 
 
 def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
@@ -81,33 +159,36 @@ def recode(
     swap: NDArray[np.bool_],
     size: int | None,
     quality: int,
-    name: Callable[[int], str],
+    folder: Path | None = None,
 ) -> EncodedFrames:
     """Re-encode frames at `size` (None: their own), with red and blue swapped where `swap`; others pass through.
 
     Args:
         frames: n frames.
-        needed: bool (n,); the others come back empty.
+        needed: bool (n,); only these are re-encoded.
         swap: bool (n,).
         size: pixels of each side, or None.
         quality: of the JPEG, 1 to 100.
-        name: returns the episode of frame i, for error messages.
+        folder: for the temporary file that holds the new frames; None: the system's.
 
     Raises:
-        DataError: a frame cannot be decoded.
+        DataError: a frame cannot be decoded. StorageError: the temporary file cannot be written.
     """
-    parts: list[bytes] = []
-    for i, (buffer, offset, length) in enumerate(zip(frames.buffer, frames.offset, frames.length, strict=True)):
-        data = frames.buffers[buffer][offset : offset + length]
-        if not needed[i] or (size is None and not swap[i]):
-            parts.append(bytes(data) if needed[i] else b"")
-            continue
+    changed = np.flatnonzero(needed & (swap | (size is not None)))
+    if not len(changed):
+        return frames
+    spool = Spool(folder)
+    source, offset, length = frames.source.copy(), frames.offset.copy(), frames.length.copy()
+    where = frames.where or "frame {}".format
+    for i in changed.tolist():
+        data = frames.read(i)
+        if not are_complete(np.frombuffer(data, np.uint8), np.zeros(1, np.int64), np.array([len(data)]))[0]:
+            raise DataError(damaged_frame(where(i)))
         try:
             image = decode(data)
         except ValueError as error:
-            raise DataError(f"{name(i)}: a frame cannot be decoded ({error})") from None
+            raise DataError(f"{where(i)}: cannot be decoded ({error})") from None
         image = image[:, :, ::-1] if swap[i] else image
-        parts.append(encode(resize(np.ascontiguousarray(image), size) if size else image, quality))
-    lengths = np.array([len(part) for part in parts], np.int64)
-    joined = memoryview(b"".join(parts))
-    return EncodedFrames([joined], np.zeros(len(parts), np.int64), np.cumsum(lengths) - lengths, lengths)
+        encoded = encode(resize(np.ascontiguousarray(image), size) if size else image, quality)
+        source[i], offset[i], length[i] = len(frames.sources), spool.add(encoded), len(encoded)
+    return EncodedFrames([*frames.sources, spool], source, offset, length, frames.where)

@@ -13,7 +13,7 @@ from typing import Any
 from oxe_curate.errors import CorruptError, DataError
 from oxe_curate.rlds.varint import read_varint
 
-ReadBytes = Callable[[int, int], bytes]
+ReadBytes = Callable[[int, int], bytes | memoryview]
 """(offset, length) -> that part of a file; shorter at its end."""
 
 _DATA_PAGE, _DATA_PAGE_V2, _PLAIN = 0, 3, 0
@@ -52,7 +52,7 @@ def plain_pages(read: ReadBytes, start: int, size: int, levels: tuple[int, int])
         yield at, place
 
 
-def _page(header: bytes) -> tuple[int, int, int | None]:
+def _page(header: bytes | memoryview) -> tuple[int, int, int | None]:
     """Sizes of the header, of the body, and of the levels in the body (None where the levels have their own length).
 
     Field numbers are those of parquet.thrift's PageHeader, DataPageHeader and DataPageHeaderV2.
@@ -69,7 +69,7 @@ def _page(header: bytes) -> tuple[int, int, int | None]:
     raise DataError("its values are not PLAIN-encoded")
 
 
-def _struct(data: bytes, place: int) -> tuple[dict[int, Any], int]:
+def _struct(data: bytes | memoryview, place: int) -> tuple[dict[int, Any], int]:
     """Parse a Thrift struct: field number -> bool, int or struct; other types (in no page header) raise ValueError.
 
     Binary fields, which only statistics have, are skipped.

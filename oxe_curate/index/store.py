@@ -146,7 +146,8 @@ def read_table(out: Folder, path: str, entry: IndexFile, columns: Sequence[str] 
         footer = read_footer(file)
         if hashlib.sha256(footer).hexdigest() != entry.footer_sha256:
             raise DataError(_changed(out, path))
-        metadata = pq.read_metadata(pa.BufferReader(footer))
+        # parsing the footer costs more than reading it again, except over a network
+        metadata = None if out.is_local else pq.read_metadata(pa.BufferReader(footer))
         # pq.read_table would import pyarrow.dataset, which takes 0.2 s
         parquet = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
         table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)

@@ -5,6 +5,7 @@ Every function is plain numpy on lists of arrays, one (T, C) array per episode. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,7 @@ class Columns:
 
 def as_columns(array: NDArray[Any]) -> Floats:
     """A step feature as float64 (T, C)."""
-    return np.asarray(array, np.float64).reshape(len(array), -1)
+    return np.asarray(array, np.float64).reshape(len(array), math.prod(array.shape[1:]))
 
 
 def number_keys(episodes: Episodes, start: str) -> list[Columns]:

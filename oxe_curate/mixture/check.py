@@ -17,11 +17,12 @@ from oxe_curate.errors import ConfigError, quoted
 from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
-from oxe_curate.mixture.lines import Lines, read_lines
+from oxe_curate.mixture.lines import Lines, find_lines
 from oxe_curate.mixture.members import Member, MemberLookup
 from oxe_curate.mixture.shares import Breakdown, breakdown
 from oxe_curate.mixture.spec import Mixture
 from oxe_curate.mixture.texts import missing_file
+from oxe_curate.strict_yaml import YamlError, load_yaml
 
 _MAX_FINDINGS = 1000
 _FEW_EPOCHS, _MANY_EPOCHS = 1.0, 10.0
@@ -75,11 +76,11 @@ def check_text(
         cards: a folder of the user's own cards.
         base: folder to which paths of image-text sources are relative; None: the sources are not checked.
     """
-    lines = read_lines(text)
     try:
-        data = config.parse_yaml(text, where)
-    except ConfigError as error:
-        return [_from_parser(str(error), where)]
+        data, _, root = load_yaml(text, where)
+    except YamlError as error:
+        return [Problem("error", "invalid", None, error.line, None, error.reason, "Fix the YAML error.")]
+    lines = find_lines(root)
     findings = list(_duplicates_by_name(data, lines))
     try:
         mixture = config.build(Mixture, _without_duplicates(data), where)
@@ -106,15 +107,6 @@ def _sorted(findings: Sequence[Problem]) -> list[Problem]:
     message = f"{len(rest):,} more findings"
     advice = "Fix those above, and check again."
     return [*ordered[:_MAX_FINDINGS], Problem(rest[0].level, "more", None, None, None, message, advice)]
-
-
-def _from_parser(message: str, where: str) -> Problem:
-    rest = message.removeprefix(where)
-    number, _, reason = rest.removeprefix(":").partition(": ")
-    line = int(number) if number.isdigit() else None
-    return Problem(
-        "error", "invalid", None, line, None, reason.strip() if line else rest.lstrip(": "), "Fix the YAML error."
-    )
 
 
 def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Problem:

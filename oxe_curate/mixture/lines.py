@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import yaml
 
-from oxe_curate.strict_yaml import compose_yaml
-
 _PLACE = re.compile(r"(?P<path>datasets(?:\.\d+(?:\.\w+)*)?|\w+(?:\.\w+)*)(?:: | is )")
 
 
@@ -38,10 +36,10 @@ class Lines:
         return path, self.of(path) if path else None
 
 
-def read_lines(text: str) -> Lines:
-    """Find the keys of a YAML text; none if `parse_yaml` refuses it."""
+def find_lines(root: yaml.Node | None) -> Lines:
+    """Find the keys below the root node of a YAML text."""
     keys: dict[str, int] = {}
-    _walk(compose_yaml(text), "", keys)
+    _walk(root, "", keys)
     return Lines(keys)
 
 

@@ -7,11 +7,12 @@ the project, the name used there, and the source.
 from __future__ import annotations
 
 import functools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.mixture.spec import Mixture, read_mixture
 
 _HEADER = re.compile(
@@ -71,7 +72,7 @@ def find_published(name: str) -> Published:
         raise ConfigError(f"{name!r} is published by several projects; use {names}")
     if not own:
         everything = [*known, *(mixture.upstream for mixture in known.values())]
-        raise ConfigError(f"{name!r}: no such file or published mixture. {did_you_mean(name, everything)}")
+        raise ConfigError(f"{quoted(name)}: no such file or published mixture. {did_you_mean(name, everything)}")
     return own[0]
 
 
@@ -95,9 +96,10 @@ def resolve_mixture(name_or_path: str | Path) -> Path:
 def is_path(name_or_path: str | Path) -> bool:
     """Whether `resolve_mixture` takes this for a path."""
     path = Path(name_or_path)
-    return path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+    exists = os.path.exists(path)  # noqa: PTH110 (Path.exists raises for a name that is too long)
+    return exists or path.suffix in (".yaml", ".yml") or len(path.parts) > 1
 
 
 def is_packaged(path: Path) -> bool:
     """Whether a file belongs to the installed package, and must not be edited."""
-    return path.resolve().parent == _PACKAGED.resolve()
+    return Path(os.path.realpath(path)).parent == Path(os.path.realpath(_PACKAGED))

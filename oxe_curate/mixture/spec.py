@@ -17,9 +17,10 @@ from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.index.store import Index
 from oxe_curate.registry.card import IndexedRole
 
-MAX_ENTRIES = 1000
-"""Data sets of a mixture, and image-text sources: ten times as many as are published."""
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
+MAX_ENTRIES = 500
+"""Data sets of a mixture, and image-text sources: five times as many as are published."""
+MAX_NAME = 200
+_Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 _Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 """Copies of a step; a million of each is a mistake."""
 

@@ -20,6 +20,7 @@ from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.index import images, query
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool
+from oxe_curate.index.records import SourceRecords
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import variety
 from oxe_curate.mixture.sampling import episode_hashes
@@ -153,14 +154,15 @@ def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list
     role = next((role for role in _ROLES if role in episode.spans), None)
     if role is None:
         raise DataError(f"{episode.id}: no third-person camera; run filter with the default criteria")
-    pool = FramePool(index.source_of(EpisodeId.parse(episode.id).dataset), role)
-    start = pool.add(episode, steps, swap=False)
+    pool = FramePool(role)
+    source = index.source_of(EpisodeId.parse(episode.id).dataset)
+    record = SourceRecords(check=False).open(source, episode)
+    start = pool.add(record, episode, steps, swap=False)
     frames = pool.finish(ImageSpec())
     found = []
     for i in (start + steps).tolist():
-        data = frames.buffers[frames.buffer[i]][int(frames.offset[i]) : int(frames.offset[i] + frames.length[i])]
         try:
-            found.append(variety.thumbnail(images.decode(data)))
+            found.append(variety.thumbnail(images.decode(frames.read(i))))
         except ValueError as error:
             raise DataError(f"{episode.id}: cannot decode a frame of its {role} camera: {error}") from None
     return found

@@ -42,8 +42,7 @@ def load(name: str, cards_dir: Path | None = None) -> DatasetCard:
     if len(own) > 1:
         raise ConfigError(f"the alias {quoted(name)} is ambiguous; it is in the cards {', '.join(c.name for c in own)}")
     if not own:
-        known = {a for card in load_all(cards_dir).values() for a in (card.name, *card.aliases)}
-        suggestion = f" {close}" if (close := closest(name, known)) else ""
+        suggestion = f" {close}" if (close := closest(name, _known(tuple(paths.values())))) else ""
         raise ConfigError(
             f"no card for data set {quoted(name)}.{suggestion} If it is your own data set, pass its cards with --cards "
             "FOLDER; `oxe-curate inspect` drafts one."
@@ -113,6 +112,12 @@ def _paths(cards_dir: Path | None) -> dict[str, Path]:
         raise ConfigError(f"folder of cards not found: {cards_dir}")
     folders = [CARDS_DIR] if cards_dir is None else [CARDS_DIR, cards_dir]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+@functools.cache
+def _known(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    """Every name and alias."""
+    return tuple(name for card in map(_read, paths) for name in (card.name, *card.aliases))
 
 
 @functools.cache

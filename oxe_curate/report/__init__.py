@@ -13,7 +13,8 @@ from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
-from oxe_curate.report.gather import STEPS, gather_dataset
+from oxe_curate.report.actions import STEPS
+from oxe_curate.report.gather import gather_dataset
 from oxe_curate.report.thumbnails import read_thumbnails
 from oxe_curate.storage import explain, stderr_is_terminal
 

@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from oxe_curate.filter.tasks import Tasks
 from oxe_curate.index.index_json import DatasetEntry, Summary
-from oxe_curate.report.gather import AXES, Actions, Gathered, Histogram
+from oxe_curate.report.actions import AXES, Actions, Histogram
+from oxe_curate.report.gather import Gathered
 from oxe_curate.report.thumbnails import Thumbnail
 from oxe_curate.ui import svg
 from oxe_curate.ui.svg import Mark, number

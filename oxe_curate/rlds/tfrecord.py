@@ -29,8 +29,24 @@ Ensure = Callable[[int, int], None]
 
 def masked_crc(data: bytes | memoryview) -> int:
     """CRC32C rotated right by 15 bits plus a constant, as TFRecord stores it."""
-    crc = crc32c.crc32c(data)
+    return mask(crc32c.crc32c(data))
+
+
+def mask(crc: int) -> int:
+    """TFRecord's form of a CRC32C; see `masked_crc`."""
     return int(((crc >> 15) | (crc << 17)) + 0xA282EAD8 & 0xFFFFFFFF)
+
+
+def same_framing(head: bytes | memoryview, tail: bytes | memoryview, length: int, crc: int) -> bool:
+    """Whether the bytes before and after a record's data are those of a record of this length and data checksum.
+
+    Args:
+        head: `HEADER` bytes.
+        tail: `FOOTER` bytes.
+        length: of the data.
+        crc: the masked CRC of the data.
+    """
+    return _header.unpack(head) == (length, masked_crc(head[:8])) and _crc.unpack(tail) == (crc,)
 
 
 @dataclass(eq=False)
@@ -119,8 +135,7 @@ def check_framing(buffer: memoryview, offset: int, length: int, crc: int, ensure
     if ensure:
         ensure(start, HEADER)
         ensure(end, FOOTER)
-    found = (*_header.unpack_from(buffer, start), *_crc.unpack_from(buffer, end))
-    if found[0] != length or found[1] != masked_crc(buffer[start : start + 8]) or found[2] != crc:
+    if not same_framing(buffer[start:offset], buffer[end : end + FOOTER], length, crc):
         raise CorruptError(f"the record at byte {offset} is not the one that was recorded, so the file has changed")
 
 

@@ -1,11 +1,12 @@
 """Build one output shard: draw its samples, gather their frames by byte range, bin, shuffle, write.
 
-Plain functions that Beam only distributes. Memory stays close to the images of one shard, which are views of
-memory-mapped files.
+Plain functions that Beam only distributes. Images are read one row group at a time, so memory stays close to the
+numbers of one shard.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,45 +16,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.actions.bins import ActionBins
-from oxe_curate.actions.bounds import Bounds
 from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.index.episodes import Episode
-from oxe_curate.index.frame_pool import FramePool
+from oxe_curate.index.frame_pool import FramePool, ranges_needed
+from oxe_curate.index.records import SourceRecords
 from oxe_curate.mixture import sampling
-from oxe_curate.mixture.spec import IndexedDataset, Mixture
+from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
+from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
+_AHEAD = 32  # episodes, whose parts an object store sends meanwhile
 _TEXTS = ("dataset", "episode_id", "instruction")
-
-
-@dataclass(frozen=True)
-class TokenizeTask:
-    """Everything a worker needs to build one output shard.
-
-    Attributes:
-        output: file name, "train-00003-of-00024.parquet".
-        episodes: (position in `sources`, index file, row numbers in it), in the order of the index.
-        size: expected bytes of images, used to balance the workers.
-        fingerprint: hash of everything that determines the contents.
-    """
-
-    index: Folder
-    source: Folder
-    out: Folder
-    output: str
-    validation: bool
-    mixture: Mixture
-    sources: tuple[IndexedDataset, ...]
-    bounds: dict[str, Bounds]
-    episodes: tuple[tuple[int, str, tuple[int, ...]], ...]
-    size: int
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        """The output file, for messages."""
-        return f"{self.out}/{self.output}"
 
 
 @dataclass
@@ -68,6 +42,7 @@ class EpisodeDraw:
     """The samples that a shard draws from one episode, at least one.
 
     Attributes:
+        root: where the shards of its data set are.
         path, row: the index file and the episode's row in it.
         steps: int64 (n,), the current step of each sample, ascending.
         copies: int64 (n,), which copy of its step each sample is, from 0.
@@ -75,6 +50,7 @@ class EpisodeDraw:
     """
 
     source: IndexedDataset
+    root: Folder
     path: str
     row: int
     episode: Episode
@@ -98,28 +74,34 @@ class EpisodeDraw:
         return [*episode.instructions, episode.instruction], episode.instruction_index[self.steps].astype(np.int64)
 
 
-def draw_episodes(task: TokenizeTask) -> Iterator[EpisodeDraw]:
-    """Draw the samples of a task, episode by episode, in the order of the index. Reads no frame."""
-    mixture = task.mixture
-    for number, path, rows in task.episodes:
-        source = task.sources[number]
-        for row, episode in zip(rows, Episode.read(task.index, path, rows), strict=True):
-            steps, copies = sampling.draw(
-                source.entry.weight, mixture.seed, episode.id, episode.num_steps,
-                stride=mixture.stride, validation=task.validation,
-            )  # fmt: skip
-            if len(steps):
-                keys = sampling.order_keys(mixture.seed, episode.id, episode.num_steps, steps, copies)
-                yield EpisodeDraw(source, path, row, episode, steps, copies, keys)
+def draw_episodes(job: TokenizeJob, part: Any, validation: bool) -> Iterator[EpisodeDraw]:
+    """Draw the samples of a part of the plan, episode by episode, in the order of the index. Reads no frame."""
+    mixture = job.mixture
+    for planned in planned_episodes(job, part):
+        source, episode = job.sources[planned.source], planned.episode
+        steps, copies = sampling.draw(
+            source.entry.weight, mixture.seed, episode.id, episode.num_steps,
+            stride=mixture.stride, validation=validation,
+        )  # fmt: skip
+        if len(steps):
+            keys = sampling.order_keys(mixture.seed, episode.id, episode.num_steps, steps, copies)
+            root = job.roots[planned.source]
+            yield EpisodeDraw(source, root, planned.path, planned.row, episode, steps, copies, keys)
 
 
-def build_shard(task: TokenizeTask) -> Built:
-    """Build and publish one shard. Raises DataError or StorageError, naming the source shard and the episode."""
-    rows, keys, counts = _gather_rows(task)
+def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
+    """Build and publish one shard.
+
+    Raises:
+        DataError: a source shard is not the one that was filtered, or a frame is no image. CorruptError: a record is
+            damaged. StorageError: a file cannot be read or written. Each names the source shard and the episode.
+    """
+    records = SourceRecords(job.check_records)
+    rows, keys, counts = _gather_rows(job, task, records)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
-    if task.mixture.window > 1:
+    if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta)
+    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta, records.check_unchanged)
     return Built(steps_seen=len(keys))
 
 
@@ -144,14 +126,32 @@ class _Draft:
         return np.concatenate(self.arrays[column]) if column in self.arrays else np.empty((0, *shape), dtype)
 
 
-def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
+def _requested(
+    job: TokenizeJob, draws: Iterator[EpisodeDraw], records: SourceRecords
+) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
+    """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
+    waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
+    for drawn in draws:
+        seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
+        needed = np.unique(seen[seen_mask])
+        ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
+        records.request(drawn.root, drawn.episode, ranges)
+        waiting.append((drawn, needed, ranges))
+        if len(waiting) > _AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _gather_rows(
+    job: TokenizeJob, task: TokenizeTask, records: SourceRecords
+) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
     """Return the task's rows in the order of the index, the key of each row, and the rows per data set."""
-    mixture = task.mixture
+    mixture = job.mixture
     bins = ActionBins(mixture.bins)
     draft = _Draft()
-    pool = {role: FramePool(task.source, role) for role in mixture.image.cameras}
+    pool = {role: FramePool(role) for role in mixture.image.cameras}
     counts: dict[str, int] = {}
-    for drawn in draw_episodes(task):
+    for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
         name, episode, steps = drawn.source.entry.name, drawn.episode, drawn.steps
         counts[name] = counts.get(name, 0) + len(steps)
         draft.add("key", drawn.keys)
@@ -162,11 +162,12 @@ def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint6
         draft.add_text("instruction", *drawn.instructions())
         seen, seen_mask = sampling.windows(steps, mixture.window)
         ahead, ahead_mask = sampling.chunks(steps, mixture.chunk, episode.num_steps, mixture.window)
+        record = records.open(drawn.root, episode, ranges)
         for role, frames in pool.items():
-            base = frames.add(episode, np.unique(seen[seen_mask]), swap=role in drawn.source.bgr)
+            base = frames.add(record, episode, needed, swap=role in drawn.source.bgr)
         draft.add("frame", np.where(seen_mask, seen + base, -1))
         draft.add("observation_mask", seen_mask)
-        normalized = task.bounds[name].normalize(episode.action)
+        normalized = job.bounds[name].normalize(episode.action)
         draft.add("action", normalized[ahead])
         draft.add("bins", bins.encode(normalized)[ahead])
         draft.add("action_mask", ahead_mask)
@@ -174,6 +175,7 @@ def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint6
         draft.add("proprio", episode.proprio[steps].ravel())
         draft.add("proprio_width", np.full(len(steps), episode.proprio.shape[1]))
     window = mixture.window
+    folder = task.out.path() if task.out.is_local else None
     chunk = window + mixture.chunk - 1
     rows = shards.ShardRows(
         sample_id=pa.array(draft.sample_id, pa.string()),
@@ -181,7 +183,7 @@ def _gather_rows(task: TokenizeTask) -> tuple[shards.ShardRows, NDArray[np.uint6
         codes={name: np.concatenate(codes) if codes else np.empty(0, np.int32) for name, codes in draft.codes.items()},
         step=draft.joined("step", np.int32),
         frame=draft.joined("frame", np.int64, window),
-        frames={role: frames.finish(mixture.image) for role, frames in pool.items()},
+        frames={role: frames.finish(mixture.image, folder) for role, frames in pool.items()},
         action=draft.joined("action", np.float32, chunk, NUM_DIMENSIONS),
         bins=draft.joined("bins", np.uint8, chunk, NUM_DIMENSIONS),
         action_mask=draft.joined("action_mask", np.bool_, chunk),

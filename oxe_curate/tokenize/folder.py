@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from oxe_curate import config
+from oxe_curate import config, strict_yaml
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bounds import Bounds, parse_statistics
 from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.inputs import parse_json
 from oxe_curate.mixture.spec import Mixture
+from oxe_curate.sealed import CHECKSUM, check_seal
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS
+from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class MixtureFolder:
 
         Raises:
             ConfigError: the folder or its manifest is missing.
-            DataError: the manifest is damaged, or a file is missing or differs from its hash in the manifest.
+            DataError: the manifest is damaged, a file is missing or has another size, or a small file differs from its
+            hash in the manifest.
         """
         folder = Folder.of(uri)
         if not folder.exists(MANIFEST):
@@ -52,11 +53,12 @@ class MixtureFolder:
                 f"{folder}: {MANIFEST} not found; expected the --out of a finished `oxe-curate tokenize`. "
                 "If that command was interrupted, run it again to resume."
             )
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
+        _check_complete(folder, manifest)
         data: dict[str, bytes] = {}
         for name in (STATISTICS, TOKENS, RESOLVED):
             recorded = manifest["outputs"].get(name)
-            if recorded is None or not folder.exists(name):
+            if recorded is None:
                 raise DataError(f"{folder}/{name}: file is missing; run tokenize again (finished shards are kept)")
             data[name] = folder.read_bytes(name)
             if hashlib.sha256(data[name]).hexdigest() != recorded["sha256"]:
@@ -65,8 +67,10 @@ class MixtureFolder:
                     "Restore the file, or run tokenize again with --overwrite."
                 )
         try:
-            mixture = config.build(Mixture, yaml.safe_load(data[RESOLVED]), f"{folder}/{RESOLVED}")
-            statistics_json = json.loads(data[STATISTICS])
+            mixture = config.build(
+                Mixture, strict_yaml.parse_yaml(data[RESOLVED].decode(), f"{folder}/{RESOLVED}"), f"{folder}/{RESOLVED}"
+            )
+            statistics_json = parse_json(data[STATISTICS], f"{folder}/{STATISTICS}", DataError)
             return cls(
                 folder=folder,
                 manifest=manifest,
@@ -97,11 +101,56 @@ class MixtureFolder:
         )
 
 
-def _manifest(folder: Folder) -> dict[str, Any]:
+def read_manifest(folder: Folder) -> dict[str, Any]:
+    """Read and check the manifest, of this format or the one before. Raises DataError if it is damaged."""
+    where = f"{folder}/{MANIFEST}"
     try:
-        manifest = json.loads(folder.read_bytes(MANIFEST))
-        if isinstance(manifest["outputs"], dict) and isinstance(manifest["rows"]["train"], dict):
-            return dict(manifest)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DataError(f"{folder}/{MANIFEST}: damaged; delete it and run tokenize again (finished shards are kept)")
+        manifest = parse_json(folder.read_bytes(MANIFEST), where, DataError)
+        version = manifest["format"]
+        if version not in (1, TOKENIZE_FORMAT):
+            raise DataError(
+                f"{where}: format {str(version)[:20]} is not supported (expected {TOKENIZE_FORMAT}); use the version "
+                "of oxe-curate that wrote it"
+            )
+        if version > 1 and CHECKSUM not in manifest:
+            raise DataError(f"{where}: changed or damaged after it was written (no checksum)")
+        check_seal(manifest, where)
+        _check_counts(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        raise DataError(f"{where}: damaged. {_AGAIN}") from None
+    except DataError as error:
+        raise DataError(f"{error}. {_AGAIN}") from None
+    return {key: value for key, value in manifest.items() if key != CHECKSUM}
+
+
+_AGAIN = "Delete it and run tokenize again (finished shards are kept)"
+
+
+def _check_counts(manifest: dict[str, Any]) -> None:
+    """Raise ValueError or the like unless the rows of the shards add up to those of the splits."""
+    totals = {split: sum(counts.values()) for split, counts in manifest["rows"].items()}
+    listed = dict.fromkeys(totals, 0)
+    for name, entry in manifest["outputs"].items():
+        if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            raise TypeError
+        if "rows" in entry:
+            listed[name.partition("-")[0]] += entry["rows"]
+    if listed != totals or "train" not in totals:
+        raise ValueError
+
+
+def _check_complete(folder: Folder, manifest: dict[str, Any]) -> None:
+    """Compare the manifest with the folder in one listing. Raises DataError if a file is missing or resized."""
+    sizes = {name: size for name, is_folder, size in folder.list() if not is_folder}
+    outputs = manifest["outputs"]
+    missing = sorted(name for name in outputs if name not in sizes)
+    other = sorted(name for name in outputs if name in sizes and sizes[name] != outputs[name]["bytes"])
+    if not missing and not other:
+        return
+    first = (missing or other)[0]
+    detail = "is missing" if missing else f"has {sizes[first]:,} bytes, expected {outputs[first]['bytes']:,}"
+    more = len(missing) + len(other) - 1
+    rest = f", and {more} of {len(outputs)} other files are missing or resized" if more else ""
+    raise DataError(
+        f"{folder}/{first}: {detail}{rest}. Copy the folder again, or run tokenize again, which rebuilds such shards"
+    )

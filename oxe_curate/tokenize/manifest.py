@@ -17,16 +17,19 @@ from oxe_curate.index.query import count_kept
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, mixture_yaml
 from oxe_curate.mixture.texts import TextSource
+from oxe_curate.sealed import seal
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
-from oxe_curate.tokenize.build import TokenizeTask
+from oxe_curate.tokenize.checksum import FileHashes, hash_file
 from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
+from oxe_curate.tokenize.planned import TokenizeTask
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask
 
 MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
 )  # fmt: skip
+_THREADS = 8
 
 
 def finish(
@@ -40,17 +43,39 @@ def finish(
     hashes: Mapping[str, str],
     texts: Sequence[TextSource],
     out: Folder,
+    known: Mapping[str, FileHashes],
+    verify: bool,
 ) -> dict[str, Any]:
-    """Write the statistics, the resolved mixture and the action tokens, then the manifest."""
+    """Write the statistics, the resolved mixture and the action tokens, then the manifest.
+
+    Args:
+        spec: the mixture.
+        index: that it was drawn from.
+        sources: its data sets.
+        statistics: of each of them.
+        numbers: likewise.
+        tokens: the action tokens.
+        tasks: of all output shards.
+        hashes: of the index, see `index_hashes`.
+        texts: image-text sources.
+        out: the mixture's folder.
+        known: hashes of the shards that were checked before.
+        verify: read shards in an object store to hash them; local ones always are.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
     text = json.dumps({name: b.to_json() for name, b in statistics.items()}, indent=2) + "\n"
     out.publish_bytes(STATISTICS, text.encode())
     out.publish_bytes(RESOLVED, mixture_yaml(spec).encode())
     tokens.write(f"{out}/{TOKENS}")
     rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
     frames: dict[str, dict[str, int]] = {}
-    names = [*(task.output for task in tasks), STATISTICS, RESOLVED, TOKENS]
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        outputs = dict(zip(names, pool.map(lambda name: _hash(out, name), names), strict=True))
+    names = [task.output for task in tasks]
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashing and waiting release the GIL
+        found = pool.map(lambda n: known.get(n) or hash_file(out, n, whole=verify or out.is_local), names)
+        outputs = {name: _entry(entry) for name, entry in zip(names, found, strict=True)}
+    outputs |= {name: _hash(out.read_bytes(name)) for name in (STATISTICS, RESOLVED, TOKENS)}
     for task in tasks:
         meta = shards.read_shard_meta(out, task.output)
         split = task.output.split("-")[0]
@@ -61,6 +86,7 @@ def finish(
         outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
     manifest = {
         "format": TOKENIZE_FORMAT,
+        "plan": plan_id(tasks),
         "software": f"oxe-curate {__version__}",
         "mixture": spec.name,
         "seed": spec.seed,
@@ -77,22 +103,35 @@ def finish(
         },
         "inputs": {
             "source": index.source.uri,
+            **_roots(index, sources),
             "index": dict(hashes),
             **({"texts": {s.entry.name: s.sha256 for s in texts}} if texts else {}),
         },
         "outputs": outputs,
     }
-    out.publish_bytes(MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    out.publish_bytes(MANIFEST, (json.dumps(seal(manifest), indent=1) + "\n").encode())
     return manifest
 
 
-def _hash(out: Folder, name: str) -> dict[str, Any]:
-    if out.is_local:
-        with out.path(name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    else:
-        digest = hashlib.sha256(out.read_bytes(name))
-    return {"bytes": out.size(name), "sha256": digest.hexdigest()}
+def plan_id(tasks: Sequence[TokenizeTask | TextTask]) -> str:
+    """Hash of everything that determines the shards: two runs with the same one write the same shards."""
+    return hashlib.sha256("\n".join(f"{task.output} {task.fingerprint}" for task in tasks).encode()).hexdigest()
+
+
+def _roots(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, dict[str, str]]:
+    """Where the shards were read, of the data sets that are not in the index's own source."""
+    roots = {s.entry.name: index.source_of(s.dataset).uri for s in sources}
+    moved = {name: root for name, root in roots.items() if root != index.source.uri}
+    return {"sources": moved} if moved else {}
+
+
+def _entry(found: FileHashes) -> dict[str, Any]:
+    whole = {"sha256": found.sha256} if found.sha256 else {}
+    return {"bytes": found.size, **whole, "footer_sha256": found.footer_sha256}
+
+
+def _hash(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def _shares(sources: Sequence[IndexedDataset], index: Index, rows: dict[str, int]) -> dict[str, dict[str, float]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,14 @@ from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resol
 from oxe_curate.mixture.texts import open_texts
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import build, shards, text_build
-from oxe_curate.tokenize.build import Built, TokenizeTask
+from oxe_curate.tokenize import build, text_build
+from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
-from oxe_curate.tokenize.manifest import MANIFEST, TOKENS, finish
+from oxe_curate.tokenize.finished import find_finished
+from oxe_curate.tokenize.folder import read_manifest
+from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, plan_id
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
+from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
 
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
@@ -45,6 +51,9 @@ class TokenizeOptions:
         corpus: text files or folders for rule "counts".
         statistics: a published dataset_statistics.json that replaces the mixture's bounds.
         cards: a folder of the user's own cards, as given to filter.
+        source: root of all data sets, if they were moved or are read from a mirror.
+        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`.
+        verify: read every byte of finished shards in an object store; local ones always are.
         shard_bytes: bytes of images per output shard; a worker's memory is proportional to it.
         overwrite: replace another finished mixture, or its action tokens, in the output folder.
         workers: number of processes; None: as many as the work is worth.
@@ -57,6 +66,9 @@ class TokenizeOptions:
     corpus: tuple[Path, ...] = ()
     statistics: Path | None = None
     cards: Path | None = None
+    source: str | None = None
+    check_records: bool | None = None
+    verify: bool = False
     shard_bytes: int = DEFAULT_SHARD_BYTES
     overwrite: bool = False
     workers: int | None = None
@@ -66,13 +78,14 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """The manifest, and how many shards this run wrote and found finished."""
+    """The manifest, how many shards this run wrote and found finished, and those it found damaged and wrote again."""
 
     manifest: dict[str, Any]
     shards_done: int
     shards_kept: int
     seconds: float
     tokens: ActionTokens = field(repr=False)
+    damaged: tuple[str, ...] = ()
 
 
 def run_tokenize(
@@ -80,7 +93,7 @@ def run_tokenize(
 ) -> TokenizeResult:
     """Write a mixture's shards, statistics, action tokens and manifest to `out`.
 
-    Shards that an interrupted run of the same command finished are kept.
+    Shards that an interrupted run of the same command finished are kept if they are undamaged.
 
     Args:
         mixture: a mixture file, or the name of a published mixture.
@@ -90,14 +103,17 @@ def run_tokenize(
 
     Raises:
         ConfigError: the mixture, the index, the statistics or the tokenizer is wrong; `out` contains another mixture.
-        DataError: a source shard does not match the index. StorageError: something cannot be read or written.
+        DataError: a source shard is not the one that was filtered. CorruptError: a record of it is damaged.
+        StorageError: something cannot be read or written.
     """
     start = time.monotonic()
     options = options or TokenizeOptions()
     path = resolve_mixture(mixture)
     spec = with_statistics(read_mixture(path), options.statistics)
-    opened = Index.open(Folder.of(index))
-    claim_output(out, "mixture", {"index": index, "source": opened.source.uri})
+    opened = Index.open(Folder.of(index), options.source)
+    roots = dict.fromkeys(opened.source_of(dataset).uri for dataset in opened.datasets)
+    for root in roots or (opened.source.uri,):
+        claim_output(out, "mixture", {"index": index, "source": root})
     with hold_output(out, "mixture"):
         return _tokenize(spec, opened, path, Folder.of(out), options, start)
 
@@ -116,25 +132,75 @@ def _tokenize(
     numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
     statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, path.parent) for s in sources}
     hashes = index_hashes(opened, sources)
-    tasks = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes)
+    plan = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes, options.check_records)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
-    planned: list[TokenizeTask | TextTask] = [*tasks, *text_tasks]
-    done = {task.output for task in planned if _is_done(task)}
-    _check_out(folder, {task.output for task in planned}, done, tokens, options.overwrite)
-    todo = [task for task in planned if task.output not in done]
+    planned: list[TokenizeTask | TextTask] = [*plan.tasks, *text_tasks]
+    manifest = _recorded(folder, plan_id(planned))
+    recorded = manifest.get("outputs", {})
+    found = find_finished(folder, planned, recorded, options.verify)
+    ours = {*found.hashes, *(found.damaged if recorded else ())}
+    _check_out(folder, {task.output for task in planned}, ours, tokens, options.overwrite)
+    todo = [task.output for task in planned if task.output not in found.hashes]
+    if recorded and not todo and not folder.is_local and not options.verify and _same_files(folder, recorded, tokens):
+        return TokenizeResult(
+            manifest, 0, len(planned), time.monotonic() - start, tokens
+        )  # without a request per shard
     if todo:
+        _check_roots(opened, sources)
         folder.remove(MANIFEST)
-    worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
-    runner.run_tasks(
-        todo, _work, title="tokenize", workers=options.workers, bytes_per_worker=worth,
-        beam_args=options.beam_args, progress=options.progress,
+        job, located = plan.write(folder, todo)
+        del plan
+        worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
+        try:
+            runner.run_tasks(
+                [*located, *(task for task in text_tasks if task.output in set(todo))],
+                functools.partial(_work, job), title="tokenize", workers=options.workers, bytes_per_worker=worth,
+                beam_args=options.beam_args, progress=options.progress,
+            )  # fmt: skip
+        finally:
+            folder.remove(job.plan)
+    manifest = finish(
+        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder, found.hashes,
+        options.verify,
     )  # fmt: skip
-    manifest = finish(spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder)
-    return TokenizeResult(manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens)
+    return TokenizeResult(
+        manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens, tuple(found.damaged)
+    )
 
 
-def _work(task: TokenizeTask | TextTask) -> Built:
-    return text_build.build_text_shard(task) if isinstance(task, TextTask) else build.build_shard(task)
+def _check_roots(index: Index, sources: Sequence[IndexedDataset]) -> None:
+    """Raise StorageError if the folder of a data set is not where it was."""
+    for root in dict.fromkeys(index.source_of(source.dataset) for source in sources):
+        if not root.exists():
+            raise StorageError(
+                f"{root}: folder not found, from which the data sets were filtered. Give their new folder with --source, "
+                f"or set `source` in {index.folder}/index.json"
+            )
+
+
+def _work(job: TokenizeJob, task: TokenizeTask | TextTask) -> Built:
+    return text_build.build_text_shard(task) if isinstance(task, TextTask) else build.build_shard(job, task)
+
+
+def _recorded(out: Folder, plan: str) -> dict[str, Any]:
+    """The manifest of an earlier run with the same plan; empty if there is none."""
+    try:
+        manifest = read_manifest(out) if out.exists(MANIFEST) else {}
+    except DataError:
+        return {}
+    return manifest if manifest.get("plan") == plan else {}
+
+
+def _same_files(out: Folder, recorded: dict[str, Any], tokens: ActionTokens) -> bool:
+    """Whether the files besides the shards are those of the manifest, with these action tokens."""
+    try:
+        same = all(
+            hashlib.sha256(out.read_bytes(name)).hexdigest() == recorded[name]["sha256"]
+            for name in (STATISTICS, RESOLVED, TOKENS)
+        )
+    except (KeyError, StorageError):
+        return False
+    return same and not _other_tokens(out, tokens)
 
 
 def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
@@ -165,15 +231,6 @@ def _bounds(spec: Mixture, numbers: Numbers, source: IndexedDataset, base: Path)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     return replace(fitted, num_trajectories=numbers.episodes)
-
-
-def _is_done(task: TokenizeTask | TextTask) -> bool:
-    if not task.out.exists(task.output):
-        return False
-    try:
-        return bool(shards.read_shard_meta(task.out, task.output).get("fingerprint") == task.fingerprint)
-    except DataError:
-        return False
 
 
 def _check_out(out: Folder, planned: set[str], done: set[str], tokens: ActionTokens, overwrite: bool) -> None:

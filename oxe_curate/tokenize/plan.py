@@ -1,32 +1,87 @@
-"""The assignment of episodes to output shards, by hashes of their ids."""
+"""The assignment of episodes to output shards, by hashes of their ids: one pass over the small columns of the index."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import crc32c
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from oxe_curate import __version__
 from oxe_curate.actions.bounds import Bounds
+from oxe_curate.atomic import TEMPORARY
 from oxe_curate.errors import ConfigError
-from oxe_curate.index import query
-from oxe_curate.index.store import Index
+from oxe_curate.index.layout import VALUE_TYPES
+from oxe_curate.index.store import Index, split_of
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import IndexedDataset, Mixture
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize.build import TokenizeTask
+from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, pack_part, plan_schema
 
-if TYPE_CHECKING:
-    import polars as pl
-
-TOKENIZE_FORMAT = 1
+TOKENIZE_FORMAT = 2
 DEFAULT_SHARD_BYTES = 256 << 20
 """Bytes of images per output shard."""
+
+_PIECE = 1 << 16  # episodes whose ids are Python strings at a time
+_READ = (
+    "kept", "episode_id", "duplicate_of", "record_offset", "record_length", "record_crc", "num_steps", "source_steps",
+    "instruction", "instructions", "instruction_index", "camera_spans", "values_crc",
+)  # fmt: skip
+_COPIED = ("episode_id", "record_offset", "record_length", "record_crc", "num_steps", "source_steps", "instruction")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The episodes of every output shard.
+
+    Attributes:
+        job: common to all tasks.
+        tasks: one per output shard, not yet located in a file.
+        episodes: the columns of `plan_schema`, except those of the files, and `file`; ordered by output shard.
+        files: the columns that are the same for all rows of an index file; `file` numbers its rows.
+        limits: int64 (shards + 1,), where the episodes of each shard begin and the last ones end.
+    """
+
+    job: TokenizeJob
+    tasks: list[TokenizeTask]
+    episodes: Any
+    files: Any
+    limits: NDArray[np.int64]
+
+    def part(self, shard: int) -> Any:
+        """The record batch of one output shard."""
+        first, last = self.limits[shard : shard + 2].tolist()
+        own = self.episodes.slice(first, last - first)
+        shared = self.files.take(own["file"])
+        columns = dict(zip([*own.schema.names, *shared.schema.names], [*own.columns, *shared.columns], strict=True))
+        schema = plan_schema(self.job.mixture.image.cameras)
+        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+    def write(self, out: Folder, todo: Sequence[str]) -> tuple[TokenizeJob, list[TokenizeTask]]:
+        """Write the parts of the output shards `todo` to a file in `out`; return the job and the located tasks."""
+        name = f"{TEMPORARY}plan-{hashlib.sha256(''.join(t.fingerprint for t in self.tasks).encode()).hexdigest()[:16]}"
+        chosen = set(todo)
+        tasks: list[TokenizeTask] = []
+
+        def save(sink: Any) -> None:
+            start = 0
+            for number, task in enumerate(self.tasks):
+                if task.output in chosen:
+                    data = pack_part(self.part(number))
+                    sink.write(data)
+                    tasks.append(replace(task, start=start, length=len(data), crc=crc32c.crc32c(data)))
+                    start += len(data)
+
+        out.publish(name, save)
+        return replace(self.job, plan=name), tasks
 
 
 def plan_shards(
@@ -37,74 +92,205 @@ def plan_shards(
     out: Folder,
     shard_bytes: int,
     hashes: Mapping[str, str],
-) -> list[TokenizeTask]:
-    """Assign the episodes to output shards, one task each. Reads only ids and sizes.
+    check_records: bool | None = None,
+) -> Plan:
+    """Assign the episodes to output shards. Reads no numbers per step.
 
     `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
-    import polars as pl
-
-    found: list[tuple[int, str, NDArray[np.int64], NDArray[np.bool_], NDArray[np.float64], list[str]]] = []
+    cameras = spec.image.cameras
+    parts, costs, held = [], [], []
+    files: list[dict[str, Any]] = []
     for number, source in enumerate(sources):
-        kept = query.scan_index(index, source.dataset, source.entry.splits).filter("kept")
-        original = pl.coalesce("duplicate_of", "episode_id").alias("original")
-        columns = ["file", "row", "episode_id", original, "num_steps", "source_steps", _image_bytes(spec)]
-        frame = query.collect(kept.select(columns))
-        for (path,), part in frame.group_by("file", maintain_order=True):
-            # a duplicate is assigned like its original: never one to train and the other to validation
-            held = samples.held_out(part["original"].to_list(), spec.validation)
-            rows, ids = part["row"].to_numpy().astype(np.int64), part["episode_id"].to_list()
-            found.append((number, str(path), rows, held, _expected_bytes(part, spec, source.entry.weight), ids))
-    if not found:
+        found = _read(index, source, number, len(files), spec)
+        if found is not None:
+            parts.append(found.episodes)
+            files += found.files
+            costs.append(found.cost)
+            held.append(found.held)
+    if not parts:
         raise ConfigError(f"{index.folder}: no kept episode in the splits of the mixture")
+    episodes, cost, validation = pa.concat_tables(parts), np.concatenate(costs), np.concatenate(held)
+    del parts
+    of_file = episodes["file"].to_numpy()
+    edges = np.flatnonzero(np.diff(of_file, prepend=-1))
     decided = _fingerprint(spec, sources, bounds, hashes)
-    tasks = []
-    for validation in (False, True):
-        total = sum(float(cost[held == validation].sum()) for *_, held, cost, _ in found)
-        if not any((held == validation).any() for *_, held, _, _ in found):
+    job = TokenizeJob(
+        index=index.folder, mixture=spec, sources=tuple(sources), bounds=bounds, check_records=check_records,
+        roots=tuple(index.source_of(source.dataset) for source in sources),
+    )  # fmt: skip
+    shard = np.zeros(len(episodes), np.int64)
+    tasks: list[TokenizeTask] = []
+    for split in (False, True):
+        mine = np.flatnonzero(validation == split)
+        if not len(mine):
             continue
+        # added up file by file, in the same order in every release: the sum decides the number of shards
+        here = np.where(validation == split, cost, 0.0)
+        total = sum(float(part.sum()) for part in _by_file(cost, validation == split, edges))
         count = max(1, -int(-total // shard_bytes))
-        assigned = [samples.output_shards(spec.seed, ids, count) for *_, ids in found]
-        for shard in range(count):
-            episodes, size = [], 0.0
-            for (number, path, rows, held, cost, _), target in zip(found, assigned, strict=True):
-                mine = (held == validation) & (target == shard)
-                if mine.any():
-                    episodes.append((number, path, tuple(rows[mine].tolist())))
-                    size += float(cost[mine].sum())
-            name = f"{'validation' if validation else 'train'}-{shard:05d}-of-{count:05d}.parquet"
+        assign = functools.partial(samples.output_shards, spec.seed, shards=count)
+        target = _in_pieces(episodes["episode_id"].take(pa.array(mine)), assign)
+        shard[mine] = len(tasks) + target
+        sizes = np.bincount(target, here[mine], minlength=count)
+        for i in range(count):
+            name = f"{'validation' if split else 'train'}-{i:05d}-of-{count:05d}.parquet"
             digest = hashlib.sha256(f"{decided}:{name}:{shard_bytes}".encode()).hexdigest()
-            tasks.append(
-                TokenizeTask(
-                    index=index.folder, source=index.source, out=out, output=name, validation=validation, mixture=spec,
-                    sources=tuple(sources), bounds=bounds, episodes=tuple(episodes), size=max(int(size), 1),
-                    fingerprint=digest,
-                )
-            )  # fmt: skip
-    return tasks
+            tasks.append(TokenizeTask(out, name, max(int(sizes[i]), 1), digest))
+    order = np.argsort(shard, kind="stable")
+    limits = np.searchsorted(shard[order], np.arange(len(tasks) + 1))
+    columns, take = [], pa.array(order)
+    names = episodes.column_names
+    for name in names:  # one at a time, and dropped: the plan is in memory once
+        columns.append(episodes[name].combine_chunks().take(take))
+        episodes = episodes.drop_columns([name])
+    return Plan(job, tasks, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, cameras), limits)
 
 
-def _image_bytes(spec: Mixture) -> pl.Expr:
-    """Bytes of the source's images of the mixture's cameras, per episode."""
-    import polars as pl
-
-    # polars 1 reads a map as such a list, polars 2 as a map, which has no operations over its entries
-    span = pl.Struct({"offset": pl.Int64, "length": pl.Int64})
-    spans = pl.col("camera_spans").cast(pl.List(pl.Struct({"key": pl.String, "value": span})))
-    entry = pl.element().struct
-    of_camera = entry.field("key").is_in(spec.image.cameras)
-    lengths = pl.when(of_camera).then(entry.field("value").struct.field("length")).otherwise(0)
-    return spans.list.eval(lengths).list.sum().alias("image_bytes")
+def _by_file(
+    cost: NDArray[np.float64], chosen: NDArray[np.bool_], edges: NDArray[np.int64]
+) -> Iterator[NDArray[np.float64]]:
+    for part, keep in zip(np.split(cost, edges[1:]), np.split(chosen, edges[1:]), strict=True):
+        yield part[keep]
 
 
-def _expected_bytes(episodes: pl.DataFrame, spec: Mixture, weight: float) -> NDArray[np.float64]:
-    """Expected bytes of images of each episode, float64 (episodes,)."""
+def _in_pieces(names: Any, function: Callable[[list[str]], NDArray[Any]]) -> NDArray[Any]:
+    """Apply a function to a column of texts, some rows at a time."""
+    pieces = [function(names.slice(at, _PIECE).to_pylist()) for at in range(0, len(names), _PIECE)]
+    return np.concatenate(pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A data set's kept episodes."""
+
+    episodes: Any
+    files: list[dict[str, Any]]
+    cost: NDArray[np.float64]
+    held: NDArray[np.bool_]
+
+
+def _read(index: Index, source: IndexedDataset, number: int, first_file: int, spec: Mixture) -> _Read | None:
+    paths = [path for path in index.files(source.dataset) if split_of(path) in source.entry.splits]
+    if not paths:
+        return None
+    tables = [index.table(path, _READ) for path in paths]
+    sizes = [len(table) for table in tables]
+    table = pa.concat_tables(tables).combine_chunks()
+    starts = np.cumsum([0, *sizes])
+    file = np.repeat(np.arange(len(paths)), sizes)
+    row = np.arange(len(table)) - starts[file]
+    valued = np.asarray(table["values_crc"].is_valid())
+    steps = np.where(valued, table["num_steps"].to_numpy(), 0).astype(np.int64)
+    spans = _Spans(table["camera_spans"].combine_chunks())
+    exact = index.datasets[source.dataset].frames == "exact"
+    cameras = spans.counts if exact else np.zeros(len(table), np.int64)
+    columns = {
+        "steps_before": _before(steps, starts, file),
+        "frames_before": _before(steps * cameras, starts, file),
+        "cameras": cameras,
+        "row": row,
+        "file": first_file + file,
+    }
+    for role in spec.image.cameras:
+        columns |= dict(zip((f"{role}_offset", f"{role}_length", f"{role}_place"), spans.of(role), strict=True))
+    keep = np.asarray(table["kept"])
+    kept = pa.array(np.flatnonzero(keep))
+    if not len(kept):
+        return None
+    table = table.take(kept)
+    columns = {name: values[keep] for name, values in columns.items()}
+    has_index = table["instruction_index"].is_valid()
+    width = _proprio_width(index, paths)
+    schema = plan_schema(spec.image.cameras)
+    built: dict[str, Any] = {
+        "source": np.full(len(table), number),
+        **columns,
+        **{name: table[name] for name in (*_COPIED, "instruction_index", "values_crc")},
+        # only where steps differ: the others have the episode's instruction
+        "instructions": pc.if_else(has_index, table["instructions"], pa.scalar(None, pa.list_(pa.string()))),
+        "proprio_width": np.full(len(table), width),
+    }
+    types = {field.name: field.type for field in schema} | {"file": pa.int32()}
+    episodes = pa.table(
+        {
+            name: pa.array(values, types[name]) if isinstance(values, np.ndarray) else values
+            for name, values in built.items()
+        }
+    )
+    # a duplicate is assigned like its original: never one to train and the other to validation
+    original = pc.coalesce(table["duplicate_of"], table["episode_id"])
+    held = np.zeros(len(table), bool)
+    if spec.validation:
+        held = _in_pieces(original, lambda ids: samples.held_out(ids, spec.validation))
+    images = sum(np.maximum(columns[f"{role}_length"], 0) for role in spec.image.cameras)
+    cost = _expected_bytes(table, np.asarray(images), spec, source.entry.weight)
+    files = [_file(index, path) for path in paths]
+    return _Read(episodes, files, cost, held)
+
+
+def _before(counts: NDArray[np.int64], starts: NDArray[np.int64], file: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of the counts of earlier rows of the same file, int64 (n,)."""
+    sums = np.concatenate(([0], np.cumsum(counts)))
+    return np.asarray(sums[:-1] - sums[starts[file]])
+
+
+class _Spans:
+    """The column `camera_spans` as arrays."""
+
+    def __init__(self, column: Any) -> None:
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        offsets = np.asarray(column.offsets).astype(np.int64)
+        first, last = int(offsets[0]), int(offsets[-1])
+        self._offsets = offsets - first
+        self._keys = column.keys.slice(first, last - first)
+        items = column.items.slice(first, last - first)
+        self._places = [np.asarray(pc.struct_field(items, name)) for name in ("offset", "length")]
+        self.counts = np.diff(offsets)
+
+    def of(self, role: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Offset, length and place in the row's list of cameras, int64 (n,) each; place -1 and length 0 if missing."""
+        hits = np.flatnonzero(np.asarray(pc.equal(self._keys, role)))
+        rows = np.searchsorted(self._offsets, hits, side="right") - 1
+        found = [np.zeros(len(self.counts), np.int64), np.zeros(len(self.counts), np.int64)]
+        place = np.full(len(self.counts), -1, np.int64)
+        for column, values in zip(found, self._places, strict=True):
+            column[rows] = values[hits]
+        place[rows] = hits - self._offsets[rows]
+        return found[0], found[1], place
+
+
+def _proprio_width(index: Index, paths: Sequence[str]) -> int:
+    """Values of proprio per step, the same for all episodes of a data set; a row with another width is noticed."""
+    for path in paths:
+        proprio = index.table(path, ["proprio"])["proprio"].combine_chunks()
+        rows = proprio.flatten()
+        if len(rows):
+            return int(pc.list_value_length(rows)[0].as_py() or 0)
+    return 0
+
+
+def _file(index: Index, path: str) -> dict[str, Any]:
+    entry = index.entry(path)
+    at = {f"at_{name}": entry.values_at.get(name, -1) for name in VALUE_TYPES}
+    return {"path": path, "shard": entry.shard.path, "rows": entry.rows, **at}
+
+
+def _files_batch(files: Sequence[Mapping[str, Any]], cameras: tuple[str, ...]) -> Any:
+    schema = plan_schema(cameras)
+    names = ["path", "shard", "rows", *(f"at_{name}" for name in VALUE_TYPES)]
+    columns = [pa.array([file[name] for file in files], schema.field(name).type) for name in names]
+    return pa.RecordBatch.from_arrays(columns, names)
+
+
+def _expected_bytes(episodes: Any, images: NDArray[np.int64], spec: Mixture, weight: float) -> NDArray[np.float64]:
+    """Expected bytes of images of each episode, float64 (episodes,); `images`: bytes of the mixture's cameras."""
     stored = samples.stored_frames(episodes["num_steps"].to_numpy(), spec.window, spec.stride) * weight
     if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most about a byte per pixel
         frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(stored * frame)
     source_steps = np.maximum(episodes["source_steps"].to_numpy(), 1)
-    return np.asarray(episodes["image_bytes"].to_numpy().astype(np.float64) / source_steps * stored)
+    return np.asarray(images.astype(np.float64) / source_steps * stored)
 
 
 def _fingerprint(
@@ -125,11 +311,11 @@ def _fingerprint(
 
 
 def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, str]:
-    """One hash per data set, over its index files. Reads all of them, so call it once per run."""
+    """One hash per data set, over the hashes of its index files."""
     found = {}
     for source in sources:
         digest = hashlib.sha256()
         for path in index.files(source.dataset):
-            digest.update(hashlib.sha256(index.folder.read_bytes(path)).digest())
+            digest.update(f"{path}:{index.entry(path).footer_sha256}\n".encode())
         found[source.dataset] = digest.hexdigest()
     return found

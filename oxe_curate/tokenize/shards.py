@@ -1,15 +1,15 @@
 """Mixture shards: the Parquet schema, and writing a shard without copying images in Python.
 
-Images are a `binary_view` column whose views point into the memory-mapped source shards, so shuffling is a permutation
-of 16-byte views. In the file they are plain binary, PLAIN encoded and uncompressed (JPEG does not shrink further), so
-that any reader opens them and a trainer can find the byte offset of each image.
+Images are read from the source shards one row group at a time, so memory does not grow with the shard. In the file they
+are plain binary, PLAIN encoded and uncompressed (JPEG does not shrink further), so that any reader opens them and a
+trainer can find the byte offset of each image.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,49 +21,13 @@ from numpy.typing import NDArray
 from oxe_curate.errors import DataError
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink, read_tail
 
 _ROW_GROUP = 256
 """Frames of a camera per row group: rows if the window is 1, else rows times the window."""
 _META = b"oxe_curate"
-_WINDOW = 30  # bits: a source buffer over 2 GiB is split into overlapping windows that begin every GiB
-_INLINE = 12
-
-
-class FrameViews:
-    """The frames of a shard as Arrow `binary_view` values over the same memory, computed once, selected per row group.
-
-    The layout of a view (Arrow columnar format, "Variable-size Binary View"): int32 length, then up to 12 bytes
-    inline, or 4 bytes of prefix, int32 buffer, int32 offset.
-
-    Args:
-        frames: n frames.
-        used: bool (n,), which frames will be picked; the others are not read. None: all.
-    """
-
-    def __init__(self, frames: EncodedFrames, used: NDArray[np.bool_] | None = None) -> None:
-        self._windows: list[Any] = []
-        self._views = views = np.zeros((len(frames.length), 4), np.int32)
-        views[:, 0] = frames.length
-        views[:, 3] = frames.offset & ((1 << _WINDOW) - 1)
-        raw = views.view(np.uint8).reshape(-1, 16)
-        picked = np.ones(len(views), bool) if used is None else used
-        for i, data in enumerate(frames.buffers):
-            here = np.flatnonzero((frames.buffer == i) & picked)
-            views[here, 2] = len(self._windows) + (frames.offset[here] >> _WINDOW)
-            starts = range(0, max(len(data), 1), 1 << _WINDOW)
-            self._windows += [pa.py_buffer(data[start : start + 2**31 - 1]) for start in starts]
-            here = here[frames.length[here] > _INLINE]
-            raw[here, 4:8] = np.frombuffer(data, np.uint8)[frames.offset[here, None] + np.arange(4)]
-        for row in np.flatnonzero((frames.length <= _INLINE) & picked):
-            data, offset, length = frames.buffers[frames.buffer[row]], frames.offset[row], frames.length[row]
-            raw[row, 4:] = 0
-            raw[row, 4 : 4 + length] = np.frombuffer(data[offset : offset + length], np.uint8)
-
-    def pick(self, rows: NDArray[np.int64]) -> Any:
-        """A `binary_view` array of the given frames; -1 gives an empty value."""
-        picked = self._views[rows]
-        picked[rows < 0] = 0
-        return pa.Array.from_buffers(pa.binary_view(), len(picked), [None, pa.py_buffer(picked), *self._windows])
+_GROUP_BYTES = 128 << 20
+"""Bytes of images per row group; one with larger images has fewer rows."""
 
 
 def schema(cameras: Sequence[str], window: int) -> Any:
@@ -131,23 +95,16 @@ class ShardRows:
     proprio_width: NDArray[np.int64]
 
 
-def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: NDArray[np.int64]) -> Any:
-    """The rows `permutation`, in that order, as an Arrow table with images as views."""
-    n, window = len(permutation), rows.frame.shape[1]
-    actions = rows.action.shape[1]
+def shard_table(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
+    """The rows `permutation`, in that order, as an Arrow table. Raises DataError if a frame is damaged."""
+    window, actions = rows.frame.shape[1], rows.action.shape[1]
     plain = schema(list(rows.frames), window)
     columns: list[Any] = [rows.sample_id.take(pa.array(permutation))]
     columns += [_decode(rows, "dataset", permutation), _decode(rows, "episode_id", permutation)]
     columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
-    for role in rows.frames:
+    for found in rows.frames.values():
         frames = rows.frame[permutation].ravel()
-        encoded, padding = views[role].pick(frames), None
-        if window > 1:
-            encoded = encoded.cast(pa.binary())  # copies: the writer cannot slice views inside a list
-            padding = pa.array(frames < 0)
-        image = pa.StructArray.from_arrays(
-            [encoded, pa.nulls(n * window, pa.string())], ["bytes", "path"], mask=padding
-        )
+        image = _images(found, frames, padding=pa.array(frames < 0) if window > 1 else None)
         columns.append(image if window == 1 else _fixed(image, window))
     columns.append(_fixed(_sevens(rows.action[permutation]), actions))
     columns.append(_fixed(_sevens(rows.bins[permutation]), actions))
@@ -155,7 +112,17 @@ def shard_table(rows: ShardRows, views: Mapping[str, FrameViews], permutation: N
     columns.append(_fixed(pa.array(rows.action_mask[permutation].ravel()), actions))
     if window > 1:
         columns.append(_fixed(pa.array(rows.observation_mask[permutation].ravel()), window))
-    return pa.table(columns, names=plain.names)
+    return pa.table(columns, schema=plain)
+
+
+def _images(found: EncodedFrames, frames: NDArray[np.int64], padding: Any = None) -> Any:
+    """Hugging Face's `Image` structs of some frames, null where `padding`."""
+    data, ends = found.gather(frames)
+    if ends[-1] >= 1 << 31:
+        raise DataError(f"{found.where(int(frames.max())) if found.where else 'image'}: a row's images exceed 2 GiB")
+    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
+    encoded = pa.Array.from_buffers(pa.binary(), len(frames), buffers)
+    return pa.StructArray.from_arrays([encoded, pa.nulls(len(frames), pa.string())], ["bytes", "path"], mask=padding)
 
 
 def stored(rows: ShardRows) -> dict[str, int]:
@@ -193,22 +160,19 @@ def _proprio(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
 
 
 def write_shard_file(
-    out: Folder, path: str, rows: ShardRows, permutation: NDArray[np.int64], meta: Mapping[str, Any]
+    out: Folder,
+    path: str,
+    rows: ShardRows,
+    permutation: NDArray[np.int64],
+    meta: Mapping[str, Any],
+    check: Callable[[], None],
 ) -> None:
-    """Publish a shard, its rows in the order of `permutation`.
-
-    The ARROW:schema entry declares plain binary: with `binary_view`, a reader would fail on operations that Arrow does
-    not support for it (as Hugging Face streaming does).
-    """
+    """Publish a shard, its rows in the order of `permutation`; `check` is called after the last image was read."""
     window = rows.frame.shape[1]
-    plain = schema(list(rows.frames), window)
-    views = {}
-    for role, frames in rows.frames.items():
-        used = np.zeros(len(frames.length), bool)
-        used[rows.frame[rows.frame >= 0]] = True
-        views[role] = FrameViews(frames, used)
+    sizes = sum(np.where(rows.frame >= 0, f.length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
     _write(
-        out, path, plain, meta, lambda chosen: shard_table(rows, views, chosen), permutation, -(-_ROW_GROUP // window),
+        out, path, schema(list(rows.frames), window), meta, lambda chosen: shard_table(rows, chosen), permutation,
+        np.asarray(sizes), -(-_ROW_GROUP // window), check,
         dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
     )  # fmt: skip
 
@@ -245,18 +209,15 @@ def write_texts(
         permutation: int64 (n,).
         meta: metadata of the shard.
     """
-    views = FrameViews(frames)
 
     def table(chosen: NDArray[np.int64]) -> Any:
         picked = rows.take(pa.array(chosen))
-        image = pa.StructArray.from_arrays(
-            [views.pick(frame[chosen]), pa.nulls(len(chosen), pa.string())], ["bytes", "path"]
-        )
+        image = _images(frames, frame[chosen])
         columns = [image if name == "image" else picked[name] for name in _TEXT_SCHEMA.names]
-        return pa.table(columns, names=_TEXT_SCHEMA.names)
+        return pa.table(columns, schema=_TEXT_SCHEMA)
 
     _write(
-        out, path, _TEXT_SCHEMA, meta, table, permutation, _ROW_GROUP,
+        out, path, _TEXT_SCHEMA, meta, table, permutation, frames.length[frame], _ROW_GROUP,
         dictionary=("dataset", "question"), statistics=("dataset",),
     )  # fmt: skip
 
@@ -268,12 +229,17 @@ def _write(
     meta: Mapping[str, Any],
     table: Callable[[NDArray[np.int64]], Any],
     permutation: NDArray[np.int64],
+    sizes: NDArray[np.int64],
     group: int,
+    check: Callable[[], None] = lambda: None,
     *,
     dictionary: Sequence[str],
     statistics: Sequence[str],
 ) -> None:
-    """Write `table(rows)` for `group` rows of the permutation at a time; readers see the schema `plain`."""
+    """Write `table(rows)` for some rows of the permutation at a time; readers see the schema `plain`.
+
+    A row group has at most `group` rows, and fewer if the bytes of their images, `sizes`, exceed `_GROUP_BYTES`.
+    """
     metadata = {b"huggingface": _hugging_face(plain).encode(), _META: json.dumps(meta, sort_keys=True).encode()}
     arrow = plain.with_metadata(metadata).serialize().to_pybytes()  # Arrow's reader takes the metadata from here
     metadata[b"ARROW:schema"] = base64.b64encode(arrow)
@@ -281,22 +247,38 @@ def _write(
     compression = {leaf: "none" if leaf.startswith("image") and leaf.endswith(".bytes") else "zstd" for leaf in leaves}
 
     def save(sink: Any) -> None:
-        first = table(permutation[:group])
+        summed = ChecksumSink(sink)
         with pq.ParquetWriter(
-            sink,
-            first.schema,
+            summed,
+            plain,
             store_schema=False,
             compression=compression,
             use_dictionary=list(dictionary),
             write_statistics=list(statistics),
+            write_page_checksum=True,
         ) as writer:
-            writer.write_table(first)
-            # one table per row group: the writer cannot slice views inside a struct
-            for start in range(group, len(permutation), group):
-                writer.write_table(table(permutation[start : start + group]))
-            writer.add_key_value_metadata(metadata)
+            for chosen in _groups(permutation, sizes, group):
+                writer.write_table(table(chosen))
+            check()
+            writer.add_key_value_metadata({**metadata, CHECKSUM_KEY: PLACEHOLDER})
+            summed.begin_footer()
+        summed.finish()
 
     out.publish(path, save)
+
+
+def _groups(permutation: NDArray[np.int64], sizes: NDArray[np.int64], group: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each row group, at least one group."""
+    ends = np.cumsum(sizes[permutation])
+    start = 0
+    while True:
+        before = ends[start - 1] if start else 0
+        fitting = int(np.searchsorted(ends, before + _GROUP_BYTES, side="right"))
+        stop = min(start + group, max(fitting, start + 1), len(permutation))
+        yield permutation[start:stop]
+        start = stop
+        if start >= len(permutation):
+            return
 
 
 def _leaves(plain: Any) -> list[str]:
@@ -314,9 +296,9 @@ def _leaves(plain: Any) -> list[str]:
 
 def read_shard_meta(out: Folder, path: str) -> dict[str, Any]:
     """The metadata of a shard, from its footer. Raises DataError if it is not a mixture shard."""
+    tail = read_tail(out, path, out.size(path))
     try:
-        with out.open(path) as file:
-            footer = pq.read_metadata(file)
-        return {**json.loads(footer.metadata[_META]), "rows": footer.num_rows}
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{out}/{path}: not a mixture shard ({error})") from None
+        footer = pq.read_metadata(pa.BufferReader(tail))
+        return {**json.loads((footer.metadata or {})[_META]), "rows": footer.num_rows}
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{out}/{path}: not a mixture shard ({str(error)[:200]})") from None

@@ -18,6 +18,7 @@ from oxe_curate import __version__
 from oxe_curate.errors import DataError
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
+from oxe_curate.index.spool import Spool
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import ImageSpec, Mixture
 from oxe_curate.mixture.texts import TextFile, TextSource
@@ -126,7 +127,7 @@ def _units(
 
 def build_text_shard(task: TextTask) -> Built:
     """Build and publish one text shard. Raises DataError or StorageError, naming the file and the row."""
-    drawn = _Drawn()
+    drawn = _Drawn(Spool(task.out.path() if task.out.is_local else None))
     counts: dict[str, int] = {}
     for unit in task.units:
         source = task.sources[unit.source]
@@ -143,8 +144,8 @@ def build_text_shard(task: TextTask) -> Built:
             "answer": pa.array(drawn.answer, pa.string()),
         }
     )
-    place = np.array(drawn.place, np.int64).reshape(-1, 3)
-    frames = EncodedFrames(drawn.buffers, place[:, 0], place[:, 1], place[:, 2])
+    place = np.array(drawn.place, np.int64).reshape(-1, 2)
+    frames = EncodedFrames([drawn.spool], np.zeros(len(place), np.int64), place[:, 0], place[:, 1])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
     shards.write_texts(
@@ -155,16 +156,16 @@ def build_text_shard(task: TextTask) -> Built:
 
 @dataclass
 class _Drawn:
-    """Rows under construction; `place` is (buffer, offset, length) of each image, `frame` the image of each row."""
+    """Rows under construction; `place` is (offset, length) of each image, `frame` the image of each row."""
 
+    spool: Spool
     sample_id: list[str] = field(default_factory=list)
     dataset: list[str] = field(default_factory=list)
     question: list[str] = field(default_factory=list)
     answer: list[str] = field(default_factory=list)
     keys: list[NDArray[np.uint64]] = field(default_factory=list)
     frame: list[int] = field(default_factory=list)
-    buffers: list[memoryview] = field(default_factory=list)
-    place: list[tuple[int, int, int]] = field(default_factory=list)
+    place: list[tuple[int, int]] = field(default_factory=list)
 
 
 def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64], Any]]:
@@ -173,13 +174,14 @@ def _read(source: TextSource, unit: TextUnit) -> Iterator[tuple[NDArray[np.int64
         with source.folder.open(unit.file) as opened, pq.ParquetFile(opened) as parquet:
             at = 0
             for batch in parquet.iter_batches(_BATCH, row_groups=[unit.group], columns=source.columns.names):
+                batch.validate(full=True)  # texts that are not UTF-8
                 start, stop = max(unit.start - at, 0), min(unit.stop - at, len(batch))
                 if start < stop:
                     yield unit.first + at + np.arange(start, stop), batch.slice(start, stop - start)
                 at += len(batch)
                 if at >= unit.stop:
                     break
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{source.folder}/{unit.file}: damaged ({error})") from None
 
 
@@ -200,19 +202,18 @@ def _draw(
 
     answers = _texts(batch[columns.answer], columns.answer, where, empty=False)
     questions = _texts(batch[columns.question], columns.question, where) if columns.question else [""] * len(taken)
-    parts: list[bytes] = []
+    places: list[tuple[int, int]] = []
     for i, data in enumerate(_bytes(batch[columns.image])):
         if not data:
             raise DataError(f"{where(i)}: no image bytes; images given by a path must be embedded")
         try:
-            parts.append(images.encode_picture(data, task.image.size, task.image.quality))
+            encoded = images.encode_picture(data, task.image.size, task.image.quality)
         except ValueError as error:
             raise DataError(f"{where(i)}: cannot decode the image ({error}); remove the row") from None
-    lengths = [len(part) for part in parts]
-    offsets = np.cumsum([0, *lengths]).tolist()
+        places.append((drawn.spool.add(encoded), len(encoded)))
     repeats: list[tuple[int, int]] = []
     for i, (row, times) in enumerate(zip(rows[taken].tolist(), copies[taken].tolist(), strict=True)):
-        drawn.place.append((len(drawn.buffers), offsets[i], lengths[i]))
+        drawn.place.append(places[i])
         for copy in range(times):
             repeats.append((row, copy))
             drawn.sample_id.append(f"{name}/{row:08d}#{copy}" if copy else f"{name}/{row:08d}")
@@ -220,7 +221,6 @@ def _draw(
             drawn.question.append(questions[i])
             drawn.answer.append(answers[i])
             drawn.frame.append(len(drawn.place) - 1)
-    drawn.buffers.append(memoryview(b"".join(parts)))
     steps, numbers = np.array(repeats, np.int64).T
     drawn.keys.append(sampling.order_keys(task.seed, name, unit.file_rows, steps, numbers))
 

@@ -42,7 +42,9 @@ class DaskProcesses:
 
     def __enter__(self) -> "DaskProcesses":
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file, env=self.env)
+        self.scheduler = self._start(
+            "scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", self.file, env=self.env
+        )
         until(lambda: self.file.exists() and self.file.read_text(), "scheduler", self.scheduler)
         return self
 
@@ -62,19 +64,24 @@ class DaskProcesses:
         return str(json.loads(self.file.read_text())["address"])
 
     def add_worker(
-        self, env: Mapping[str, str] | None = None, address: str | None = None, extra: Sequence[str] = ()
+        self, env: Mapping[str, str] | None = None, extra: Sequence[str] = (), within: Sequence[str] = ()
     ) -> subprocess.Popen[str]:
-        where = [address] if address else ["--scheduler-file", self.file]
+        where = ["--scheduler-file", self.file]
         options = ["--nthreads", "1", "--no-nanny", "--host", "127.0.0.1", "--local-directory", self.folder, *extra]
         log = self.folder / f"worker-{len(self.workers)}.log"
-        self.workers.append(self._start("worker", *where, *options, env=env, log=log))
+        self.workers.append(self._start("worker", *where, *options, env=env, log=log, within=within))
         until(lambda: "Starting established connection" in log.read_text(), "worker", self.workers[-1])
         return self.workers[-1]
 
     def _start(
-        self, kind: str, *options: Any, env: Mapping[str, str] | None = None, log: Path | None = None
+        self,
+        kind: str,
+        *options: Any,
+        env: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        within: Sequence[str] = (),
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, options), "--no-dashboard"]
+        command = [*within, sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, options), "--no-dashboard"]
         with (log or self.folder / f"{kind}.log").open("w") as sink:
             # its own working directory: `python -m` would find the checkout in the current one
             return subprocess.Popen(
@@ -102,7 +109,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
 
 def tree(folder: Path) -> dict[str, bytes]:
     """Relative path -> contents of every file of an output folder, without run times."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".oxe-tmp-")]
     return {str(path.relative_to(folder)): _without_times(path) for path in files}
 
 
@@ -111,6 +118,6 @@ def _without_times(path: Path) -> bytes:
         return path.read_bytes()
     data = json.loads(path.read_text())
     for entry in data["datasets"].values():
-        entry.pop("seconds")
-    data.pop("checksum", None)
+        del entry["seconds"]
+    del data["checksum"]
     return json.dumps(data, sort_keys=True).encode()

@@ -1,6 +1,6 @@
-"""A Dask preload: each output file waits, written but not yet in its place, until a gate file appears.
+"""A Dask preload: a worker stops in the middle of each output file until a gate file appears.
 
-OXE_TEST_GATE names the gate; a worker that waits there says so in `<gate>.<pid>`.
+OXE_TEST_GATE names the gate; a worker that waits there says so in `<gate>.<pid>`. `<gate>-<file>` lets one file pass.
 """
 
 import os
@@ -16,13 +16,14 @@ gate = Path(os.environ["OXE_TEST_GATE"])
 
 
 def slowly(self: Folder, relative: str, write: Callable[[Any], None]) -> None:
-    def then_wait(sink: Any) -> None:
-        write(sink)
+    def wait_first(sink: Any) -> None:
         gate.with_name(f"{gate.name}.{os.getpid()}").write_text(relative)
-        while not gate.exists():
+        own = gate.with_name(f"{gate.name}-{relative.replace('/', '-')}")
+        while not gate.exists() and not own.exists():
             time.sleep(0.05)
+        write(sink)
 
-    publish(self, relative, then_wait if relative.endswith(".parquet") else write)
+    publish(self, relative, wait_first if relative.endswith(".parquet") else write)
 
 
 Folder.publish = slowly  # type: ignore[method-assign]

@@ -1,18 +1,21 @@
 """The runner: on one process, on several, killed, failing, and on Dask."""
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from oxe_curate.beam import runner
+from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError, WorkerError
 from oxe_curate.storage import Folder
 from tests import ROOT, bridge
@@ -39,11 +42,35 @@ class Double:
 def work(task: Double) -> None:
     if task.act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if task.act == "half":  # a report of 1,000 bytes, of which one is written
+        os.write(sender().fileno(), (1000).to_bytes(4, "big") + b"x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task.act == "crash":
+        sender().close()
+    if task.act == "bus":
+        os.kill(os.getpid(), signal.SIGBUS)
+    if task.act == "hang":
+        until(lambda: (task.out.path() / "go").exists())
     if task.act == "data":
         raise DataError(f"task {task.number} is damaged")
     if task.act == "bug":
         raise ZeroDivisionError("a bug")
     task.out.publish_bytes(task.output, str(2 * task.number).encode())
+
+
+def sender() -> Any:
+    """This worker's end of its pipe."""
+    from oxe_curate.beam import task
+
+    reporter: Any = task._reporter
+    return reporter.__closure__[0].cell_contents
+
+
+def until(event: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not event():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def slow(task: Double) -> None:
@@ -85,6 +112,43 @@ def test_a_killed_worker_is_detected(tmp_path: Path) -> None:
     assert time.monotonic() - start < 60
     run(tasks(tmp_path), workers=2)  # and the next run is none the worse
     assert len(list(tmp_path.iterdir())) == 7
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        ("half", WorkerError, r"was killed \(out of memory, or by a user\) while it worked on task 3, after \d of 7"),
+        ("bus", WorkerError, "was killed by SIGBUS: a file that it was reading was truncated"),
+        ("crash", WorkerError, "a worker process "),
+    ],
+)
+def test_a_worker_that_ends_while_it_reports_does_not_block_the_run(
+    tmp_path: Path, act: str, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        run(tasks(tmp_path, n3=act), workers=2)
+    assert not multiprocessing.active_children()
+    run(tasks(tmp_path), workers=2)
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_silent_worker_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(local, "_SILENCE", 0.05)
+    tell, told = local._tell_silence, []
+
+    def seen(*args: Any) -> None:
+        tell(*args)
+        told.append(args)
+        if any(worker.task == "task 3" for worker in args[0]):
+            (tmp_path / "go").touch()
+
+    monkeypatch.setattr(local, "_tell_silence", seen)
+    run(tasks(tmp_path, n3="hang"), workers=2)
+    said = capfd.readouterr().err
+    assert re.search(r"no task has finished for 0 minutes\. Running:\n(.*\n)*  process \d+: task 3, for 0 min", said)
+    assert "To end one: kill PID" in said
 
 
 @pytest.mark.parametrize("option", ["--direct_num_workers=many", "--runer=DataflowRunner"])

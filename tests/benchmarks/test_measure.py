@@ -33,6 +33,21 @@ def test_memory_is_summed_over_all_processes(data: Path, tmp_path: Path):
     assert done.touched is None
 
 
+FORGETFUL = """
+import json, subprocess, sys
+busy = "import time\\nwhile time.process_time() < 0.6: pass\\nprint(flush=True)\\ntime.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+child.stdout.readline(); child.kill()
+print(json.dumps({"seconds": 1}), flush=True)
+import os; os._exit(0)
+"""
+
+
+def test_processor_time_includes_processes_that_nobody_waits_for(data: Path, tmp_path: Path):
+    done = measure.run([sys.executable, "-c", FORGETFUL], [data], cold=False, log=tmp_path / "log")
+    assert done.cpu > 0.55
+
+
 def test_a_failure_shows_the_end_of_the_log(data: Path, tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"exit code 1\n(.|\n)*no such thing"):
         measure.run([sys.executable, "-c", "raise KeyError('no such thing')"], [data], cold=False, log=tmp_path / "log")

@@ -23,6 +23,31 @@ def oxe(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Com
     )  # fmt: skip
 
 
+def test_odd_paths_end_in_one_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    bridge.write(tmp_path / "in")
+    filtering = ("filter", tmp_path / "in", "-q", "--out")
+    for arguments, words in (
+        (("mixture", "check", tmp_path / "pipe.yaml"), "expected a regular file, got a pipe"),
+        (("mixture", "show", tmp_path / "zero.yaml"), "expected a regular file"),
+        (("mixture", "show", tmp_path / "loop.yaml"), "symbolic links"),
+        (("mixture", "show", tmp_path / ("x" * 300 + ".yaml")), "file not found"),
+        (("mixture", "show", "x" * 300), "no such file or published mixture"),
+        (("edit", tmp_path / "pipe.yaml"), "regular file"),
+        ((*filtering, tmp_path / ("x" * 300)), "too long"),
+        ((*filtering, tmp_path / "loop.yaml"), "cannot write"),
+        ((*filtering, tmp_path / "\udcff"), "expected UTF-8"),
+        ((*filtering, tmp_path / "out", "--criteria", tmp_path / "pipe.yaml"), "got a pipe"),
+        ((*filtering, tmp_path / "out", "--criterion", "too_short=" + "9" * 5000), "at most 300 digits"),
+    ):
+        result = oxe(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) < 5
+
+
 def flat(commands: dict, prefix: str = "") -> dict:
     found = {}
     for name, command in commands.items():

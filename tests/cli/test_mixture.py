@@ -22,6 +22,20 @@ def test_importing_the_commands_is_light() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
+def test_a_check_prints_a_bounded_number_of_lines(tmp_path: Path) -> None:
+    levels = [f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]" for i in range(1, 5)]
+    bomb = "\n".join(["b0: &b0 [x, x]", *levels, "name: m", "datasets: *b4", ""])
+    same = "name: m\ndatasets:\n" + "  - {name: viola, weight: 1}\n" * 5000
+    unknown = "name: m\ndatasets:\n" + "".join(f"  - {{name: violax{i}, weight: 1}}\n" for i in range(200))
+    long = f"name: {'x' * 10**5}\ndatasets: [{{name: {'y' * 10**5}, weight: {'9' * 200}}}]\n"
+    for number, text in enumerate((bomb, same, unknown, long)):
+        (tmp_path / f"{number}.yaml").write_text(text)
+        result = run("check", str(tmp_path / f"{number}.yaml"))
+        assert result.exit_code == 2
+        assert len(result.stdout.splitlines()) < 3000
+        assert len(result.stdout) < 300_000
+
+
 def test_show() -> None:
     result = run("show", "oxe_magic_soup_plus", "--samples", "1000000")
     assert result.exit_code == 0

@@ -203,17 +203,63 @@ def test_frames_are_jpegs(running):
         ("/api/histograms", b'{"datasets": ["bridge_dataset"], "low": 2}', 422),
         ("/api/samples", b'{"text": "name: x"}', 422),
         ("/api/save", b'{"text": 3}', 422),
+        ("/api/save", b'{"text": "\\ud800"}', 422),
+        ("/api/samples", b'{"text": "name: x", "offset": 1' + b"0" * 400 + b"}", 422),
+        ("/api/analyse", b'{"text": "", "samples": 1' + b"0" * 400 + b"}", 422),
+        ("/api/analyse", b'{"text": "", "samples": 1' + b"0" * 5000 + b"}", 400),
+        ("/api/edit", b'{"text": "name: m", "operation": {"op": "set", "path": ["seed"], "value": {}}}', 422),
+        (
+            "/api/edit",
+            b'{"text": "a: 1", "operation": {"op": "add", "datasets": {"' + b"x" * 10**6 + b'": 1e999}}}',
+            422,
+        ),
+        ("/api/edit", b'{"text": "name: m", "operation": {"op": "remove", "rows": [1e999]}}', 422),
+        ("/api/dataset", b'{"dataset": "' + b"x" * 10**6 + b'"}', 422),
     ],
+    ids=range(36),
 )
 def test_malformed_requests_are_explained(running, path, body, status):
     got, _, answer = ask(running, "POST", path, body, raw=True)
     assert got == status
     assert json.loads(answer)["error"]
     assert b"Traceback" not in answer
+    assert len(answer) < 3000
+
+
+BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}'] * 10)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB + MIXTURE, BOMB + "name: m\ndatasets: *b9\n", "name: " + "[" * 100_000, "seed: " + "9" * 5000,
+        "a: 1\n" * 100_000,
+        "name: m\ndatasets:\n" + "  - {name: viola, weight: 1}\n" * 10_000,
+        "name: m\ndatasets:\n" + "".join(f"  - {{name: x{i}, weight: 1}}\n" for i in range(3000)),
+        "name: m\ndatasets:\n  - {name: " + "x" * 400_000 + ", weight: 1}\n",
+    ],
+    ids=["bomb", "bomb as data sets", "brackets", "digits", "keys", "duplicates", "entries", "name"],
+)  # fmt: skip
+def test_a_hostile_text_is_answered_briefly(running, text):
+    for route in ("analyse", "check"):
+        status, _, answer = ask(running, "POST", f"/api/{route}", {"text": text})
+        assert status == 200
+        assert len(answer) < 500_000
+        assert route == "check" or not json.loads(answer)["ok"]
+    body = {"text": text, "operation": {"op": "remove", "rows": [0]}}
+    assert ask(running, "POST", "/api/edit", body)[0] in (200, 422)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "1e5", "-1", "%C2%B2"])
+def test_numbers_in_paths_are_small(running, number):
+    status, _, answer = ask(running, "GET", f"/api/frame/bridge_dataset/primary/0/0/{number}")
+    assert status == 404
+    assert len(answer) < 300
 
 
 def test_a_large_body_is_refused(running):
     assert ask(running, "POST", "/api/analyse", b"", raw=True, Content_Length=str(5 << 20))[0] == 413
+    assert ask(running, "POST", "/api/analyse", b"", raw=True, Content_Length="9" * 19)[0] in (400, 413)
     assert ask(running, "POST", "/api/analyse", b"0\r\n\r\n", raw=True, Content_Length=None, Transfer_Encoding="chunked")[0] in (411, 400)  # fmt: skip  # noqa: E501
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from oxe_curate import config, registry
 from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError, StorageError
+from oxe_curate.filter import across
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
@@ -268,3 +269,21 @@ def test_the_real_bridge_shard(shared: Path, tmp_path: Path) -> None:
         for frame in dict(row["cameras"])["primary"]:
             assert data[frame["offset"] :][:3] == b"\xff\xd8\xff"
             assert data[frame["offset"] : frame["offset"] + frame["length"]][-2:] == b"\xff\xd9"
+
+
+def test_episodes_are_compared_again_only_if_files_or_criteria_changed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    decide = across.decide
+    monkeypatch.setattr(across, "decide", lambda *given: compared.append(1) or decide(*given))
+    run(source, tmp_path)
+    written = tree(tmp_path)
+    run(source, tmp_path)
+    assert len(compared) == 1
+    assert tree(tmp_path) == written
+    run(source, tmp_path, criteria=Criteria(duplicate=True))
+    assert len(compared) == 2
+    (tmp_path / "index.json").rename(tmp_path / "unfinished.json")  # as a killed run leaves it
+    run(source, tmp_path, criteria=Criteria(duplicate=True))
+    assert len(compared) == 3

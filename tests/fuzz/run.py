@@ -30,10 +30,15 @@ OUTCOMES = ("refused", "same", "different", "fault", "hang", "killed")
 
 
 class Reader:
-    """A worker process over a copy of a workspace; a new one replaces it when it hangs or is killed."""
+    """A worker process over a workspace; a new one replaces it when it hangs or is killed.
 
-    def __init__(self, original: Path, folder: Path) -> None:
-        self._original, self._folder, self._number = original, folder, 0
+    The index names its source by an absolute path, so the workspace stays where it was made.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self._copy = folder / "workspace", folder / "copy"
+        make_workspace(self.root)
+        shutil.copytree(self.root, self._copy)
         self._process: subprocess.Popen[str] | None = None
         self._expected: dict[str, str] = {}
 
@@ -60,10 +65,7 @@ class Reader:
         return {"outcome": outcome, "detail": f"no answer; exit code {process.returncode}", "what": ""}
 
     def _start(self) -> subprocess.Popen[str]:
-        root = self._folder / f"copy-{self._number}"
-        self._number += 1
-        shutil.copytree(self._original, root)
-        command = [sys.executable, "-m", "tests.fuzz.worker", str(root)]
+        command = [sys.executable, "-m", "tests.fuzz.worker", str(self.root)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -71,12 +73,13 @@ class Reader:
         return self._process
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and restore the workspace."""
         if self._process:
             self._process.kill()
             self._process.communicate()
             self._process = None
-            shutil.rmtree(self._folder / f"copy-{self._number - 1}", ignore_errors=True)
+            shutil.rmtree(self.root)
+            shutil.copytree(self._copy, self.root)
 
 
 def is_failure(target: str, answer: dict[str, str]) -> bool:
@@ -112,21 +115,19 @@ def main() -> int:
     counts = {target: Counter[str]() for target in targets}
     failures: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        make_workspace(Path(folder, "workspace"))
-        reader = Reader(Path(folder, "workspace"), Path(folder))
+        reader = Reader(Path(folder))
         try:
             for target, number in rounds(targets, options.seconds, options.count):
                 answer = reader.read(target, seed, number)
                 counts[target][answer["outcome"]] += 1
                 if is_failure(target, answer):
-                    path = sorted(Path(folder, "workspace").glob(TARGETS[target].file))[0]
+                    path = sorted(reader.root.glob(TARGETS[target].file))[0]
                     what, damaged = mutation(path.read_bytes(), TARGETS[target].kind, seed, number)
                     options.save.mkdir(parents=True, exist_ok=True)
                     saved = options.save / f"{target.replace(' ', '-')}-{seed}-{number}{path.suffix}"
                     saved.write_bytes(damaged)
-                    line = (
-                        f"{target}: {answer['outcome']}: {answer['detail'] if answer['outcome'] != 'different' else ''}"
-                    )
+                    detail = "" if answer["outcome"] == "different" else answer["detail"]
+                    line = f"{target}: {answer['outcome']}: {detail}"
                     failures[line] += 1
                     if failures[line] == 1:
                         print(f"{line}\n    {what}\n    {saved}", flush=True)

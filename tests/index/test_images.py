@@ -1,13 +1,19 @@
+import errno
 import io
+import tempfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from oxe_curate.errors import DataError
+from oxe_curate.errors import DataError, StorageError
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
+from oxe_curate.index.spool import Spool
 
 
 def image_of(height: int = 60, width: int = 80) -> np.ndarray:
@@ -21,15 +27,24 @@ def png(image: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def frames(*items: bytes) -> EncodedFrames:
+class Held:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._data[offset : offset + length]
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        view[:] = self.read(offset, len(view))
+
+
+def frames(*items: bytes, where: Callable[[int], str] | None = None) -> EncodedFrames:
     lengths = np.array([len(i) for i in items])
     return EncodedFrames(
-        [memoryview(b"".join(items))], np.zeros(len(items), np.int64), np.cumsum(lengths) - lengths, lengths
+        [Held(b"".join(items))], np.zeros(len(items), np.int64), np.cumsum(lengths) - lengths, lengths, where
     )
-
-
-def bytes_of(found: EncodedFrames, i: int) -> bytes:
-    return bytes(found.buffers[0][found.offset[i] : found.offset[i] + found.length[i]])
 
 
 def test_png_and_jpeg_decode() -> None:
@@ -46,17 +61,57 @@ def test_resize_is_lanczos_and_ignores_the_aspect() -> None:
     assert images.resize(image_of(32, 32), 32).shape == (32, 32, 3)
 
 
-def test_recode_changes_only_what_it_must() -> None:
-    source = frames(png(image_of()), png(image_of()), png(image_of()))
+def test_recode_changes_only_what_it_must(tmp_path: Path) -> None:
+    source = frames(png(image_of()), png(image_of()), b"not needed")
     needed, swap = np.array([True, True, False]), np.array([False, True, True])
-    found = images.recode(source, needed, swap, None, 95, str)
-    assert bytes_of(found, 0) == png(image_of())
-    assert np.abs(images.decode(bytes_of(found, 1))[:, :, ::-1].astype(int) - image_of()).mean() < 3
-    assert found.length[2] == 0
-    small = images.recode(source, needed, np.zeros(3, bool), 24, 95, str)
-    assert images.decode(bytes_of(small, 0)).shape == (24, 24, 3)
+    found = images.recode(source, needed, swap, None, 95, tmp_path)
+    assert found.read(0) == png(image_of())
+    assert np.abs(images.decode(found.read(1))[:, :, ::-1].astype(int) - image_of()).mean() < 3
+    assert found.read(2) == b"not needed"
+    small = images.recode(source, needed, np.zeros(3, bool), 24, 95)
+    assert images.decode(small.read(0)).shape == (24, 24, 3)
+    assert images.recode(source, needed, np.zeros(3, bool), None, 95) is source
+    assert not list(tmp_path.iterdir())
 
 
-def test_an_undecodable_frame_is_named() -> None:
-    with pytest.raises(DataError, match="episode 0: a frame cannot be decoded"):
-        images.recode(frames(b"x"), np.array([True]), np.array([False]), 24, 95, lambda i: f"episode {i}")
+def test_a_damaged_frame_is_named() -> None:
+    source = frames(b"\xff\xd8 neither, nor", where="episode {}".format)
+    with pytest.raises(DataError, match="episode 0: expected a complete JPEG or PNG"):
+        images.recode(source, np.array([True]), np.array([False]), 24, 95)
+    source = frames(b"\xff\xd8 complete, but no JPEG\xff\xd9", where="episode {}".format)
+    with pytest.raises(DataError, match="episode 0: cannot be decoded"):
+        images.recode(source, np.array([True]), np.array([False]), 24, 95)
+
+
+def test_frames_are_gathered_and_checked() -> None:
+    jpeg = simplejpeg.encode_jpeg(image_of(), 95)
+    good = [jpeg, png(image_of()), jpeg[:2] + jpeg[-6:]]
+    source = frames(*good, b"", jpeg[:-1], jpeg[1:], b"\xff\xd8\xff\xd9", png(image_of())[1:], where="frame {}".format)
+    data, ends = source.gather(np.array([2, 0, -1, 1, 0]))
+    assert [data[a:b].tobytes() for a, b in pairwise(ends.tolist())] == [good[2], good[0], b"", good[1], good[0]]
+    for bad in range(3, 8):
+        with pytest.raises(DataError, match=f"frame {bad}: expected a complete"):
+            source.gather(np.array([0, bad, 1]))
+    assert len(source.gather(np.empty(0, np.int64))[0]) == 0
+    assert len(frames().gather(np.array([-1]))[0]) == 0
+
+
+def test_every_lost_end_of_a_jpeg_is_noticed() -> None:
+    jpeg = simplejpeg.encode_jpeg(image_of(16, 16), 50)
+    cut = [jpeg[:n] for n in range(len(jpeg))]
+    lengths = np.array([len(part) for part in cut])
+    complete = images.are_complete(np.frombuffer(b"".join(cut), np.uint8), np.cumsum(lengths) - lengths, lengths)
+    assert not complete.any()
+
+
+def test_a_full_disk_is_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool()
+    assert (spool.add(b"abc"), spool.add(b"de")) == (0, 3)
+    assert (spool.read(0, 3), spool.read(3, 2), spool.read(1, 3)) == (b"abc", b"de", b"bcd")
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(StorageError, match="temporary file for re-encoded frames: the disk is full"):
+        Spool()

@@ -11,8 +11,9 @@ from oxe_curate.index.index_json import Summary
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
 from oxe_curate.mixture.check import Problem, check_file, check_text, has_errors
-from oxe_curate.mixture.lines import read_lines
+from oxe_curate.mixture.lines import find_lines
 from oxe_curate.mixture.published import find_published
+from oxe_curate.strict_yaml import load_yaml
 from tests.mixture.sets import episode, flat_image, index_of
 
 
@@ -132,7 +133,8 @@ def test_a_schema_error_after_a_duplicate_has_the_right_line() -> None:
 
 
 def test_line_numbers_of_unusual_files() -> None:
-    lines = read_lines("\ufeff# c\r\nname: m\r\ndatasets: [{name: a, weight: 1},\r\n  {name: b}]\r\n")
+    text = "\ufeff# c\r\nname: m\r\ndatasets: [{name: a, weight: 1},\r\n  {name: b}]\r\n"
+    lines = find_lines(load_yaml(text, "m.yaml")[2])
     assert (lines.of("datasets.0.weight"), lines.of("datasets.1.name"), lines.of("datasets.1.weight")) == (3, 4, 4)
     assert lines.of("nowhere") is None
 

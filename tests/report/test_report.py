@@ -170,6 +170,45 @@ def test_statistics_are_those_of_all_and_of_the_kept(index: Index):
     }  # fmt: skip
 
 
+def test_a_large_data_set_counts_evenly_spaced_steps_and_all_extremes(index: Index, tmp_path: Path, monkeypatch):
+    every = gather_dataset(index, "bridge_dataset", 2, 2)
+    part = gather_dataset(index, "bridge_dataset", 2, 2, steps=15)
+    steps = index.datasets["bridge_dataset"].summary.steps_seen
+    assert every.actions.counted == every.actions.steps == steps == 57
+    assert part.actions.steps == steps
+    assert part.actions.counted == 14  # every fourth one, but one that is not finite
+    rows = [row for _, table in index.tables("bridge_dataset", ["kept", "action"]) for row in table.to_pylist()]
+    for some, chosen in ((part.actions.seen, rows), (part.actions.kept, [row for row in rows if row["kept"]])):
+        actions = np.concatenate([np.float32(row["action"]).reshape(-1, 7) for row in chosen])
+        actions = actions[np.isfinite(actions).all(axis=1)]
+        assert np.array_equal(some.min, actions.min(axis=0))
+        assert np.array_equal(some.max, actions.max(axis=0))
+        assert not np.array_equal(some.mean, actions.mean(axis=0, dtype=np.float64))
+    assert all(h.seen.sum() == 14 for h in part.actions.histograms)
+    assert all(np.isfinite(values).all() for values in (part.actions.seen.min, part.actions.seen.max))
+    assert (part.tasks, part.medians) == (every.tasks, every.medians)
+    monkeypatch.setattr("oxe_curate.report.STEPS", 15)
+    monkeypatch.setattr("oxe_curate.report._LEAST_STEPS", 1)
+    _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
+    assert "Counted: 14 of 57 steps, evenly spaced" in page.words
+
+
+def test_each_index_file_is_read_once_for_all_numbers(index: Index, monkeypatch):
+    reads = []
+    table = Index.table
+    monkeypatch.setattr(Index, "table", lambda self, path, columns: reads.append(path) or table(self, path, columns))
+    ticks = []
+    gather_dataset(index, "bridge_dataset", 0, 0, lambda: ticks.append(1))
+    assert sorted(reads) == index.files("bridge_dataset")
+    assert len(ticks) == len(reads) > 1
+
+
+def test_a_data_set_without_rows_has_no_numbers(index: Index, monkeypatch):
+    monkeypatch.setattr(Index, "files", lambda self, dataset: [])
+    found = gather_dataset(index, "bridge_dataset", 2, 2)
+    assert (found.actions, found.lengths, found.examples, found.medians) == (None, None, {}, {})
+
+
 def test_two_reports_are_equal(index: Index, tmp_path: Path):
     one, two = (write_report(index.folder.uri, tmp_path / f"{n}.html", progress=False) for n in "ab")
     assert one.read_bytes() == two.read_bytes()

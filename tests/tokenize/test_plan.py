@@ -5,9 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from oxe_curate.index.files import SourceShard
+from oxe_curate.index.index_json import Summary
+from oxe_curate.index.store import SCHEMA, IndexFiles, describe_file, write_table
 from oxe_curate.mixture.spec import ImageSpec, IndexedDataset, Mixture, MixtureEntry
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.plan import plan_shards
@@ -18,17 +20,17 @@ ENTRIES = (MixtureEntry("a", 2.0), MixtureEntry("b", 0.5))
 
 def index_file(name: str, episodes: int, steps: int, copies: dict[int, str], dropped: int | None = None) -> pa.Table:
     """Episodes of equal length; a step's primary frame has 100 bytes, and one step of the source was dropped."""
-    span = pa.struct([("offset", pa.int64()), ("length", pa.int64())])
     spans = [("primary", {"offset": 0, "length": 100 * (steps + 1)}), ("wrist", {"offset": 0, "length": 7})]
+    columns: dict[str, list[Any]] = {
+        "episode_id": [f"{name}/{i:05d}" for i in range(episodes)],
+        "duplicate_of": [copies.get(i) for i in range(episodes)],
+        "kept": [i != dropped for i in range(episodes)],
+        "num_steps": [steps] * episodes,
+        "source_steps": [steps + 1] * episodes,
+        "camera_spans": [spans] * episodes,
+    }
     return pa.table(
-        {
-            "episode_id": [f"{name}/{i:05d}" for i in range(episodes)],
-            "duplicate_of": pa.array([copies.get(i) for i in range(episodes)], pa.string()),
-            "kept": [i != dropped for i in range(episodes)],
-            "num_steps": pa.array([steps] * episodes, pa.int32()),
-            "source_steps": pa.array([steps + 1] * episodes, pa.int32()),
-            "camera_spans": pa.array([spans] * episodes, pa.map_(pa.string(), span)),
-        }
+        [pa.array(columns.get(field.name, [None] * episodes), field.type) for field in SCHEMA], schema=SCHEMA
     )
 
 
@@ -42,28 +44,36 @@ INDEX = {
 
 @pytest.fixture
 def index(tmp_path: Path) -> Any:
+    folder = Folder.of(tmp_path)
     for path, table in INDEX.items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, tmp_path / path)
+        shard = SourceShard(path=f"{path}.tfrecord", bytes=1, records=len(table), digest="")
+        write_table(folder, path, table, Summary(), "", shard)
+    files = IndexFiles(folder, {path: describe_file(folder, path) for path in INDEX})
     return SimpleNamespace(
         files=lambda dataset: [path for path in INDEX if path.startswith(f"{dataset}/")],
-        folder=Folder.of(tmp_path),
-        source=Folder.of("in"),
-        contents=SimpleNamespace(
-            folder=Folder.of(tmp_path), table=lambda path, columns: pq.read_table(tmp_path / path, columns=columns)
-        ),
+        folder=folder,
+        table=files.table,
+        entry=files.entry,
+        source_of=lambda dataset: Folder.of("in"),
+        datasets=dict.fromkeys("ab", SimpleNamespace(frames="span")),
     )
 
 
 def planned(index: Any, **settings: Any) -> dict[str, tuple[int, dict[str, tuple[int, ...]]]]:
     """Shard -> its size, and data set -> rows."""
     sources = [IndexedDataset(entry, entry.name, (), frozenset()) for entry in ENTRIES]
-    spec = Mixture("m", ENTRIES, **settings)
-    tasks = plan_shards(spec, index, sources, {}, Folder.of("out"), 6000, {})
-    assert all(task.validation == task.output.startswith("validation-") for task in tasks)
-    return {
-        t.output.removesuffix(".parquet"): (t.size, {ENTRIES[n].name: rows for n, _, rows in t.episodes}) for t in tasks
-    }
+    plan = plan_shards(Mixture("m", ENTRIES, **settings), index, sources, {}, Folder.of("out"), 6000, {})
+    assert all(task.validation == task.output.startswith("validation-") for task in plan.tasks)
+    found: dict[str, tuple[int, dict[str, tuple[int, ...]]]] = {}
+    for number, task in enumerate(plan.tasks):
+        rows: dict[str, tuple[int, ...]] = {}
+        for row in plan.part(number).to_pylist():
+            assert row["shard"] == f"{row['path']}.tfrecord"
+            assert row["path"].startswith(f"{ENTRIES[row['source']].name}/")
+            name = ENTRIES[row["source"]].name
+            rows[name] = (*rows.get(name, ()), row["row"])
+        found[task.output.removesuffix(".parquet")] = task.size, rows
+    return found
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,8 @@ def _result(done: _Done, saved: Saved, split: str, how: str, folder: Path, secon
 
 def _write(folder: Folder, result: Evaluation, done: _Done, saved: Saved) -> None:
     """Write the predictions, the page and, last, evaluation.json."""
-    folder.publish(_PREDICTIONS, lambda sink: pq.write_table(_table(done, saved), sink, compression="zstd"))
+    table = _table(done, saved)
+    folder.publish(_PREDICTIONS, lambda sink: pq.write_table(table, sink, compression="zstd", write_page_checksum=True))
     facts = {"data": Path(saved.config.data).name, "split": result.split, "base": Path(saved.config.base).name}
     if result.checkpoint is not None:
         facts["checkpoint"] = str(result.checkpoint)

@@ -11,6 +11,7 @@ from typing import Any
 
 from oxe_curate.atomic import TEMPORARY, flush, remove, replace_folder
 from oxe_curate.errors import DataError
+from oxe_curate.inputs import load_json
 from oxe_curate.train.loop.disk import disk_errors
 from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder
@@ -107,7 +108,7 @@ def last_checkpoint(run: RunFolder) -> Resumed | None:
 
 def _read_progress(path: Path) -> Progress:
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+        return Progress(**load_json(path, error=DataError))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: missing or damaged: {error}") from None
 

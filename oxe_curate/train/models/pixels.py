@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.inputs import load_json
 
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 """ImageNet's statistics as in the released checkpoints: rounded to bfloat16."""
@@ -45,7 +45,7 @@ class PixelNormalizer:
         if not path.is_file():
             return cls() if towers == 2 else cls((HALF,), (HALF,))
         try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            config: dict[str, Any] = load_json(path, constants=True)
             means, stds = (tuple(tuple(map(float, row)) for row in config[key]) for key in ("means", "stds"))
             made = cls(means, stds)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

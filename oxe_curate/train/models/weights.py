@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from oxe_curate.atomic import atomic_file
-from oxe_curate.errors import ConfigError, CorruptError
+from oxe_curate.errors import ConfigError, CorruptError, quoted
+from oxe_curate.inputs import load_json
 
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Quantization = Literal["nf4", "int8"]
@@ -89,7 +90,7 @@ class Checkpoint:
                     for name in opened.keys():  # noqa: SIM118 (not a mapping)
                         piece = opened.get_slice(name)
                         tensors[name] = StoredTensor(file, tuple(piece.get_shape()), _DTYPES[piece.get_dtype()])
-            except (SafetensorError, KeyError) as error:
+            except (SafetensorError, KeyError, OSError, ValueError, OverflowError, MemoryError) as error:
                 raise CorruptError(f"{folder / file}: truncated or damaged file ({error}); copy it again") from None
         lost = sorted(set(index["weight_map"]) - set(tensors)) if index else []
         if index and lost:
@@ -122,11 +123,13 @@ def _files(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: folder not found; expected a checkpoint with config.json and safetensors files")
     if (folder / INDEX).is_file():
+        index = load_json(folder / INDEX, error=CorruptError)
         try:
-            index = json.loads((folder / INDEX).read_text())
             files = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+        except (KeyError, AttributeError, TypeError) as error:
             raise CorruptError(f"{folder / INDEX}: not an index of shards: {error!r}") from None
+        if odd := [file for file in files if not isinstance(file, str) or Path(file).name != file]:
+            raise CorruptError(f"{folder / INDEX}: expected names of files in this folder, got {quoted(odd[0])}")
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise ConfigError(

@@ -14,6 +14,7 @@ from oxe_curate.actions.bins import ActionBins
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.sealed import seal
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.evaluation import curves
@@ -68,7 +69,7 @@ def test_gripper_accuracy_compares_sides():
 
 def test_a_gripper_that_never_moves_has_no_accuracy():
     entry = toy.statistics("a")["a"]
-    for key in ("min", "max", "mean"):
+    for key in ("min", "max", "mean", "q01", "q99"):
         entry["action"][key][6] = 1.0
     found = scored(np.zeros((1, 7)), np.zeros((1, 7)), bounds=Bounds.from_json(entry))
     assert found.gripper_accuracy is None
@@ -328,12 +329,14 @@ def test_another_mixture_is_refused(mixtures, tmp_path, toys):
     for file in (mixtures / "plain").iterdir():
         (other / file.name).write_bytes(file.read_bytes())
     statistics = json.loads((other / "dataset_statistics.json").read_text())
-    statistics["bridge_dataset"]["action"]["q99"][0] *= 2
+    statistics["bridge_dataset"]["action"]["q99"][0] *= 0.9
     (other / "dataset_statistics.json").write_text(json.dumps(statistics))
     manifest = json.loads((other / "manifest.json").read_text())
     sha256 = saved.file_sha256(other / "dataset_statistics.json")
-    manifest["outputs"]["dataset_statistics.json"]["sha256"] = sha256
-    (other / "manifest.json").write_text(json.dumps(manifest))
+    size = (other / "dataset_statistics.json").stat().st_size
+    manifest["outputs"]["dataset_statistics.json"] = {"bytes": size, "sha256": sha256}
+    del manifest["checksum"]
+    (other / "manifest.json").write_text(json.dumps(seal(manifest)))
     with pytest.raises(DataError, match="its statistics differ from those"):
         evaluate_run(run, data=str(other), progress=False)
 

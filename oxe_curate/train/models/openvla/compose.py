@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from oxe_curate.actions.tokenizers import candidates, read_vocabulary
 from oxe_curate.errors import ConfigError
+from oxe_curate.inputs import load_json
 from oxe_curate.train.models.openvla.config import Architecture, published_config
 from oxe_curate.train.models.openvla.model import MAX_FILE_BYTES, OpenVLA
 from oxe_curate.train.models.openvla.projector import Projector
@@ -100,9 +101,11 @@ def compose_checkpoint(
 def _text_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not the configuration of a language model: {error}") from None
+        config: dict[str, Any] = load_json(path, constants=True)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; not the configuration of a language model") from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: not the configuration of a language model: expected a JSON object")
     if "model_type" not in config or "vocab_size" not in config:
         raise ConfigError(f"{path}: model_type or vocab_size is missing; expected a causal language model")
     return config

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.inputs import load_json
 from oxe_curate.train.models.openvla.vit import PUBLISHED, VitConfig
 
 CONFIG = "config.json"
@@ -190,7 +191,4 @@ def _published(identifier: str, where: str) -> VitConfig:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: invalid JSON: {error}") from None
+    return load_json(path, constants=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.inputs import load_json
 from oxe_curate.train.models.roboflamingo import mosaic as flamingo_mosaic
 from oxe_curate.train.models.roboflamingo.heads import GPTHead, Head, LSTMHead, MLPHead
 from oxe_curate.train.models.roboflamingo.vit import ClipShape
@@ -88,7 +88,7 @@ class FlamingoSpec:
         """
         where = _config_file(folder)
         try:
-            data = json.loads(where.read_text(encoding="utf-8"))
+            data = load_json(where, constants=True)
             if data.get("model_type", MODEL_TYPE) != MODEL_TYPE:
                 raise ConfigError(f"{where}: model_type: expected {MODEL_TYPE!r}, got {data['model_type']!r}")
             if data.get("fusion", "post") != "post":
@@ -133,7 +133,7 @@ def _vision_shape(data: Mapping[str, Any], folder: Path) -> ClipShape:
     file = folder / VISION / CONFIG
     if not file.is_file():
         raise ConfigError(f"{file}: file not found; put a CLIP model in transformers' layout into {VISION}/")
-    return ClipShape.from_transformers(json.loads(file.read_text(encoding="utf-8")))
+    return ClipShape.from_transformers(load_json(file, constants=True))
 
 
 def _language_config(data: Mapping[str, Any]) -> Mapping[str, Any] | None:

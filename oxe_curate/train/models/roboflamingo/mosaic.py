@@ -7,7 +7,6 @@ So the last layer and its cross-attention do not take part in the policy; see `F
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.inputs import load_json
 from oxe_curate.train.models.roboflamingo.names import read_weights
 
 _MODEL_TYPE = "mosaic_gpt"
@@ -31,7 +31,9 @@ def read_mosaic_config(folder: Path) -> dict[str, Any] | None:
     where = folder / "config.json"
     if not where.is_file():
         return None
-    data = json.loads(where.read_text(encoding="utf-8"))
+    data = load_json(where, constants=True)
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected a JSON object")
     if data.get("model_type") != _MODEL_TYPE:
         return None
     supported = {"alibi": True, "no_bias": True, "prefix_lm": False, "mlp_ratio": 4, "embedding_fraction": 1}
