@@ -96,6 +96,7 @@ def throughput(folder: Path, shards: int, workers: Sequence[int]) -> list[dict[s
         rows.append(
             {"workers": count, "shards": shards, "seconds": round(seconds, 2), "shards_per_s": shards / seconds}
         )
+        print(rows[-1], flush=True)
     return rows
 
 
