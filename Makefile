@@ -27,7 +27,7 @@ test-latest: ## the whole test suite, with the newest versions that pyproject.to
 
 gcs-emulator: ## an emulator of Google Cloud Storage in .venv-gcs, with which the tests of gs:// run
 	$(PYTHON) -m venv .venv-gcs
-	.venv-gcs/bin/python -m pip --disable-pip-version-check install --quiet 'gcp-storage-emulator>=2026.7,<2027'
+	.venv-gcs/bin/python -m pip --disable-pip-version-check install --quiet 'gcp-storage-emulator==2026.7.19' 'google-crc32c==1.9.0'
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
