@@ -121,15 +121,15 @@ def job_size(folder: Path) -> dict[str, Any]:
     built = time.monotonic() - start
     return {
         "tasks": count,
-        "one task pickled": len(pickle.dumps(tasks[0])),
-        "all tasks pickled": count * len(pickle.dumps(tasks[0])),
-        "job file": out.size(job.file),
-        "graph": len(proto.SerializeToString()),
+        "bytes of one task, pickled": len(pickle.dumps(tasks[0])),
+        "bytes of all tasks, pickled one by one": count * len(pickle.dumps(tasks[0])),
+        "bytes of the job file": out.size(job.file),
+        "bytes of the graph": len(proto.SerializeToString()),
         "seconds to pack": round(packed, 2),
         "seconds to pack and build": round(built, 2),
         "cpu seconds": round(time.process_time() - used, 2),
         "seconds until Dask runs the first": round(_submission(folder, tasks), 1),
-        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "bytes of memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
@@ -162,7 +162,7 @@ def _submission(folder: Path, tasks: Sequence[scan.FilterTask]) -> float:
 def markdown(rows: Sequence[dict[str, Any]], job: dict[str, Any]) -> str:
     """The tables of results/cluster.md."""
     first = rows[0]["seconds"]
-    lines = ["# filter on a cluster", "", "; ".join(machine(RESULTS).values()), ""]
+    lines = ["# filter on a cluster", "", ", ".join(f"{name} {value}" for name, value in machine(RESULTS).items()), ""]
     lines += [f"Every read of a worker takes 50 ms longer; {rows[0]['shards']} shards.", ""]
     lines += ["| workers | seconds | shards/s | speed-up |", "|---:|---:|---:|---:|"]
     lines += [

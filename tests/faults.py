@@ -1,6 +1,7 @@
 """An HTTP proxy in front of an object store that counts requests and makes some of them fail."""
 
 import http.client
+import multiprocessing
 import socket
 import socketserver
 import struct
@@ -28,7 +29,9 @@ class Request:
 
     @property
     def is_read(self) -> bool:
-        """Whether it reads an object's bytes: a GET of an object, not a listing."""
+        """Whether it reads an object's bytes: a GET of an object, not of a listing or of metadata."""
+        if "/storage/v1/" in self.path:
+            return "alt=media" in self.query
         return self.method == "GET" and ("list-type" not in self.query) and self.path.count("/") > 1
 
 
@@ -41,12 +44,30 @@ class Fault:
     code: str = "SlowDown"
 
 
+@dataclass(frozen=True)
+class Reads:
+    """A rule: the first `times` reads of each range of each object with `part` in its path fail."""
+
+    fault: Fault
+    times: int = 10**9
+    part: str = ""
+    ranges_only: bool = False
+
+    def __call__(self, request: Request) -> Fault | None:
+        chosen = request.is_read and self.part in request.path and (request.range or not self.ranges_only)
+        return self.fault if chosen and request.number < self.times else None
+
+
+def no_faults(request: Request) -> Fault | None:
+    """A rule: nothing fails."""
+
+
 @dataclass
 class Proxy:
     """The proxy: set `rule` to choose faults; `requests` are those so far; `released` ends all stalls."""
 
     address: str = ""
-    rule: Callable[[Request], Fault | None] = lambda request: None
+    rule: Callable[[Request], Fault | None] = no_faults
     requests: list[Request] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
     _seen: Counter[tuple[str, str, str | None]] = field(default_factory=Counter)
@@ -62,7 +83,7 @@ class Proxy:
             self.requests.append(request)
         return request
 
-    def reset(self, rule: Callable[[Request], Fault | None] = lambda request: None) -> None:
+    def reset(self, rule: Callable[[Request], Fault | None] = no_faults) -> None:
         """Forget all requests, and choose faults by another rule."""
         with self._lock:
             self.requests.clear()
@@ -155,3 +176,54 @@ def proxy(upstream: str) -> Iterator[Proxy]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class ProxyProcess:
+    """A proxy in a process of its own: pyarrow's gs:// client holds the interpreter lock during some requests."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self.address = pipe.recv()
+
+    def _ask(self, *command: Any) -> Any:
+        self._pipe.send(command)
+        return self._pipe.recv()
+
+    def reset(self, rule: Callable[[Request], Fault | None] = no_faults) -> None:
+        """See `Proxy.reset`; the rule must be picklable."""
+        self._ask("reset", rule)
+
+    def release(self) -> None:
+        """End all stalls."""
+        self._ask("release")
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests so far."""
+        return list(self._ask("requests"))
+
+
+def _serve(upstream: str, pipe: Any) -> None:
+    with proxy(upstream) as made:
+        pipe.send(made.address)
+        while command := pipe.recv():
+            if command[0] == "reset":
+                made.reset(command[1])
+            elif command[0] == "release":
+                made.released.set()
+                made.released = threading.Event()
+            pipe.send(made.requests if command[0] == "requests" else None)
+
+
+@contextmanager
+def proxy_process(upstream: str) -> Iterator[ProxyProcess]:
+    """A proxy in front of `upstream` (host:port), in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(upstream, there), daemon=True)
+    process.start()
+    try:
+        yield ProxyProcess(here)
+    finally:
+        here.send(())
+        process.join(60)

@@ -35,11 +35,9 @@ class StoredObject(io.RawIOBase):
         super().__init__()
         self.name = name
         self._system, self._path = system, path
-        self._file = attempt(name, lambda: system.open_input_file(path), retries=retries)
-        facts = self._file.metadata() or {}
+        self._file, facts = attempt(name, lambda: _opened(system, path), retries=retries)
         self._facts = {key.lower(): value.decode(errors="replace") for key, value in facts.items()}
-        # asked for its size, a gs:// file would begin to download all of it, without releasing the interpreter lock
-        self._size = int(self._facts.get("size") or self._facts.get("content-length") or self._file.size())
+        self._size = int(self._facts["size"] if "size" in self._facts else self._file.size())
         self._position = 0
 
     def size(self) -> int:
@@ -126,6 +124,16 @@ class StoredObject(io.RawIOBase):
         data = self.read_at(self._size if length is None or length < 0 else length, self._position)
         self._position += len(data)
         return bytes(data)
+
+
+def _opened(system: Any, path: str) -> tuple[Any, Any]:
+    """An open object and its metadata. A gs:// file begins a download of all of it, at the first call of any method."""
+    file = system.open_input_file(path)
+    try:
+        return file, file.metadata() or {}
+    except ValueError as error:  # if that download fails, the file only says that it is closed
+        system.open_input_stream(path).close()  # fails likewise, and says why
+        raise OSError(str(error)) from error
 
 
 def as_arrow(opened: StoredObject) -> Any:
