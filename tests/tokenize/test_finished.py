@@ -14,6 +14,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.checksum import ChecksumSink, hash_file
+from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, s3
 from tests.mixture.test_texts import write as write_texts
@@ -223,6 +224,7 @@ def test_in_an_object_store_verify_reads_every_byte(
             patch.setattr(Folder, "read_bytes", lambda self, path, *a: reads.append(path) or real(self, path, *a))
             assert run().shards_done == 0
         assert not [path for path in reads if path.startswith("train-")]  # one listing
+        assert MixtureFolder.open(out.uri).shards("train") == names
         manifest = json.loads(out.read_bytes("manifest.json"))
         assert "sha256" not in manifest["outputs"][names[0]]
         data = bytearray(out.read_bytes(names[0]))
