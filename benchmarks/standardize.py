@@ -53,7 +53,7 @@ def main() -> None:
         for frames in ("span", "exact"):
             task = plan_tasks([dataset], Folder.of(source), FilterOptions(frames=frames))[0]
             scanner = Scanner(dataset, task.card, task.recipe)
-            shard = dataset.source.map(task.shard.path)
+            shard = memoryview(dataset.source.read_bytes(task.shard.path))
             episodes = [scanner.reader.read(shard, offset, length) for offset, length in tfrecord.records(shard)]
             steps = [episode.steps for episode in episodes]
             whole = best(partial(scan_shard, task)) / len(steps)

@@ -37,9 +37,6 @@ def test_reading_listing_removing(tmp_path: Path) -> None:
     ]
     assert folder.read_bytes("x/one", 2, 3) == b"234"
     assert (folder.size("x/one"), folder.exists("x/y"), folder.exists("z")) == (10, True, False)
-    assert bytes(folder.map("x/one")[4:6]) == b"45"
-    assert len(folder.map("x/y/two")) == 0
-    Folder.advise(folder.map("x/one"), 3, 2)
     folder.remove("x/one")
     folder.remove("x/one")
     assert not folder.exists("x/one")

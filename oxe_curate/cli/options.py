@@ -35,7 +35,7 @@ _STORE = {
     "requests": Annotated[
         int | None,
         typer.Option(
-            "--store-requests", min=1, help="gs:// and s3://: requests in flight per worker process (default: 16)."
+            "--store-requests", min=1, help="gs:// and s3://: requests in flight per worker process (default: 32)."
         ),
     ],
 }

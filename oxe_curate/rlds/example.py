@@ -1,4 +1,4 @@
-"""tf.train.Example scanned in place: numbers as views of the mapped shard, images as byte ranges.
+"""tf.train.Example scanned in place: numbers as views of the bytes read, images as byte ranges.
 
 The wire format (tensorflow/core/example/{example,feature}.proto):
 

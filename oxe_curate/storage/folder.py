@@ -7,7 +7,6 @@ renamed, so that a file that exists is complete.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether files can be mapped into memory."""
+        """Whether it is on a file system of this machine."""
         return "://" not in self.uri
 
     def sub(self, relative: str) -> Folder:
@@ -196,25 +195,6 @@ class Folder:
         """Open an object of a store; one request."""
         system, full = self._full(relative)
         return StoredObject(self._name(relative), system, full)
-
-    def map(self, relative: str) -> memoryview:
-        """Map a local file for random reading: pages are read as they are touched, without read-ahead."""
-        path = self.path(relative)
-        with explained(str(path)), path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                return memoryview(b"")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)
-            return memoryview(mapped)
-
-    @staticmethod
-    def advise(mapped: memoryview, offset: int, length: int) -> None:
-        """Ask the operating system to read a part of a mapped file ahead."""
-        if hasattr(mmap, "MADV_WILLNEED") and isinstance(mapped.obj, mmap.mmap):
-            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.obj.madvise(mmap.MADV_WILLNEED, start, offset + length - start)
 
     def publish(self, relative: str, write: Callable[[Any], None]) -> None:
         """Write a file with `write(sink)`; it appears complete or not at all."""

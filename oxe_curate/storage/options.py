@@ -25,7 +25,7 @@ class StoreOptions:
 
     retries: int = 5
     timeout: float = 30.0
-    requests: int = 16
+    requests: int = 32
 
     @classmethod
     def current(cls) -> StoreOptions:
