@@ -143,7 +143,7 @@ def main() -> None:
     lines = [
         f"# Benchmark: {args.name}", command,
         "\n".join(f"- {key}: {value}" for key, value in report.machine(HERE).items()),
-        f"One worker; the server waits {args.delay * 1000:.0f} ms before each answer. `shard MB/s`: size of the source "
+        f"One worker; the server waits {args.delay * 1000:.0f} ms before each answer. `MB/s`: size of the source "
         "shards (filter) or of the images written (tokenize) per second; `read`: bytes transferred.",
     ]  # fmt: skip
     for size in args.image_size:

@@ -209,13 +209,14 @@ def test_options_travel_with_the_pickled_function(monkeypatch: pytest.MonkeyPatc
     import pickle
 
     from oxe_curate.beam.fn import DoTask
+    from oxe_curate.beam.task import Share
 
     StoreOptions(retries=9, timeout=1.5, requests=3).apply()
     sent = pickle.dumps(DoTask(len))
     for field in ("RETRIES", "TIMEOUT", "REQUESTS"):
         monkeypatch.delenv(f"OXE_CURATE_STORE_{field}")
     assert StoreOptions.current() == StoreOptions()
-    pickle.loads(sent)._store.apply()
+    pickle.loads(sent).process(Share([]))
     assert StoreOptions.current() == StoreOptions(9, 1.5, 3)
 
 
