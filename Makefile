@@ -10,7 +10,7 @@ INSTALL = $(PIP) install --quiet $(CONSTRAINTS)
 TORCH ?= torch==2.13.0
 BUILD = 'hatchling>=1.27,<2' 'editables>=0.5,<1' setuptools wheel
 
-.PHONY: demo demo-train test test-latest lint lock docs fuzz bench clean
+.PHONY: demo demo-train test test-latest gcs-emulator lint lock docs fuzz bench clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
@@ -24,6 +24,10 @@ test: $(VENV)/.dev ## the whole test suite, with the locked versions
 test-latest: ## the whole test suite, with the newest versions that pyproject.toml allows
 	rm -rf .venv-latest
 	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
+
+gcs-emulator: ## an emulator of Google Cloud Storage in .venv-gcs, with which the tests of gs:// run
+	$(PYTHON) -m venv .venv-gcs
+	.venv-gcs/bin/python -m pip --disable-pip-version-check install --quiet 'gcp-storage-emulator==2026.7.19' 'google-crc32c==1.9.0'
 
 lint: $(VENV)/.dev ## style and types
 	$(BIN)/ruff check .
@@ -48,7 +52,7 @@ bench: $(VENV)/.dev ## the comparisons in benchmarks/ (see benchmarks/README.md 
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
 clean:
-	rm -rf $(VENV) .venv-latest demo benchmarks/data
+	rm -rf $(VENV) .venv-latest .venv-gcs demo benchmarks/data
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -155,9 +155,12 @@ def _plan(
         found.append(inspect(tasks, work))
         raise _PlannedError
 
+    source = folder / "source"  # of an index that was not filtered from anything
+    source.mkdir(exist_ok=True)
     with mock.patch.object(runner, "run_tasks", stop):
         try:
-            run_tokenize(mixture, folder / "index", _fresh(folder, "tokenized"), TokenizeOptions(progress=False))
+            options = TokenizeOptions(progress=False, source=str(source))
+            run_tokenize(mixture, folder / "index", _fresh(folder, "tokenized"), options)
         except _PlannedError:
             return found[0]
     raise AssertionError("tokenize had no tasks")

@@ -191,8 +191,7 @@ class RemoteShard(ShardBytes):
         with self._lock:
             self._request(first, stop, ahead=True)
             waited = [future for future, (a, b) in self._coming.items() if a < stop and b > first]
-        for future in waited:
-            future.result()
+        self._finish(waited)
 
     def prefetch_many(self, ranges: Iterable[tuple[int, int]]) -> None:
         """See ShardBytes."""
@@ -213,12 +212,19 @@ class RemoteShard(ShardBytes):
         """See ShardBytes."""
         with self._lock:
             waited = list(self._coming)
-        for future in waited:
-            future.result()
+        self._finish(waited)
 
     def check_unchanged(self) -> None:
         """See ShardBytes; one request."""
         self._object.check_unchanged()
+
+    def _finish(self, requests: Iterable[Future[None]]) -> None:
+        try:
+            for request in requests:
+                request.result()
+        except StorageError:
+            self._object.check_unchanged(retries=0)  # if it was replaced, that is the cause
+            raise
 
     def _request(self, first: int, stop: int, ahead: bool) -> None:
         """Request the missing pages of a range, and with `ahead` some more."""

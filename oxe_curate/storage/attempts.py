@@ -23,13 +23,16 @@ _SLOWEST = 1 << 20
 _Value = TypeVar("_Value")
 
 
-def attempt(name: str, call: Callable[[], _Value], *, size: int = 0, patience: float = 1.0) -> _Value:
+def attempt(
+    name: str, call: Callable[[], _Value], *, size: int = 0, patience: float = 1.0, retries: int | None = None
+) -> _Value:
     """Make a request; repeat it after failures that may pass, with exponential pauses and full jitter.
 
     Args:
         name: of the object, for messages.
         call: makes the request; it may be called again while an earlier call still hangs.
         size: bytes that the request moves.
+        retries: if not those of the options.
         patience: multiplies the time limit (a listing is many requests).
 
     Raises:
@@ -37,13 +40,14 @@ def attempt(name: str, call: Callable[[], _Value], *, size: int = 0, patience: f
     """
     options = StoreOptions.current()
     start = time.monotonic()
-    for tries in range(1, options.retries + 2):
+    retries = options.retries if retries is None else retries
+    for tries in range(1, retries + 2):
         try:
             return _limited(call, options.timeout * patience + size / _SLOWEST)
         except (OSError, pa.ArrowException) as error:
             if not may_pass(error):
                 raise StorageError(f"{name}: {explain_request(error)}") from error
-            if tries > options.retries:
+            if tries > retries:
                 counted = f"{tries} tries in {time.monotonic() - start:.0f} s" if tries > 1 else "1 try"
                 raise StorageError(
                     f"{name}: {explain_request(error)} ({counted}). Run the same command again: finished work is kept. "
@@ -62,7 +66,7 @@ def _limited(call: Callable[[], _Value], seconds: float) -> _Value:
     except TimeoutError as error:
         if done.done():
             raise
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from error
+        raise TimeoutError(f"no answer within {seconds:.3g} s") from error
 
 
 def _run(call: Callable[[], _Value], done: Future[_Value]) -> None:

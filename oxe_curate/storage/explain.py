@@ -38,7 +38,7 @@ def explain(error: OSError) -> str:
     return known or (error.strerror or str(error).splitlines()[0] if str(error) else type(error).__name__)
 
 
-_S3 = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))? during (\w+) operation: (.*)", re.DOTALL)
+_S3 = re.compile(r"AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))? during (\w+) operation:\s*(.*)", re.DOTALL)
 _S3_CODE = re.compile(r"ExceptionName: (\w+)")
 _CURL = re.compile(r"curlCode: \d+, ([^;]*)(?:; Details: (.*))?", re.DOTALL)
 _GCS = re.compile(r"google::cloud::Status\(([A-Z_]+): (.*?)(?: error_info=\{.*)?\)", re.DOTALL)
@@ -52,7 +52,7 @@ _REFUSED = {
     "expired": ("ExpiredToken", "TokenRefreshRequired", "ExpiredTokenException"),
     "moved": ("PermanentRedirect", "AuthorizationHeaderMalformed", "301", "307"),
     "clock": ("REQUEST_TIME_TOO_SKEWED", "REQUEST_EXPIRED"),
-    "changed": ("FAILED_PRECONDITION", "412", "416"),
+    "changed": ("FAILED_PRECONDITION", "InvalidRange", "412", "416"),
     "wrong": ("VALIDATION", "INVALID_PARAMETER_VALUE", "INVALID_ARGUMENT", "INVALID_REQUEST", "400"),
 }  # fmt: skip
 """Answers that another try would not change, by what the user can do."""

@@ -6,6 +6,7 @@ renamed, so that a file that exists is complete.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -240,9 +241,14 @@ class Folder:
         if self.is_local:
             with explained(self._name(relative)):
                 self.path(relative).unlink(missing_ok=True)
-        elif self._info(relative).type == fs.FileType.File:
-            system, full = self._full(relative)
-            attempt(self._name(relative), lambda: system.delete_file(full))
+            return
+        system, full = self._full(relative)
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):  # also after a try that failed after it had deleted the object
+                system.delete_file(full)
+
+        attempt(self._name(relative), delete)
 
     def sweep(self) -> None:
         """Remove temporary files of killed runs below this folder; those of living processes are kept."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -24,17 +25,19 @@ class StoredObject(io.RawIOBase):
         name: for messages.
         system: its pyarrow file system.
         path: inside the file system.
+        retries: of opening it, if not as usual.
 
     Raises:
         StorageError: it cannot be opened.
     """
 
-    def __init__(self, name: str, system: Any, path: str) -> None:
+    def __init__(self, name: str, system: Any, path: str, retries: int | None = None) -> None:
         super().__init__()
         self.name = name
         self._system, self._path = system, path
-        self._file = attempt(name, lambda: system.open_input_file(path))
-        self._size = int(self._file.size())
+        self._file, facts = attempt(name, lambda: _opened(system, path), retries=retries)
+        self._facts = {key.lower(): value.decode(errors="replace") for key, value in facts.items()}
+        self._size = int(self._facts["size"] if "size" in self._facts else self._file.size())
         self._position = 0
 
     def size(self) -> int:
@@ -43,15 +46,14 @@ class StoredObject(io.RawIOBase):
 
     def identity(self) -> str:
         """See `Folder.identity`; no further request."""
-        facts = {key.lower(): value.decode() for key, value in (self._file.metadata() or {}).items()}
-        text = facts.get("updated") or facts.get("last-modified")
+        text = self._facts.get("updated") or self._facts.get("last-modified")
         moment = datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
         seconds = int(moment.timestamp()) if moment else 0
-        return f"{self._size}:{seconds}:{facts.get('generation') or facts.get('etag', '')}"
+        return f"{self._size}:{seconds}:{self._facts.get('generation') or self._facts.get('etag', '')}"
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, retries: int | None = None) -> None:
         """Raise StorageError if the object was replaced or removed since it was opened; one request."""
-        before, now = self.identity(), StoredObject(self.name, self._system, self._path).identity()
+        before, now = self.identity(), StoredObject(self.name, self._system, self._path, retries).identity()
         if before != now:
             raise StorageError(
                 f"{self.name}: was replaced while being read (size, time and version were {before}, now {now}). "
@@ -70,7 +72,12 @@ class StoredObject(io.RawIOBase):
         """One try. A body that ends early is an error, about which pyarrow's S3 client says nothing."""
         mark = os.urandom(1)
         into[-1:] = mark
-        count = self._file.get_stream(offset, len(into)).readinto(into)
+        try:
+            count = self._file.get_stream(offset, len(into)).readinto(into)
+        except OSError as error:  # the client puts the server's explanation where the object's bytes would be
+            if code := re.search(rb"<Error>\s*<Code>(\w+)</Code>", into[:512]):
+                raise OSError(f"{error} ExceptionName: {code[1].decode()}") from error
+            raise
         if count == len(into) and into[-1:] == mark:  # one in 256 is that byte
             last = bytearray(((mark[0] + 1) % 256,))
             self._file.get_stream(offset + len(into) - 1, 1).readinto(last)
@@ -117,6 +124,16 @@ class StoredObject(io.RawIOBase):
         data = self.read_at(self._size if length is None or length < 0 else length, self._position)
         self._position += len(data)
         return bytes(data)
+
+
+def _opened(system: Any, path: str) -> tuple[Any, Any]:
+    """An open object and its metadata. A gs:// file begins a download of all of it, at the first call of any method."""
+    file = system.open_input_file(path)
+    try:
+        return file, file.metadata() or {}
+    except ValueError as error:  # if that download fails, the file only says that it is closed
+        system.open_input_stream(path).close()  # fails likewise, and says why
+        raise OSError(str(error)) from error
 
 
 def as_arrow(opened: StoredObject) -> Any:

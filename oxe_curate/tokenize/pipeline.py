@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,14 @@ def _tokenize(
             manifest, 0, len(planned), time.monotonic() - start, tokens
         )  # without a request per shard
     if todo:
+        _check_roots(opened, sources)
         folder.remove(MANIFEST)
-        job, robot = plan.write(folder, todo)
+        job, located = plan.write(folder, todo)
         del plan
         worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
         try:
             runner.run_tasks(
-                [*robot, *(task for task in text_tasks if task.output in set(todo))],
+                [*located, *(task for task in text_tasks if task.output in set(todo))],
                 functools.partial(_work, job), title="tokenize", workers=options.workers, bytes_per_worker=worth,
                 beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
@@ -164,6 +166,16 @@ def _tokenize(
     return TokenizeResult(
         manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens, tuple(found.damaged)
     )
+
+
+def _check_roots(index: Index, sources: Sequence[IndexedDataset]) -> None:
+    """Raise StorageError if the folder of a data set is not where it was."""
+    for root in dict.fromkeys(index.source_of(source.dataset) for source in sources):
+        if not root.exists():
+            raise StorageError(
+                f"{root}: folder not found; the data sets were filtered from it. Give their new folder with "
+                f"--source, or set `source` in {index.folder}/index.json"
+            )
 
 
 def _work(job: TokenizeJob, task: TokenizeTask | TextTask) -> Built:

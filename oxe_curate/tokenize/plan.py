@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +31,7 @@ TOKENIZE_FORMAT = 2
 DEFAULT_SHARD_BYTES = 256 << 20
 """Bytes of images per output shard."""
 
+_PARTS = 128  # parts of the plan to put together at once
 _PIECE = 1 << 16  # episodes whose ids are Python strings at a time
 _READ = (
     "kept", "episode_id", "duplicate_of", "record_offset", "record_length", "record_crc", "num_steps", "source_steps",
@@ -58,12 +60,18 @@ class Plan:
 
     def part(self, shard: int) -> Any:
         """The record batch of one output shard."""
-        first, last = self.limits[shard : shard + 2].tolist()
-        own = self.episodes.slice(first, last - first)
+        return next(self._parts(shard, shard + 1))
+
+    def _parts(self, first: int, last: int) -> Iterator[Any]:
+        """The record batches of some output shards, whose columns are put together at once."""
+        limits = self.limits[first : last + 1].tolist()
+        own = self.episodes.slice(limits[0], limits[-1] - limits[0])
         shared = self.files.take(own["file"])
         columns = dict(zip([*own.schema.names, *shared.schema.names], [*own.columns, *shared.columns], strict=True))
         schema = plan_schema(self.job.mixture.image.cameras)
-        return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+        batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+        for start, stop in itertools.pairwise(limits):
+            yield batch.slice(start - limits[0], stop - start)
 
     def write(self, out: Folder, todo: Sequence[str]) -> tuple[TokenizeJob, list[TokenizeTask]]:
         """Write the parts of the output shards `todo` to a file in `out`; return the job and the located tasks."""
@@ -73,9 +81,10 @@ class Plan:
 
         def save(sink: Any) -> None:
             start = 0
-            for number, task in enumerate(self.tasks):
+            parts = (part for i in range(0, len(self.tasks), _PARTS) for part in self._parts(i, i + _PARTS))
+            for task, part in zip(self.tasks, parts, strict=True):
                 if task.output in chosen:
-                    data = pack_part(self.part(number))
+                    data = pack_part(part)
                     sink.write(data)
                     tasks.append(replace(task, start=start, length=len(data), crc=crc32c.crc32c(data)))
                     start += len(data)

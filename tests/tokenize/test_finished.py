@@ -14,6 +14,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.checksum import ChecksumSink, hash_file
+from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, s3
 from tests.mixture.test_texts import write as write_texts
@@ -144,6 +145,17 @@ def test_pages_have_checksums_that_readers_verify(index: Path, tmp_path: Path) -
     assert sorted(name.split("-")[0] for name in result.damaged) == ["text", "train"]
 
 
+def test_a_shard_in_the_place_of_another_is_found(index: Path, tmp_path: Path) -> None:
+    """It is undamaged, but not the one in the manifest."""
+    out = tmp_path / "out"
+    tokenize(index, out, shard_bytes=20_000)
+    before = tree(out)
+    first, second = sorted(out.glob("train-*"))[:2]
+    second.write_bytes(first.read_bytes())
+    assert tokenize(index, out, shard_bytes=20_000).damaged == (second.name,)
+    assert tree(out) == before
+
+
 def test_a_damaged_shard_of_another_mixture_is_not_replaced(index: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     tokenize(index, out, "validation: 0")
@@ -212,6 +224,7 @@ def test_in_an_object_store_verify_reads_every_byte(
             patch.setattr(Folder, "read_bytes", lambda self, path, *a: reads.append(path) or real(self, path, *a))
             assert run().shards_done == 0
         assert not [path for path in reads if path.startswith("train-")]  # one listing
+        assert MixtureFolder.open(out.uri).shards("train") == names
         manifest = json.loads(out.read_bytes("manifest.json"))
         assert "sha256" not in manifest["outputs"][names[0]]
         data = bytearray(out.read_bytes(names[0]))

@@ -1,5 +1,6 @@
 """Source shards that were replaced, damaged, cut or moved after they were filtered: nothing wrong reaches a mixture."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from oxe_curate.errors import CorruptError, CurateError, DataError
+from oxe_curate.errors import CorruptError, CurateError, DataError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.store import Index
 from oxe_curate.rlds import tfrecord
@@ -135,7 +136,7 @@ def test_a_moved_source_is_given_with_source(world: Path) -> None:
     tokenize(world / "index", world / "out")
     before = {name: data for name, data in tree(world / "out").items() if name.startswith(("train-", "validation-"))}
     (world / "in").rename(world / "moved")
-    with pytest.raises(CurateError, match=re.escape(str(world / "in"))):
+    with pytest.raises(StorageError, match=f"{re.escape(str(world / 'in'))}: folder not found.*--source"):
         tokenize(world / "index", world / "other")
     result = tokenize(world / "index", world / "other", source=str(world / "moved"))
     after = tree(world / "other")
@@ -182,3 +183,19 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None
     with pytest.raises(DataError, match="ends before"):
         reader.read(-5, 3)
     assert bytes(reader.read(0, 5)) == b"short"
+
+
+def test_a_shard_that_is_replaced_meanwhile_is_noticed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check of the records and the last image."""
+    from oxe_curate.index.images import EncodedFrames
+
+    path, data, real = shard(world), shard(world).read_bytes(), EncodedFrames.gather
+
+    def gather(self: EncodedFrames, chosen: Any) -> Any:
+        found = real(self, chosen)
+        path.write_bytes(data[:-1] + b"x")
+        os.utime(path, ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(EncodedFrames, "gather", gather)
+    fails(world, StorageError, "was written to while being read")
