@@ -124,6 +124,12 @@ def _explained(what: str) -> Iterator[None]:
         raise WorkerError(f"{what}: {cause}. {AGAIN}") from error
 
 
+def _report_others(fault: threading.ExceptHookArgs) -> None:
+    """Report an exception that ends a thread, but not those of Beam's threads, which end with their connection."""
+    if fault.thread is None or not fault.thread.name.startswith("wait_until_finish"):
+        threading.__excepthook__(fault)
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """In the block, hide Beam's log, which repeats a job's messages as tracebacks; its errors are raised."""
@@ -133,11 +139,10 @@ def _silent() -> Iterator[None]:
     for handler in shown:
         root.removeHandler(handler)
     root.addHandler(nowhere)
-    report, threading.excepthook = threading.excepthook, lambda _: None  # Beam's threads end with their connection
+    threading.excepthook = _report_others
     try:
         yield
     finally:
-        threading.excepthook = report
         root.removeHandler(nowhere)
         for handler in shown:
             root.addHandler(handler)

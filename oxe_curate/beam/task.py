@@ -157,10 +157,10 @@ def _publish_failure(task: Task) -> Callable[[Outcome], None]:
     def publish(outcome: Outcome) -> None:
         if outcome.kind is None:
             return
-        outcome = replace(outcome, message=f"{outcome.message}\n(on host {socket.gethostname()})")
+        named = replace(outcome, message=f"{outcome.message}\n(on host {socket.gethostname()})")
         name = f"{FAILED}/{hashlib.blake2b(task.output.encode(), digest_size=16).hexdigest()}.json"
         try:
-            task.out.publish_bytes(name, json.dumps(outcome.__dict__).encode())
+            task.out.publish_bytes(name, json.dumps(named.__dict__).encode())
         except CurateError as error:  # the runner reports it, and may try the task again
             raise RuntimeError(f"{task.name}: {outcome.message}\nThis could not be written down: {error}") from None
 
