@@ -74,7 +74,7 @@ def main() -> None:
     for name, function in (("filter", run_filter), ("statistics", statistics), ("tokenize", run_tokenize)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("index" if name == "tokenize" else "source", type=Path)
+        command.add_argument("index" if name == "tokenize" else "source")
         command.add_argument("out", type=Path)
         command.add_argument("--workers", type=int, help="number of processes (default: from the amount of work)")
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")

@@ -119,3 +119,43 @@ def test_no_route_to_google_is_one_message_within_seconds() -> None:
         check_reachable("127.0.0.1", port)
     with pytest.raises(OSError, match=r"cannot connect to no-such-host\.invalid:443"):
         check_reachable("no-such-host.invalid", 443)
+
+
+def test_odd_names_markers_and_slashes(bucket: Folder) -> None:
+    folder = bucket.sub("odd")
+    names = ["a b.bin", "50%20#1?.bin", "übung/ö.bin", "+&=.bin", "x" * 200]
+    for name in names:
+        folder.publish_bytes(name, name.encode())
+    from pyarrow import fs
+
+    system, full = folder._full("marker/")
+    system.create_dir(full, recursive=False)  # an object named "…/marker/"
+    assert system.get_file_info(full).type == fs.FileType.Directory
+    assert [file.name for file in folder.list_files()] == sorted(names)
+    for again in (Folder.of(f"{folder}/"), Folder.of(f"{folder}//")):
+        assert [file.name for file in again.list_files()] == sorted(names)
+    for file in folder.list_files():
+        assert folder.read_bytes(file.name) == file.name.encode()
+        assert folder.read_bytes(file.name, 1, 2) == file.name.encode()[1:3]
+        assert folder.size(file.name) == file.size == len(file.name.encode())
+        assert folder.identity(file.name).startswith(f"{file.identity}:")
+        folder.remove(file.name)
+        assert not folder.exists(file.name)
+    assert folder.list_files() == []
+    assert bucket.sub("never/was").list_files() == []
+
+
+def test_the_identity_of_an_object_is_its_etag(bucket: Folder) -> None:
+    bucket.publish_bytes("same", b"1" * 100)
+    before = bucket.identity("same")
+    assert bucket.identity("same") == before
+    bucket.publish_bytes("same", b"2" * 100)
+    assert bucket.identity("same") != before
+
+
+def test_a_bucket_must_be_named() -> None:
+    from oxe_curate.errors import StorageError
+
+    for uri in ("s3://", "s3:///x", "gs://"):
+        with pytest.raises(StorageError, match=r"no bucket is named|unknown scheme"):
+            Folder.of(uri).exists("x")

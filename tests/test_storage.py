@@ -92,3 +92,20 @@ def test_an_unwritable_folder_is_named_itself(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"file/out: cannot write: a parent of the path is a file"):
         Folder.of(tmp_path / "file/out").check_writable()
+
+
+def test_listed_files_have_the_identity_of_a_single_look(tmp_path: Path) -> None:
+    folder = Folder.of(tmp_path)
+    folder.publish_bytes("a/one", b"0123456789")
+    folder.publish_bytes("a/b/two", b"")
+    folder.publish_bytes("three", b"x")
+    (tmp_path / f"a/{TEMPORARY}9-x").write_bytes(b"half")
+    assert [(file.name, file.size) for file in folder.list_files()] == [("a/b/two", 0), ("a/one", 10), ("three", 1)]
+    assert [file.name for file in folder.list_files("a")] == ["a/b/two", "a/one"]
+    assert folder.list_files("nowhere") == []
+    (one,) = [file for file in folder.list_files() if file.name == "a/one"]
+    assert one.identity == folder.identity("a/one")
+    os.utime(tmp_path / "a/one", ns=(1, one.mtime_ns))
+    assert folder.identity("a/one") != one.identity  # the time of the change to the file itself
+    with pytest.raises(StorageError, match="a/none: file or folder not found"):
+        folder.identity("a/none")

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future
 from functools import partial
+from typing import ClassVar
 
 from oxe_curate.errors import StorageError
 from oxe_curate.rlds.memory import reserve
@@ -180,39 +181,51 @@ class RemoteShard(ShardBytes):
     """An object, fetched in ranges on demand, several at once. Thread-safe."""
 
     remote = True
+    _last: ClassVar[weakref.ref[RemoteShard] | None] = None
+    """The shard that was asked last to fetch ahead."""
 
     def __init__(self, folder: Folder, path: str) -> None:
         self._object = folder.open_object(path)
         super().__init__(self._object.name, self._object.size())
         self._lock = threading.Lock()
-        self._coming: dict[Future[None], tuple[int, int]] = {}
+        self._coming: dict[tuple[int, int], Future[None]] = {}
+        self._failed: Exception | None = None
+        self._held: list[int] | None = None  # a range to fetch ahead that may still be joined with the next one
 
     def _load(self, first: int, stop: int) -> None:
         with self._lock:
+            self._let_go()
             self._request(first, stop, ahead=True)
-            waited = [future for future, (a, b) in self._coming.items() if a < stop and b > first]
+            waited = [future for (a, b), future in self._coming.items() if a < stop and b > first]
         self._finish(waited)
 
     def prefetch_many(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """See ShardBytes."""
-        joined: list[list[int]] = []
-        for offset, length in sorted(ranges):
-            if length <= 0 or offset >= self._size:
-                continue
-            first, stop = self._pages(offset, length)
-            if joined and first - joined[-1][1] < _JOIN:
-                joined[-1][1] = max(stop, joined[-1][1])
-            else:
-                joined.append([first, stop])
+        """See ShardBytes. The last range is held back until the next call (of any shard), `ensure` or `wait`."""
+        last = RemoteShard._last() if RemoteShard._last else None
+        if last is not None and last is not self:
+            with last._lock:
+                last._let_go()
+        RemoteShard._last = weakref.ref(self)
         with self._lock:
-            for first, stop in joined:
-                self._request(first, stop, ahead=False)
+            for offset, length in sorted(ranges):
+                if length <= 0 or offset >= self._size:
+                    continue
+                first, stop = self._pages(offset, length)
+                held = self._held
+                if held and held[0] <= first < held[1] + _JOIN and stop - held[0] <= PIECE >> _PAGE:
+                    held[1] = max(stop, held[1])
+                else:
+                    self._let_go()
+                    self._held = [first, stop]
 
     def wait(self) -> None:
         """See ShardBytes."""
         with self._lock:
-            waited = list(self._coming)
+            self._let_go()
+            waited, failed = list(self._coming.values()), self._failed
         self._finish(waited)
+        if failed:
+            raise failed
 
     def check_unchanged(self) -> None:
         """See ShardBytes; one request."""
@@ -225,6 +238,12 @@ class RemoteShard(ShardBytes):
         except StorageError:
             self._object.check_unchanged(retries=0)  # if it was replaced, that is the cause
             raise
+
+    def _let_go(self) -> None:
+        if self._held:
+            first, stop = self._held
+            self._request(first, stop, ahead=False)
+            self._held = None
 
     def _request(self, first: int, stop: int, ahead: bool) -> None:
         """Request the missing pages of a range, and with `ahead` some more."""
@@ -241,21 +260,22 @@ class RemoteShard(ShardBytes):
                 if self._span(a, b):
                     state[a:b] = bytes((_COMING,)) * (b - a)
                     self._region.written += (b - a) << _PAGE
-                    future = submit(partial(self._fetch, a, b))
-                    self._coming[future] = (a, b)
-                    future.add_done_callback(self._arrived)
+                    self._coming[a, b] = submit(partial(self._fetch, a, b))
             first = end
 
     def _fetch(self, first: int, stop: int) -> None:
-        part = self._span(first, stop)
-        self._object.request(first << _PAGE, part)
-
-    def _arrived(self, future: Future[None]) -> None:
-        with self._lock:
-            first, stop = self._coming.pop(future)
-            good = future.exception() is None
-            self._state[first:stop] = bytes((_HERE if good else _MISSING,)) * (stop - first)
-            self.bytes_fetched += len(self._span(first, stop)) if good else 0
+        part, state = self._span(first, stop), _MISSING
+        try:
+            self._object.request(first << _PAGE, part)
+            state = _HERE
+        except Exception as error:
+            self._failed = error
+            raise
+        finally:
+            with self._lock:
+                del self._coming[first, stop]
+                self._state[first:stop] = bytes((state,)) * (stop - first)
+                self.bytes_fetched += len(part) if state == _HERE else 0
 
 
 def _next(state: bytearray, value: int, first: int, stop: int, other: bool = False) -> int:

@@ -61,8 +61,9 @@ class Folder:
         text = os.fspath(uri)
         if text.startswith("file://"):
             text = text.removeprefix("file://")
-        if "://" in text:
-            return cls(text.rstrip("/"))
+        scheme, found, rest = text.partition("://")
+        if found:
+            return cls(f"{scheme}://{rest.rstrip('/')}")
         return cls(str(Path(text).expanduser().absolute()))
 
     def __str__(self) -> str:

@@ -28,7 +28,7 @@ def file_system(uri: str, options: StoreOptions, listing: bool = False) -> tuple
     page by page; `attempt` repeats everything else.
     """
     scheme, _, rest = uri.partition("://")
-    if not rest:
+    if "://" not in uri:
         return fs.LocalFileSystem(), uri
     anonymous = rest.startswith("anonymous@") or os.environ.get("OXE_CURATE_ANONYMOUS") == "1"
     rest = rest.removeprefix("anonymous@").rstrip("/")

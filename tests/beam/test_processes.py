@@ -32,19 +32,20 @@ GATED = """
         while not (root / "open").exists():
             time.sleep(0.02)
 
-    def gated(task, real):
+    def gated(*args, real):
+        task = args[-1]  # tokenize passes its job before the task
         if moment == "middle" and "train-00000" not in task.output:
             make_folders(task.out.path(task.output).parent)
             with atomic_file(task.out.path(task.output)) as temporary:
                 temporary.write_bytes(b"half")
                 gate()
-        return real(task)
+        return real(*args)
 
-    def scanned(task, real=scan.write_scanned_shard):
-        return gated(task, real)
+    def scanned(*args, real=scan.write_scanned_shard):
+        return gated(*args, real=real)
 
-    def built(task, real=build.build_shard):
-        return gated(task, real)
+    def built(*args, real=build.build_shard):
+        return gated(*args, real=real)
 
     def run_tasks(*args, real=runner.run_tasks, **options):
         if moment == "start":

@@ -240,9 +240,9 @@ SLOW = """
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
 
     for module, name in ((scan, "write_scanned_shard"), (build, "build_shard")):
-        def slow(task, real=getattr(module, name)):
-            result = real(task)
-            print("done", task.output, flush=True)
+        def slow(*args, real=getattr(module, name)):  # tokenize passes its job before the task
+            result = real(*args)
+            print("done", args[-1].output, flush=True)
             time.sleep(0.3)
             return result
         setattr(module, name, slow)

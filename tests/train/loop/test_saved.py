@@ -86,7 +86,7 @@ def test_a_damaged_record_is_reported_with_its_place(run):
     with pytest.raises(DataError, match=r"run.json: contract: expected the keys .*window"):
         open_saved(run)
     (run / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"run.json:1: not valid JSON"):
         open_saved(run)
 
 
