@@ -43,7 +43,6 @@ class Job:
         out: the output folder.
         file: the file with the tasks, relative to `out`; named after its SHA-256.
         tasks: number of tasks.
-        work: runs one of them.
         software: package or "Python" -> version, of the command.
         folders: the local folders that the tasks read and write.
     """
@@ -51,19 +50,18 @@ class Job:
     out: Folder
     file: str
     tasks: int
-    work: Work
     software: tuple[tuple[str, str], ...]
     folders: tuple[str, ...]
 
     @classmethod
     def publish(cls, tasks: Sequence[Task], work: Work) -> Job:
-        """Write the tasks to their output folder."""
-        data, folders = pack(tasks)
+        """Write the tasks, and the function that runs one of them, to their output folder."""
+        data, folders = pack(tasks, work)
         file = f"{JOB}/{hashlib.sha256(data).hexdigest()}"
         out = tasks[0].out
         out.publish_bytes(file, data)
         local = tuple(sorted(folder.uri for folder in folders if folder.is_local))
-        return cls(out, file, len(tasks), work, tuple(software().items()), local)
+        return cls(out, file, len(tasks), tuple(software().items()), local)
 
     def check_host(self) -> None:
         """Raise WorkerError or StorageError if this host cannot run the tasks: other software, missing folders."""
@@ -71,13 +69,17 @@ class Job:
         if problem:
             raise problem
 
-    def task(self, number: int) -> Any:
-        """Read one task, on a worker. Raises WorkerError or StorageError with the name of this host."""
+    def load(self, number: int) -> tuple[Any, Work]:
+        """Read a task and the function that runs it, on a worker.
+
+        Raises:
+            WorkerError, StorageError: this host cannot run the tasks; the message names it.
+        """
         self.check_host()
         _announce(self.out, os.getpid())
-        shared, tasks = _load(self.out, self.file)
+        shared, work, tasks = _load(self.out, self.file)
         task = unpack(shared, tasks[number])
-        return replace(task, out=JobFolder(task.out.uri, self.file))
+        return replace(task, out=JobFolder(task.out.uri, self.file)), work
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,7 +112,7 @@ class JobFolder(Folder):
 
 
 @functools.lru_cache(maxsize=2)
-def _load(out: Folder, file: str) -> tuple[list[Any], list[bytes]]:
+def _load(out: Folder, file: str) -> tuple[list[Any], Work, list[bytes]]:
     try:
         data = out.read_bytes(file)
     except CurateError as error:
@@ -121,8 +123,9 @@ def _load(out: Folder, file: str) -> tuple[list[Any], list[bytes]]:
         raise StorageError(
             f"host {socket.gethostname()}: {out}/{file} differs from what the command wrote; run the command again"
         )
-    shared, tasks = pickle.loads(data)
-    return pickle.loads(shared), tasks
+    packed_shared, work, tasks = pickle.loads(data)
+    shared = pickle.loads(packed_shared)
+    return shared, unpack(shared, work), tasks
 
 
 class _Packer(pickle.Pickler):
@@ -147,8 +150,8 @@ class _Unpacker(pickle.Unpickler):
         return self._shared[pid]
 
 
-def pack(tasks: Sequence[Task]) -> tuple[bytes, set[Folder]]:
-    """Pickle tasks, each object that several of them have as an attribute only once; return the folders in them too."""
+def pack(tasks: Sequence[Task], work: Work) -> tuple[bytes, set[Folder]]:
+    """Pickle tasks and their function, an object that several have as an attribute only once; and note the folders."""
     values = [getattr(task, field.name) for task in tasks for field in fields(task)]  # type: ignore[arg-type]
     values = [value for value in values if not isinstance(value, int | float | None)]
     counts = Counter(map(id, values))
@@ -161,12 +164,13 @@ def pack(tasks: Sequence[Task]) -> tuple[bytes, set[Folder]]:
         return sink.getvalue()
 
     numbers = {id(value): number for number, value in enumerate(shared)}
-    return pickle.dumps((dump(shared, {}), [dump(task, numbers) for task in tasks]), protocol=5), folders
+    packed = dump(shared, {}), dump(work, numbers), [dump(task, numbers) for task in tasks]
+    return pickle.dumps(packed, protocol=5), folders
 
 
-def unpack(shared: list[Any], task: bytes) -> Any:
-    """The inverse of `pack`, for one task."""
-    return _Unpacker(task, shared).load()
+def unpack(shared: list[Any], data: bytes) -> Any:
+    """The inverse of `pack`, for one task or the function."""
+    return _Unpacker(data, shared).load()
 
 
 @functools.cache

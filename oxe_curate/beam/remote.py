@@ -21,10 +21,10 @@ class DoNumbered(beam.DoFn):
     def process(self, number: int) -> list[None]:
         """Run one task. An error of the host ends the job: the same tasks would fail again."""
         try:
-            task = self._job.task(number)
+            task, work = self._job.load(number)
         except CurateError as error:
             raise tagged(error) from None
-        do(task, self._job.work)
+        do(task, work)
         return []
 
 

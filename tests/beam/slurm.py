@@ -21,10 +21,12 @@ def sbatch(arguments: list[str]) -> None:
     script = Path(next(a for a in arguments if not a.startswith("--")))
     assert script.read_text().startswith("#!"), "sbatch refuses a file without an interpreter"
     job = len(list(state.glob("*.job"))) + 1
+    copy = state / f"{job}.sh"  # as SLURM does: the caller may remove its file at once
+    copy.write_bytes(script.read_bytes())
     first, _, last = options.get("array", "0-0").partition("-")
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parent)!r}); import slurm; "
-        f"slurm.run({job}, {str(script)!r}, range({int(first)}, {int(last) + 1}), {options.get('dependency', '')!r})"
+        f"slurm.run({job}, {str(copy)!r}, range({int(first)}, {int(last) + 1}), {options.get('dependency', '')!r})"
     )
     with (state / f"{job}.out").open("w") as log:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, start_new_session=True)

@@ -309,7 +309,7 @@ def test_a_folder_that_a_worker_lacks_is_named(tmp_path: Path) -> None:
     job = Job.publish([task], work)
     (tmp_path / "out").rename(tmp_path / "elsewhere")
     with pytest.raises(StorageError, match=f"host {socket.gethostname()}: folder {tmp_path}/out not found. Mount it"):
-        job.task(0)
+        job.load(0)
 
 
 def test_the_scheduler_must_be_named(tmp_path: Path, source: Path) -> None:

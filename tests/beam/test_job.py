@@ -131,9 +131,10 @@ def test_the_graph_is_small_for_many_tasks(tmp_path: Path) -> None:
 
 def test_tasks_survive_the_journey(tmp_path: Path) -> None:
     tasks = filter_tasks(tmp_path)
-    data, folders = pack(tasks)
-    shared, packed = pickle.loads(data)
+    data, folders = pack(tasks, scan.write_scanned_shard)
+    shared, work, packed = pickle.loads(data)
     objects = pickle.loads(shared)
+    assert unpack(objects, work) is scan.write_scanned_shard
     back = [unpack(objects, task) for task in packed]
     assert back == tasks
     assert [task.fingerprint for task in back] == [task.fingerprint for task in tasks]
@@ -146,12 +147,12 @@ def test_a_changed_job_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "out" / job.file
     file.write_bytes(file.read_bytes() + b".")
     with pytest.raises(StorageError, match=r"host \S+: .* differs from what the command wrote"):
-        job.task(0)
+        job.load(0)
 
 
 def test_a_worker_cannot_write_after_the_end_of_its_job(tmp_path: Path) -> None:
     job = Job.publish(filter_tasks(tmp_path), scan.write_scanned_shard)
-    out = job.task(0).out
+    out = job.load(0)[0].out
     out.publish_bytes("a", b"during the job")
     (tmp_path / "out" / job.file).unlink()
     with pytest.raises(StorageError, match="a: not written, because the command has ended this job"):
@@ -242,5 +243,5 @@ class Lonely:
 
 def test_one_task_is_packed_too(tmp_path: Path) -> None:
     task = Lonely(Folder.of(tmp_path))
-    shared, packed = pickle.loads(pack([task])[0])
+    shared, _, packed = pickle.loads(pack([task], print)[0])
     assert unpack(pickle.loads(shared), packed[0]) == task
