@@ -379,10 +379,13 @@ def test_200_rows_are_fast(context, many_rows, catalogue, record_property):
         expect(page.locator("tbody tr")).to_have_count(200)
         slider = page.locator("tbody input[type=range]").first
         slider.focus()
-        for _ in range(15):
+        took: list[float] = []
+        for _ in range(300):
             page.keyboard.press("ArrowRight")
             page.wait_for_timeout(120)
-        took = page.evaluate("performance.getEntriesByName('edit').map((entry) => entry.duration)")
+            took = page.evaluate("performance.getEntriesByName('edit').map((entry) => entry.duration)")
+            if len(took) >= 10:
+                break
         assert len(took) >= 10
         record_property("median_ms", sorted(took)[len(took) // 2])
         assert sorted(took)[len(took) // 2] < 1000  # a loaded machine; see benchmarks/ for measurements
