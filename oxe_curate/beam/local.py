@@ -159,7 +159,7 @@ def _collect(workers: Sequence[_Worker], total: int) -> Iterator[Outcome]:
 
 
 def _tell_silence(workers: Sequence[_Worker], now: float) -> None:
-    """Say what each worker is doing: a slow task cannot be told from one that hangs, so the user decides."""
+    """Say what each worker is doing: a slow task cannot be distinguished from one that hangs, so the user decides."""
     lines = [f"  process {w.process.pid}: {w.task or 'starting'}, for {(now - w.since) / 60:.0f} min" for w in workers]
     print(
         f"no task has finished for {_SILENCE / 60:.0f} minutes. Running:\n" + "\n".join(lines) + "\nTo end one: "

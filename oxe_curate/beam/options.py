@@ -119,7 +119,7 @@ def refuse_unknown() -> Iterator[None]:
 
 
 def _check_runner(name: str) -> None:
-    """Raise ConfigError if there is no such runner. Importing its module registers its options."""
+    """Raise ConfigError for an unknown runner. Importing its module registers its options."""
     from oxe_curate.beam.fn import StandardOptions
 
     known = {full.rpartition(".")[2].lower(): full for full in StandardOptions.ALL_KNOWN_RUNNERS}

@@ -79,7 +79,7 @@ class EncodedFrames:
 
 
 def damaged_frame(where: str) -> str:
-    """The message for a frame that is no image."""
+    """The message for a frame that is not an image."""
     return (
         f"{where}: expected a complete JPEG or PNG image, got other bytes. The source is damaged or has changed: "
         "compare it with the original (`oxe-curate filter --verify`), or run filter again"
