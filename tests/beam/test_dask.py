@@ -160,14 +160,19 @@ class Proxy:
         self._server = socket.create_server(("127.0.0.1", 0))
         self.address = f"tcp://127.0.0.1:{self._server.getsockname()[1]}"
         self._open: list[socket.socket] = []
+        self._lock, self._is_cut = threading.Lock(), False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._server.accept()
-                far = socket.create_connection(self._target)
-                self._open += [near, far]
+                with self._lock:
+                    if self._is_cut:
+                        near.close()
+                        return
+                    far = socket.create_connection(self._target)
+                    self._open += [near, far]
                 for one, other in ((near, far), (far, near)):
                     threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
 
@@ -178,11 +183,15 @@ class Proxy:
                 other.sendall(data)
 
     def cut(self) -> None:
-        self._server.close()
-        for connection in self._open:
+        with self._lock:
+            self._is_cut = True
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+                self._server.shutdown(socket.SHUT_RDWR)  # wakes `accept`
+            self._server.close()
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                connection.close()
 
 
 def test_a_cut_connection_ends_the_command(tmp_path: Path, source: Path) -> None:
