@@ -108,14 +108,6 @@ def records(
             framing.add(length, crc, _crc.unpack_from(buffer, position - FOOTER)[0])
 
 
-def read_framing(buffer: memoryview, ensure: Ensure | None = None) -> Framing:
-    """The framing of a whole shard. Raises CorruptError if a record cannot be found."""
-    framing = Framing()
-    for _ in records(buffer, ensure, framing):
-        pass
-    return framing
-
-
 def check_framing(buffer: memoryview, offset: int, length: int, crc: int, ensure: Ensure | None = None) -> None:
     """Check that a record is where it was, with the same length and the same checksum of its data.
 
