@@ -9,6 +9,7 @@ from rich.text import Text
 from oxe_curate.filter.tasks import lost_tasks
 from oxe_curate.index.index_json import Summary
 from oxe_curate.index.store import Index
+from oxe_curate.quality.findings import sentences
 from oxe_curate.ui.tables import ResultTable, counted, share_of
 
 
@@ -38,7 +39,7 @@ def _counts(episodes: int, steps: int, summary: Summary) -> list[str]:
 
 
 def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
-    """What the table does not show: data sets without a kept episode, copies, leaking splits, lost tasks."""
+    """What the table does not show: findings, data sets without a kept episode, copies, leaking splits, lost tasks."""
     lines = [f"{name}: no episode is kept." for name, summary in summaries.items() if summary.kept == 0]
     for name, summary in summaries.items():
         if summary.copies:
@@ -48,7 +49,10 @@ def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
             f"{name}: {split} is not held out: {counted(count, 'episode is a copy', 'episodes are copies')} of train."
             for split, count in summary.leaks.items()
         ]
-    for name, texts in lost_tasks(Index.open(index)).items():
+    opened = Index.open(index)
+    for name, entry in opened.datasets.items():
+        lines += sentences(entry.findings, name) if name in summaries else []
+    for name, texts in lost_tasks(opened).items():
         if summaries[name].kept:
             shown = ", ".join(map(repr, texts[:5])) + (", …" if texts[5:] else "")
             lines.append(f"{name}: no episode is left of {counted(len(texts), 'task')}: {shown}")

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from oxe_curate import __version__, config
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.quality.action_facts import ActionFacts
+from oxe_curate.quality.findings import DataFinding
 from oxe_curate.sealed import CHECKSUM, check_seal, seal
 from oxe_curate.storage import Folder
 
@@ -86,6 +88,8 @@ class DatasetEntry:
         splits: tfds split expressions that were filtered.
         seconds: duration of the run that last scanned it.
         source: root of its shards, if it is not that of the index (moved, mirrored, or filtered from another folder).
+        facts: of the kept episodes' actions; None if none is kept, or an older version wrote the index.
+        findings: what is implausible about them.
     """
 
     version: str
@@ -97,6 +101,8 @@ class DatasetEntry:
     seconds: float
     summary: Summary
     source: str | None = None
+    facts: ActionFacts | None = None
+    findings: tuple[DataFinding, ...] = ()
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -202,8 +208,9 @@ def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(entry: DatasetEntry) -> dict[str, Any]:
     data = asdict(entry)
     counts = data.pop("summary")
-    if data["source"] is None:
-        del data["source"]
+    for key in ("source", "facts", "findings"):
+        if not data[key]:
+            del data[key]
     return {**data, **counts}
 
 
