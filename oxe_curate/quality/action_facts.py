@@ -184,6 +184,9 @@ def _turns(
         return np.abs(np.abs(values) - turn) < _NEAR * turn
 
     values, later = near(rotation), np.flatnonzero(within)
+    # differences of wrapped angles are small or near a turn; values in between are of another unit
+    size = np.abs(rotation)
+    values &= values.sum(axis=0) > ((size > 0.55 * turn) & (size < (1 - _NEAR) * turn)).sum(axis=0)
     # an angle that crosses -180 degrees: both values are near a half turn, with opposite signs
     before, after = rotation[later], rotation[later + 1]
     half = np.minimum(np.abs(before), np.abs(after)) > 0.35 * turn

@@ -16,6 +16,9 @@ ENOUGH_STEPS = 50
 """With fewer steps, only values that are not finite are reported."""
 _SURE_STEPS = 100
 """With fewer steps, nothing is an error except values that are not finite."""
+_STILL = 0.002
+"""Metres in an episode, and in a step, below which it is noise."""
+_OTHER_COLUMNS = "Correct src and cols of xyz and rpy in the card's recipe: they read columns that do not change."
 
 
 def judge_actions(facts: ActionFacts, card: CardFacts) -> list[DataFinding]:
@@ -49,6 +52,10 @@ def _not_finite(facts: ActionFacts) -> Iterator[DataFinding]:
 
 def _never_moves(facts: ActionFacts) -> Iterator[DataFinding]:
     if any(facts.varies(d) for d in range(6)):
+        small = facts.path < _STILL and facts.turning < _STILL / 10 and not (facts.xyz and _r(facts.xyz) > 0.8)
+        if small and max(facts.high(d) - facts.low(d) for d in range(6)) < _STILL:
+            text = f"xyz moves by {1000 * facts.path:.2g} mm in the median episode, and rpy does not: it never moves"
+            yield _finding(facts, "never_moves", "error", None, text, _OTHER_COLUMNS)
         return
     if max(abs(facts.high(d)) for d in range(6)) < 1e-6:
         text = f"xyz and rpy are zero at all {facts.steps:,} steps: the data set never moves"
@@ -56,8 +63,7 @@ def _never_moves(facts: ActionFacts) -> Iterator[DataFinding]:
     else:
         text = f"xyz and rpy have the same value at all {facts.steps:,} steps"
         name = "same_action"
-    advice = "Correct src and cols of xyz and rpy in the card's recipe: they read columns that do not change."
-    yield _finding(facts, name, "error", None, text, advice)
+    yield _finding(facts, name, "error", None, text, _OTHER_COLUMNS)
 
 
 def _collapse(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
@@ -92,7 +98,7 @@ def _jumps(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
         share, between = facts.turns[d], facts.turns_between[d]
         if not share:
             continue
-        often = share >= 0.001 or facts.turned >= 0.05
+        often = share * facts.steps > 1.5 and (share >= 0.001 or facts.turned >= 0.05)
         name, where = DIMENSIONS[3 + d], f"in {as_percent(facts.turned)} of the episodes"
         if between >= share:
             text = f"{name} jumps by {unit} between {as_percent(share)} of the steps, {where}"
@@ -158,6 +164,8 @@ def _rotation(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
         )
         yield _finding(facts, "absolute_rpy", "warning", "rpy", f"rpy are orientations: {absolute}", advice)
         return
+    if max(facts.turns_between) > 0.001:
+        return  # angles that cross -180 degrees, which `_jumps` reports
     largest = max(max(-facts.at(d, 0.01), facts.at(d, 0.99)) for d in range(3, 6))
     degrees = "Multiply rpy by 0.0174533 in the card's recipe (op: affine)."
     gain = facts.rpy.gain if facts.rpy and _r(facts.rpy) > 0.8 else None
