@@ -308,6 +308,7 @@ def _fingerprint(
     """Hash of everything that determines the shards, except their names."""
     mixture = asdict(spec)
     del mixture["texts"]  # they have their own shards
+    del mixture["accept"]  # which decides only whether there are any
     if spec.stride == 1:
         del mixture["stride"]  # keeps the fingerprints of versions without this key
     parts = {
