@@ -41,9 +41,9 @@ def has_errors(findings: Sequence[Problem]) -> bool:
 
 
 def in_order(findings: Sequence[Problem]) -> list[Problem]:
-    """Errors first, then by line; the last of too many findings says how many are left out."""
+    """Errors first, then by line, what is about the index last; the last of too many says how many are left out."""
     levels = ("error", "warning", "accepted")
-    ordered = sorted(findings, key=lambda f: (levels.index(f.level), f.line or 0, f.code))
+    ordered = sorted(findings, key=lambda f: (levels.index(f.level), f.code == "not_in_index", f.line or 0, f.code))
     rest = ordered[_MAX_FINDINGS:]
     if not rest:
         return ordered

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.quality.action_facts import DIMENSIONS, ActionFacts
-from oxe_curate.quality.findings import CardFacts, DataFinding, as_percent, digits
+from oxe_curate.quality.findings import CardFacts, DataFinding, Severity, as_percent, digits
 from oxe_curate.quality.plausibility import ENOUGH_STEPS
 
 _CLIPPED, _MOSTLY = 0.03, 0.25
@@ -75,28 +75,39 @@ def judge_bounds(facts: ActionFacts, card: CardFacts, bounds: UsedBounds) -> Ite
     )
     if facts.steps < ENOUGH_STEPS:
         return
+    collapsed, clipped, wide = [], [], []
     for d in np.flatnonzero(bounds.mask[:7]).tolist():
-        low, high, name = float(bounds.low[d]), float(bounds.high[d]), DIMENSIONS[d]
+        low, high = float(bounds.low[d]), float(bounds.high[d])
         if card.constant[d] or not facts.varies(d):
             continue
-        span = f"{digits(low)} to {digits(high)}"
-        values = f"{digits(facts.at(d, 0.01))} to {digits(facts.at(d, 0.99))}"
         if high - low <= 1e-5 * (facts.high(d) - facts.low(d)):
-            text = f"{name}: {where} are {span}, though the values go from {values}: normalised, all are -1 or 1"
-            yield DataFinding(name="bounds_collapse", severity="error", dimension=name, text=text, advice=advice)
+            collapsed.append((0.0, d))
         elif (outside := facts.outside(d, low, high)) > _CLIPPED:
-            text = f"{name}: {as_percent(outside)} of the values are outside {where} ({span}), and are clipped"
-            severe = outside > _MOSTLY
-            yield DataFinding(
-                name="outside_bounds",
-                severity="error" if severe else "warning",
-                dimension=name,
-                text=text,
-                advice=advice,
-            )
-        elif high - low > _WIDE * (facts.at(d, 0.99) - facts.at(d, 0.01)) and bounds.source:
-            text = f"{name}: {where} ({span}) are over {_WIDE:g} times wider than the values ({values})"
-            yield DataFinding(name="wide_bounds", severity="warning", dimension=name, text=text, advice=advice)
+            clipped.append((outside, d))
+        elif bounds.source and high - low > _WIDE * (facts.at(d, 0.99) - facts.at(d, 0.01)):
+            wide.append(((high - low) / max(facts.at(d, 0.99) - facts.at(d, 0.01), 1e-12), d))
+
+    def finding(
+        name: str, severity: Severity, worst: tuple[float, int], all_: list[tuple[float, int]], text: str
+    ) -> DataFinding:
+        d = worst[1]
+        low, high = digits(float(bounds.low[d])), digits(float(bounds.high[d]))
+        values = f"{digits(facts.at(d, 0.01))} to {digits(facts.at(d, 0.99))}"
+        names = ", ".join(DIMENSIONS[d] for _, d in all_)
+        measured = f"{names}: {text} ({DIMENSIONS[d]}: bounds {low} to {high}, values {values})"
+        return DataFinding(name=name, severity=severity, dimension=names, text=measured, advice=advice)
+
+    if collapsed:
+        text = f"{where} are equal, though the values vary: normalised, all are -1 or 1"
+        yield finding("bounds_collapse", "error", collapsed[0], collapsed, text)
+    if clipped:
+        worst = max(clipped)
+        text = f"up to {as_percent(worst[0])} of the values are outside {where}, and are clipped"
+        yield finding("outside_bounds", "error" if worst[0] > _MOSTLY else "warning", worst, clipped, text)
+    if wide:
+        worst = max(wide)
+        text = f"{where} are up to {worst[0]:.0f} times wider than the values, which use few bins"
+        yield finding("wide_bounds", "warning", worst, wide, text)
 
 
 def _some(names: list[str]) -> str:

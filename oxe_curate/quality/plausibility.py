@@ -67,19 +67,22 @@ def _never_moves(facts: ActionFacts) -> Iterator[DataFinding]:
 
 
 def _collapse(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
-    for d in range(6):
-        low, high = facts.at(d, 0.01), facts.at(d, 0.99)
-        if card.constant[d] or not facts.varies(d) or high - low > 1e-5 * (facts.high(d) - facts.low(d)):
-            continue
+    flat = [
+        d for d in range(6)
+        if not card.constant[d] and facts.varies(d)
+        and facts.at(d, 0.99) - facts.at(d, 0.01) <= 1e-5 * (facts.high(d) - facts.low(d))
+    ]  # fmt: skip
+    if flat:
+        d, names = flat[0], ", ".join(DIMENSIONS[d] for d in flat)
         text = (
-            f"{DIMENSIONS[d]}: the 1st and 99th percentiles are both {digits(low)}, though the values go from "
-            f"{digits(facts.low(d))} to {digits(facts.high(d))}: normalised, every value becomes -1 or 1"
+            f"{names}: the 1st and 99th percentiles are equal ({digits(facts.at(d, 0.01))} for {DIMENSIONS[d]}), but "
+            f"values go from {digits(facts.low(d))} to {digits(facts.high(d))}: normalised, all are -1 or 1"
         )
         advice = (
             "Check that the card reads the right columns. If the values are right, use wider bounds in the mixture "
             "(bounds: {low: 0, high: 1}), or a constant in the card."
         )
-        yield _finding(facts, "bounds_collapse", "error", DIMENSIONS[d], text, advice)
+        yield _finding(facts, "bounds_collapse", "error", names, text, advice)
 
 
 def _identical(facts: ActionFacts) -> Iterator[DataFinding]:
