@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.index import query
 from oxe_curate.index.store import IndexFiles
+from oxe_curate.progress import Bar
 from oxe_curate.quality.episodes import EpisodeBatch, join
 from oxe_curate.quality.measure import SAMPLE, Judgement, Measure, judge_batches
 
@@ -27,6 +28,7 @@ def judge_dataset(
     measures: Sequence[Measure],
     criteria: Collection[str],
     limits: Mapping[str, float],
+    bar: Bar,
 ) -> dict[str, Judgement]:
     """Judge a data set's episodes.
 
@@ -36,6 +38,7 @@ def judge_dataset(
         measures: all that there are.
         criteria: those to decide.
         limits: see `judge_batches`.
+        bar: counts the bytes of the files.
 
     Returns:
         Criterion -> judgement; its arrays have one value per valid episode, in order.
@@ -50,6 +53,7 @@ def judge_dataset(
     def batches() -> Iterator[EpisodeBatch]:
         for path, table in query.read_ahead(files, list(present), columns):
             yield episodes_of(table, np.flatnonzero(present[path]), used)
+            bar.add(files.entry(path).bytes, len(table))
 
     return judge_batches(measures, _sample(files, present, columns, used), batches, criteria, limits)
 
