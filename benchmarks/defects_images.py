@@ -88,8 +88,8 @@ def image_other_camera(scene: Scene) -> StoredEpisode | None:
 @kind("frames of another data set", *NEED, touches=ALL)
 def image_foreign(scene: Scene) -> StoredEpisode | None:
     size = decode(scene.frames[0]).shape[:2]
-    start = int(scene.rng.integers(max(1, len(scene.foreign) - scene.steps)))
-    chosen = [scene.foreign[(start + step) % len(scene.foreign)] for step in range(scene.steps)]
+    shown = scene.foreign[int(scene.rng.integers(len(scene.foreign)))]
+    chosen = [shown[row] for row in np.linspace(0, len(shown) - 1, scene.steps).round().astype(int)]
     frames = [encode_like(resized(decode(f), size), own) for f, own in zip(chosen, scene.frames, strict=True)]
     return scene.with_frames(frames)
 

@@ -23,13 +23,13 @@ class Scene:
 
     Attributes:
         others: clean episodes of the same data set.
-        foreign: frames of another data set's camera.
+        foreign: the frames of episodes of another data set.
     """
 
     episode: StoredEpisode
     parts: Parts
     others: Sequence[StoredEpisode]
-    foreign: Sequence[bytes]
+    foreign: Sequence[Sequence[bytes]]
     rng: np.random.Generator
 
     @property
@@ -144,7 +144,7 @@ class Planted:
     reason: str = ""
 
 
-def plant(clean: Clean, kind: Kind, foreign: Sequence[bytes], seed: int = 0) -> Planted:
+def plant(clean: Clean, kind: Kind, foreign: Sequence[Sequence[bytes]], seed: int = 0) -> Planted:
     """Plant a kind into about 15 % of a source's episodes, at least 3 and at most 12."""
     episodes, parts = clean.episodes, clean.source.parts
     missing = [_WORDS.get(name, name) for name in kind.needs if getattr(parts, name) is None]

@@ -144,10 +144,9 @@ def sources(shared: Path) -> list[Source]:
     ]  # fmt: skip
 
 
-def door_frames(folder: Path) -> list[bytes]:
-    """Frames of a data set with another robot and room, as a wrong camera shows them."""
-    made = _demo(3, folder)
-    return [frame for episode in read_episodes(made) for frame in episode.values["steps/observation/image"]]
+def door_frames(folder: Path) -> list[list[bytes]]:
+    """The frames of episodes with another robot in other rooms, as a wrong camera shows them."""
+    return [list(episode.values["steps/observation/image"]) for episode in read_episodes(_demo(3, folder))]
 
 
 # --- where they come from ---

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from benchmarks import defects, defects_metaworld
+from benchmarks import defects, defects_cost, defects_metaworld
 from benchmarks.defects_episode import decode, read_episodes, write_episodes
 from benchmarks.defects_judge import Judgement, judged
 from benchmarks.defects_kinds import KINDS, Scene, plant
@@ -75,7 +75,7 @@ def clean(tmp_path_factory) -> Clean:
     return Clean(source, made.path, tuple(read_episodes(made.path)))
 
 
-FOREIGN = [frame(step, 5) for step in range(10)]
+FOREIGN = [[frame(step, 5) for step in range(10)]]
 
 
 def allowed(kind, episode):
@@ -233,3 +233,12 @@ def test_a_report_without_findings_says_so():
     trial.alarms = trial.losses = {"default": 0, "strict": 0}
     text = markdown([trial], {"text_empty": "no text"}, {"commit": "x", "look": 0, "seconds": 1, "missing": []})
     assert "kinds that strict drops with recall 0.9 (0 of 1)" in text
+
+
+def test_the_cost_is_compared_in_turn(shared: Path, tmp_path):
+    source = shared / "data" / "rlds" / "bridge_dataset"
+    chosen = defects_cost.contenders(None, look=0)
+    assert [contender.name for contender in chosen] == ["off", "default", "strict"]
+    runs = defects_cost.measure_all(chosen[:2], source, tmp_path, rounds=1, workers=1)
+    assert [run.result["seen"] for found in runs.values() for run in found] == [50, 50]
+    assert defects_cost.table(runs).splitlines()[2].startswith("| off | ")
