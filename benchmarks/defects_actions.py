@@ -239,3 +239,26 @@ def gripper_flicker(scene: Scene) -> StoredEpisode | None:
     low, high = scene.parts.gripper_range
     command[flipped] = np.where(command[flipped] > (low + high) / 2, low, high)
     return columns.put(scene.episode, command)
+
+
+@kind("absolute positions instead of displacements", *POSE)
+def action_absolute(scene: Scene) -> StoredEpisode | None:
+    return scene.part("xyz").put(scene.episode, scene.part("position").get(scene.episode))
+
+
+@kind("displacements in millimetres: 1000 times too large", *POSE)
+def action_units(scene: Scene) -> StoredEpisode | None:
+    columns = scene.part("xyz")
+    return columns.put(scene.episode, columns.get(scene.episode) * 1000)
+
+
+@kind("rotations in degrees", "rpy")
+def angle_degrees(scene: Scene) -> StoredEpisode | None:
+    columns = scene.part("rpy")
+    return columns.put(scene.episode, np.degrees(columns.get(scene.episode)))
+
+
+@kind("gripper commands in percent or of 255", "gripper")
+def gripper_units(scene: Scene) -> StoredEpisode | None:
+    columns = scene.part("gripper")
+    return columns.put(scene.episode, columns.get(scene.episode) * scene.rng.choice([100, 255]))

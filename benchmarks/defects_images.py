@@ -1,4 +1,4 @@
-"""Defects of frames: the primary camera does not show what happened. Other cameras keep their frames."""
+"""Defects of frames: a camera does not show what happened. `image_*` is the primary camera, `second_*` another."""
 
 from __future__ import annotations
 
@@ -202,3 +202,47 @@ def image_missing(scene: Scene) -> StoredEpisode | None:
     for row in scene.rng.choice(scene.steps, max(1, scene.steps // 5), replace=False):
         frames[row] = b""
     return scene.with_frames(frames)
+
+
+@kind("grey instead of colour", *NEED, touches=ALL)
+def image_grey(scene: Scene) -> StoredEpisode | None:
+    return _each(scene, lambda pixels: pixels.mean(axis=2, keepdims=True).repeat(3, axis=2)) if _moves(scene) else None
+
+
+@kind("compressed until blocks are all that is left", *NEED, touches=ALL)
+def image_compressed(scene: Scene) -> StoredEpisode | None:
+    if scene.frames[0][:2] != b"\xff\xd8" or not _moves(scene):
+        return None
+    return scene.with_frames([encode_like(decode(frame), frame, quality=2) for frame in scene.frames])
+
+
+# --- the last of several cameras ---
+
+
+def _second(scene: Scene) -> list[bytes] | None:
+    """Its frames; None if it is black in this episode."""
+    frames = list(scene.episode.values[scene.parts.cameras[-1]])
+    return frames if decode(frames[0]).any() else None
+
+
+@kind("another camera: the first frame at every step", *NEED, touches=("camera2",), cameras=2)
+def second_frozen(scene: Scene) -> StoredEpisode | None:
+    frames = _second(scene)
+    return scene.episode.with_values(**{scene.parts.cameras[-1]: [frames[0]] * scene.steps}) if frames else None
+
+
+@kind("another camera: frames of noise", *NEED, touches=("camera2",), cameras=2)
+def second_noise(scene: Scene) -> StoredEpisode | None:
+    frames = _second(scene)
+    if frames is None:
+        return None
+    noise = [encode_like(scene.rng.integers(0, 256, decode(frame).shape), frame) for frame in frames]
+    return scene.episode.with_values(**{scene.parts.cameras[-1]: noise})
+
+
+@kind("two cameras swapped", *NEED, touches=("camera", "camera2"), cameras=2)
+def second_swapped(scene: Scene) -> StoredEpisode | None:
+    frames = _second(scene)
+    if frames is None:
+        return None
+    return scene.episode.with_values(**{scene.camera: frames, scene.parts.cameras[-1]: scene.frames})

@@ -82,7 +82,8 @@ class Kind:
         text: what went wrong, in a few words.
         plant: the spoiled episode; None where this one does not suit.
         needs: fields of `Parts` that must be there.
-        touches: the features that may change: fields of `Parts`, or names in the record; "steps" for all of them.
+        touches: what may change: fields of `Parts`; "camera" (the primary), "camera2" (the last), "observed" (every
+            number of the observation), "steps" (every step feature).
         whole: only where episodes are complete demonstrations.
         cameras: how many the data set must have.
         copies: the defect is a further episode, a copy, in this split.

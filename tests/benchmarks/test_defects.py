@@ -84,6 +84,8 @@ def allowed(kind, episode):
     for touched in kind.touches:
         if touched == "camera":
             names.add(PARTS.cameras[0])
+        elif touched == "camera2":
+            names.add(PARTS.cameras[1])
         elif touched == "observed":
             names |= set(observed(episode))
         elif touched == "steps":
