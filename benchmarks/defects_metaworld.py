@@ -88,7 +88,7 @@ def demonstrations(episodes: int, seed: int = 0) -> Iterator[EpisodeValues]:
 
 
 def _of_task(task: Task, seed: int) -> Iterator[EpisodeValues]:
-    """Demonstrations of one task without end; attempts that fail are left out."""
+    """Demonstrations of one task, at most one for each of its 50 goals; attempts that fail are left out."""
     metaworld, mujoco = importlib.import_module("metaworld"), importlib.import_module("mujoco")
     expert = getattr(importlib.import_module("metaworld.policies"), task.policy)()
     benchmark = metaworld.MT1(task.name, seed=seed)
@@ -98,8 +98,9 @@ def _of_task(task: Task, seed: int) -> Iterator[EpisodeValues]:
     for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
         renderer.scene.flags[flag] = 0  # a sixth of the time where a processor renders
     rng = np.random.default_rng(seed)
-    for number in range(10**6):
-        env.set_task(benchmark.train_tasks[int(rng.integers(len(benchmark.train_tasks)))])
+    goals = rng.permutation(len(benchmark.train_tasks))  # each once: without noise, equal goals give equal episodes
+    for number, goal in enumerate(goals.tolist()):
+        env.set_task(benchmark.train_tasks[goal])
         steps = _attempt(env, expert, renderer, rng, noise=0.0 if number % 3 == 0 else 0.3)
         if steps is not None:
             yield _episode(steps, str(rng.choice(task.texts)), task.name)
