@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from oxe_curate import registry
-from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import scan
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.index_json import FrameDetail
-from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.dataset import RldsDataset, Shard, find
 from oxe_curate.storage import Folder
 
 
@@ -42,6 +42,19 @@ class FilterOptions:
     workers: int | None = None
     beam_args: tuple[str, ...] = ()
     progress: bool = True
+
+
+def existing_source(source: str | Path) -> Folder:
+    """The root of the data sets. Raises StorageError if it does not exist."""
+    root = Folder.of(source)
+    if not root.exists():
+        raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
+    return root
+
+
+def plan_filter(source: str | Path, out: str | Path, options: FilterOptions) -> list[FilterTask]:
+    """All tasks of a run without an earlier one; nothing is read but the lists of shards. Raises as `plan_tasks`."""
+    return plan_tasks(find(existing_source(source), options.datasets), Folder.of(out), options)
 
 
 def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
