@@ -73,7 +73,7 @@ class FrameLook:
             return None
         chosen = np.linspace(0, len(frames) - 1, _HASHED).round().astype(int)
         try:
-            return tuple(dhash(self._bytes(*frames[i].tolist())) for i in chosen)
+            return tuple(dhash(self.read(*frames[i].tolist())) for i in chosen)
         except ValueError:
             return None
 
@@ -84,7 +84,7 @@ class FrameLook:
             return False
         try:
             for offset, length in frames.tolist():
-                grey_thumbnail(self._bytes(offset, length), strict=True)
+                grey_thumbnail(self.read(offset, length), strict=True)
         except ValueError:
             return True
         return False
@@ -112,11 +112,12 @@ class FrameLook:
         if corner is not None and corner >= level:
             return False
         try:
-            return is_black(self._bytes(offset, length), level)
+            return is_black(self.read(offset, length), level)
         except ValueError:
             return False
 
-    def _bytes(self, offset: int, length: int) -> memoryview:
+    def read(self, offset: int, length: int) -> memoryview:
+        """A part of the shard."""
         self._need(offset, length)
         self.touched += length
         return self._buffer[offset : offset + length]

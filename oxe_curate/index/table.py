@@ -12,7 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.episode import EpisodeId, Trajectory
+from oxe_curate.index.looks import LOOKS, looks_column
 from oxe_curate.index.metrics import action_hash, metrics
+from oxe_curate.quality.looks import LookedFrames
 
 FRAME = pa.struct([("offset", pa.int64()), ("length", pa.int32())])
 SPAN = pa.struct([("offset", pa.int64()), ("length", pa.int64())])
@@ -48,6 +50,7 @@ SCHEMA = pa.schema(
         ("action_hash", pa.uint64()),
         ("image_hash", pa.list_(pa.uint64())),
         ("duplicate_of", pa.string()),
+        ("look", LOOKS),
     ]
 )
 
@@ -66,6 +69,7 @@ class IndexRow:
             were not located (see `spans`).
         spans: role -> (offset, length) of the whole list of frames in the shard.
         image_hash: perceptual hashes of a few frames, if requested (see `FrameReader.hashes` in filter/frames.py).
+        looks: role -> what is known of the frames that were decoded; None if the scan did not look.
     """
 
     id: EpisodeId
@@ -79,6 +83,7 @@ class IndexRow:
     spans: Mapping[str, tuple[int, int]]
     control_hz: float | None
     image_hash: tuple[int, ...] | None = None
+    looks: Mapping[str, LookedFrames] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -132,6 +137,7 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
         "image_hash": [row.image_hash for row in rows],
         "duplicate_of": [None] * len(rows),  # filled in by across.py
+        "look": looks_column([row.looks for row in rows]),
     }
     return pa.table(
         [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA
