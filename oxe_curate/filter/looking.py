@@ -21,7 +21,6 @@ from oxe_curate.quality.looks import COLOUR, GREY, LookedFrames, empty_looks
 
 _SIDE = 64
 """Pixels; images are decoded at the smallest size that has as many on each side."""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as in JPEG
 
 
 def look_at_camera(look: FrameLook, frames: NDArray[np.int64], count: int) -> LookedFrames:
@@ -80,17 +79,20 @@ def _decode_small(data: bytes | memoryview) -> tuple[NDArray[np.uint8], tuple[in
 
 def _describe(pixels: NDArray[np.uint8]) -> tuple[Any, ...]:
     """Mean and deviation of each channel, detail, and the two thumbnails; see `LookedFrames`."""
-    values = pixels.astype(np.float32)
-    flat = values.reshape(-1, 3)
-    mean = flat.mean(axis=0)
-    deviation = np.sqrt(np.maximum(np.einsum("ij,ij->j", flat, flat) / len(flat) - mean**2, 0))
-    bright = values @ _LUMA
-    detail = _mean(np.abs(np.diff(bright, axis=1))) / 2 + _mean(np.abs(np.diff(bright, axis=0))) / 2
-    cells = np.asarray(Image.fromarray(pixels).resize((GREY, GREY), Image.Resampling.BOX), np.float32)
-    side = GREY // COLOUR
-    colour = cells.reshape(COLOUR, side, COLOUR, side, 3).mean(axis=(1, 3))
-    return mean, deviation, detail, (cells @ _LUMA).round(), colour.round()
+    image = Image.fromarray(pixels)
+    shares = np.array(image.histogram(), np.float64).reshape(3, 256) / (pixels.shape[0] * pixels.shape[1])
+    mean = shares @ _LEVELS
+    deviation = np.sqrt(np.maximum(shares @ _LEVELS**2 - mean**2, 0))
+    bright = np.asarray(image.convert("L"), np.int16)
+    detail = _mean_step(bright) / 2 + _mean_step(bright.T) / 2
+    cells = image.resize((GREY, GREY), Image.Resampling.BOX)
+    colour = cells.reduce(GREY // COLOUR)
+    return mean, deviation, detail, np.asarray(cells.convert("L")), np.asarray(colour)
 
 
-def _mean(values: NDArray[np.float32]) -> float:
-    return float(values.mean()) if values.size else 0.0
+_LEVELS = np.arange(256.0)
+
+
+def _mean_step(values: NDArray[np.int16]) -> float:
+    """Mean absolute difference of neighbours along the last axis."""
+    return float(np.abs(values[:, 1:] - values[:, :-1]).mean()) if values.shape[1] > 1 else 0.0

@@ -36,16 +36,16 @@ _NOTHING = _listed(
     doing done make task tasks episode episodes ep demo demos demonstration demonstrations trajectory
     trajectories traj test tests testing tested trial trials try run runs sample samples example examples
     instruction instructions command commands lang language natural text texts string str description prompt
-    label data dataset record recording recorded collected number num no nr id idx index file step steps part
-    name title goal goals image images robot robots arm manipulation action actions behavior behaviour skill
-    skills activity policy motion movement something anything things thing stuff whatever someone perform
-    performs performing execute executes executing complete completes completing finish follow follows
-    following out please given here want need required correctly successfully well again new old other various
-    misc miscellaneous random generic default general basic simple unspecified scene env environment set split
-    train val validation eval evaluation debug temp tmp teleop teleoperation teleoperated human operator user
-    expert session job version ver copy final true false yes ok okay hello world hi what how lets let us you i
-    we can could should will would sure accomplish achieve attempt accordingly as above below same previous
-    next ditto idem"""
+    label data dataset record recording recorded collected number num no nr id idx index file step steps
+    part name title goal goals image images robot robots arm manipulation action actions behavior behaviour
+    skill skills activity policy motion movement something anything things thing object objects manipulate
+    stuff whatever someone perform performs performing execute executes executing complete completes
+    completing finish follow follows following out please given here want need required correctly
+    successfully well again new old other various misc miscellaneous random generic default general basic
+    simple unspecified scene env environment set split train val validation eval evaluation debug temp tmp
+    teleop teleoperation teleoperated human operator user expert session job version ver copy final true
+    false yes ok okay hello world hi what how lets let us you i we can could should will would sure
+    accomplish achieve attempt accordingly as above below same previous next ditto idem"""
 )
 """Words that name neither a motion nor an object."""
 _PLACEHOLDERS = _listed(
@@ -106,17 +106,19 @@ def _empty_kind(text: str) -> int:
     words = [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", plain).replace("'", "").replace("\u2019", ""))]
     slashed = plain.casefold().replace("/", "").replace(".", "")
     said = [word for word in words if len(word) > 1 or not word.isascii()]
-    if said in (["insert"], ["fill"], ["enter"]):
+    if len(said) == 1 and said[0] in ("insert", "fill", "enter"):
         return -1
-    if slashed in _PLACEHOLDERS or all(_is_mash(word) for word in words):
-        return 1
-    if not [word for word in said if word not in _NOTHING and word not in _FOREIGN]:
+    if len(said) == 1 and said[0] in ("move", "act", "go", "interact", "operate"):
         return 0
-    if not [w for w in said if w not in _NOTHING and w not in _PLACEHOLDERS and w not in _FOREIGN and not _is_mash(w)]:
+    if slashed in _PLACEHOLDERS or all(_is_mash(word) for word in words):
         return 1
     shouted = plain == plain.upper() and " " in plain  # TODO is a Spanish word
     if (found := _TEMPLATE.search(plain)) and not (shouted and found.group().isalpha()):
         return 2
+    if not [word for word in said if word not in _NOTHING and word not in _FOREIGN]:
+        return 0
+    if not [w for w in said if w not in _NOTHING and w not in _PLACEHOLDERS and w not in _FOREIGN and not _is_mash(w)]:
+        return 1
     if _repeats(plain, words):
         return 5
     if all(word.isascii() and len(word) > 2 and not set(word) & set("aeiouy") for word in said):
