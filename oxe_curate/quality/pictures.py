@@ -88,7 +88,7 @@ class Pictures:
         """How far beyond the usual, as a multiple of the limit; the share of missing frames; 1 for another format."""
         if not fitted:
             return {}
-        flat, missing, formats = _Worst(part, 1.0), _Worst(part, 0.0), _Worst(part, 0.5)
+        flat, missing, formats = Worst(part, 1.0), Worst(part, 0.0), Worst(part, 0.5)
         for role in fitted:
             for name, (words, least) in FLAT_KINDS.items():
                 value = part[f"{role} {name}"]
@@ -114,7 +114,7 @@ class Pictures:
         }
 
 
-class _Worst:
+class Worst:
     """Collects the largest value of each episode over cameras and kinds."""
 
     def __init__(self, part: Part, limit: float) -> None:
@@ -124,12 +124,14 @@ class _Worst:
         self._words: list[str] = []
 
     def add(self, value: Floats, words: str, step: NDArray[Any] | None = None) -> None:
+        """Take over the values (n,) that are larger than those so far, with their words and steps."""
         better = np.nan_to_num(value, nan=-1) > np.nan_to_num(self._value, nan=-1)
         self._value[better], self._what[better] = value[better], len(self._words)
         self._step[better] = -1 if step is None else step[better]
         self._words.append(words)
 
     def judgement(self, unit: str) -> Judgement:
+        """The largest values, with the limit."""
         return Judgement(
             value=self._value, limit=self._limit, step=self._step, what=self._what, words=self._words, unit=unit
         )
