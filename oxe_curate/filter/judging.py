@@ -10,14 +10,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.index import query
+from oxe_curate.index.looks import read_looked_frames
 from oxe_curate.index.store import IndexFiles
 from oxe_curate.progress import Bar
 from oxe_curate.quality.episodes import EpisodeBatch, join
+from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import SAMPLE, Judgement, Measure, judge_batches
 
 _SAMPLED_FILES = 32
 _COLUMNS = {
     "proprio": "proprio", "instruction": "instruction", "success": "success", "frame_bytes": "cameras",
+    "looks": "look",
 }  # fmt: skip
 """What a measure uses -> the column of the index that has it."""
 
@@ -109,6 +112,7 @@ def episodes_of(table: pa.Table, rows: NDArray[np.int64], used: Collection[str])
         starts=starts,
         instruction=table["instruction"].take(rows).to_pylist() if "instruction" in used else [""] * len(rows),
         success=flags,
+        looks=_looks(table["look"], rows) if "looks" in used else {},
         frame_bytes=_frame_bytes(table["cameras"].combine_chunks(), rows, counts) if "frame_bytes" in used else {},
         control_hz=_rate(table, rows),
     )
@@ -141,6 +145,10 @@ def _frame_bytes(column: Any, rows: NDArray[np.int64], counts: NDArray[np.int64]
         starts = np.concatenate(([0], np.cumsum(counts)))
         found[role] = length[np.arange(int(starts[-1])) + np.repeat(frames[mine] - starts[:-1], counts)]
     return found
+
+
+def _looks(column: Any, rows: NDArray[np.int64]) -> dict[str, LookedFrames]:
+    return {role: frames.take(rows) for role, frames in read_looked_frames(column).items()}
 
 
 def _rate(table: pa.Table, rows: NDArray[np.int64]) -> float | None:

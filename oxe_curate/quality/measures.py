@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from oxe_curate.quality.frozen import FrozenFrames
 from oxe_curate.quality.measure import Measure
+from oxe_curate.quality.pictures import Pictures
+from oxe_curate.quality.views import Views
+from oxe_curate.quality.words import Words
 
-MEASURES: tuple[Measure, ...] = ()
+MEASURES: tuple[Measure, ...] = (
+    FrozenFrames(),
+    Pictures(),
+    Views(),
+    Words(),
+)
