@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.arrays import Floats
 from oxe_curate.quality.episodes import EpisodeBatch
+from oxe_curate.quality.grips import Opening, gripper_part, judge_gripper, learn_opening
 from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.response import Response, learn_responses
@@ -28,19 +29,23 @@ _EXACT = 2e-3
 
 @dataclass(frozen=True)
 class ExplainedMotion:
-    """`unexplained_motion`, `shifted_actions` and `scaled_actions`."""
+    """`unexplained_motion`, `shifted_actions`, `scaled_actions` and `gripper_mismatch`."""
 
-    criteria: tuple[str, ...] = ("unexplained_motion", "shifted_actions", "scaled_actions")
+    criteria: tuple[str, ...] = ("unexplained_motion", "shifted_actions", "scaled_actions", "gripper_mismatch")
     columns: frozenset[str] = frozenset({"proprio"})
 
-    def fit(self, sample: EpisodeBatch) -> list[_Fitted]:
-        """The responses of position and rotation."""
-        return [_Fitted.of(response, sample) for response in learn_responses(sample)]
+    def fit(self, sample: EpisodeBatch) -> tuple[list[_Fitted], Opening | None]:
+        """The responses of position, rotation and gripper."""
+        found = learn_responses(sample)
+        taken = [c for response in found for c in range(response.state, response.state + 3)]
+        return [_Fitted.of(response, sample) for response in found], learn_opening(sample, taken)
 
-    def part(self, batch: EpisodeBatch, fitted: Sequence[_Fitted]) -> Part:
-        """Products of explained and real displacement: 21 numbers per group of axes."""
+    def part(self, batch: EpisodeBatch, fitted: tuple[list[_Fitted], Opening | None]) -> Part:
+        """Products of explained and real displacement: 21 numbers per group of axes, and 23 for the gripper."""
         found: dict[str, NDArray[np.float64]] = {"steps": batch.lengths.astype(np.float64)}
-        for group in fitted:
+        if fitted[1] is not None:
+            found |= gripper_part(batch, fitted[1])
+        for group in fitted[0]:
             explained, real = group.response.compare(batch)
             sums = sum_each(np.concatenate([explained * explained, real * real]), batch.starts)
             cross = sum_each((explained[:, None] * real[None]).reshape(9, -1), batch.starts)
@@ -56,13 +61,19 @@ class ExplainedMotion:
             found[f"group {group.response.action}"] = np.array(rows).T
         return found
 
-    def judge(self, part: Part, fitted: Sequence[_Fitted]) -> Mapping[str, Judgement]:
+    def judge(self, part: Part, fitted: tuple[list[_Fitted], Opening | None]) -> Mapping[str, Judgement]:
         """Compare every episode with the others of the data set."""
-        groups = [_Group.of(part[f"group {g.response.action}"], part["steps"], g.response) for g in fitted]
-        if not groups:
-            return {}
-        return {"unexplained_motion": _unexplained(groups), "shifted_actions": _shifted(groups),
-                "scaled_actions": _scaled(groups)}  # fmt: skip
+        groups = [_Group.of(part[f"group {g.response.action}"], part["steps"], g.response) for g in fitted[0]]
+        found: dict[str, Judgement] = {}
+        if groups:
+            found = {
+                "unexplained_motion": _unexplained(groups),
+                "shifted_actions": _shifted(groups),
+                "scaled_actions": _scaled(groups),
+            }
+        if fitted[1] is not None:
+            found["gripper_mismatch"] = judge_gripper(part)
+        return found
 
 
 def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -214,7 +225,7 @@ def _unexplained(groups: Sequence[_Group]) -> Judgement:
     for g in groups:
         low, high = (0.05, 0.1) if g.exact else (0.3, 0.35)
         tests.append((g.whole, max(min(factor_limit(g.whole, least=low), high), robust_limit(g.whole, least=low))))
-        floor = 0.1 if g.exact else 0.8
+        floor = 0.1 if g.exact else 0.8 + 2 * g.loose
         tests.extend((share, robust_limit(share, least=floor)) for share in (*g.shares, g.local))
     value, limit, which = worst(tests)
     at = np.array([groups[k // 5].at[i] if k % 5 == 4 else -1 for i, k in enumerate(which.tolist())], np.int64)

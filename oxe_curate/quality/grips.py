@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from oxe_curate.arrays import Floats
 from oxe_curate.quality.episodes import EpisodeBatch
 from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.measure import Judgement, Part
-from oxe_curate.quality.response import learn_responses
 from oxe_curate.quality.segments import delayed, sum_each
 from oxe_curate.quality.verdict import Test, judged, worst
 
@@ -38,7 +38,7 @@ def learn_opening(sample: EpisodeBatch, taken: Sequence[int] = ()) -> Opening | 
         taken: columns to leave out, those of the pose.
     """
     command = sample.actions[6].astype(np.float64)
-    if not len(command) or np.ptp(command) < 0.1:
+    if len(sample) < 4 or np.ptp(command) < 0.1:
         return None
     best, found = _SURE, None
     for lag in _LAGS:
@@ -58,66 +58,51 @@ def learn_opening(sample: EpisodeBatch, taken: Sequence[int] = ()) -> Opening | 
     return found
 
 
-@dataclass(frozen=True)
-class GripperFollows:
-    """`gripper_mismatch`: the opening does not follow the command as it does in the data set."""
+def gripper_part(batch: EpisodeBatch, fitted: Opening) -> dict[str, Floats]:
+    """Moments of the command and the opening, in units of the command, and their products at several shifts."""
+    opening = (batch.states[fitted.column] - np.float32(fitted.offset)) / np.float32(fitted.factor)
+    opening = np.clip(opening, -2, 3)
+    use = (batch.place >= fitted.lag).astype(np.float32)
+    command = np.clip(delayed(batch.actions[6], fitted.lag, batch), -1, 2) * use
+    z = opening * use
+    rows = np.array([use, command, z, command * command, z * z, np.abs(command - z)])
+    centre = np.repeat((sum_each(z, batch.starts) / np.maximum(sum_each(use, batch.starts), 1)), batch.lengths)
+    mean = np.repeat(sum_each(command, batch.starts) / np.maximum(sum_each(use, batch.starts), 1), batch.lengths)
+    dz, dc = ((z - centre) * use).astype(np.float32), ((command - mean) * use).astype(np.float32)
+    products = [sum_each(delayed(dc, shift, batch) * dz, batch.starts) for shift in _SHIFTS]
+    return {
+        "gripper sums": sum_each(rows, batch.starts).T, "gripper products": np.array(products).T,
+    }  # fmt: skip
 
-    criteria: tuple[str, ...] = ("gripper_mismatch",)
-    columns: frozenset[str] = frozenset({"proprio"})
 
-    def fit(self, sample: EpisodeBatch) -> Opening | None:
-        """The state column that follows the command."""
-        taken = [c for r in learn_responses(sample) for c in range(r.state, r.state + 3)]
-        return learn_opening(sample, taken)
+def judge_gripper(part: Part) -> Judgement:
+    """`gripper_mismatch`: compare how every episode's gripper follows the command."""
+    count, c, z, cc, zz, apart = part["gripper sums"].T
+    count = np.maximum(count, 1)
+    power = (cc - c * c / count), np.maximum(zz - z * z / count, 0)
+    # at least three steps of each command
+    used = power[0] > 3 * 0.8 * (1 - 3 / np.maximum(count, 3.01))
+    scale = np.sqrt(np.maximum(power[0], 1e-12) * np.maximum(power[1], 0.02 * count))
+    r = part["gripper products"] / scale[:, None]
+    zero = _SHIFTS.index(0)
+    disagree = np.where(used, 1 - r[:, zero], np.nan)
+    best = r.argmax(axis=1)
+    shift = np.array(_SHIFTS)[best]
+    # a short shift is a gripper that was a little slower
+    late = np.where(used & (np.abs(shift) >= 3), r.max(axis=1) - r[:, zero], 0.0)
+    far = np.where(count >= 4, apart / count, np.nan)
+    tests: list[Test] = [
+        (disagree, robust_limit(disagree, least=0.75)),
+        (far, robust_limit(far, least=0.55)),
+        (late, robust_limit(late, least=0.3)),
+    ]
+    value, limit, _ = worst(tests)
 
-    def part(self, batch: EpisodeBatch, fitted: Opening | None) -> Part:
-        """Moments of the command and the opening, in units of the command, and their products at several shifts."""
-        if fitted is None:
-            return {"steps": batch.lengths}
-        opening = (batch.states[fitted.column] - np.float32(fitted.offset)) / np.float32(fitted.factor)
-        opening = np.clip(opening, -2, 3)
-        use = (batch.place >= fitted.lag).astype(np.float32)
-        command = np.clip(delayed(batch.actions[6], fitted.lag, batch), -1, 2) * use
-        z = opening * use
-        rows = np.array([use, command, z, command * command, z * z, np.abs(command - z)])
-        centre = np.repeat((sum_each(z, batch.starts) / np.maximum(sum_each(use, batch.starts), 1)), batch.lengths)
-        mean = np.repeat(sum_each(command, batch.starts) / np.maximum(sum_each(use, batch.starts), 1), batch.lengths)
-        dz, dc = ((z - centre) * use).astype(np.float32), ((command - mean) * use).astype(np.float32)
-        products = [sum_each(delayed(dc, shift, batch) * dz, batch.starts) for shift in _SHIFTS]
-        return {
-            "steps": batch.lengths, "sums": sum_each(rows, batch.starts).T, "products": np.array(products).T,
-        }  # fmt: skip
+    def words(i: int) -> str:
+        if r[i, zero] < -0.5 or (not used[i] and far[i] > 0.7):
+            return "inverted"
+        if late[i] > tests[2][1]:
+            return f"the commands are {abs(shift[i])} steps {'early' if shift[i] > 0 else 'late'}"
+        return "the gripper does not follow the command"
 
-    def judge(self, part: Part, fitted: Opening | None) -> Mapping[str, Judgement]:
-        """Compare every episode with the others."""
-        if fitted is None:
-            return {}
-        count, c, z, cc, zz, apart = part["sums"].T
-        count = np.maximum(count, 1)
-        power = (cc - c * c / count), np.maximum(zz - z * z / count, 0)
-        # at least three steps of each command
-        used = power[0] > 3 * 0.8 * (1 - 3 / np.maximum(count, 3.01))
-        scale = np.sqrt(np.maximum(power[0], 1e-12) * np.maximum(power[1], 0.02 * count))
-        r = part["products"] / scale[:, None]
-        zero = _SHIFTS.index(0)
-        disagree = np.where(used, 1 - r[:, zero], np.nan)
-        best = r.argmax(axis=1)
-        shift = np.array(_SHIFTS)[best]
-        # a short shift is a gripper that was a little slower
-        late = np.where(used & (np.abs(shift) >= 3), r.max(axis=1) - r[:, zero], 0.0)
-        far = np.where(count >= 4, apart / count, np.nan)
-        tests: list[Test] = [
-            (disagree, robust_limit(disagree, least=0.75)),
-            (far, robust_limit(far, least=0.55)),
-            (late, robust_limit(late, least=0.3)),
-        ]
-        value, limit, _ = worst(tests)
-
-        def words(i: int) -> str:
-            if r[i, zero] < -0.5 or (not used[i] and far[i] > 0.7):
-                return "inverted"
-            if late[i] > tests[2][1]:
-                return f"the commands are {abs(shift[i])} steps {'early' if shift[i] > 0 else 'late'}"
-            return "the gripper does not follow the command"
-
-        return {"gripper_mismatch": judged(value, limit, words)}
+    return judged(value, limit, words)

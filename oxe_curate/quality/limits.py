@@ -25,7 +25,7 @@ def robust_limit(
         value: float (n,), the larger, the worse; NaN is ignored.
         least: a value up to this is never bad, whatever the others are.
         times: how far from the median a value must be.
-        within: the limit is at most this multiple of the 90 % quantile, which a wide but one-sided distribution needs.
+        within: the limit is at most this multiple of the 80 % quantile, which a wide but one-sided distribution needs.
 
     Returns:
         The limit; infinite with fewer than 8 values.
@@ -33,7 +33,7 @@ def robust_limit(
     known = value[np.isfinite(value)]
     if len(known) < _FEWEST:
         return float("inf")
-    middle, upper, most = np.quantile(known, (0.5, 0.75, 0.9))
+    middle, upper, most = np.quantile(known, (0.5, 0.75, 0.8))
     spread = _SPREAD * max(float(np.median(np.abs(known - middle))), float(upper - middle))
     limit = float(middle) + times * spread
     return max(least, limit if np.isinf(within) else min(limit, within * float(most)))

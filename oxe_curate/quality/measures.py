@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from oxe_curate.quality.explained import ExplainedMotion
-from oxe_curate.quality.grips import GripperFollows
 from oxe_curate.quality.idling import Idling
 from oxe_curate.quality.measure import Measure
 from oxe_curate.quality.states import StateValues
@@ -11,7 +10,6 @@ from oxe_curate.quality.values import ActionValues, FullTurns
 
 MEASURES: tuple[Measure, ...] = (
     ExplainedMotion(),
-    GripperFollows(),
     ActionValues(),
     FullTurns(),
     StateValues(),

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from oxe_curate.arrays import Floats
 from oxe_curate.quality.episodes import EpisodeBatch
-from oxe_curate.quality.scales import usual_size
-from oxe_curate.quality.segments import delayed, window_sums
+from oxe_curate.quality.scales import full_turns_removed, usual_size
+from oxe_curate.quality.segments import delayed, sum_each, window_sums
 
 POSITION, ROTATION = 0, 3
 """The first action dimension of each group of three axes."""
@@ -26,6 +26,8 @@ _WIDTHS = (1, 2, 4, 8)
 _POOR = 0.5
 """Share of the displacement that stays unexplained, from 0 to 2, 1 by chance: a response above this is not used."""
 _GOOD = 0.05
+_CLIP = 5
+"""Actions and displacements count up to this multiple of large but usual ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,10 @@ class Response:
 
     def compare(self, batch: EpisodeBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """float32 (3, N) each: what the actions explain of the displacement over `width` steps, and what it was."""
-        action, change = _inputs(batch, self.action, self.state, self.wraps, self.limits)
+        change = batch.state_steps[self.state : self.state + 3]
+        change = full_turns_removed(change) if self.wraps else change
+        change = np.clip(change, -self.limits[3:, None], self.limits[3:, None])
+        action = np.clip(batch.actions[self.action : self.action + 3], -self.limits[:3, None], self.limits[:3, None])
         explained = self.factors @ _stacked(action, self.delays, batch)
         explained[:, batch.left == 0] = 0
         if self.width == 1:
@@ -74,69 +79,67 @@ def learn_responses(sample: EpisodeBatch) -> list[Response]:
 
 
 def _learn(sample: EpisodeBatch, first: int, taken: Sequence[int]) -> Response | None:
-    width = sample.proprio.shape[1]
-    lengths = sample.lengths
-    count = len(sample)
-    scale = usual_size(sample.actions[first : first + 3])
-    if count < 4 or width < 3 or (scale > 0).sum() < (2 if first == POSITION else 1):
+    width, moves = len(sample.states), usual_size(sample.actions[first : first + 3])
+    axes = min(2, int((moves > 0).sum()))
+    if len(sample) < 4 or width < 3 or axes < (2 if first == POSITION else 1):
         return None
-    typical = int(np.median(lengths))
+    typical = int(np.median(sample.lengths))
     delays = tuple(k for k in _DELAYS if k <= max(typical // 5, 1))
-    moving = usual_size(sample.state_steps) > 1e-6 * np.abs(sample.states).max(axis=1, initial=0)
-    best: Response | None = None
-    axes = min(2, int((scale > 0).sum()))
+    wraps = bool((np.abs(sample.state_steps) > np.pi).any())
+    steps = full_turns_removed(sample.state_steps) if wraps else sample.state_steps
+    usual = usual_size(steps)
+    moving = usual > 1e-6 * np.abs(sample.states).max(axis=1, initial=0)
     free = [c for c in range(width - 2) if moving[c : c + 3].sum() >= axes and all(abs(c - t) >= 3 for t in taken)]
-    starts = sorted(free, key=lambda c: -int(moving[c : c + 3].sum()))
-    for steps in _WIDTHS:
-        if steps > 1 and (steps > typical // 5 or (best is not None and best.share <= _GOOD)):
+    if not free:
+        return None
+    limits = _CLIP * np.concatenate([moves, usual]).astype(np.float32)
+    change = np.clip(steps, -limits[3:, None], limits[3:, None])
+    x = _stacked(np.clip(sample.actions[first : first + 3], -limits[:3, None], limits[:3, None]), delays, sample)
+    x[:, sample.left == 0] = 0
+    best: Response | None = None
+    for over in _WIDTHS:
+        if over > 1 and (over > typical // 5 or (best is not None and best.share <= _GOOD)):
             break
-        for c in starts:
-            response = _fit(sample, first, c, delays, steps)
+        xx, xy, yy = _moments(window_sums(x, over, sample), window_sums(change, over, sample), sample)
+        for c in sorted(free, key=lambda c: -int(moving[c : c + 3].sum())):
+            part = slice(c, c + 3)
+            factors, share = _fit(xx, xy[:, :, part], yy[:, part])
             # a wider window must earn its place, since it hides shuffled steps; so must columns that do not move
-            enough = _POOR if best is None else min(0.7 * best.share, best.share - 0.005)
-            if response and response.share <= enough:
-                best = response
+            if share <= (_POOR if best is None else min(0.7 * best.share, best.share - 0.005)):
+                both = np.concatenate([limits[:3], limits[3:][part]])
+                best = Response(first, c, delays, factors.T.astype(np.float32), over, wraps, both, share)
     return best
 
 
-def _fit(sample: EpisodeBatch, first: int, column: int, delays: tuple[int, ...], width: int) -> Response | None:
-    state = sample.states[column : column + 3]
-    wraps = bool(np.abs(state).max(initial=0) <= 2 * np.pi + 0.01)
-    step = sample.state_steps[column : column + 3]
-    wraps = wraps and bool((np.abs(step) > np.pi).any())
-    usual = usual_size(sample.actions[first : first + 3]), usual_size(_unwrapped(step) if wraps else step)
-    limits = (5 * np.concatenate(usual)).astype(np.float32)
-    action, change = _inputs(sample, first, column, wraps, limits)
-    x = _stacked(action, delays, sample)
-    x[:, sample.left == 0] = 0
-    x, y = (window_sums(v, width, sample) for v in (x, change))
-    moments = [_moments(x[:, part], y[:, part]) for part in map(sample.steps_of, range(len(sample)))]
-    xx, xy, yy = (np.array(m) for m in zip(*moments, strict=True))
-    keep = np.ones(len(sample), bool)
-    for _ in range(3):
+def _fit(xx: Floats, xy: Floats, yy: Floats) -> tuple[Floats, float]:
+    """The factors, and what is left unexplained of episodes that they were not fitted to; infinite if nothing moves."""
+    keep = np.ones(len(xx), bool)
+    for _ in range(4):
         share = _unexplained(_solve(xx[keep], xy[keep]), xx, xy, yy)
         known = np.isfinite(share)
         if known.sum() < 4:
-            return None
-        middle = float(np.median(share[known & keep]))
-        spread = 1.4826 * float(np.median(np.abs(share[known & keep] - middle)))
-        keep = known & (share <= max(middle + 4 * spread, 1e-3))
-    half = np.arange(len(sample)) % 2 == 0
+            return np.empty((0, 3)), float("inf")
+        middle = float(np.median(share[known]))
+        spread = 1.4826 * float(np.median(np.abs(share[known] - middle)))
+        keep = known & (share <= max(middle + 3 * spread, 1e-3))
+    half = np.arange(len(xx)) % 2 == 0
     other = [
         _unexplained(_solve(xx[keep & part], xy[keep & part]), xx[keep & ~part], xy[keep & ~part], yy[keep & ~part])
         for part in (half, ~half)
     ]
-    share = np.concatenate(other)
-    if not np.isfinite(share).any():
-        return None
-    factors = _solve(xx[keep], xy[keep]).T.astype(np.float32)
-    return Response(first, column, delays, factors, width, wraps, limits, float(np.nanmedian(share)))
+    both = np.concatenate(other)
+    return _solve(xx[keep], xy[keep]), float(np.nanmedian(both)) if np.isfinite(both).any() else float("inf")
 
 
-def _moments(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[Floats, Floats, Floats]:
-    a: Floats = x.astype(np.float64)
-    b: Floats = y.astype(np.float64)
-    return np.asarray(a @ a.T), np.asarray(a @ b.T), np.asarray((b * b).sum(axis=1))
+def _moments(x: NDArray[np.float32], y: NDArray[np.float32], sample: EpisodeBatch) -> tuple[Floats, Floats, Floats]:
+    """(n, K, K), (n, K, P) and (n, P): products of rows x (K, N) and y (P, N) summed over each episode."""
+    xx, xy = (np.empty((len(sample), len(x), len(rows))) for rows in (x, y))
+    a, b = x.astype(np.float64), y.astype(np.float64)
+    for number in range(len(sample)):
+        part = sample.steps_of(number)
+        np.matmul(a[:, part], a[:, part].T, out=xx[number])
+        np.matmul(a[:, part], b[:, part].T, out=xy[number])
+    return xx, xy, sum_each(b * b, sample.starts).T
 
 
 def _solve(xx: Floats, xy: Floats) -> Floats:
@@ -156,22 +159,6 @@ def _unexplained(factors: Floats, xx: Floats, xy: Floats, yy: Floats) -> Floats:
     power = yy.sum(axis=1) + explained
     out: Floats = np.divide(power - 2 * both, power, out=np.full(len(power), np.nan), where=power > 0)
     return out
-
-
-def _inputs(
-    batch: EpisodeBatch, first: int, column: int, wraps: bool, limits: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    change = batch.state_steps[column : column + 3]
-    change = _unwrapped(change) if wraps else change
-    return (
-        np.clip(batch.actions[first : first + 3], -limits[:3, None], limits[:3, None]),
-        np.clip(change, -limits[3:, None], limits[3:, None]),
-    )
-
-
-def _unwrapped(change: NDArray[np.float32]) -> NDArray[np.float32]:
-    turn = np.float32(2 * np.pi)
-    return np.asarray(change - turn * np.round(change / turn), np.float32)
 
 
 def _stacked(action: NDArray[np.float32], delays: Sequence[int], batch: EpisodeBatch) -> NDArray[np.float32]:

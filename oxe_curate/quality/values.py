@@ -67,7 +67,8 @@ class ActionValues:
             "out": out, "out_at": out_at, "out_axis": out_axis, "spike": spike, "spike_at": spike_at,
             "spike_axis": spike_axis, "same": longest, "same_at": at - longest, "again": again,
             "moving": sum_each(moving, starts), "rough": np.array(rough).T, "toggles": sum_each(toggles, starts),
-            "clipped": _at_ends(pose, batch), "steps": batch.lengths,
+            "clipped": _at_ends(pose, batch, low, high), "bound": sum_each(moving & ~free.any(axis=0), starts),
+            "steps": batch.lengths,
         }  # fmt: skip
 
     def judge(self, part: Part, fitted: Scales) -> Mapping[str, Judgement]:
@@ -87,18 +88,22 @@ class ActionValues:
         run = part["same"] + 1.0
         share = np.where(part["again"] >= 4, part["again"] / np.maximum(moving, 1), 0.0)
         tests = [(run, robust_limit(run, least=4.5, within=2)), (share, robust_limit(share, least=0.15, within=2))]
-        value, limit, which = worst(tests)
+        value, limit, kinds = worst(tests)
         repeated = judged(
             value, limit,
-            lambda i: f"{run[i]:.0f} equal actions in a row" if which[i] == 0
+            lambda i: f"{run[i]:.0f} equal actions in a row" if kinds[i] == 0
             else f"{share[i]:.0%} of the moving steps have the action of another step",
-            step=np.where(which == 0, np.maximum(part["same_at"], 0), -1), unit="steps",
+            step=np.where(kinds == 0, np.maximum(part["same_at"], 0), -1), unit="steps",
         )  # fmt: skip
         clipped = part["clipped"]
         most = np.where(clipped.max(axis=1) >= 3, clipped.max(axis=1) / steps, 0.0)
+        bound = part["bound"] / np.maximum(moving, 1)
+        tests = [(most, robust_limit(most, least=0.1, within=2)), (bound, robust_limit(bound, least=0.3))]
+        value, limit, which = worst(tests)
         ends = judged(
-            most, robust_limit(most, least=0.1, within=2),
-            lambda i: f"{AXES[int(clipped[i].argmax()) % 6]}: {most[i]:.0%} of the steps have the largest value",
+            value, limit,
+            lambda i: f"{bound[i]:.0%} of the moving steps are at the data set's largest values" if which[i]
+            else f"{AXES[int(clipped[i].argmax()) % 6]}: {most[i]:.0%} of the steps have the episode's largest value",
             unit="of the steps",
         )  # fmt: skip
         bend, size = part["rough"][:, :2], part["rough"][:, 2:]
@@ -107,9 +112,9 @@ class ActionValues:
         rough = bend / np.maximum(steps[:, None] * (each + 0.5 * np.median(each, axis=0)), 1e-30)
         usual = np.median(rough, axis=0)
         times = np.where((usual > 0) & (steps[:, None] > 4), rough / np.maximum(usual, 1e-30), np.nan)
-        value, limit, which = worst([(t, factor_limit(t, least=2.0, within=1.6)) for t in times.T])
+        value, limit, group = worst([(t, factor_limit(t, least=2.0, within=1.6)) for t in times.T])
         noise = judged(
-            value, limit, lambda i: f"{('position', 'rotation')[which[i]]}: rough", unit="times the usual roughness"
+            value, limit, lambda i: f"{('position', 'rotation')[group[i]]}: rough", unit="times the usual roughness"
         )
         toggles = part["toggles"]
         flicker = judged(
@@ -149,15 +154,19 @@ def _again(pose: NDArray[np.float32], moving: NDArray[np.bool_], batch: EpisodeB
     return np.bincount(batch.episode[at][twice], minlength=len(batch)).astype(np.float64)
 
 
-def _at_ends(pose: NDArray[np.float32], batch: EpisodeBatch) -> NDArray[np.float64]:
-    """(n, 12): steps at the episode's own largest and smallest value of each axis; 0 if it is near zero."""
+def _at_ends(
+    pose: NDArray[np.float32], batch: EpisodeBatch, low: NDArray[np.float32], high: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(n, 12): steps at the episode's own largest and smallest value of each axis.
+
+    0 if that is near zero, or the data set's bound, which is the controller's.
+    """
     counts = []
-    for sign in (1, -1):
-        row = pose if sign == 1 else -pose
+    for row, bound in ((pose, high), (-pose, -low)):
         top = max_each(row, batch.starts)
         at = row >= np.repeat(top - 1e-4, batch.lengths, axis=1)
         count = sum_each(at, batch.starts)
-        counts.append(np.where(top > 0.05, count - 1, 0))
+        counts.append(np.where((top > 0.05) & (np.abs(top - bound[:, None]) > 2e-3), count - 1, 0))
     return np.concatenate(counts).T
 
 

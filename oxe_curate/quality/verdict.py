@@ -22,7 +22,7 @@ def factor_limit(
     """`robust_limit` of values that differ by factors: spread and distance are those of their logarithms."""
     known = value[np.isfinite(value) & (value > 0)]
     limit = float(np.exp(min(robust_limit(np.log(known), least=float(np.log(least)), times=times), 700.0)))
-    most = float(np.quantile(known, 0.9)) if len(known) else 0.0
+    most = float(np.quantile(known, 0.8)) if len(known) else 0.0
     return limit if np.isinf(within) else max(least, min(limit, within * most))
 
 
