@@ -22,14 +22,14 @@ from typing import Any
 
 from benchmarks import make_shards, measure, report
 from benchmarks.defects_judge import EVERYTHING
-from oxe_curate.filter.screen import Criteria
+from oxe_curate.filter.criteria import Criteria
 
 REPOSITORY = Path(__file__).parents[1]
 
 CHILD = """
 import dataclasses, json, resource, sys, time
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
+from oxe_curate.filter.criteria import Criteria
 source, out, given, workers = sys.argv[1:]
 given = json.loads(given)
 options = FilterOptions(

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from oxe_curate.episode import EpisodeId
+from oxe_curate.filter.criteria import Criteria, read_criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 
 Position = tuple[str, int]
 """Split, and number of the episode in it."""
 
 UNREADABLE = "unreadable"
-EVERYTHING: Mapping[str, Any] = {
-    "success_key": True, "too_short": 4, "idle": 0.8, "bad_image": True, "action_outlier": 1.0, "duplicate": True,
-    "near_duplicate": 4,
-}  # fmt: skip
-"""Every criterion on, where there is no preset for it."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +40,7 @@ NOTHING = Judgement(None, frozenset())
 
 def configurations() -> dict[str, Criteria]:
     """The criteria that are compared: the defaults, and the strict preset."""
-    fields = {field.name for field in dataclasses.fields(Criteria)}
-    strict = {"preset": "strict"} if "preset" in fields else EVERYTHING
-    return {"default": Criteria(), "strict": Criteria(**strict)}
+    return {"default": Criteria(), "strict": read_criteria(preset="strict")}
 
 
 def judge(
@@ -65,9 +55,7 @@ def judge(
     """
     if fresh:
         shutil.rmtree(index, ignore_errors=True)
-    known = {field.name for field in dataclasses.fields(FilterOptions)}
-    more: dict[str, Any] = {"look": look} if look and "look" in known else {}
-    options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, **more)
+    options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, look=look)
     run_filter(root, index, options)
     return judged(index)
 

@@ -143,7 +143,9 @@ def filter_(
     look: Annotated[
         int,
         typer.Option(
-            "--look", min=0, help="Decode this many frames of each episode and camera, for the criteria that see images."
+            "--look",
+            min=0,
+            help="Decode this many frames of each episode and camera, for criteria that see images.",
         ),
     ] = 0,
     recipe: Annotated[

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from oxe_curate.filter import decisions
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.judging import judge_dataset
-from oxe_curate.filter.outliers import outlying
 from oxe_curate.index import duplicates, query
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import Judged, Summary
@@ -86,10 +85,6 @@ def decide(files: IndexFiles, criteria: Criteria, progress: bool = False) -> Dec
     if not parts:
         return Decisions({}, {})
     reason, judgeable = np.concatenate(reasons), np.concatenate(usable)
-    if criteria.action_outlier is not None:
-        kept = _kept(reason)
-        far = outlying(files, {path: kept[part] for path, part in parts.items()}, criteria.action_outlier)
-        reason[kept & far] = "action_outlier"
     with Bar("judge", sum(files.entry(path).bytes for path in parts), progress) as bar:
         judged = _judge(files, parts, judgeable & _kept(reason), criteria, bar)
     near = _drop(judged, reason, criteria)
@@ -169,7 +164,7 @@ def _judge(
     for dataset, mine in by_dataset.items() if wanted else ():
         rows = np.concatenate([part.start + np.flatnonzero(valid[part]) for part in mine.values()])
         judged = judge_dataset(
-            files, {path: valid[part] for path, part in mine.items()}, MEASURES, wanted, criteria.limits, bar
+            files, {path: valid[part] for path, part in mine.items()}, MEASURES, wanted, criteria.fixed_limits(), bar
         )
         found[dataset] = rows, {name: judged[name] for name in wanted if name in judged}
     return found
