@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oxe_curate.quality.endings import Endings
 from oxe_curate.quality.explained import ExplainedMotion
 from oxe_curate.quality.idling import Idling
 from oxe_curate.quality.measure import Measure
@@ -14,4 +15,5 @@ MEASURES: tuple[Measure, ...] = (
     FullTurns(),
     StateValues(),
     Idling(),
+    Endings(),
 )
