@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from oxe_curate.quality.copies import NearCopies
 from oxe_curate.quality.endings import Endings
 from oxe_curate.quality.explained import ExplainedMotion
 from oxe_curate.quality.idling import Idling
@@ -16,4 +17,5 @@ MEASURES: tuple[Measure, ...] = (
     StateValues(),
     Idling(),
     Endings(),
+    NearCopies(),
 )
