@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 
+from oxe_curate.beam import runner
+from oxe_curate.beam.task import Task, Work
 from oxe_curate.episode import EpisodeId
+from oxe_curate.filter.criteria import Criteria, read_criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 
 Position = tuple[str, int]
 """Split, and number of the episode in it."""
 
 UNREADABLE = "unreadable"
-EVERYTHING: Mapping[str, Any] = {
-    "success_key": True, "too_short": 4, "idle": 0.8, "bad_image": True, "action_outlier": 1.0, "duplicate": True,
-    "near_duplicate": 4,
-}  # fmt: skip
-"""Every criterion on, where there is no preset for it."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +40,9 @@ class Judgement:
         return self.marks | ({self.dropped} if self.dropped else frozenset())
 
 
-NOTHING = Judgement(None, frozenset())
-
-
-def configurations() -> dict[str, Criteria]:
-    """The criteria that are compared: the defaults, and the strict preset."""
-    fields = {field.name for field in dataclasses.fields(Criteria)}
-    strict = {"preset": "strict"} if "preset" in fields else EVERYTHING
-    return {"default": Criteria(), "strict": Criteria(**strict)}
+def configurations(changes: Sequence[str] = ()) -> dict[str, Criteria]:
+    """The criteria that are compared, the presets `default` and `strict`, with the same changes (`key=value`)."""
+    return {name: read_criteria(None, changes, name) for name in ("default", "strict")}
 
 
 def judge(
@@ -65,11 +57,17 @@ def judge(
     """
     if fresh:
         shutil.rmtree(index, ignore_errors=True)
-    known = {field.name for field in dataclasses.fields(FilterOptions)}
-    more: dict[str, Any] = {"look": look} if look and "look" in known else {}
+    more: dict[str, Any] = {"look": look} if look else {}
     options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, **more)
-    run_filter(root, index, options)
+    with mock.patch.object(runner, "run_tasks", _in_turn):
+        run_filter(root, index, options)
     return judged(index)
+
+
+def _in_turn(tasks: Sequence[Task], work: Work, **_: Any) -> None:
+    """Do what Beam does for many shards; for one, starting it takes longer than the work."""
+    for task in tasks:
+        work(task)
 
 
 def judged(index: Path) -> dict[Position, Judgement]:
