@@ -57,8 +57,7 @@ def judge(
     """
     if fresh:
         shutil.rmtree(index, ignore_errors=True)
-    more: dict[str, Any] = {"look": look} if look else {}
-    options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, **more)
+    options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, look=look)
     with mock.patch.object(runner, "run_tasks", _in_turn):
         run_filter(root, index, options)
     return judged(index)
