@@ -7,10 +7,12 @@ from oxe_curate.quality.measure import Measure
 from oxe_curate.quality.pictures import Pictures
 from oxe_curate.quality.views import Views
 from oxe_curate.quality.words import Words
+from oxe_curate.quality.wrong_text import WrongText
 
 MEASURES: tuple[Measure, ...] = (
     FrozenFrames(),
     Pictures(),
     Views(),
     Words(),
+    WrongText(),
 )

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,8 +167,7 @@ class Words:
 
     def part(self, batch: EpisodeBatch, fitted: Any) -> Part:
         """The kind of each text, and hashes by which texts are compared."""
-        texts, place = np.unique(np.asarray(batch.instruction, object).astype(str), return_inverse=True)
-        listed = texts.tolist()
+        listed, place = distinct_texts(batch.instruction)
         columns = {
             "empty": np.array([empty_kind(text) for text in listed], np.int64),
             "damage": np.array([damage_kind(text) for text in listed], np.int64),
@@ -201,6 +200,13 @@ def _serial(text: NDArray[np.int64], numbered: NDArray[np.int64]) -> NDArray[np.
     same = numbered == counts[0][counts[1].argmax()]
     serial = same.mean() > 0.8 and len(np.unique(text[same])) > 0.5 * same.sum()
     return np.asarray(same & serial)
+
+
+def distinct_texts(texts: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The different texts in order of appearance, and which one each is: int64 (n,)."""
+    numbers: dict[str, int] = {}
+    place = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return list(numbers), np.array(place, np.int64)
 
 
 def _hash(text: str) -> int:
