@@ -19,7 +19,7 @@ from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import Judgement, Part
 
-Floats = NDArray[np.floating[Any]]
+_Floats = NDArray[np.floating[Any]]
 
 _BLACK, _FLAT = 8.0, 3.0
 """Grey levels: mean and deviation of a black image, and the deviation of one without contents."""
@@ -54,9 +54,9 @@ class CameraFacts:
 
     blank: NDArray[np.int32]
     length: float
-    look: Floats
+    look: _Floats
     size: tuple[int, int, int] | None = None
-    hues: Floats = field(default_factory=lambda: np.empty((0, 48)))
+    hues: _Floats = field(default_factory=lambda: np.empty((0, 48)))
     colour: float = 0.0
 
 
@@ -127,7 +127,7 @@ class Worst:
         self._step, self._what = np.full(count, -1), np.full(count, -1)
         self._words: list[str] = []
 
-    def add(self, value: Floats, words: str, step: NDArray[Any] | None = None) -> None:
+    def add(self, value: _Floats, words: str, step: NDArray[Any] | None = None) -> None:
         """Take over the values (n,) that are larger than those so far, with their words and steps."""
         better = np.nan_to_num(value, nan=-1) > np.nan_to_num(self._value, nan=-1)
         self._value[better], self._what[better] = value[better], len(self._words)
@@ -171,7 +171,7 @@ def has_contents(looks: LookedFrames) -> NDArray[np.bool_]:
     return np.asarray((looks.width > 0) & (looks.deviation.max(axis=1, initial=0) >= _FLAT))
 
 
-def _features(looks: LookedFrames) -> Floats:
+def _features(looks: LookedFrames) -> _Floats:
     """float (m, 4): logarithms of contrast, detail per contrast and detail; and mean brightness in 40 grey levels."""
     contrast = looks.deviation.max(axis=1, initial=0) + 1.0
     rough = np.log((looks.detail + 0.1) / contrast)
@@ -182,13 +182,13 @@ def _sizes(looks: LookedFrames) -> NDArray[np.int64]:
     return np.stack([looks.width, looks.height, looks.channels], axis=1).astype(np.int64)
 
 
-def _hues(colour: NDArray[np.uint8]) -> Floats:
+def _hues(colour: NDArray[np.uint8]) -> _Floats:
     """float (m, 48): red, green and blue of each cell without its brightness."""
     values = colour.astype(np.float64)
     return np.asarray((values - values.mean(axis=-1, keepdims=True)).reshape(len(values), -1))
 
 
-def _swap_gain(looks: LookedFrames, seen: NDArray[np.bool_], hues: Floats) -> Floats:
+def _swap_gain(looks: LookedFrames, seen: NDArray[np.bool_], hues: _Floats) -> _Floats:
     """How much nearer an episode's hues are to those of others if red and blue are swapped (n,), from -1 to 1.
 
     The larger of those of the first and the second half of the frames; NaN for an episode without contents.
@@ -211,16 +211,16 @@ def _swap_gain(looks: LookedFrames, seen: NDArray[np.bool_], hues: Floats) -> Fl
     return np.asarray(np.fmax(*gains))
 
 
-def _mean_step(looks: LookedFrames) -> Floats:
+def _mean_step(looks: LookedFrames) -> _Floats:
     counts = np.maximum(looks.counts, 1)
     return np.asarray(np.bincount(looks.episode, looks.step, minlength=len(looks)) / counts)
 
 
-def _saturation(looks: LookedFrames) -> Floats:
+def _saturation(looks: LookedFrames) -> _Floats:
     return np.asarray(np.ptp(looks.colour.astype(np.float64), axis=-1).mean(axis=(1, 2)))
 
 
-def _per_episode(values: Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> Floats:
+def _per_episode(values: _Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> _Floats:
     """Means (n, k) of the chosen frames of each episode, NaN where there are none."""
     episode = looks.episode[chosen]
     count = np.bincount(episode, minlength=len(looks))
@@ -232,7 +232,7 @@ def _per_episode(values: Floats, chosen: NDArray[np.bool_], looks: LookedFrames)
 
 def _episode_lengths(
     lengths: NDArray[np.int32], blank: NDArray[np.int32], batch: EpisodeBatch
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+) -> tuple[_Floats, _Floats, NDArray[np.bool_]]:
     """Mean logarithm of the lengths of frames with contents (n,), all logarithms (N,), and which frames have any."""
     shown = lengths > 0
     for length in blank[:16].tolist():
@@ -291,7 +291,7 @@ def _looked(role: str, batch: EpisodeBatch, facts: CameraFacts, found: dict[str,
         found[f"{role} grey"] = (np.bincount(episode[grey], minlength=len(looks)) > 0).astype(np.float64)
 
 
-def _largest(values: Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> tuple[Floats, NDArray[np.int64]]:
+def _largest(values: _Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> tuple[_Floats, NDArray[np.int64]]:
     """The largest value of each episode's chosen frames (n,), NaN for none, and its step (n,)."""
     found, step = np.full(len(looks), np.nan), np.full(len(looks), -1)
     frames = np.flatnonzero(chosen)
