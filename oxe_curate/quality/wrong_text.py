@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.words import distinct_texts
 
+_Cosines = NDArray[np.floating[Any]]
+
 _POINTS = 8
 """Points of a trajectory that are compared."""
 _REFERENCES = 1500
@@ -28,7 +31,7 @@ _REFERENCES = 1500
 _BLOCK = 2048
 _WORDS = 128
 """Dimensions to which words are hashed."""
-_FEWEST = 16
+_FEWEST = 30
 """Fewer episodes do not tell what texts go with which motion."""
 _CLOSE, _PREDICTABLE = 0.2, 0.85
 """Texts follow from motion if for this share of the episodes no other text is better by more than this."""
@@ -75,14 +78,15 @@ class WrongText:
         chosen = known[np.linspace(0, len(known) - 1, min(len(known), _REFERENCES)).round().astype(int)]
         words = text_vectors(texts, np.bincount(place, minlength=len(texts)))
         usual = _Neighbourhoods(words, place, chosen, path)
-        own, best, what = (np.full(count, np.nan), np.full(count, np.nan), np.full(count, -1))
+        own, best, chance = (np.full(count, np.nan) for _ in range(3))
+        what = np.full(count, -1)
         for start in range(0, len(known), _BLOCK):
             rows = known[start : start + _BLOCK]
-            own[rows], best[rows], what[rows] = usual.compare(rows)
+            own[rows], best[rows], chance[rows], what[rows] = usual.compare(rows)
         value = best - own
         measured = np.isfinite(value)
         accuracy = float((value[measured] < _CLOSE).mean()) if measured.sum() >= _FEWEST else 0.0
-        if accuracy < _PREDICTABLE:
+        if accuracy < _PREDICTABLE or float(np.mean((own - chance)[measured])) < _CLOSE:
             return {}
         limit = min(robust_limit(value, least=_LEAST, times=6), 0.8)
         listed: dict[str, int] = {}
@@ -125,26 +129,27 @@ class _Neighbourhoods:
             self._counts[start : start + _BLOCK] = alike @ own[self._texts]
         common = np.argsort(-own, kind="stable")[:_CANDIDATES]
         self._candidates = common[self._counts[common] >= _OTHERS]
+        self._shares = own[self._candidates] / max(own[self._candidates].sum(), 1)
 
     def _near(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The mean text of the nearest trajectories of each row."""
         nearest = np.argpartition(_distances(self._path, rows, self._chosen), self._count, axis=1)[:, : self._count]
         return np.asarray(self._vectors[self._place[self._chosen[nearest]]].mean(axis=1), np.float32)
 
-    def compare(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Cosines of what is near each row with what is usual near its own text, and near the best one; which one."""
+    def compare(self, rows: NDArray[np.int64]) -> tuple[_Cosines, _Cosines, _Cosines, NDArray[np.int64]]:
+        """Likeness of what is near each row to what is near its own text, the best one, and any; and the best one."""
         near = self._near(rows)
         text = self._place[rows]
         itself = np.isin(rows, self._chosen)[:, None]
         own = _cosine(near, self.usual[text] - near * itself)
         own[self._counts[text] - itself[:, 0] < _OTHERS] = np.nan
         if not len(self._candidates):
-            return own, own, text
+            return own, own, own, text
         unit = self.usual[self._candidates]
         unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-9)
         likeness = near @ unit.T / np.maximum(np.linalg.norm(near, axis=1, keepdims=True), 1e-9)
         best = likeness.argmax(axis=1)
-        return own, likeness[np.arange(len(rows)), best], self._candidates[best]
+        return own, likeness[np.arange(len(rows)), best], likeness @ self._shares, self._candidates[best]
 
     def is_elsewhere(self, row: int, better: int) -> bool:
         """Whether the trajectories with the row's own text are much farther than those with the better one."""
@@ -152,8 +157,8 @@ class _Neighbourhoods:
         texts = self._words[self._place[self._chosen]]
         own = np.sort(distance[(texts @ self._words[self._place[row]] >= _ALIKE) & np.isfinite(distance)])
         fitting = np.sort(distance[texts @ self._words[better] >= _ALIKE])
-        third = min(2, len(own) - 1)
-        return bool(len(own) and len(fitting) > third and own[third] > _FARTHER * fitting[third])
+        few = min(len(own), len(fitting), 3)
+        return few > 1 and bool(np.median(own[:few] / np.maximum(fitting[:few], 1e-9)) > _FARTHER)
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

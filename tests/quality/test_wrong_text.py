@@ -43,13 +43,13 @@ def with_texts(batch: EpisodeBatch, change: dict[int, str]) -> EpisodeBatch:
     return replace(batch, instruction=[change.get(i, text) for i, text in enumerate(batch.instruction)])
 
 
-@pytest.mark.parametrize("count", [24, 60, 240])
+@pytest.mark.parametrize("count", [40, 60, 240])
 def test_good_texts_are_not_marked(count: int) -> None:
     for seed in range(5):
         assert marked(judged(WrongText(), episodes(count, seed))["wrong_text"]) == []
 
 
-@pytest.mark.parametrize("count", [24, 60, 240])
+@pytest.mark.parametrize("count", [40, 60, 240])
 def test_a_text_of_another_task_is_found_with_the_one_that_fits(count: int) -> None:
     wrong = {4: "push the button", 9: "open the drawer", 14: "close the drawer"}
     found = judged(WrongText(), with_texts(episodes(count), wrong))["wrong_text"]
