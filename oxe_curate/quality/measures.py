@@ -13,6 +13,7 @@ from oxe_curate.quality.states import StateValues
 from oxe_curate.quality.values import ActionValues, FullTurns
 from oxe_curate.quality.views import Views
 from oxe_curate.quality.words import Words
+from oxe_curate.quality.wrong_text import WrongText
 
 MEASURES: tuple[Measure, ...] = (
     ExplainedMotion(),
@@ -26,4 +27,5 @@ MEASURES: tuple[Measure, ...] = (
     Pictures(),
     Views(),
     Words(),
+    WrongText(),
 )
