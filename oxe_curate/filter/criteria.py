@@ -92,6 +92,7 @@ class Criteria:
         image_cut: the image changes at once. Needs `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
+        wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
     no_third_person_camera: bool = True
@@ -142,6 +143,7 @@ class Criteria:
     image_cut: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
+    wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:
         if self.too_long is not None and self.too_long < self.too_short:
