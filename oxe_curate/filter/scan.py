@@ -28,7 +28,8 @@ from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
+from oxe_curate.rlds.leaf import camera_key, leaves
+from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.remote import ShardBytes, open_shard
 from oxe_curate.storage import Folder, StoreOptions
 

@@ -17,7 +17,8 @@ from oxe_curate.inspection.series import WIDEST
 from oxe_curate.inspection.vision import Clip
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
+from oxe_curate.rlds.leaf import Leaf, leaves
+from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.remote import open_shard
 
 _DECODED_EPISODES = 8

@@ -86,6 +86,6 @@ def test_a_missing_or_broken_json_file_is_named(tmp_path: Path, name: str) -> No
 def test_another_file_format_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, "bridge_dataset", "1.0.0", BRIDGE, 1, shards=1)
     file = tmp_path / "bridge_dataset/1.0.0/dataset_info.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "fileFormat": "array_record"}))
-    with pytest.raises(DataError, match=r"unsupported fileFormat 'array_record' \(expected 'tfrecord'\)"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fileFormat": "riegeli"}))
+    with pytest.raises(DataError, match=r"the format 'riegeli', expected tfrecord or array_record; convert them with"):
         find(Folder.of(tmp_path))[0].shards()
