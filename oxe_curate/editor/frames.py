@@ -25,7 +25,7 @@ from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import Mixture, resolve
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import EpisodeDraw, draw_episodes
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards

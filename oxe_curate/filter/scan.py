@@ -30,7 +30,8 @@ from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.leaf import camera_key, leaves
 from oxe_curate.rlds.reader import RawEpisode, RecordReader
-from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.rlds.remote import ShardBytes
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder, StoreOptions
 
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
@@ -102,7 +103,7 @@ def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary, SourceShard]:
     framing = tfrecord.Framing()
     with open_shard(task.dataset.source, task.shard.path) as shard:
         rows, corrupt, read = _read_rows(task, shard, framing)
-        size = len(shard.buffer)
+        size = shard.file_size
     # a record's checksum is read after its data, when the next record is looked for
     rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
     summary = Summary.count((row.num_steps, row.reason) for row in rows)

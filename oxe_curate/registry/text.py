@@ -16,7 +16,8 @@ def read_texts(
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Return the distinct texts of the kept steps and, per step, which of them it has.
 
-    A step's text is the first non-empty one among `keys`. Absent keys are skipped if at least one is present: they are
+    A step's text is the first non-empty one among `keys`, and of a key with several texts per step the first non-empty
+    one. Absent keys are skipped if at least one is present: they are
     alternatives.
 
     Args:
@@ -42,7 +43,7 @@ def read_texts(
             raise DataError(f"{key!r} has {len(array)} steps, the other keys have {num_steps}")
         if not texts:
             break
-        values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
+        values = _rows(key, array[kept]) if codepoints else strings(key, array[kept])
         if values.count(values[0]) == len(values) and not any(texts):  # nearly every episode has a single text
             if text := _decode(key, values[0], codepoints):
                 return (text,), np.zeros(len(texts), np.int32)
@@ -56,11 +57,22 @@ def read_texts(
     return distinct, np.array([place[text] for text in texts], np.int32)
 
 
-def _strings(key: str, array: NDArray[Any]) -> list[Any]:
-    if array.ndim != 1 or array.dtype.kind not in "SUO":
+def strings(key: str, array: NDArray[Any]) -> list[Any]:
+    """One text (bytes or str) per step of an array with texts: of several, the first that is not empty."""
+    if array.dtype.kind not in "SUO":
         raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected one text per step")
     values: list[Any] = array.tolist()
-    return values
+    if array.ndim == 1 and all(isinstance(value, bytes | str) for value in values):
+        return values
+    return [_first(key, value) for value in values]
+
+
+def _first(key: str, value: Any) -> Any:
+    if isinstance(value, bytes | str):
+        return value
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise DataError(f"{key!r} holds {type(value).__name__}, expected text")
+    return next((text for text in (_first(key, item) for item in value) if text), "")
 
 
 def _rows(key: str, array: NDArray[Any]) -> list[bytes]:

@@ -7,6 +7,8 @@ from oxe_curate.errors import CorruptError
 HEAD = 512
 """Bytes from the start of a file that `foreign` needs."""
 
+ARRAY_RECORD = b"\x83\xaf\x70\xd1\x0d\x88\x4a\x3f"
+"""The first bytes of a Riegeli file."""
 _AGAIN = "download the file again"
 _COMPRESSED = {
     b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd",
@@ -46,6 +48,8 @@ def foreign(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<error")):
         return f"is a web page or an error message of a server: {_AGAIN}"
+    if head.startswith(ARRAY_RECORD):
+        return "is an array_record file, which dataset_info.json and its name do not say: correct its fileFormat"
     if len(head) >= 16 and not head.strip(b"\0"):
         return f"begins with zeros, as an interrupted download does: {_AGAIN}"
     return ""

@@ -38,6 +38,12 @@ def mask(crc: int) -> int:
     return int(((crc >> 15) | (crc << 17)) + 0xA282EAD8 & 0xFFFFFFFF)
 
 
+def frame_record(data: bytes) -> bytes:
+    """Frame one TFRecord: uint64 length, its masked CRC, the data, its masked CRC; all little-endian."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
+
+
 def same_framing(head: bytes | memoryview, tail: bytes | memoryview, length: int, crc: int) -> bool:
     """Whether the bytes before and after a record's data are those of a record of this length and data checksum.
 
