@@ -28,6 +28,7 @@ from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.foreign import ForeignFileError
 from oxe_curate.rlds.leaf import camera_key, leaves
 from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.remote import ShardBytes
@@ -142,7 +143,8 @@ def _read_rows(task: FilterTask, shard: ShardBytes, framing: tfrecord.Framing) -
         if task.skip_corrupt:
             corrupt.append(f"{task.shard.path}: {error}")
         else:
-            raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
+            advice = "" if isinstance(error, ForeignFileError) else f".\n{_ADVICE[isinstance(error, CorruptError)]}"
+            raise type(error)(f"{task.name}: {error}{advice}") from error
     return rows, corrupt, read
 
 

@@ -154,7 +154,7 @@ def _too_much(leaf: Leaf) -> str:
     """The reason for not reading a step feature, "" if it is read."""
     if leaf.kind == "unreadable":
         return leaf.problem
-    if leaf.kind == "rare" and leaf.dtype != object:
+    if leaf.kind == "rare" or (leaf.kind == "ragged" and leaf.dtype != object):
         return "a sequence or a tensor whose shape differs from step to step"
     if leaf.kind == "number" and _is_image(leaf):
         return "an image stored as a plain tensor; write it with tfds.features.Image to use it as a camera"

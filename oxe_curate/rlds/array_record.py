@@ -49,7 +49,7 @@ class ArrayRecordShard(LocalShard):
         """The reader, and where each record's frame begins in the TFRecord file, and the last one ends."""
         head = os.pread(self._descriptor, HEAD, 0)
         if not head.startswith(ARRAY_RECORD):
-            raise ForeignFileError(f"the file {foreign(head) or 'is not an array_record file: download it again'}")
+            raise ForeignFileError(f"{self.name} {foreign(head) or 'is not an array_record file: download it again'}")
         try:
             from array_record.python.array_record_module import ArrayRecordReader
         except ImportError as error:
@@ -64,7 +64,7 @@ class ArrayRecordShard(LocalShard):
             if lengths is None:
                 lengths = [len(record) for record in reader.read_all()]
         except (RuntimeError, ValueError, IndexError, struct.error) as error:
-            raise CorruptError(f"the array_record file cannot be read (truncated?): {_line(error)}") from None
+            raise CorruptError(f"{self.name}: cannot be read as array_record (truncated?): {_line(error)}") from None
         return reader, np.cumsum([0, *(HEADER + length + FOOTER for length in lengths)])
 
     def _walk(self, count: int) -> list[int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from oxe_curate.errors import DataError
 
 STEPS = "steps"
-FeatureKind = Literal["number", "text", "image", "rare", "unreadable"]
+FeatureKind = Literal["number", "text", "image", "ragged", "rare", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Leaf:
     Attributes:
         key: flat key; below the step for a step feature ("observation/state"), from the top otherwise.
         wire: its name in the record.
-        kind: number (float or int list, or a tensor stored as bytes), text, image (encoded bytes), rare: sequences
-            inside a step and dynamic shapes, which tfds decodes, or unreadable.
+        kind: number (float or int list, or a tensor stored as bytes), text, image (encoded bytes), ragged (a sequence
+            of numbers or texts inside a step), rare (deeper sequences and dynamic shapes, which tfds decodes), or
+            unreadable.
         dtype: of the values; bfloat16 is read as float32.
         shape: of one step's value.
         encoding: "none", "bytes" or "zlib": how a tensor is stored.
@@ -89,10 +90,12 @@ def _describe(feature: Any, in_step: bool) -> tuple[FeatureKind, np.dtype[Any], 
     if isinstance(feature, tfds.Sequence) and not isinstance(feature, tfds.Dataset | tfds.Video):
         inner = feature.feature
         if not isinstance(inner, tfds.FeaturesDict):
-            kind, dtype, shape, _, problem = _describe(inner, in_step=False)
+            kind, dtype, shape, encoding, problem = _describe(inner, in_step=False)
+            shape = (feature._length or None, *shape)
+            if in_step and kind in ("number", "text"):
+                return "ragged", dtype, shape, encoding, ""
             if kind != "image":
-                length = (feature._length or None, *shape)
-                return ("unreadable" if problem else "rare"), dtype, length, "none", problem
+                return ("unreadable" if problem else "rare"), dtype, shape, encoding, problem
     if not isinstance(feature, tfds.Tensor | tfds.ClassLabel) or isinstance(feature, tfds.Audio):
         below = "features" if isinstance(getattr(feature, "feature", None), tfds.FeaturesDict) else "images"
         name = f"Sequence of {below}" if type(feature) is tfds.Sequence else type(feature).__name__
@@ -120,7 +123,7 @@ def camera_problem(leaf: Leaf) -> str:
     if leaf.problem:
         return leaf.problem
     if leaf.kind != "image":
-        what = f"{leaf.dtype} of shape {leaf.shape}" if leaf.kind in ("number", "rare") else "text"
+        what = f"{leaf.dtype} of shape {leaf.shape}" if leaf.kind in ("number", "ragged", "rare") else "text"
         return f"is not an image: features.json has {what}; write the data set with tfds.features.Image"
     if leaf.dtype not in (np.uint8, np.uint16):
         return f"has the dtype {leaf.dtype} in features.json, expected uint8 or uint16: a depth image has a depth role"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from oxe_curate.rlds import example
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.leaf import STEPS, Leaf, camera_key, camera_problem, leaves
 from oxe_curate.rlds.tfrecord import Ensure
+
+_RAGGED = b"/ragged_flat_values", b"/ragged_row_lengths_0"
+"""tfds stores a sequence inside a step as two features: the items of all steps, and how many each step has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +74,11 @@ class RecordReader:
         self._rare = _rare_features(rare) if rare else None
         self._rare_wires = tuple(leaf.wire for leaf in rare)
         # is_first is part of the RLDS standard; it gives the number of steps if nothing else is read
-        self._clock = step_leaves.get("is_first")
+        clock = step_leaves.get("is_first")
+        self._clock = clock if clock and clock.kind == "number" else None
         selected = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
-        self._selected = frozenset(leaf.wire for leaf in selected if leaf.kind != "rare")
+        self._selected = frozenset(leaf.wire for leaf in selected if leaf.kind not in ("ragged", "rare"))
+        self._selected |= {leaf.wire + part for leaf in selected if leaf.kind == "ragged" for part in _RAGGED}
         if self._clock:
             self._selected |= {self._clock.wire}
 
@@ -93,7 +98,10 @@ class RecordReader:
         rare = self._read_rare(buffer, offset, length, ensure) if self._rare else {}
         steps: dict[str, NDArray[Any]] = {}
         for key, leaf in self.steps.items():
-            steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
+            if leaf.kind == "ragged":
+                steps[key] = _ragged(buffer, spans, leaf)
+            else:
+                steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
         num_steps = self._count(buffer, spans, steps)
         cameras = {}
         for key, leaf in self.cameras.items():
@@ -209,6 +217,19 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
     if leaf.dtype == np.uint64:
         flat = flat.view(np.uint64)  # tfds stores the bits
     return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)
+
+
+def _ragged(buffer: memoryview, spans: Mapping[bytes, Span], leaf: Leaf) -> NDArray[Any]:
+    """The rows of a sequence inside a step: the items of all steps, cut by the number that each step has."""
+    kind: Any = "text" if leaf.dtype == object else "number"
+    items, counts = (spans.get(leaf.wire + part) for part in _RAGGED)
+    flat = _values(buffer, items, replace(leaf, kind=kind, shape=leaf.shape[1:]))
+    ends = np.cumsum(example.ints(buffer, counts) if counts and counts.kind == example.INT64 else np.empty(0, int))
+    if len(flat) != (ends[-1] if len(ends) else 0) or (np.diff(ends, prepend=0) < 0).any():
+        raise DataError(f"{leaf.wire.decode()!r} has {len(flat)} items, which do not fit the lengths that it lists")
+    if not len(ends):
+        return np.empty((0, *(d or 0 for d in leaf.shape)), leaf.dtype)
+    return _as_rows(np.split(flat, ends[:-1]))
 
 
 def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]:

@@ -16,28 +16,20 @@ from tensorflow_datasets.core import features as tfds
 from oxe_curate.errors import DataError
 
 _TFDS = "tensorflow_datasets."
+_BUILT = {
+    "Tensor", "Scalar", "Text", "Image", "LabeledImage", "ClassLabel", "BBoxFeature", "Translation",
+    "TranslationVariableLanguages",
+}  # fmt: skip
+"""Classes that tfds builds; it may import TensorFlow for others."""
 BFLOAT16 = "bfloat16"
 
 
-class Unreadable(tfds.FeatureConnector):  # type: ignore[misc]
-    """A feature that cannot be read; `why` follows its name in a sentence."""
+class Unreadable(tfds.Tensor):  # type: ignore[misc]
+    """A feature that cannot be read; `why` is the predicate of a sentence."""
 
     def __init__(self, why: str) -> None:
-        super().__init__()
+        super().__init__(shape=(), dtype=np.object_)
         self.why = why
-
-    def get_tensor_info(self) -> Any:
-        """As of a text."""
-        return tfds.TensorInfo(shape=(), dtype=np.object_)
-
-    @classmethod
-    def from_json_content(cls, value: Any) -> Unreadable:
-        """Not stored in any file."""
-        raise NotImplementedError
-
-    def to_json_content(self) -> Any:
-        """Not stored in any file."""
-        raise NotImplementedError
 
 
 class BFloat16(tfds.Tensor):  # type: ignore[misc]
@@ -96,6 +88,9 @@ def _leaf(node: Mapping[str, Any], name: str, content: Any) -> Any:
     tensor = content.get("tensor", content) if isinstance(content, Mapping) else {}
     dtype = str(tensor.get("dtype", "")) if isinstance(tensor, Mapping) else ""
     short = name.rpartition(".")[2]
+    if short not in _BUILT:
+        article = "an" if short[:1] in "AEIOU" else "a"
+        return Unreadable(f"is {article} {short}, expected numbers, texts or an Image per step")
     if dtype and dtype not in (BFLOAT16, "string", "bool") and not _is_numpy(dtype):
         return Unreadable(f"has the dtype {dtype}, which numpy does not have")
     try:
