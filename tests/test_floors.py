@@ -17,6 +17,7 @@ FLOORS = [
     {"lock"},
     {"outputs", "progress", "ui"},
     {"actions", "beam", "rlds", "registry"},
+    {"quality"},
     {"index"},
     {"filter"},
     {"mixture"},

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from oxe_curate import registry
-from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import scan
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.index_json import FrameDetail
-from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.dataset import RldsDataset, Shard, find
 from oxe_curate.storage import Folder
 
 
@@ -29,6 +29,7 @@ class FilterOptions:
             by any of its names (default: openvla).
         cards: a folder of the user's own cards (default: the folder that an earlier run was given).
         frames: "exact", "span", or None to choose by size and location (see `scan.EXACT_BELOW`).
+        look: frames to decode of each episode and camera; 0 for none.
     """
 
     datasets: tuple[str, ...] = ()
@@ -37,11 +38,25 @@ class FilterOptions:
     recipes: tuple[str, ...] = ()
     cards: Path | None = None
     frames: FrameDetail | None = None
+    look: int = 0
     verify: bool = False
     skip_corrupt: bool = False
     workers: int | None = None
     beam_args: tuple[str, ...] = ()
     progress: bool = True
+
+
+def existing_source(source: str | Path) -> Folder:
+    """The root of the data sets. Raises StorageError if it does not exist."""
+    root = Folder.of(source)
+    if not root.exists():
+        raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
+    return root
+
+
+def plan_filter(source: str | Path, out: str | Path, options: FilterOptions) -> list[FilterTask]:
+    """All tasks of a run without an earlier one; nothing is read but the lists of shards. Raises as `plan_tasks`."""
+    return plan_tasks(find(existing_source(source), options.datasets), Folder.of(out), options)
 
 
 def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
@@ -65,6 +80,7 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
             FilterTask(
                 dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=options.criteria, out=out,
                 size=sizes[shard.path], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
+                look=options.look,
             )
             for shard in shards
         ]  # fmt: skip

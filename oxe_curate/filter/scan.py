@@ -10,20 +10,25 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate import __version__
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError, CorruptError, DataError
+from oxe_curate.filter.criteria import Criteria
+from oxe_curate.filter.decisions import own_reasons
 from oxe_curate.filter.frames import FrameLook
-from oxe_curate.filter.screen import Candidate, Criteria, screen, third_person_camera
+from oxe_curate.filter.looking import look_at_camera
+from oxe_curate.filter.screen import Candidate, screen, success
 from oxe_curate.index.files import SourceShard
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.idle import drop_idle_frames
 from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
-from oxe_curate.index.store import write_shard
-from oxe_curate.index.table import IndexRow
+from oxe_curate.index.store import write_table
+from oxe_curate.index.table import IndexRow, index_table, with_decisions
 from oxe_curate.lru import LruCache
+from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
@@ -52,6 +57,7 @@ class FilterTask:
         frames: "exact" locates every frame, "span" each camera's list.
         verify: check the CRC of every record's data, which reads every byte.
         skip_corrupt: count and list unreadable records instead of failing.
+        look: frames to decode of each episode and camera.
     """
 
     dataset: RldsDataset
@@ -64,6 +70,7 @@ class FilterTask:
     frames: FrameDetail = "exact"
     verify: bool = False
     skip_corrupt: bool = False
+    look: int = 0
 
     @property
     def output(self) -> str:
@@ -85,32 +92,35 @@ class FilterTask:
         """Hash of everything that determines the index file's contents."""
         parts = {
             "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
-            "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_one_episode(),
+            "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_the_scan(),
             "frames": self.frames, "skip_corrupt": self.skip_corrupt,
             **({"verify": True} if self.verify and self.skip_corrupt else {}),
+            **({"look": self.look} if self.look else {}),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def write_scanned_shard(task: FilterTask) -> Summary:
     """Scan a shard and publish its rows. Raises DataError, CorruptError or StorageError, naming shard and record."""
-    rows, summary, shard = scan_shard(task)
-    write_shard(task.out, task.output, rows, summary, task.fingerprint, shard)
+    table, summary, shard = scan_shard(task)
+    write_table(task.out, task.output, table, summary, task.fingerprint, shard)
     return summary
 
 
-def scan_shard(task: FilterTask) -> tuple[list[IndexRow], Summary, SourceShard]:
-    """Read, standardise and screen every selected record of a shard; and what identifies the shard."""
+def scan_shard(task: FilterTask) -> tuple[pa.Table, Summary, SourceShard]:
+    """Read, standardise and screen every selected record of a shard: its index table, and what identifies the shard."""
     framing = tfrecord.Framing()
     with open_shard(task.dataset.source, task.shard.path) as shard:
         rows, corrupt, read = _read_rows(task, shard, framing)
         size = shard.file_size
     # a record's checksum is read after its data, when the next record is looked for
     rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
-    summary = Summary.count((row.num_steps, row.reason) for row in rows)
+    table = index_table(rows)
+    reasons = own_reasons(table, task.criteria).tolist()
+    summary = Summary.count((row.num_steps, reason) for row, reason in zip(rows, reasons, strict=True))
     summary.corrupt, summary.bytes_read = corrupt, read
     identity = SourceShard(path=task.shard.path, bytes=size, records=len(framing.crcs), digest=framing.digest)
-    return rows, summary, identity
+    return with_decisions(table, reasons), summary, identity
 
 
 def _read_rows(task: FilterTask, shard: ShardBytes, framing: tfrecord.Framing) -> tuple[list[IndexRow], list[str], int]:
@@ -193,25 +203,28 @@ class Scanner:
             trajectory = drop_idle_frames(trajectory, criteria.drop_idle_frames)
         look = FrameLook(buffer, ensure)
         candidate = Candidate(task.card, episode, trajectory, look)
-        reason = screen(candidate, criteria)
-        hashes = None
-        if criteria.near_duplicate is not None and reason is None:
-            camera = third_person_camera(candidate, criteria.black_level)
-            hashes = look.hashes(camera) if camera else None
+        applies = screen(candidate, criteria)
         spans: dict[str, tuple[int, int]] = {}
         frames: dict[str, NDArray[np.int64]] = {}
+        looks: dict[str, LookedFrames] = {}
         for key, role in self.cameras.items():
             span = episode.cameras.get(key)
             if span is None or role in spans:
                 continue
             spans[role] = (span.offset, span.length)
-            if task.frames == "exact" and trajectory is not None:
-                frames[role] = locate(buffer, spans[role], episode.num_steps, role, ensure)[trajectory.frame_index]
+            if trajectory is None or not (task.frames == "exact" or task.look):
+                continue
+            located = locate(buffer, spans[role], episode.num_steps, role, ensure)[trajectory.frame_index]
+            if task.frames == "exact":
+                frames[role] = located
+            if task.look:
+                looks[role] = look_at_camera(look, located, task.look)
         shard = task.shard
         row = IndexRow(
             id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
-            shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps, reason=reason,
-            trajectory=trajectory, frames=frames, spans=spans, control_hz=task.card.control_hz, image_hash=hashes,
+            shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps, applies=applies,
+            success=success(candidate), trajectory=trajectory, frames=frames, spans=spans,
+            control_hz=task.card.control_hz, looks=looks if task.look else None,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched
 

@@ -41,6 +41,13 @@ _OTHERS = (
     "source_steps",
     "kept",
     "reason",
+    "applies.list.element",
+    "success",
+    "marks.list.element.criterion",
+    "marks.list.element.value",
+    "marks.list.element.limit",
+    "marks.list.element.step",
+    "marks.list.element.detail",
     "instruction",
     "instructions.list.element",
     "instruction_index.list.element",
@@ -53,15 +60,24 @@ _OTHERS = (
     "metrics.path_length",
     "metrics.seconds",
     "action_hash",
-    "image_hash.list.element",
     "duplicate_of",
 )
+_LOOKS = (
+    "look.key_value.key",
+    *(
+        f"look.key_value.value.list.element.{leaf}"
+        for leaf in (
+            "step", "length", "checksum", "width", "height", "channels", "mean.list.element", "deviation.list.element",
+            "detail", "grey", "colour",
+        )
+    ),
+)  # fmt: skip
 _MANY = 1 << 26  # rows: more than an index file has
 
 WRITE_OPTIONS: dict[str, Any] = {
     # no codec compresses the actions; any level compresses the ids and texts
-    "compression": {**dict.fromkeys(_OTHERS, "zstd"), **dict.fromkeys(_LEAVES, "none")},
-    "compression_level": dict.fromkeys(_OTHERS, 1),
+    "compression": {**dict.fromkeys((*_OTHERS, *_LOOKS), "zstd"), **dict.fromkeys(_LEAVES, "none")},
+    "compression_level": dict.fromkeys((*_OTHERS, *_LOOKS), 1),
     "use_dictionary": list(_OTHERS),
     "write_page_checksum": True,
     "max_rows_per_page": _MANY,
