@@ -97,6 +97,7 @@ class Inspection:
         flags: boolean metadata -> share of true among the episodes read.
         metadata: all features outside the steps -> type.
         not_read: step features that were not read -> reason.
+        ignored: folders of the data set whose names are not those of versions.
         conventions: the meaning of the columns; its findings are also in `findings`.
         sample: the sampled data, for thumbnails; not part of the JSON.
     """
@@ -116,6 +117,7 @@ class Inspection:
     flags: Mapping[str, float]
     metadata: Mapping[str, str]
     not_read: Mapping[str, str]
+    ignored: tuple[str, ...]
     conventions: Conventions
     findings: tuple[Finding, ...]
     sample: Sample
@@ -174,7 +176,8 @@ def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = N
         others=tuple(n for n in numbers if not n.key.startswith(("action", "observation/"))),
         texts=texts_of(sample),
         flags={key: float(np.mean([flags.get(key, False) for flags in sample.flags])) for key in first},
-        metadata=sample.metadata, not_read=sample.not_read, conventions=conventions,
+        metadata=sample.metadata, not_read=sample.not_read, ignored=dataset.ignored,
+        conventions=conventions,
         findings=(*conventions.findings, *looks), sample=sample,
     )  # fmt: skip
 
