@@ -173,7 +173,7 @@ class FrameViewer:
             i = row - int(ends[number]) + len(drawn.steps)
             texts, chosen = drawn.instructions()
             found.append(
-                {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": role,
+                {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": drawn.shown[role],
                  "swap": role in drawn.source.bgr, "file": shard.files[drawn.path], "row": drawn.row,
                  "step": int(drawn.steps[i]), "steps": drawn.episode.num_steps, "copy": int(drawn.copies[i]),
                  "sampleId": drawn.sample_ids()[i], "instruction": texts[chosen[i]]}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.episode import pick
 from oxe_curate.errors import DataError, did_you_mean
 
 
@@ -55,6 +56,25 @@ def read_texts(
     distinct = tuple(dict.fromkeys(text for text in texts if text))
     place = {"": -1} | {text: i for i, text in enumerate(distinct)}
     return distinct, np.array([place[text] for text in texts], np.int32)
+
+
+def draw_text(steps: Mapping[str, NDArray[Any]], keys: tuple[str, ...], name: str) -> dict[str, NDArray[Any]]:
+    """Put one of several alternative instructions of an episode first, at random among those that have a text.
+
+    Args:
+        steps: flat step key -> array with time first.
+        keys: keys with texts (not code points), all of them in `steps`.
+        name: the episode's, by which the draw is made.
+
+    Returns:
+        The steps, in which the arrays of `keys` have changed places.
+    """
+    written = [key for key in keys if any(strings(key, steps[key]))]
+    if len(written) < 2:
+        return dict(steps)
+    chosen = written[pick(name, len(written), "language")]
+    order = [chosen, *(key for key in keys if key != chosen)]
+    return {**steps, **{key: steps[other] for key, other in zip(keys, order, strict=True)}}
 
 
 def strings(key: str, array: NDArray[Any]) -> list[Any]:
