@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 
+from oxe_curate.beam import runner
+from oxe_curate.beam.task import Task, Work
 from oxe_curate.episode import EpisodeId
 from oxe_curate.filter.criteria import Criteria, read_criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
@@ -35,12 +40,9 @@ class Judgement:
         return self.marks | ({self.dropped} if self.dropped else frozenset())
 
 
-NOTHING = Judgement(None, frozenset())
-
-
-def configurations() -> dict[str, Criteria]:
-    """The criteria that are compared: the defaults, and the strict preset."""
-    return {"default": Criteria(), "strict": read_criteria(preset="strict")}
+def configurations(changes: Sequence[str] = ()) -> dict[str, Criteria]:
+    """The criteria that are compared, the presets `default` and `strict`, with the same changes (`key=value`)."""
+    return {name: read_criteria(None, changes, name) for name in ("default", "strict")}
 
 
 def judge(
@@ -56,8 +58,15 @@ def judge(
     if fresh:
         shutil.rmtree(index, ignore_errors=True)
     options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, look=look)
-    run_filter(root, index, options)
+    with mock.patch.object(runner, "run_tasks", _in_turn):
+        run_filter(root, index, options)
     return judged(index)
+
+
+def _in_turn(tasks: Sequence[Task], work: Work, **_: Any) -> None:
+    """Do what Beam does for many shards; for one, starting it takes longer than the work."""
+    for task in tasks:
+        work(task)
 
 
 def judged(index: Path) -> dict[Position, Judgement]:

@@ -83,6 +83,11 @@ class Criteria:
         idle_start: nothing moves at the start for longer than usual.
         idle_middle: nothing moves in the middle for longer than usual.
         idle_end: nothing moves at the end for longer than usual.
+        truncated: it ends in the middle of a motion, too early or elsewhere than others of its task.
+        unusual_start: it begins elsewhere than others of its task, or already moving.
+        reversed: it starts where others end, and ends where they start.
+        success_contradicted: the success flag contradicts how the episode moves and ends.
+        near_duplicate: its numbers agree with another episode's far better than neighbours' do.
         frozen_frames: the images stay the same while the arm moves.
         flat_image: an image of one colour, of noise, or far too dark, bright or blurred. Needs `--look`.
         missing_camera: a camera is black, missing or undecodable that other episodes have. Needs `--look`.
@@ -91,6 +96,7 @@ class Criteria:
         image_cut: the image changes at once. Needs `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
+        wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
     no_third_person_camera: bool = True
@@ -129,6 +135,11 @@ class Criteria:
     idle_start: MeasuredSwitch = "report"
     idle_middle: MeasuredSwitch = "report"
     idle_end: MeasuredSwitch = "report"
+    truncated: MeasuredSwitch = "report"
+    unusual_start: MeasuredSwitch = "report"
+    reversed: MeasuredSwitch = "report"
+    success_contradicted: MeasuredSwitch = "report"
+    near_duplicate: MeasuredSwitch = "report"
     frozen_frames: MeasuredSwitch = "report"
     flat_image: MeasuredSwitch = "report"
     missing_camera: MeasuredSwitch = "report"
@@ -137,6 +148,7 @@ class Criteria:
     image_cut: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
+    wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:
         if self.too_long is not None and self.too_long < self.too_short:
