@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oxe_curate.quality.frozen import FrozenFrames
+from oxe_curate.quality.in_step import InStep
 from oxe_curate.quality.measure import Measure
 from oxe_curate.quality.pictures import Pictures
 from oxe_curate.quality.views import Views
@@ -13,6 +14,7 @@ MEASURES: tuple[Measure, ...] = (
     FrozenFrames(),
     Pictures(),
     Views(),
+    InStep(),
     Words(),
     WrongText(),
 )
