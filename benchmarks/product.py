@@ -16,6 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tensorflow_datasets.core.features  # noqa: F401  (imported on first use: before the clock starts)
 
 import oxe_curate.beam.fn  # noqa: F401  (likewise)
@@ -47,12 +50,12 @@ def statistics(args: argparse.Namespace) -> dict[str, Any]:
     """dataset_statistics.json straight from the shards, without an index; over every episode, as OpenVLA does."""
     options = FilterOptions(frames="span")
     tasks = plan_tasks(find(Folder.of(args.source)), Folder.of(args.out), options)
-    rows = [row for task in tasks for row in scan.scan_shard(task)[0]]
-    trajectories = [row.trajectory for row in rows if row.trajectory is not None]
-    bounds = Bounds.fit([t.action for t in trajectories], num_trajectories=len(trajectories))
+    table = pa.concat_tables(scan.scan_shard(task)[0] for task in tasks)
+    actions = [np.asarray(chunk.values.flatten()).reshape(-1, 7) for chunk in table["action"].chunks]
+    bounds = Bounds.fit(actions, num_trajectories=len(table) - table["action"].null_count)
     args.out.mkdir(parents=True)
     (args.out / "dataset_statistics.json").write_text(json.dumps({tasks[0].dataset.name: bounds.to_json()}))
-    return {"source_steps": sum(row.source_steps for row in rows), **bounds.to_json()}
+    return {"source_steps": pc.sum(table["source_steps"]).as_py(), **bounds.to_json()}
 
 
 def run_tokenize(args: argparse.Namespace) -> dict[str, Any]:

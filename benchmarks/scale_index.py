@@ -24,8 +24,8 @@ from oxe_curate import registry
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.index.files import IndexFile, SourceShard, write_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary
-from oxe_curate.index.store import SCHEMA, IndexRow, describe_file, write_table
-from oxe_curate.index.table import index_table
+from oxe_curate.index.store import SCHEMA, describe_file, write_table
+from oxe_curate.index.table import IndexRow, index_table, with_decisions
 from oxe_curate.storage import Folder
 
 VERSION = "1.0.0"
@@ -34,7 +34,7 @@ CRITERIA: dict[str, Any] = {}
 _MADE = "made.json"
 _HELD_OUT = 0.1  # share of the files that belong to the split val
 _DROPPED, _COPIED, _TWO_TEXTS = 0.08, 0.01, 0.02
-_REASONS = ("failed", "no_language", "too_short", "no_third_person_camera")
+_REASONS = ("failed", "no_language", "not_finite", "no_third_person_camera")
 _SCALE = np.array([0.01, 0.01, 0.01, 0.05, 0.05, 0.05, 1], np.float32)  # metres and radians a step
 _VERBS = ("put", "move", "push", "slide", "lift", "drop", "turn", "place", "bring", "pull", "take", "stack")
 _COLOURS = ("red", "blue", "green", "yellow", "white", "black", "orange", "purple", "small", "large")
@@ -161,14 +161,14 @@ def _write(folder: Path, file: _File) -> tuple[str, IndexFile]:
     reasons[copied] = reasons[copied - 1]
     texts = _texts(file, rng)
     offset = 0
-    rows = []
+    rows, dropped = [], []
     for i, (start, length) in enumerate(zip(starts.tolist(), steps.tolist(), strict=True)):
-        reason = _REASONS[reasons[i]] if reasons[i] >= 0 else None
-        said = () if reason == "no_language" else texts[i]
-        rows.append(_row(file, i, offset, slice(start, start + length), action, proprio, said, reason))
+        dropped.append(_REASONS[reasons[i]] if reasons[i] >= 0 else None)
+        said = () if dropped[i] == "no_language" else texts[i]
+        rows.append(_row(file, i, offset, slice(start, start + length), action, proprio, said, dropped[i]))
         offset += rows[-1].record[1] + 16
-    table, copies = _mark_copies(index_table(rows), copied)
-    summary = Summary.count((row.num_steps, row.reason) for row in rows)
+    table, copies = _mark_copies(with_decisions(index_table(rows), dropped), copied)
+    summary = Summary.count((row.num_steps, reason) for row, reason in zip(rows, dropped, strict=True))
     summary.copies = copies
     out, identity = Folder.of(folder), f"{file.number}-{file.split}-{file.position}"
     shard = SourceShard(path=file.shard, bytes=offset, records=count, digest=identity)
@@ -192,7 +192,8 @@ def _row(
     return IndexRow(
         id=EpisodeId(file.dataset, VERSION, file.split, file.position, record), shard=file.shard,
         record=(offset, 3000 + size * len(spans)), record_crc=record, source_steps=length + 1,
-        reason=reason, trajectory=trajectory, frames={}, spans=spans, control_hz=file.hz,
+        applies=(reason,) if reason else (), success=None, trajectory=trajectory, frames={}, spans=spans,
+        control_hz=file.hz,
     )  # fmt: skip
 
 

@@ -14,7 +14,19 @@ from oxe_curate import __version__
 from oxe_curate.cli import data
 from oxe_curate.cli import train as training
 from oxe_curate.cli.mixture import mixture_app
-from oxe_curate.cli.options import Cards, Json, Quiet, Workers, print_json, print_result, reads_stores
+from oxe_curate.cli.options import (
+    Cards,
+    CriteriaFile,
+    Criterion,
+    Json,
+    Preset,
+    Quiet,
+    Workers,
+    print_json,
+    print_result,
+    reads_stores,
+)  # fmt: skip
+from oxe_curate.cli.screening import filter_dry_run, print_findings, screen
 from oxe_curate.process import Interrupted, interrupt_on_signals
 from oxe_curate.train.packages import check_packages
 
@@ -124,14 +136,18 @@ def filter_(
     split: Annotated[
         list[str] | None, typer.Option("--split", help="TFDS split, such as train[:95%]; repeatable (default: all).")
     ] = None,
-    criteria: Annotated[
-        Path | None, typer.Option("--criteria", metavar="FILE", help="YAML file of screening criteria.")
-    ] = None,
-    criterion: Annotated[
-        list[str] | None,
-        typer.Option("--criterion", metavar="KEY=VALUE", help="One criterion; overrides the file; repeatable."),
-    ] = None,
+    criteria: CriteriaFile = None,
+    criterion: Criterion = None,
+    preset: Preset = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every frame (slow).")] = False,
+    look: Annotated[
+        int,
+        typer.Option(
+            "--look",
+            min=0,
+            help="Decode this many frames of each episode and camera, for criteria that see images.",
+        ),
+    ] = 0,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,6 +165,12 @@ def filter_(
     skip_corrupt: Annotated[
         bool, typer.Option("--skip-corrupt", help="Skip unreadable records, and list them.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Only show what would be read, or what the criteria make of the index at --out."
+        ),
+    ] = False,
     workers: Workers = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -158,19 +180,19 @@ def filter_(
     Keeps episodes that have a third-person camera, single-arm end-effector actions and an instruction. Images are not
     copied. Options after -- are passed to Beam: `-- --runner=DataflowRunner --project=...`.
     """
+    from oxe_curate.filter.criteria import read_criteria
     from oxe_curate.filter.pipeline import FilterOptions, run_filter
-    from oxe_curate.filter.screen import read_criteria
 
-    chosen = read_criteria(criteria, [*(criterion or ()), *(["bad_image=true"] if check_images else ())])
-    result = run_filter(
-        source,
-        out,
-        FilterOptions(
-            datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=chosen, recipes=tuple(recipe or ()),
-            cards=cards, frames=None if frames == "auto" else frames, verify=verify, skip_corrupt=skip_corrupt,
-            workers=workers, beam_args=tuple(context.args), progress=not quiet,
-        ),
+    settings = [*(criterion or ()), *(["bad_image=true"] if check_images else ())]
+    options = FilterOptions(
+        datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=read_criteria(criteria, settings, preset),
+        recipes=tuple(recipe or ()), cards=cards, frames=None if frames == "auto" else frames, look=look, verify=verify,
+        skip_corrupt=skip_corrupt, workers=workers, beam_args=tuple(context.args), progress=not quiet,
     )  # fmt: skip
+    if dry_run:
+        filter_dry_run(source, out, options, as_json)
+        return
+    result = run_filter(source, out, options)
     if as_json:
         from dataclasses import asdict
 
@@ -180,13 +202,19 @@ def filter_(
     from oxe_curate.ui.tables import counted
 
     print_result(show.filtered(result.summaries))
+    print_findings(result.judged)
     for summary in result.summaries.values():
         for line in summary.corrupt[:10]:
             typer.secho(f"unreadable, skipped: {line}", fg="red")
     for line in show.filter_warnings(result.summaries, out):
         typer.secho(line, fg="yellow")
+    if result.ignored:
+        typer.secho(f"ignored, since the name is not that of a version: {', '.join(result.ignored)}", fg="yellow")
     done = f"{counted(result.shards_done, 'shard')} scanned in {result.seconds:.1f} s"
     typer.echo(f"{done}, {result.shards_kept:,} already up to date. Index: {out}")
+
+
+app.command("screen", short_help="Apply criteria to an existing index.")(screen)
 
 
 @app.command("tokenize", context_settings=_BEAM, short_help="Write a mixture to shuffled Parquet shards.")
@@ -253,6 +281,8 @@ def tokenize(
     )  # fmt: skip
     for name in result.damaged:
         typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
+    for line in result.warnings:
+        typer.secho(f"warning: {line}", fg="yellow", err=True)
     if as_json:
         print_json(result.manifest)
         return

@@ -17,6 +17,20 @@ Cards = Annotated[
     typer.Option("--cards", metavar="FOLDER", help="Folder of your own cards; they override the built-in ones."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show a progress bar.")]
+CriteriaFile = Annotated[
+    Path | None, typer.Option("--criteria", metavar="FILE", help="YAML file of screening criteria.")
+]
+Criterion = Annotated[
+    list[str] | None,
+    typer.Option("--criterion", metavar="KEY=VALUE", help="One criterion; overrides the file; repeatable."),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="default, or strict: drop the episodes that the default criteria only mark; overrides the file's.",
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Number of processes (default: by cores and amount of data).")
 ]

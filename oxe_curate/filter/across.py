@@ -1,135 +1,136 @@
-"""Criteria that compare episodes: copies, and actions far outside the data set's range.
+"""Decide what becomes of every episode of an index: reasons of its own, and those that compare episodes.
 
-A second pass over the index, which reads a few columns and rewrites only the files whose rows change. Its decisions
-depend only on the contents of the index and are made from scratch each time, so it can be interrupted and repeated.
+A second pass over the index, which reads what the criteria need and rewrites only the files whose rows change. Its
+decisions depend only on the contents of the index and are made from scratch each time, so it can be interrupted and
+repeated, and criteria can change without reading the source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from oxe_curate.filter.screen import ACROSS, Criteria
+from oxe_curate.filter import decisions
+from oxe_curate.filter.criteria import Criteria
+from oxe_curate.filter.judging import judge_dataset
 from oxe_curate.index import duplicates, query
 from oxe_curate.index.files import IndexFile
-from oxe_curate.index.index_json import Summary
+from oxe_curate.index.index_json import Judged, Summary
 from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, split_of, write_table
-from oxe_curate.index.table import SCHEMA
+from oxe_curate.index.table import SCHEMA, with_decisions
+from oxe_curate.progress import Bar
+from oxe_curate.quality.measure import Judgement
+from oxe_curate.quality.measures import MEASURES
 
-if TYPE_CHECKING:
-    import polars as pl
-
-_QUANTILES = (0.01, 0.99)
+_NEAR = "near_duplicate"
+_DECIDED = ("reason", "marks", "duplicate_of")
+"""Columns that this pass writes."""
 
 
 @dataclass(frozen=True, eq=False)
-class IndexChange:
-    """New decisions for one index file.
+class Decision:
+    """What becomes of the episodes of one index file.
 
     Attributes:
-        reason, duplicate_of: the two columns, one value per row.
-        leaks: split -> kept episodes that are copies of episodes of a train split.
+        reason, marks, duplicate_of: the columns, one value per row.
+        summary: counts of the file; bytes and unreadable records are those of the scan.
+        changed: whether the file says something else.
     """
 
-    path: str
-    reason: list[str | None]
-    duplicate_of: list[str | None]
-    leaks: dict[str, int]
+    reason: Sequence[str | None]
+    marks: pa.Array
+    duplicate_of: Sequence[str | None]
+    summary: Summary
+    changed: bool
 
 
-def decide(files: IndexFiles, criteria: Criteria) -> list[IndexChange]:
-    """Compare all episodes of an index; return the files that must change.
+@dataclass(frozen=True, eq=False)
+class Decisions:
+    """What becomes of all episodes.
+
+    Attributes:
+        files: index file -> decision.
+        judged: data set -> criterion -> what it found.
+    """
+
+    files: Mapping[str, Decision]
+    judged: Mapping[str, Mapping[str, Judged]]
+
+
+def decide(files: IndexFiles, criteria: Criteria, progress: bool = False) -> Decisions:
+    """Decide what becomes of all episodes of an index.
 
     Args:
-        files: the index files to compare.
-        criteria: `action_outlier`, `duplicate` and `near_duplicate` are decided here.
+        files: the index files; data sets are compared with each other only for exact copies.
+        criteria: which conditions apply.
+        progress: whether to show a progress bar.
     """
-    import polars as pl
-
     paths = _ordered(files)
-    rows = query.scan_files(files, paths)
+    columns = tuple(dict.fromkeys((*decisions.columns(criteria), *_DECIDED, "action_hash")))
     parts = _slices({path: files.entries[path].rows for path in paths})
-    columns = ["reason", "duplicate_of", "num_steps", "action_hash"]
-    if criteria.near_duplicate is not None:
-        columns.append("image_hash")
-    frame = query.collect(rows.select(columns))
-    if frame.is_empty():
-        return []
-    own = pl.when(pl.col("reason").is_in(ACROSS)).then(None).otherwise("reason").alias("decided")
-    frame = frame.with_columns(own)
-    if criteria.action_outlier is not None:
-        found = pl.when(pl.Series(_outlying(files, parts, frame, criteria.action_outlier))).then(
-            pl.lit("action_outlier")
-        )
-        frame = frame.with_columns(found.otherwise("decided").alias("decided"))
-    original, near = _originals(frame, criteria)
-    copies = original >= 0
-    if criteria.duplicate is True:
-        kind = pl.when(pl.Series(near)).then(pl.lit("near_duplicate")).otherwise(pl.lit("duplicate"))
-        frame = frame.with_columns(pl.when(pl.Series(copies)).then(kind).otherwise("decided").alias("decided"))
-    copy_of = _names(rows, original)
-    differs = (
-        frame.select(pl.col("reason").ne_missing(pl.col("decided")) | pl.col("duplicate_of").ne_missing(copy_of))
-        .to_series()
-        .to_numpy()
-    )
-    reason, kept = frame["decided"], frame["decided"].is_null().to_numpy()
-    # train splits come first, so an original in one has a low position
+    before: dict[str, pa.Table] = {}
+    reasons, hashes, usable = [], [], []
+    for path, table in query.read_ahead(files, list(parts), columns):
+        before[path] = table.select([*_DECIDED, "num_steps"])
+        reasons.append(decisions.own_reasons(table, criteria))
+        hashes.append(table["action_hash"].combine_chunks())
+        usable.append(decisions.can_be_judged(table))
+    if not parts:
+        return Decisions({}, {})
+    reason, judgeable = np.concatenate(reasons), np.concatenate(usable)
+    with Bar("judge", sum(files.entry(path).bytes for path in parts), progress) as bar:
+        judged = _judge(files, parts, judgeable & _kept(reason), criteria, bar)
+    near = _drop(judged, reason, criteria)
+    original = _copies(hashes, near, reason, criteria)
+    marks = _marks(judged, near, original)
+    names = _names(files, parts, original)
     in_train = max((part.stop for path, part in parts.items() if split_of(path) == "train"), default=0)
-    changes = []
+    found = {}
     for path, part in parts.items():
-        if differs[part].any():
-            split = split_of(path)
-            leaks = int((kept[part] & (original[part] >= 0) & (original[part] < in_train)).sum())
-            counted = {split: leaks} if leaks and split != "train" else {}
-            changes.append(IndexChange(path, reason[part].to_list(), copy_of[part].to_list(), counted))
-    return changes
+        # train splits come first, so an original in one has a low position
+        leaking = _kept(reason[part]) & (original[part] >= 0) & (original[part] < in_train)
+        summary = Summary.count(zip(before[path]["num_steps"].to_pylist(), reason[part].tolist(), strict=True))
+        scanned = files.entry(path).summary
+        summary.bytes_read, summary.corrupt = scanned.bytes_read, scanned.corrupt
+        summary.copies = int((_kept(reason[part]) & (original[part] >= 0)).sum())
+        summary.leaks = {split_of(path): int(leaking.sum())} if leaking.any() and split_of(path) != "train" else {}
+        found[path] = _decision(before[path], reason[part], marks[part], names[part], summary)
+    return Decisions(found, {name: _summary(files, parts, *rest, marks, reason) for name, rest in judged.items()})
 
 
-def apply_changes(files: IndexFiles, changes: Iterable[IndexChange]) -> dict[str, IndexFile]:
-    """Rewrite the files, each completely or not at all; return their new entries in files.json."""
+def _kept(reason: Any) -> NDArray[np.bool_]:
+    return np.asarray(reason == None)  # noqa: E711 (elementwise)
+
+
+def _decision(before: pa.Table, reason: Any, marks: Any, names: Any, summary: Summary) -> Decision:
+    columns = {
+        "reason": pa.array(reason.tolist(), pa.string()),
+        "marks": pa.array([mine or [] for mine in marks.tolist()], SCHEMA.field("marks").type),
+        "duplicate_of": pa.array(names.tolist(), pa.string()),
+    }
+    changed = any(not before[name].combine_chunks().equals(column) for name, column in columns.items())
+    return Decision(
+        columns["reason"].to_pylist(), columns["marks"], columns["duplicate_of"].to_pylist(), summary, changed
+    )
+
+
+def apply_decisions(files: IndexFiles, made: Decisions) -> dict[str, IndexFile]:
+    """Rewrite the files that change, each completely or not at all; return their new entries in files.json."""
     changed = {}
-    for change in changes:
-        old = files.entry(change.path)
-        table = files.table(change.path)
-        for name, values in (
-            ("kept", [r is None for r in change.reason]),
-            ("reason", change.reason),
-            ("duplicate_of", change.duplicate_of),
-        ):
-            field = SCHEMA.field(name)
-            table = table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
-        summary = Summary.count(zip(table["num_steps"].to_pylist(), change.reason, strict=True))
-        summary.bytes_read, summary.corrupt = old.summary.bytes_read, old.summary.corrupt
-        summary.copies = sum(
-            c is not None and r is None for c, r in zip(change.duplicate_of, change.reason, strict=True)
-        )
-        summary.leaks = change.leaks
-        write_table(files.folder, change.path, table.combine_chunks(), summary, old.fingerprint, old.shard)
-        changed[change.path] = describe_file(files.folder, change.path)
+    for path, decision in made.files.items():
+        if decision.changed:
+            old = files.entry(path)
+            table = with_decisions(files.table(path), decision.reason, decision.marks, decision.duplicate_of)
+            write_table(files.folder, path, table.combine_chunks(), decision.summary, old.fingerprint, old.shard)
+            changed[path] = describe_file(files.folder, path)
     return changed
-
-
-def outliers(action: NDArray[np.float32], bounds: NDArray[np.float64], times: float) -> NDArray[np.bool_]:
-    """Find steps with a pose value outside the bounds by more than `times` their range.
-
-    Args:
-        action: float32 (T, 7).
-        bounds: (2, 6), the data set's lower and upper quantiles. A dimension where they are equal is ignored.
-        times: the allowed distance, as a multiple of the range.
-
-    Returns:
-        bool (T,).
-    """
-    low, high = bounds
-    margin = times * (high - low)
-    pose = action[:, :6]
-    return np.asarray((((pose < low - margin) | (pose > high + margin)) & (high > low)).any(axis=1))
 
 
 def _ordered(files: IndexFiles) -> list[str]:
@@ -142,79 +143,132 @@ def _ordered(files: IndexFiles) -> list[str]:
     return sorted(files.entries, key=key)
 
 
-def _originals(frame: pl.DataFrame, criteria: Criteria) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The position of each episode's original, -1 for none; and which copies are near copies only."""
-    near = np.zeros(frame.height, bool)
-    if criteria.duplicate is False:
-        return np.full(frame.height, -1, np.int64), near
-    valid = frame["decided"].is_null().to_numpy()
-    hashed = valid & frame["action_hash"].is_not_null().to_numpy()
-    original = duplicates.exact_copies(frame["action_hash"].fill_null(0).to_numpy(), hashed)
-    exact = original >= 0
-    if criteria.near_duplicate is None:
-        return original, near
-    rows = np.flatnonzero(frame["image_hash"].is_not_null().to_numpy() & valid & ~exact)
-    if len(rows):
-        seen = frame[rows]
-        hashes = seen["image_hash"].explode().to_numpy().reshape(len(rows), -1)
-        steps = seen["num_steps"].to_numpy().astype(np.int64)
-        found = duplicates.near_copies(hashes, steps, np.ones(len(rows), bool), criteria.near_duplicate)
-        original[rows[found >= 0]] = rows[found[found >= 0]]
-        near[rows[found >= 0]] = True
-        further = exact & (original[original] >= 0)  # copies of an episode that is itself a near copy
-        original[further] = original[original[further]]
-    return original, near
-
-
-def _names(rows: pl.LazyFrame, original: NDArray[np.int64]) -> pl.Series:
-    """The id of each episode's original, null for none."""
-    import polars as pl
-
-    positions = np.unique(original[original >= 0])
-    if not len(positions):
-        return pl.Series([None] * len(original), dtype=pl.String)
-    found = rows.filter(pl.col("position").is_in(pl.Series(positions, dtype=pl.get_index_type()).implode()))
-    ids = query.collect(found.select("episode_id"))["episode_id"]
-    place = np.searchsorted(positions, original)
-    return ids.gather(pl.Series(np.where(original >= 0, place, -1)).replace(-1, None))
-
-
 def _slices(counts: Mapping[str, int]) -> dict[str, slice]:
     """Index file -> its rows, of the files that have any."""
     stops = np.cumsum(list(counts.values()), dtype=np.int64).tolist()
     return {path: slice(stop - n, stop) for (path, n), stop in zip(counts.items(), stops, strict=True) if n}
 
 
-def _outlying(files: IndexFiles, parts: Mapping[str, slice], frame: pl.DataFrame, times: float) -> NDArray[np.bool_]:
-    """Which kept episodes have an outlier. numpy: polars would copy the nested actions to flatten them."""
-    valid = frame["decided"].is_null().to_numpy()
-    kept = {path: valid[part] for path, part in parts.items()}
-    found = {path: np.zeros(len(rows), bool) for path, rows in kept.items()}
-    for dataset in dict.fromkeys(dataset_of(path)[0] for path in kept):
-        mine = [path for path in kept if dataset_of(path)[0] == dataset]
-        # one dimension at a time: 4 bytes per step in memory, not 24
-        bounds = np.array([_quantiles(files, mine, kept, dimension) for dimension in range(6)], np.float64).T
-        if not np.isfinite(bounds).all():
-            continue
-        for path in mine:
-            action, row = _actions(files, path, kept[path])
-            found[path][row[outliers(action, bounds, times)]] = True
-    return np.concatenate(list(found.values()))
+_Found = tuple[NDArray[np.int64], dict[str, Judgement]]
+"""Rows of the judged episodes of a data set, and what each criterion found in them."""
 
 
-def _quantiles(
-    files: IndexFiles, paths: Sequence[str], kept: Mapping[str, NDArray[np.bool_]], dimension: int
-) -> NDArray[np.float64]:
-    """float64 (2,) of one dimension over the episodes kept so far; NaN if there are none."""
-    values = [_actions(files, path, kept[path])[0][:, dimension] for path in paths]
-    joined = np.concatenate(values) if values else np.empty(0, np.float32)
-    return np.quantile(joined, _QUANTILES).astype(np.float64) if len(joined) else np.full(2, np.nan)
+def _judge(
+    files: IndexFiles, parts: Mapping[str, slice], valid: NDArray[np.bool_], criteria: Criteria, bar: Bar
+) -> dict[str, _Found]:
+    found = {}
+    wanted = criteria.measured()
+    by_dataset: dict[str, dict[str, slice]] = {}
+    for path, part in parts.items():
+        by_dataset.setdefault(dataset_of(path)[0], {})[path] = part
+    for dataset, mine in by_dataset.items() if wanted else ():
+        rows = np.concatenate([part.start + np.flatnonzero(valid[part]) for part in mine.values()])
+        judged = judge_dataset(
+            files, {path: valid[part] for path, part in mine.items()}, MEASURES, wanted, criteria.fixed_limits(), bar
+        )
+        found[dataset] = rows, {name: judged[name] for name in wanted if name in judged}
+    return found
 
 
-def _actions(files: IndexFiles, path: str, kept: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Actions (n, 7) of a file's kept episodes, and the row of each (n,)."""
-    column = files.table(path, ["action"])["action"].combine_chunks()
-    lengths = np.diff(np.asarray(column.offsets))  # 0 where there are no actions
-    row = np.repeat(np.arange(len(kept)), lengths)
-    chosen = kept[row]
-    return np.asarray(column.values.flatten()).reshape(-1, 7)[chosen], row[chosen]
+def _drop(judged: Mapping[str, _Found], reason: NDArray[np.object_], criteria: Criteria) -> NDArray[np.int64]:
+    """Set the reasons of the criteria that drop; return the original of each near copy, -1 for none."""
+    near = np.full(len(reason), -1, np.int64)
+    drops = criteria.measured()
+    for rows, judgements in judged.values():
+        for name, judgement in judgements.items():
+            over = judgement.exceeds
+            if judgement.copy_of is not None:
+                over &= judgement.copy_of >= 0
+                near[rows[over]] = rows[judgement.copy_of[over]]
+            elif drops[name]:
+                free = rows[over]
+                reason[free[_kept(reason[free])]] = name
+    return near
+
+
+def _copies(
+    hashes: Sequence[Any], near: NDArray[np.int64], reason: NDArray[np.object_], criteria: Criteria
+) -> NDArray[np.int64]:
+    """The row of each episode's original, -1 for none; sets the reasons of copies that are dropped."""
+    kept = _kept(reason)
+    original = np.full(len(reason), -1, np.int64)
+    if criteria.duplicate is not False:
+        hashed = np.concatenate([np.asarray(part.is_valid()) for part in hashes])
+        values = np.concatenate([np.asarray(part.fill_null(0)) for part in hashes])
+        original = duplicates.exact_copies(values, kept & hashed)
+        if criteria.duplicate is True:
+            reason[original >= 0] = "duplicate"
+    alike = np.flatnonzero(kept & (original < 0) & (near >= 0))
+    alike = alike[kept[near[alike]] & (near[near[alike]] < 0)]
+    first = original[near[alike]]
+    original[alike] = np.where(first >= 0, first, near[alike])
+    further = np.flatnonzero(original >= 0)  # copies of an episode that is itself a near copy
+    again = original[original[further]]
+    original[further] = np.where(again >= 0, again, original[further])
+    if criteria.measured().get(_NEAR):
+        reason[alike] = _NEAR
+    return original
+
+
+def _marks(judged: Mapping[str, _Found], near: NDArray[np.int64], original: NDArray[np.int64]) -> NDArray[np.object_]:
+    """The marks of every episode: object (n,) of lists of dicts as in `MARK`, None for none."""
+    marks = np.full(len(original), None, object)
+    for rows, judgements in judged.values():
+        for name, judgement in judgements.items():
+            for i in np.flatnonzero(judgement.exceeds).tolist():
+                row = rows[i]
+                if judgement.copy_of is not None and not (near[row] >= 0 and original[row] >= 0):
+                    continue
+                mark = {
+                    "criterion": name, "value": float(judgement.value[i]), "limit": float(judgement.limit),
+                    "step": int(judgement.step[i]), "detail": judgement.detail(i),
+                }  # fmt: skip
+                marks[row] = [*(marks[row] or []), mark]
+    return marks
+
+
+def _summary(
+    files: IndexFiles,
+    parts: Mapping[str, slice],
+    rows: NDArray[np.int64],
+    judgements: Mapping[str, Judgement],
+    marks: NDArray[np.object_],
+    reason: NDArray[np.object_],
+) -> dict[str, Judged]:
+    """What each criterion found in a data set."""
+    marked = Counter(mark["criterion"] for row in rows.tolist() if reason[row] is None for mark in marks[row] or ())
+    dropped = Counter(reason[rows].tolist())
+    found = {}
+    for name, judgement in judgements.items():
+        measured = np.isfinite(judgement.value)
+        worst = int(np.nanargmax(np.where(measured, judgement.value, -np.inf))) if measured.any() else None
+        found[name] = Judged(
+            limit=float(judgement.limit) if math.isfinite(judgement.limit) else None,
+            unit=judgement.unit,
+            measured=int(measured.sum()),
+            marked=marked[name],
+            dropped=dropped[name],
+            worst=None if worst is None else _id(files, parts, int(rows[worst])),
+            value=None if worst is None else float(judgement.value[worst]),
+        )
+    return found
+
+
+def _id(files: IndexFiles, parts: Mapping[str, slice], row: int) -> str:
+    path, part = next((path, part) for path, part in parts.items() if part.start <= row < part.stop)
+    return str(files.table(path, ["episode_id"])["episode_id"][row - part.start].as_py())
+
+
+def _names(files: IndexFiles, parts: Mapping[str, slice], original: NDArray[np.int64]) -> NDArray[np.object_]:
+    """The id of each episode's original, None for none."""
+    names = np.full(len(original), None, object)
+    ids: dict[int, str] = {}
+    wanted = np.unique(original[original >= 0])
+    for path, part in parts.items():
+        mine = wanted[(wanted >= part.start) & (wanted < part.stop)]
+        if len(mine):
+            column = files.table(path, ["episode_id"])["episode_id"]
+            ids |= {row: column[row - part.start].as_py() for row in mine.tolist()}
+    copies = np.flatnonzero(original >= 0)
+    names[copies] = [ids[row] for row in original[copies].tolist()]
+    return names

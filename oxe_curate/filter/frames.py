@@ -1,4 +1,4 @@
-"""Checks of encoded frames: is an image black, can it be decoded, what is its perceptual hash.
+"""Checks of encoded frames: is an image black, can it be decoded.
 
 The filter decodes as few images as possible: the first block of a JPEG, its upper left corner, is in the first bytes
 and usually suffices to show that the image is not black.
@@ -6,7 +6,6 @@ and usually suffices to show that the image is not black.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 
 from oxe_curate.errors import CorruptError
 from oxe_curate.filter.jpeg import MAGIC, corner_brightness
+from oxe_curate.index.images import open_image
 from oxe_curate.rlds import example
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.tfrecord import Ensure
@@ -23,10 +23,6 @@ from oxe_curate.rlds.varint import read_varint
 
 _HEAD = 1024
 """Bytes of a frame that are read first: a JPEG header has 600 to 700."""
-_FLAT = 2
-"""Grey levels; smaller differences between neighbours are coding noise and are ignored in a perceptual hash."""
-_HASHED = 4
-"""Frames hashed per episode: the first, the last, and those at thirds."""
 
 
 class FrameLook:
@@ -65,17 +61,6 @@ class FrameLook:
             length and not self._black(offset, length, level)
             for offset, length in (frames[i].tolist() for i in {len(frames) // 2, len(frames) - 1})
         )
-
-    def hashes(self, span: Span) -> tuple[int, ...] | None:
-        """Perceptual hashes of evenly spaced frames of a camera's list; None if one cannot be decoded."""
-        frames = self.ranges(span)
-        if not len(frames):
-            return None
-        chosen = np.linspace(0, len(frames) - 1, _HASHED).round().astype(int)
-        try:
-            return tuple(dhash(self.read(*frames[i].tolist())) for i in chosen)
-        except ValueError:
-            return None
 
     def undecodable(self, span: Span) -> bool:
         """Whether a frame of the list cannot be decoded; a list of empty frames is a missing camera, not that."""
@@ -151,29 +136,5 @@ def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[An
     return np.asarray(_open(data).reduce(8))
 
 
-def dhash(data: bytes | memoryview) -> int:
-    """Perceptual hash: 64 bits that mark where brightness rises from left to right on a grid of 9 x 8 cells.
-
-    It hardly changes when an image is re-encoded or resized. An image of one colour gives 0.
-
-    Raises:
-        ValueError: the data cannot be decoded as an image.
-    """
-    if bytes(data[:2]) == MAGIC:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=32, min_width=36, min_factor=8, strict=False)
-        image = Image.fromarray(pixels[:, :, 0])
-    else:
-        image = _open(data)
-    cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)
-    return int.from_bytes(np.packbits(cells[:, 1:] - cells[:, :-1] >= _FLAT).tobytes(), "big")
-
-
 def _open(data: bytes | memoryview) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):  # 16 bits or more: keep the upper 8
-                values = np.asarray(image, np.float64)
-                return Image.fromarray((values / 256).clip(0, 255).astype(np.uint8))
-            return image.convert("L")
-    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
-        raise ValueError(str(error)) from None
+    return open_image(data).convert("L")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.filter import across
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import read_looks, write_looks
 from oxe_curate.filter.plan import present_splits
-from oxe_curate.filter.screen import Criteria
+from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import IndexFile, write_files
 from oxe_curate.index.index_json import DatasetEntry, IndexJson, Summary
 from oxe_curate.index.store import Index, IndexFiles, dataset_of, describe_file
@@ -62,14 +63,19 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
         merged.retract(folder)
         files = _copy(folder, origin, progress)
         contents = IndexFiles(folder, files)
-        files |= across.apply_changes(contents, across.decide(contents, Criteria(**merged.criteria)))
+        made = across.decide(contents, Criteria(**merged.criteria), progress)
+        files |= across.apply_decisions(contents, made)
         write_looks(folder, {path: look for index in opened for path, look in read_looks(index.folder).items()})
         summaries = {name: _count(files, name, entry) for name, entry in merged.datasets.items()}
-        replace(
+        done = replace(
             merged,
             files_sha256=write_files(folder, files),
-            datasets={name: replace(entry, summary=summaries[name]) for name, entry in merged.datasets.items()},
-        ).finish(folder)
+            datasets={
+                name: replace(entry, summary=summaries[name], judged=dict(made.judged.get(name, {})))
+                for name, entry in merged.datasets.items()
+            },
+        )
+        replace(done, datasets=with_findings(IndexFiles(folder, files), {}, merged, done)).finish(folder)
     missing = {name: _missing(dataset, shards) for name, (dataset, shards) in selected.items()}
     return MergeResult(summaries, len(files), {name: splits for name, splits in missing.items() if splits})
 
@@ -174,6 +180,7 @@ def _merged_json(parts: Sequence[Index], selected: Mapping[str, tuple[RldsDatase
             seconds=round(sum(entry.seconds for entry in entries), 3),
             summary=Summary(),
             source=dataset.source.uri if dataset.source.uri != root else None,
+            facts=None,  # of all parts together, like the findings
         )
     first = IndexJson.read(parts[0].folder)
     return replace(first, source=root, datasets=datasets, files_sha256="")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from oxe_curate.atomic import TEMPORARY
 from oxe_curate.beam import local, runner
-from oxe_curate.errors import ConfigError, DataError, StorageError
-from oxe_curate.filter import across, scan
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.filter import across, plausible, scan
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
-from oxe_curate.filter.plan import FilterOptions, plan_tasks
+from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
 from oxe_curate.filter.scan import FilterTask
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.files import IndexFile, read_files, write_files
-from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Summary, existing_cards
+from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
 from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, describe_files, split_of
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find
@@ -28,13 +28,20 @@ BYTES_PER_WORKER = 2 << 30
 
 @dataclass(frozen=True)
 class FilterResult:
-    """The outcome of `filter`: a Summary per data set of the index, and the shards scanned now or before."""
+    """The outcome of `filter`: a Summary per data set of the index, and the shards scanned now or before.
+
+    Attributes:
+        judged: data set -> criterion -> what it found, of those that compare an episode with its data set.
+        ignored: folders that look like versions of the data sets but are not (see `RldsDataset.ignored`).
+    """
 
     summaries: dict[str, Summary]
+    judged: dict[str, dict[str, Judged]]
     shards_done: int
     shards_kept: int
     seconds: float
     bytes_scanned: int
+    ignored: tuple[str, ...] = ()
 
 
 def run_filter(source: str | Path, out: str | Path, options: FilterOptions | None = None) -> FilterResult:
@@ -50,9 +57,7 @@ def run_filter(source: str | Path, out: str | Path, options: FilterOptions | Non
     """
     start = time.monotonic()
     options = options or FilterOptions()
-    folder, root = Folder.of(out), Folder.of(source)
-    if not root.exists():
-        raise StorageError(f"{root}: folder not found; give the folder that contains the TFDS data sets")
+    folder, root = Folder.of(out), existing_source(source)
     claim_output(out, "index", {"source": source})
     with hold_output(out, "index"):
         return _filter(root, folder, options, start)
@@ -89,13 +94,14 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
         written = files | describe_files(folder, [task.output for task in todo])
         # decisions are a function of the files and the criteria: the same as before if neither changed
         same = not resumed and written == known and previous.criteria == asdict(options.criteria)
-        changes = [] if same else across.decide(IndexFiles(folder, written), options.criteria)
+        made = None if same else across.decide(IndexFiles(folder, written), options.criteria, options.progress)
     except BaseException:
         _restore(folder, previous, scanned, files)
         raise
-    if changes and not todo:
+    if made and not todo and any(decision.changed for decision in made.files.values()):
         previous.retract(folder)
-    written |= across.apply_changes(IndexFiles(folder, written), changes)
+    judged = made.judged if made else {name: entry.judged for name, entry in previous.datasets.items()}
+    written |= across.apply_decisions(IndexFiles(folder, written), made) if made else {}
     seconds = time.monotonic() - start
     entries = {d.name: _entry(d, tasks, options, previous.datasets.get(d.name), scanned, seconds) for d in datasets}
     roots = {name: entry.source or previous.source for name, entry in previous.datasets.items()}
@@ -111,15 +117,20 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
                 entry,
                 summary=_count(written, name, entry.version),
                 source=roots[name] if roots[name] != root_uri else None,
+                judged=dict(judged.get(name, {})),
             )
             for name, entry in (previous.datasets | entries).items()
         },
     )
+    found = plausible.with_findings(IndexFiles(folder, written), known, previous, index)
+    index = replace(index, datasets=found)
     write_looks(folder, before | now)
     index.finish(folder)
     return FilterResult(
         {name: index.datasets[name].summary for name in sorted(index.datasets)},
+        {name: index.datasets[name].judged for name in sorted(index.datasets)},
         len(todo), len(tasks) - len(todo), seconds, sum(task.size for task in todo),
+        tuple(f"{dataset.name}/{folder}" for dataset in datasets for folder in dataset.ignored),
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from oxe_curate import __version__, config
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.quality.action_facts import ActionFacts
+from oxe_curate.quality.findings import DataFinding
 from oxe_curate.sealed import CHECKSUM, check_seal, seal
 from oxe_curate.storage import Folder
 
@@ -78,6 +80,27 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What one criterion that compares episodes found in a data set.
+
+    Attributes:
+        limit: above which an episode is marked or dropped; None if the data set does not tell what is normal.
+        unit: of the limit and the value, such as "steps"; "" for a plain number.
+        measured: episodes that it could judge.
+        marked: episodes above the limit that are kept. dropped: those dropped for this reason.
+        worst: id of the episode with the largest value, and that value; None if there is none.
+    """
+
+    limit: float | None
+    unit: str
+    measured: int
+    marked: int
+    dropped: int
+    worst: str | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetEntry:
     """One data set in index.json.
 
@@ -86,6 +109,9 @@ class DatasetEntry:
         splits: tfds split expressions that were filtered.
         seconds: duration of the run that last scanned it.
         source: root of its shards, if it is not that of the index (moved, mirrored, or filtered from another folder).
+        judged: criterion -> what it found, of those that compare an episode with its data set.
+        facts: of the kept episodes' actions; None if none is kept, or an older version wrote the index.
+        findings: what is implausible about them.
     """
 
     version: str
@@ -97,6 +123,9 @@ class DatasetEntry:
     seconds: float
     summary: Summary
     source: str | None = None
+    judged: dict[str, Judged] = field(default_factory=dict)
+    facts: ActionFacts | None = None
+    findings: tuple[DataFinding, ...] = ()
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -202,8 +231,9 @@ def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(entry: DatasetEntry) -> dict[str, Any]:
     data = asdict(entry)
     counts = data.pop("summary")
-    if data["source"] is None:
-        del data["source"]
+    for name in ("source", "judged", "facts", "findings"):
+        if not data[name]:
+            del data[name]
     return {**data, **counts}
 
 

@@ -41,6 +41,13 @@ _OTHERS = (
     "source_steps",
     "kept",
     "reason",
+    "applies.list.element",
+    "success",
+    "marks.list.element.criterion",
+    "marks.list.element.value",
+    "marks.list.element.limit",
+    "marks.list.element.step",
+    "marks.list.element.detail",
     "instruction",
     "instructions.list.element",
     "instruction_index.list.element",
@@ -53,7 +60,6 @@ _OTHERS = (
     "metrics.path_length",
     "metrics.seconds",
     "action_hash",
-    "image_hash.list.element",
     "duplicate_of",
 )
 _LOOKS = (

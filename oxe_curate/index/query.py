@@ -48,7 +48,7 @@ def scan_files(files: IndexFiles, paths: Sequence[str]) -> pl.LazyFrame:
     ) -> Iterator[pl.DataFrame]:
         selected = [name for name in (columns or SCHEMA.names) if name in SCHEMA.names]
         # a table without columns has no rows: read one of them to count
-        tables = _tables(files, paths, selected or SCHEMA.names[:1])
+        tables = read_ahead(files, paths, selected or SCHEMA.names[:1])
         position = 0
         for path, table in tables:
             found: Any = pl.from_arrow(table)
@@ -71,8 +71,8 @@ def scan_files(files: IndexFiles, paths: Sequence[str]) -> pl.LazyFrame:
     return register_io_source(read, schema={**empty.schema, _POSITION: number, "file": pl.String, "row": number})
 
 
-def _tables(files: IndexFiles, paths: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Read files in order, some of them ahead in threads: decompression and waiting release the GIL."""
+def read_ahead(files: IndexFiles, paths: Sequence[str], columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (path, Arrow table) in order; some are read ahead in threads: decompression and waiting release the GIL."""
     ahead = _AHEAD[files.folder.is_local]
     with ThreadPoolExecutor(ahead) as pool:
         waiting: deque[Any] = deque()

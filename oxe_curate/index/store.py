@@ -24,7 +24,7 @@ from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.index.files import IndexFile, SourceShard, read_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary, existing_cards
 from oxe_curate.index.layout import WRITE_OPTIONS, value_offsets
-from oxe_curate.index.table import SCHEMA, IndexRow, index_table
+from oxe_curate.index.table import SCHEMA
 from oxe_curate.sealed import check_seal, seal
 from oxe_curate.storage import Folder
 
@@ -33,17 +33,10 @@ _TAIL = 32 << 10  # bytes; a footer has about 10 KB
 _AGAIN = "run the same `oxe-curate filter` again (finished files are kept)"
 
 
-def write_shard(
-    out: Folder, path: str, rows: Sequence[IndexRow], summary: Summary, fingerprint: str, shard: SourceShard
-) -> None:
-    """Publish the rows of one source shard; what is known of the shard goes into the file's metadata."""
-    write_table(out, path, index_table(rows), summary, fingerprint, shard)
-
-
 def write_table(
     out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard
 ) -> None:
-    """Publish an index table, like `write_shard`."""
+    """Publish the rows of one source shard; what is known of the shard goes into the file's metadata."""
     out.publish_bytes(path, _encode(table, summary, fingerprint, shard))
 
 
@@ -296,6 +289,6 @@ class Index:
 
 
 __all__ = [
-    "SCHEMA", "Index", "IndexFiles", "IndexRow", "dataset_of", "describe_file", "describe_files", "read_footer",
-    "read_table", "split_of", "verify_file", "write_shard", "write_table",
+    "SCHEMA", "Index", "IndexFiles", "dataset_of", "describe_file", "describe_files", "read_footer",
+    "read_table", "split_of", "verify_file", "write_table",
 ]  # fmt: skip

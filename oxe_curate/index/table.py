@@ -26,6 +26,15 @@ METRICS = pa.struct(
         ("seconds", pa.float32()),
     ]
 )
+MARK = pa.struct(
+    [
+        ("criterion", pa.string()),
+        ("value", pa.float32()),
+        ("limit", pa.float32()),
+        ("step", pa.int32()),
+        ("detail", pa.string()),
+    ]
+)
 SCHEMA = pa.schema(
     [
         ("episode_id", pa.string()),
@@ -37,6 +46,9 @@ SCHEMA = pa.schema(
         ("source_steps", pa.int32()),
         ("kept", pa.bool_()),
         ("reason", pa.string()),
+        ("applies", pa.list_(pa.string())),
+        ("success", pa.bool_()),
+        ("marks", pa.list_(MARK)),
         ("instruction", pa.string()),
         ("instructions", pa.list_(pa.string())),
         ("instruction_index", pa.list_(pa.int32())),
@@ -48,7 +60,6 @@ SCHEMA = pa.schema(
         ("values_crc", pa.uint32()),
         ("metrics", METRICS),
         ("action_hash", pa.uint64()),
-        ("image_hash", pa.list_(pa.uint64())),
         ("duplicate_of", pa.string()),
         ("look", LOOKS),
     ]
@@ -63,12 +74,12 @@ class IndexRow:
         record: (offset, length) of the record's data in the shard.
         record_crc: the masked CRC32C of the record's data, as stored after it.
         source_steps: T, before the trim.
-        reason: why it is dropped; None if it is kept.
+        applies: criteria of the scan that it does not meet, whether or not they are on (see filter/screen.py).
+        success: the success flag, None if there is none.
         trajectory: None if the card has no recipe.
         frames: role -> int64 (T', 2), (offset, length) of each remaining step's encoded frame; empty if the frames
             were not located (see `spans`).
         spans: role -> (offset, length) of the whole list of frames in the shard.
-        image_hash: perceptual hashes of a few frames, if requested (see `FrameReader.hashes` in filter/frames.py).
         looks: role -> what is known of the frames that were decoded; None if the scan did not look.
     """
 
@@ -77,12 +88,12 @@ class IndexRow:
     record: tuple[int, int]
     record_crc: int
     source_steps: int
-    reason: str | None
+    applies: tuple[str, ...]
+    success: bool | None
     trajectory: Trajectory | None
     frames: Mapping[str, NDArray[np.int64]]
     spans: Mapping[str, tuple[int, int]]
     control_hz: float | None
-    image_hash: tuple[int, ...] | None = None
     looks: Mapping[str, LookedFrames] | None = None
 
     @property
@@ -101,7 +112,7 @@ def _metrics(rows: Sequence[IndexRow], action: NDArray[np.float32], lengths: Seq
 
 
 def index_table(rows: Sequence[IndexRow]) -> pa.Table:
-    """Build an Arrow table with `SCHEMA` from rows, without a Python object per step."""
+    """Build an Arrow table with `SCHEMA` from rows, without a Python object per step. All episodes count as kept."""
     trajectories = [row.trajectory for row in rows]
     lengths = [len(t) if t is not None else 0 for t in trajectories]
     missing = np.array([t is None for t in trajectories], bool)
@@ -114,8 +125,11 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         "record_crc": [row.record_crc for row in rows],
         "num_steps": [row.num_steps for row in rows],
         "source_steps": [row.source_steps for row in rows],
-        "kept": [row.reason is None for row in rows],
-        "reason": [row.reason for row in rows],
+        "kept": [True] * len(rows),
+        "reason": [None] * len(rows),
+        "applies": [list(row.applies) for row in rows],
+        "success": [row.success for row in rows],
+        "marks": [[] for _ in rows],
         "instruction": [t.instruction if t is not None else "" for t in trajectories],
         "instructions": [list(t.instructions) if t is not None else [] for t in trajectories],
         # most episodes have a single instruction, so its index is omitted
@@ -135,13 +149,37 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         "values_crc": [_values_crc(row) for row in rows],
         "metrics": _metrics(rows, action, lengths),
         "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
-        "image_hash": [row.image_hash for row in rows],
         "duplicate_of": [None] * len(rows),  # filled in by across.py
         "look": looks_column([row.looks for row in rows]),
     }
     return pa.table(
         [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA
     )
+
+
+def with_decisions(
+    table: pa.Table,
+    reasons: Sequence[str | None],
+    marks: Any = None,
+    duplicate_of: Sequence[str | None] | None = None,
+) -> pa.Table:
+    """Replace the columns that say what becomes of each episode; None leaves one as it is.
+
+    Args:
+        table: an index table, n rows.
+        reasons: n reasons, None for an episode that is kept.
+        marks: an array of lists of `MARK`, or n lists of dicts.
+        duplicate_of: n ids.
+    """
+    columns = {
+        "kept": [reason is None for reason in reasons], "reason": reasons, "marks": marks, "duplicate_of": duplicate_of,
+    }  # fmt: skip
+    for name, values in columns.items():
+        if values is not None:
+            field = SCHEMA.field(name)
+            array = values if isinstance(values, pa.Array) else pa.array(values, field.type)
+            table = table.set_column(table.schema.get_field_index(name), field, array)
+    return table
 
 
 def values_crc(

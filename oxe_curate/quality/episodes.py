@@ -49,6 +49,34 @@ class EpisodeBatch:
         """int64 (N,): the episode of each step."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
+    @functools.cached_property
+    def place(self) -> NDArray[np.int32]:
+        """int32 (N,): the number of each step in its episode."""
+        return np.arange(len(self.action), dtype=np.int32) - np.repeat(self.starts[:-1], self.lengths).astype(np.int32)
+
+    @functools.cached_property
+    def left(self) -> NDArray[np.int32]:
+        """int32 (N,): the steps that follow each step in its episode."""
+        return np.repeat(self.lengths - 1, self.lengths).astype(np.int32) - self.place
+
+    @functools.cached_property
+    def actions(self) -> NDArray[np.float32]:
+        """float32 (7, N): one row per dimension; 0 where a value is not finite."""
+        return _rows(self.action)
+
+    @functools.cached_property
+    def states(self) -> NDArray[np.float32]:
+        """float32 (P, N): one row per proprio value; 0 where a value is not finite."""
+        return _rows(self.proprio)
+
+    @functools.cached_property
+    def state_steps(self) -> NDArray[np.float32]:
+        """float32 (P, N): what each proprio value changes until the next step; 0 at an episode's last step."""
+        change = np.zeros_like(self.states)
+        np.subtract(self.states[:, 1:], self.states[:, :-1], out=change[:, :-1])
+        change[:, self.starts[1:] - 1] = 0
+        return change
+
     def steps_of(self, episode: int) -> slice:
         """The steps of one episode."""
         return slice(int(self.starts[episode]), int(self.starts[episode + 1]))
@@ -68,6 +96,15 @@ class EpisodeBatch:
             looks={role: looks.take(episodes) for role, looks in self.looks.items()},
             control_hz=self.control_hz,
         )
+
+
+def _rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Transposed, finite, and small enough that squares of differences do not overflow."""
+    rows = np.ascontiguousarray(values.T)
+    largest = np.float32(1e15)
+    if not np.isfinite(rows).all():
+        rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.clip(rows, -largest, largest)
 
 
 def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:

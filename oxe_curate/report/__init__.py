@@ -10,7 +10,7 @@ from tqdm import tqdm
 from oxe_curate import __version__, registry
 from oxe_curate.atomic import atomic_file
 from oxe_curate.errors import ConfigError, StorageError
-from oxe_curate.filter.screen import Criteria
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.report import page
 from oxe_curate.report.actions import STEPS

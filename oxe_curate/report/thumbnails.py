@@ -15,7 +15,8 @@ from oxe_curate.errors import CurateError
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index import images
 from oxe_curate.index.frame_pool import locate
-from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.rlds.remote import ShardBytes
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
 
 _WIDTH = 160

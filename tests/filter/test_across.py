@@ -1,18 +1,15 @@
 """Decisions over all episodes of an index: copies within and across splits and data sets, leaks, outliers."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from oxe_curate.filter import across
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, IndexJson
 from oxe_curate.index.store import Index
 from tests import bridge
@@ -77,9 +74,9 @@ def test_copies_are_dropped_on_request_without_scanning_again(source, tmp_path):
 def test_only_files_whose_rows_change_are_rewritten(source, tmp_path):
     run(source, tmp_path / "index")
     files = Index.open(tmp_path / "index").contents
-    assert across.decide(files, Criteria()) == []
-    changes = across.decide(files, Criteria(duplicate=True))
-    assert [change.path.rsplit("/", 1)[-1] for change in changes] == [
+    assert [path for path, made in across.decide(files, Criteria()).files.items() if made.changed] == []
+    made = across.decide(files, Criteria(duplicate=True)).files
+    assert [path.rsplit("/", 1)[-1] for path in sorted(made) if made[path].changed] == [
         "train-00001-of-00002.parquet", "val-00001-of-00002.parquet",
     ]  # fmt: skip
 
@@ -138,7 +135,7 @@ def test_a_run_killed_while_it_rewrites_others_loses_nothing(twins, tmp_path, mo
     out, keep = tmp_path / "index", Criteria(duplicate=True)
     run(source, out, keep, cards=cards, datasets=("bridge_dataset",))
     with monkeypatch.context() as patch:
-        patch.setattr(across, "apply_changes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(across, "apply_decisions", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(source, out, keep, cards=cards, datasets=("twin",))
     assert not (out / INDEX_JSON).exists()  # it would validate files that are about to change
@@ -163,47 +160,6 @@ def test_a_run_killed_after_it_rewrote_others_counts_them_again(twins, tmp_path,
     assert not (out / UNFINISHED).exists()
 
 
-def smooth(seed: int, quality: int) -> list[bytes]:
-    """Eight encoded frames that change slowly."""
-    rng = np.random.default_rng(seed)
-    first, last = (rng.integers(0, 256, (5, 6, 3)).astype(float) for _ in range(2))
-    frames = []
-    for t in np.linspace(0, 1, 8):
-        small = Image.fromarray((first * (1 - t) + last * t).astype(np.uint8))
-        out = io.BytesIO()
-        small.resize((64, 48), Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
-        frames.append(out.getvalue())
-    return frames
-
-
-def filmed(seed: int, film: int, quality: int = 95) -> dict[str, Any]:
-    made = bridge.episode(seed)
-    made["steps"]["observation"]["image_0"] = smooth(film, quality)
-    return made
-
-
-def test_near_copies_have_other_actions_and_the_same_images(tmp_path):
-    made = {"train": [filmed(0, 0), filmed(1, 1), filmed(2, 0, quality=60)], "val": [filmed(3, 1, quality=60)]}
-    bridge.write(tmp_path / "source", episodes=made, shards=1)
-    run(tmp_path / "source", tmp_path / "index")
-    assert copies(tmp_path / "index") == {}
-    result = run(tmp_path / "source", tmp_path / "index", Criteria(duplicate=True, near_duplicate=3))
-    assert copies(tmp_path / "index") == {
-        "train/00000/00002": "train/00000/00000",
-        "val/00000/00000": "train/00000/00001",
-    }
-    assert set(reasons(tmp_path / "index").values()) == {"near_duplicate"}
-    assert result.summaries["bridge_dataset"].dropped == {"near_duplicate": [2, 12]}
-
-
-def test_outliers_depend_on_the_range_of_the_data_set():
-    bounds = np.array([[-1.0] * 5 + [0], [1.0] * 5 + [0]])
-    action = np.zeros((4, 7), np.float32)
-    action[:, 2] = [5, 5.1, -5.1, 0]
-    action[3, 5] = 9  # a dimension that does not move has no range
-    assert across.outliers(action, bounds, times=2).tolist() == [False, True, True, False]
-
-
 def test_an_episode_with_an_outlier_is_dropped(tmp_path):
     made = [bridge.episode(i, 60) for i in range(6)]
     made[4]["steps"]["observation"]["state"][30:, 1] += 3.0  # the tracking jumps by 3 m
@@ -221,5 +177,3 @@ def test_the_real_val_split_repeats_the_train_split(shared, tmp_path):
     assert (summary.kept, summary.dropped) == (25, {"duplicate": [25, 200]})
     assert {name.split("/")[0] for name in reasons(tmp_path)} == {"val"}
     assert len(set(copies(tmp_path).values())) == 25
-    run(source, tmp_path, Criteria(near_duplicate=2), datasets=("bridge_dataset",))
-    assert len(copies(tmp_path)) == 25  # no two of the 25 look alike

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.merge import merge_indexes
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.slices import plan_slices
 from oxe_curate.index.index_json import IndexJson
 from oxe_curate.storage import Folder

@@ -11,8 +11,8 @@ import pytest
 from oxe_curate import config, registry
 from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError, StorageError
 from oxe_curate.filter import across
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.members import members
 from oxe_curate.mixture.spec import Mixture, resolve
@@ -110,7 +110,9 @@ def test_a_second_run_does_nothing_unless_the_options_change(source: Path, tmp_p
     again = run(source, tmp_path)
     assert (again.shards_done, again.shards_kept) == (0, 4)
     assert tree(tmp_path) | {"index.json": (tmp_path / "index.json").read_bytes()} == before
-    assert run(source, tmp_path, criteria=Criteria(too_short=5)).shards_done == 4
+    shorter = run(source, tmp_path, criteria=Criteria(too_short=5))
+    assert (shorter.shards_done, shorter.summaries["bridge_dataset"].dropped["too_short"]) == (0, [2, 8])
+    assert run(source, tmp_path, criteria=Criteria(black_level=3)).shards_done == 4
 
 
 def test_missing_or_damaged_files_are_rewritten_with_the_same_bytes(source: Path, tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate import registry
-from oxe_curate.episode import Trajectory
+from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.errors import ConfigError
+from oxe_curate.filter.criteria import MEASURED, PRESETS, Criteria, read_criteria
+from oxe_curate.filter.decisions import ORDER, own_reasons
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import ACROSS, CRITERIA, Candidate, Criteria, read_criteria, screen
+from oxe_curate.filter.screen import CRITERIA, Candidate, screen, success
+from oxe_curate.index.table import IndexRow, index_table
 from oxe_curate.registry.card import EpisodeFilter
 from oxe_curate.rlds.example import BYTES, Span
 from oxe_curate.rlds.reader import RawEpisode
@@ -35,7 +38,15 @@ def candidate(**change: Any) -> Candidate:
 
 
 def reason(criteria: Criteria | None = None, **change: Any) -> str | None:
-    return screen(candidate(**change), criteria or Criteria())
+    """The reason to drop an episode, by way of its row in the index."""
+    one, chosen = candidate(**change), criteria or Criteria()
+    row = IndexRow(
+        id=EpisodeId("d", "1.0.0", "train", 0, 0), shard="s", record=(0, 1), record_crc=0,
+        source_steps=one.episode.num_steps, applies=screen(one, chosen), success=success(one),
+        trajectory=one.trajectory, frames={}, spans={}, control_hz=None,
+    )  # fmt: skip
+    (found,) = own_reasons(index_table([row]), chosen).tolist()
+    return found
 
 
 def moving(share: float, steps: int = 10) -> np.ndarray:
@@ -72,17 +83,34 @@ def test_a_criterion_drops_and_its_switch_keeps(name):
 
 
 def test_every_criterion_is_tested_and_has_a_key():
-    assert set(DROPPED) | {"bad_image"} == set(CRITERIA)
-    assert set(CRITERIA) | set(ACROSS) <= set(Criteria.__dataclass_fields__)
+    assert set(DROPPED) | {"bad_image"} == set(ORDER)
+    assert set(CRITERIA) <= set(ORDER)
+    assert {*ORDER, *MEASURED} <= set(Criteria.__dataclass_fields__)
 
 
 def test_the_defaults_are_openvlas():
     defaults = Criteria()
-    assert [name for name in CRITERIA if getattr(defaults, name) not in (None, False)] == [
+    assert [name for name in ORDER if getattr(defaults, name) not in (None, False)] == [
         "no_third_person_camera", "not_single_arm", "not_end_effector", "failed", "too_short", "not_finite",
         "no_language",
     ]  # fmt: skip
-    assert (defaults.duplicate, defaults.near_duplicate, defaults.action_outlier) == ("report", None, None)
+    assert defaults.duplicate == "report"
+    assert {getattr(defaults, name) for name in MEASURED} <= {"report"}  # marked, not dropped
+
+
+def test_the_strict_preset_drops_what_the_defaults_mark(tmp_path: Path):
+    strict = read_criteria(preset="strict")
+    assert {name: getattr(strict, name) for name in (*MEASURED, "duplicate")} == dict.fromkeys(
+        (*MEASURED, "duplicate"), True
+    )
+    file = tmp_path / "criteria.yaml"
+    file.write_text("preset: strict\nduplicate: report\ntoo_short: 4\n")
+    assert read_criteria(file) == replace(strict, duplicate="report", too_short=4)
+    assert read_criteria(file, preset="default") == Criteria(too_short=4)
+    file.write_text("preset: strikt")
+    with pytest.raises(ConfigError, match=r"preset: unknown preset 'strikt'\. Did you mean 'strict'"):
+        read_criteria(file)
+    assert set(PRESETS) == {"default", "strict"}
 
 
 def test_idle_means_more_than_the_share():
@@ -124,7 +152,9 @@ def test_a_wrist_camera_is_not_a_third_person_camera():
         ("idle: 1.5", "idle"),
         ("idle_rule: libreo", "Did you mean 'libero'"),
         ("duplicate: drop", "duplicate"),
-        ("duplicate: false\nnear_duplicate: 3", "near_duplicate needs"),
+        ("limits: {idl: 3}", "limits: unknown criterion 'idl'"),
+        ("preset: loose", "preset: unknown preset 'loose'"),
+        ("- 1", "expected a mapping of criteria"),
         ("too_short: 9\ntoo_long: 5", "too_long 5 is below"),
     ],
 )
@@ -144,11 +174,16 @@ def test_a_criteria_file_is_read(tmp_path: Path):
     assert read_criteria(file) == read_criteria(None) == Criteria()
 
 
-def test_criteria_across_episodes_do_not_scan_again():
-    one = Criteria().of_one_episode()
-    assert Criteria(duplicate=True, action_outlier=2.0, allow_leak=True).of_one_episode() == one
-    assert Criteria(near_duplicate=2).of_one_episode() != one  # images must be hashed
-    assert Criteria(near_duplicate=2).of_one_episode() == Criteria(near_duplicate=5).of_one_episode()
+def test_only_criteria_that_need_the_source_scan_again():
+    one = Criteria().of_the_scan()
+    assert (
+        Criteria(duplicate=True, action_outlier=2.0, allow_leak=True, too_short=7, no_language=False).of_the_scan()
+        == one
+    )
+    assert all(
+        Criteria(**{name: value}).of_the_scan() != one
+        for name, value in {"black_level": 3, "bad_image": True, "drop_idle_frames": "droid"}.items()
+    )
 
 
 def filtered(tmp_path: Path, episodes: list[Any], criteria: Criteria) -> list[dict[str, Any]]:

@@ -31,24 +31,23 @@ def test_the_verdict_agrees_with_screening(shared: Path, tmp_path: Path, name: s
     write_dataset(tmp_path, name, "0.1.0", shared / "oxe/features" / f"{name}.json", 2, shards=1)
     (dataset,) = find(Folder.of(tmp_path))
     (task,) = plan_tasks([dataset], Folder.of(tmp_path / "index"), FilterOptions())
-    rows, summary, _ = scan_shard(task)
+    table, summary, _ = scan_shard(task)
     assert summary.seen == 2
     assert summary.corrupt == []
-    for row in rows:
+    for row in table.to_pylist():
         # some collected structures lack the images or the text, and random flags may mark an episode as failed
         unlucky = {"no_third_person_camera", "no_language", "failed", "too_short"}
         if card.failed_criteria:
-            assert row.reason in {*card.failed_criteria, "no_third_person_camera"}
+            assert row["reason"] in {*card.failed_criteria, "no_third_person_camera"}
         elif not card.recipes:
-            assert row.reason in {"not_end_effector", "no_third_person_camera"}
+            assert row["reason"] in {"not_end_effector", "no_third_person_camera"}
         else:
-            assert row.reason in {None, *unlucky, *({"not_finite"} if "quat" in str(card.recipes) else ())}
-        if row.trajectory is not None:
-            assert row.trajectory.action.shape[1] == 7
-            assert np.isfinite(row.trajectory.action).all() or row.reason == "not_finite"
-            for role, frames in row.frames.items():
-                assert role in row.spans
-                assert len(frames) == len(row.trajectory)
+            assert row["reason"] in {None, *unlucky, *({"not_finite"} if "quat" in str(card.recipes) else ())}
+        if row["action"] is not None:
+            assert np.isfinite(row["action"]).all() or "not_finite" in row["applies"]
+            for role, frames in row["cameras"]:
+                assert role in dict(row["camera_spans"])
+                assert len(frames) == len(row["action"])
 
 
 def test_a_card_that_does_not_match_features_json_is_named(shared: Path, tmp_path: Path) -> None:

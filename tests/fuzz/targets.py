@@ -77,7 +77,7 @@ def _shown(what: Any) -> None:
 
 
 def _criteria(root: Path) -> str:
-    from oxe_curate.filter.screen import read_criteria
+    from oxe_curate.filter.criteria import read_criteria
 
     return _digest(read_criteria(root / "criteria.yaml"))
 

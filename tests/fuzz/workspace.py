@@ -11,8 +11,8 @@ import tokenizers
 import yaml
 
 from oxe_curate import registry
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge
 from tests.train.mixtures import gray_png

@@ -10,7 +10,7 @@ import pytest
 
 from oxe_curate.episode import EpisodeId, Trajectory
 from oxe_curate.index.layout import VALUE_TYPES, WRITE_OPTIONS, value_offsets
-from oxe_curate.index.store import SCHEMA, IndexRow, index_table
+from oxe_curate.index.table import SCHEMA, IndexRow, index_table
 
 LENGTHS = (3, 0, 5, 1, 4)
 
@@ -28,7 +28,7 @@ def rows(exact: bool, without: tuple[int, ...] = ()) -> list[IndexRow]:
         found.append(
             IndexRow(
                 id=EpisodeId("d", "1.0.0", "train", 0, i), shard="d/1.0.0/s", record=(i, 1), source_steps=steps + 1,
-                record_crc=0, reason=None, trajectory=None if i in without else trajectory,
+                record_crc=0, applies=(), success=None, trajectory=None if i in without else trajectory,
                 frames=places if exact else {},
                 spans=dict.fromkeys(places, (7, 9)), control_hz=None,
             )
@@ -115,7 +115,7 @@ def test_many_rows_and_steps_are_in_one_page() -> None:
     )  # fmt: skip
     row = IndexRow(
         id=EpisodeId("d", "1.0.0", "train", 0, 0), shard="s", record=(0, 1), record_crc=0, source_steps=steps,
-        reason=None, trajectory=one, frames={}, spans={}, control_hz=None,
+        applies=(), success=None, trajectory=one, frames={}, spans={}, control_hz=None,
     )  # fmt: skip
     table = index_table([row])
     many = pa.concat_tables([table, table.slice(0, 0), *[index_table(rows(False))] * 5000])

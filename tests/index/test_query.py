@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from oxe_curate.errors import DataError, StorageError
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.index.query import collect, count_kept, scan_files, scan_index
 from oxe_curate.index.store import Index
 from oxe_curate.storage import Folder

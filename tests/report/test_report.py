@@ -14,8 +14,8 @@ from PIL import Image
 
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError, StorageError
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
 from oxe_curate.index.store import Index
 from oxe_curate.report import page as pieces

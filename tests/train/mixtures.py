@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.screen import Criteria
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge
