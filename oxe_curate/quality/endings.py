@@ -75,7 +75,7 @@ class Endings:
                 step=part["steps"] - 1, unit="deviations",
             ),
             "unusual_start": judged(
-                ends.start, robust_limit(ends.start, least=_LIMIT, times=6),
+                ends.start, robust_limit(ends.start, least=_LIMIT, times=6, within=3),
                 lambda i: _words(_AT_START, ends.at_start[i]), step=np.zeros(len(ends.start), np.int64),
                 unit="deviations",
             ),
