@@ -158,6 +158,7 @@ class DatasetCard:
         why: the reason for the verdict, in words.
         judgement: overrides the verdict if the facts below do not suffice for one.
         notes: disagreements between sources, and other remarks for users.
+        open_questions: what a draft could not decide; filter refuses the card until the list is empty.
     """
 
     name: str
@@ -185,6 +186,7 @@ class DatasetCard:
     state_layout: str | None = None
     judgement: Literal["conditional", "unknown"] | None = None
     notes: tuple[str, ...] = ()
+    open_questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.frame_filter, str):
