@@ -281,6 +281,8 @@ def tokenize(
     )  # fmt: skip
     for name in result.damaged:
         typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
+    for line in result.warnings:
+        typer.secho(f"warning: {line}", fg="yellow", err=True)
     if as_json:
         print_json(result.manifest)
         return

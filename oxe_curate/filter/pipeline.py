@@ -10,7 +10,7 @@ from pathlib import Path
 from oxe_curate.atomic import TEMPORARY
 from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter import across, scan
+from oxe_curate.filter import across, plausible, scan
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
 from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
@@ -122,6 +122,8 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
             for name, entry in (previous.datasets | entries).items()
         },
     )
+    found = plausible.with_findings(IndexFiles(folder, written), known, previous, index)
+    index = replace(index, datasets=found)
     write_looks(folder, before | now)
     index.finish(folder)
     return FilterResult(

@@ -10,6 +10,7 @@ from rich.text import Text
 from oxe_curate.inspection.check import Checked
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.report import Inspection, NumberFeature
+from oxe_curate.quality.findings import sentences
 from oxe_curate.ui.tables import Column, ResultTable, counted
 
 _VERDICTS = {"agrees": "green", "contradicts": "red", "undecided": "dim"}
@@ -72,7 +73,11 @@ def checked(result: Checked) -> Group:
     agree = sum(c.verdict == "agrees" for c in result.comparisons)
     undecided = len(result.comparisons) - count - agree
     verdict = f"{counted(count, 'contradiction')}, {counted(agree, 'agreement')}, {undecided} undecided"
-    return Group(table, Text(verdict, "bold red" if count else "bold green"))
+    lines = [
+        Text.assemble((f"{f.severity}: ", "bold red" if f.severity == "error" else "bold yellow"), line)
+        for f, line in zip(result.findings, sentences(result.findings, result.card), strict=True)
+    ]
+    return Group(table, *lines, Text(verdict, "bold red" if result.fails else "bold green"))
 
 
 def _cameras(report: Inspection) -> ResultTable:

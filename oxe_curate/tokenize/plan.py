@@ -311,6 +311,7 @@ def _fingerprint(
     mixture = asdict(spec)
     del mixture["texts"]  # they have their own shards
     del mixture["image"]["random_view"]  # `views` has what it decides
+    del mixture["accept"]  # which decides only whether there are any
     if spec.stride == 1:
         del mixture["stride"]  # keeps the fingerprints of versions without this key
     parts = {
