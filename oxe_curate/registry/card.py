@@ -110,11 +110,27 @@ class Split:
 
 @dataclass(frozen=True, config=STRICT)
 class EpisodeFilter:
-    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value."""
+    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value.
+
+    Attributes:
+        equals: the value.
+        contains: in place of `equals`, a part of a text: openpi keeps the episodes of DROID whose path contains success.
+    """
 
     field: str
-    equals: bool | int | float | str
+    equals: bool | int | float | str | None = None
     note: str | None = None
+    contains: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.equals is None) == (self.contains is None):
+            raise ValueError("an episode filter needs exactly one of the keys 'equals' and 'contains'")
+
+    def accepts(self, value: object) -> bool:
+        """Whether an episode with this value (None if it has none) is kept."""
+        if self.contains is not None:
+            return isinstance(value, str) and self.contains in value
+        return value == self.equals
 
 
 @dataclass(frozen=True, config=STRICT)
