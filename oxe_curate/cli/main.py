@@ -140,6 +140,14 @@ def filter_(
     criterion: Criterion = None,
     preset: Preset = None,
     check_images: Annotated[bool, typer.Option("--check-images", help="Decode every frame (slow).")] = False,
+    look: Annotated[
+        int,
+        typer.Option(
+            "--look",
+            min=0,
+            help="Decode this many frames of each episode and camera, for criteria that see images.",
+        ),
+    ] = 0,
     recipe: Annotated[
         list[str] | None,
         typer.Option(
@@ -178,7 +186,7 @@ def filter_(
     settings = [*(criterion or ()), *(["bad_image=true"] if check_images else ())]
     options = FilterOptions(
         datasets=tuple(dataset or ()), splits=tuple(split or ()), criteria=read_criteria(criteria, settings, preset),
-        recipes=tuple(recipe or ()), cards=cards, frames=None if frames == "auto" else frames, verify=verify,
+        recipes=tuple(recipe or ()), cards=cards, frames=None if frames == "auto" else frames, look=look, verify=verify,
         skip_corrupt=skip_corrupt, workers=workers, beam_args=tuple(context.args), progress=not quiet,
     )  # fmt: skip
     if dry_run:

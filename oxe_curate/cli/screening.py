@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oxe_curate.cli.options import CriteriaFile, Criterion, Json, Preset, print_json, print_result, reads_stores
+from oxe_curate.cli.options import CriteriaFile, Criterion, Json, Preset, Quiet, print_json, print_result, reads_stores
 
 if TYPE_CHECKING:
     from oxe_curate.filter.plan import FilterOptions
@@ -21,6 +21,7 @@ def screen(
     criterion: Criterion = None,
     preset: Preset = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the result; change nothing.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Apply criteria to an existing index, without reading the source.
@@ -31,7 +32,7 @@ def screen(
     from oxe_curate.filter.criteria import read_criteria
     from oxe_curate.filter.rescreen import screen_index
 
-    result = screen_index(index, read_criteria(criteria, criterion or (), preset), dry_run)
+    result = screen_index(index, read_criteria(criteria, criterion or (), preset), dry_run, not quiet)
     _show(result, index, as_json)
     if not as_json:
         done = "would change" if dry_run else "changed"
@@ -47,7 +48,7 @@ def filter_dry_run(source: str, out: str, options: FilterOptions, as_json: bool)
     from oxe_curate.storage import Folder
 
     if Folder.of(out).exists(INDEX_JSON):
-        _show(screen_index(out, options.criteria, dry_run=True), out, as_json)
+        _show(screen_index(out, options.criteria, dry_run=True, progress=options.progress), out, as_json)
         if not as_json:
             typer.echo(f"Dry run: {out} was not changed, and {source} was not read.")
         return

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from oxe_curate.filter import decisions
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.judging import judge_dataset
-from oxe_curate.filter.outliers import outlying
 from oxe_curate.index import duplicates, query
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import Judged, Summary
 from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, split_of, write_table
 from oxe_curate.index.table import SCHEMA, with_decisions
+from oxe_curate.progress import Bar
 from oxe_curate.quality.measure import Judgement
 from oxe_curate.quality.measures import MEASURES
 
@@ -64,12 +64,13 @@ class Decisions:
     judged: Mapping[str, Mapping[str, Judged]]
 
 
-def decide(files: IndexFiles, criteria: Criteria) -> Decisions:
+def decide(files: IndexFiles, criteria: Criteria, progress: bool = False) -> Decisions:
     """Decide what becomes of all episodes of an index.
 
     Args:
         files: the index files; data sets are compared with each other only for exact copies.
         criteria: which conditions apply.
+        progress: whether to show a progress bar.
     """
     paths = _ordered(files)
     columns = tuple(dict.fromkeys((*decisions.columns(criteria), *_DECIDED, "action_hash")))
@@ -84,11 +85,8 @@ def decide(files: IndexFiles, criteria: Criteria) -> Decisions:
     if not parts:
         return Decisions({}, {})
     reason, judgeable = np.concatenate(reasons), np.concatenate(usable)
-    if criteria.action_outlier is not None:
-        kept = _kept(reason)
-        far = outlying(files, {path: kept[part] for path, part in parts.items()}, criteria.action_outlier)
-        reason[kept & far] = "action_outlier"
-    judged = _judge(files, parts, judgeable & _kept(reason), criteria)
+    with Bar("judge", sum(files.entry(path).bytes for path in parts), progress) as bar:
+        judged = _judge(files, parts, judgeable & _kept(reason), criteria, bar)
     near = _drop(judged, reason, criteria)
     original = _copies(hashes, near, reason, criteria)
     marks = _marks(judged, near, original)
@@ -156,7 +154,7 @@ _Found = tuple[NDArray[np.int64], dict[str, Judgement]]
 
 
 def _judge(
-    files: IndexFiles, parts: Mapping[str, slice], valid: NDArray[np.bool_], criteria: Criteria
+    files: IndexFiles, parts: Mapping[str, slice], valid: NDArray[np.bool_], criteria: Criteria, bar: Bar
 ) -> dict[str, _Found]:
     found = {}
     wanted = criteria.measured()
@@ -166,7 +164,7 @@ def _judge(
     for dataset, mine in by_dataset.items() if wanted else ():
         rows = np.concatenate([part.start + np.flatnonzero(valid[part]) for part in mine.values()])
         judged = judge_dataset(
-            files, {path: valid[part] for path, part in mine.items()}, MEASURES, wanted, criteria.limits
+            files, {path: valid[part] for path, part in mine.items()}, MEASURES, wanted, criteria.fixed_limits(), bar
         )
         found[dataset] = rows, {name: judged[name] for name in wanted if name in judged}
     return found

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -27,9 +27,9 @@ from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.index.idle import IdleRule
 from oxe_curate.quality.measures import MEASURES
 
-Switch = Literal[True, False, "report"]
-"""What happens to an episode that does not meet a criterion: true drops it, "report" keeps and marks it, false does not
-look."""
+MeasuredSwitch = Literal[True, False, "report"] | Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+"""What happens to an episode that is unlike its data set: true drops it, "report" keeps and marks it, false does not
+measure it; a number drops it above this limit."""
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -53,12 +53,40 @@ class Criteria:
         idle_rule: "libero" or "droid", see `idle.py`.
         drop_idle_frames: a rule by which idle steps are removed from every episode first; null for none.
         bad_image: drop if a frame of a located camera cannot be decoded. Slow: decodes every image.
-        action_outlier: drop if a pose value is outside the data set's 1 % .. 99 % range by more than this multiple of
-            that range; null for no limit.
         duplicate: true drops an episode whose standardised actions equal those of an earlier one, in any split or data
             set (train comes first, then the lower id); "report" keeps and marks it; false disables the check.
         allow_leak: allow a mixture to draw from a split with copies of the train split's episodes.
         limits: criterion -> limit in place of the one that is learned from each data set.
+
+    The others compare an episode with its data set; a number in place of true sets the limit, too:
+
+    Attributes:
+        unexplained_motion: the actions do not explain how the state moves (sign, axes, shuffled, another episode's).
+        shifted_actions: the actions lead or lag the state by more steps than usual.
+        scaled_actions: the actions are larger or smaller than the motion that follows.
+        gripper_mismatch: the gripper's actions do not explain its state.
+        action_outlier: an action is far outside the usual range.
+        action_spike: a single step has a much larger action than its neighbours.
+        repeated_actions: the same action again and again, more than usual.
+        saturated_actions: actions clipped at a bound, more than usual.
+        noisy_actions: actions change from step to step more than usual.
+        gripper_flicker: the gripper's action changes more often than usual.
+        full_turn: an angle of the action or the state jumps by 2 pi.
+        state_jump: the state jumps.
+        frozen_state: the state stays the same while the actions move.
+        noisy_state: the state changes from step to step more than usual.
+        state_offset: the state is far from the data set's.
+        idle_start: nothing moves at the start for longer than usual.
+        idle_middle: nothing moves in the middle for longer than usual.
+        idle_end: nothing moves at the end for longer than usual.
+        frozen_frames: the images stay the same while the arm moves.
+        flat_image: an image of one colour, of noise, or far too dark, bright or blurred. Needs `--look`.
+        missing_camera: a camera is black, missing or undecodable that other episodes have. Needs `--look`.
+        image_format: size, channels or their order differ from the other images. Needs `--look`.
+        wrong_camera: a camera shows what another one shows, or another scene than it does. Needs `--look`.
+        image_cut: the image changes at once. Needs `--look`.
+        meaningless_text: the instruction is a placeholder or says nothing.
+        damaged_text: the instruction has encoding damage or the like.
     """
 
     no_third_person_camera: bool = True
@@ -75,10 +103,35 @@ class Criteria:
     idle_rule: IdleRule = "libero"
     drop_idle_frames: IdleRule | None = None
     bad_image: bool = False
-    action_outlier: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     duplicate: Literal[True, False, "report"] = "report"
     allow_leak: bool = False
     limits: dict[str, float] = field(default_factory=dict)
+    unexplained_motion: MeasuredSwitch = "report"
+    shifted_actions: MeasuredSwitch = "report"
+    scaled_actions: MeasuredSwitch = "report"
+    gripper_mismatch: MeasuredSwitch = "report"
+    action_outlier: MeasuredSwitch = "report"
+    action_spike: MeasuredSwitch = "report"
+    repeated_actions: MeasuredSwitch = "report"
+    saturated_actions: MeasuredSwitch = "report"
+    noisy_actions: MeasuredSwitch = "report"
+    gripper_flicker: MeasuredSwitch = "report"
+    full_turn: MeasuredSwitch = "report"
+    state_jump: MeasuredSwitch = "report"
+    frozen_state: MeasuredSwitch = "report"
+    noisy_state: MeasuredSwitch = "report"
+    state_offset: MeasuredSwitch = "report"
+    idle_start: MeasuredSwitch = "report"
+    idle_middle: MeasuredSwitch = "report"
+    idle_end: MeasuredSwitch = "report"
+    frozen_frames: MeasuredSwitch = "report"
+    flat_image: MeasuredSwitch = "report"
+    missing_camera: MeasuredSwitch = "report"
+    image_format: MeasuredSwitch = "report"
+    wrong_camera: MeasuredSwitch = "report"
+    image_cut: MeasuredSwitch = "report"
+    meaningless_text: MeasuredSwitch = "report"
+    damaged_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:
         if self.too_long is not None and self.too_long < self.too_short:
@@ -95,7 +148,13 @@ class Criteria:
 
     def measured(self) -> dict[str, bool]:
         """The criteria that compare an episode with its data set and are on -> whether they drop."""
-        return {name: getattr(self, name) is True for name in MEASURED if getattr(self, name) is not False}
+        switches = {name: getattr(self, name) for name in MEASURED}
+        return {name: switch != "report" for name, switch in switches.items() if switch is not False}
+
+    def fixed_limits(self) -> dict[str, float]:
+        """Criterion -> limit that is not learned."""
+        numbers = {name: getattr(self, name) for name in MEASURED}
+        return {**{n: float(v) for n, v in numbers.items() if not isinstance(v, bool | str)}, **self.limits}
 
 
 SCANNED = ("black_level", "drop_idle_frames", "bad_image")

@@ -1,4 +1,4 @@
-"""Checks of encoded frames: is an image black, can it be decoded, what is its perceptual hash.
+"""Checks of encoded frames: is an image black, can it be decoded.
 
 The filter decodes as few images as possible: the first block of a JPEG, its upper left corner, is in the first bytes
 and usually suffices to show that the image is not black.
@@ -23,10 +23,6 @@ from oxe_curate.rlds.varint import read_varint
 
 _HEAD = 1024
 """Bytes of a frame that are read first: a JPEG header has 600 to 700."""
-_FLAT = 2
-"""Grey levels; smaller differences between neighbours are coding noise and are ignored in a perceptual hash."""
-_HASHED = 4
-"""Frames hashed per episode: the first, the last, and those at thirds."""
 
 
 class FrameLook:
@@ -66,17 +62,6 @@ class FrameLook:
             for offset, length in (frames[i].tolist() for i in {len(frames) // 2, len(frames) - 1})
         )
 
-    def hashes(self, span: Span) -> tuple[int, ...] | None:
-        """Perceptual hashes of evenly spaced frames of a camera's list; None if one cannot be decoded."""
-        frames = self.ranges(span)
-        if not len(frames):
-            return None
-        chosen = np.linspace(0, len(frames) - 1, _HASHED).round().astype(int)
-        try:
-            return tuple(dhash(self._bytes(*frames[i].tolist())) for i in chosen)
-        except ValueError:
-            return None
-
     def undecodable(self, span: Span) -> bool:
         """Whether a frame of the list cannot be decoded; a list of empty frames is a missing camera, not that."""
         frames = self.ranges(span)
@@ -84,7 +69,7 @@ class FrameLook:
             return False
         try:
             for offset, length in frames.tolist():
-                grey_thumbnail(self._bytes(offset, length), strict=True)
+                grey_thumbnail(self.read(offset, length), strict=True)
         except ValueError:
             return True
         return False
@@ -112,11 +97,12 @@ class FrameLook:
         if corner is not None and corner >= level:
             return False
         try:
-            return is_black(self._bytes(offset, length), level)
+            return is_black(self.read(offset, length), level)
         except ValueError:
             return False
 
-    def _bytes(self, offset: int, length: int) -> memoryview:
+    def read(self, offset: int, length: int) -> memoryview:
+        """A part of the shard."""
         self._need(offset, length)
         self.touched += length
         return self._buffer[offset : offset + length]
@@ -148,23 +134,6 @@ def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[An
     if bytes(data[:2]) == MAGIC:
         return np.asarray(simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8, strict=strict))
     return np.asarray(_open(data).reduce(8))
-
-
-def dhash(data: bytes | memoryview) -> int:
-    """Perceptual hash: 64 bits that mark where brightness rises from left to right on a grid of 9 x 8 cells.
-
-    It hardly changes when an image is re-encoded or resized. An image of one colour gives 0.
-
-    Raises:
-        ValueError: the data cannot be decoded as an image.
-    """
-    if bytes(data[:2]) == MAGIC:
-        pixels = simplejpeg.decode_jpeg(data, "GRAY", min_height=32, min_width=36, min_factor=8, strict=False)
-        image = Image.fromarray(pixels[:, :, 0])
-    else:
-        image = _open(data)
-    cells = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)
-    return int.from_bytes(np.packbits(cells[:, 1:] - cells[:, :-1] >= _FLAT).tobytes(), "big")
 
 
 def _open(data: bytes | memoryview) -> Image.Image:

@@ -10,13 +10,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.index import query
+from oxe_curate.index.looks import read_looked_frames
 from oxe_curate.index.store import IndexFiles
+from oxe_curate.progress import Bar
 from oxe_curate.quality.episodes import EpisodeBatch, join
+from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import SAMPLE, Judgement, Measure, judge_batches
 
 _SAMPLED_FILES = 32
 _COLUMNS = {
     "proprio": "proprio", "instruction": "instruction", "success": "success", "frame_bytes": "cameras",
+    "looks": "look",
 }  # fmt: skip
 """What a measure uses -> the column of the index that has it."""
 
@@ -27,6 +31,7 @@ def judge_dataset(
     measures: Sequence[Measure],
     criteria: Collection[str],
     limits: Mapping[str, float],
+    bar: Bar,
 ) -> dict[str, Judgement]:
     """Judge a data set's episodes.
 
@@ -36,6 +41,7 @@ def judge_dataset(
         measures: all that there are.
         criteria: those to decide.
         limits: see `judge_batches`.
+        bar: counts the bytes of the files.
 
     Returns:
         Criterion -> judgement; its arrays have one value per valid episode, in order.
@@ -50,6 +56,7 @@ def judge_dataset(
     def batches() -> Iterator[EpisodeBatch]:
         for path, table in query.read_ahead(files, list(present), columns):
             yield episodes_of(table, np.flatnonzero(present[path]), used)
+            bar.add(files.entry(path).bytes, len(table))
 
     return judge_batches(measures, _sample(files, present, columns, used), batches, criteria, limits)
 
@@ -105,6 +112,7 @@ def episodes_of(table: pa.Table, rows: NDArray[np.int64], used: Collection[str])
         starts=starts,
         instruction=table["instruction"].take(rows).to_pylist() if "instruction" in used else [""] * len(rows),
         success=flags,
+        looks=_looks(table["look"], rows) if "looks" in used else {},
         frame_bytes=_frame_bytes(table["cameras"].combine_chunks(), rows, counts) if "frame_bytes" in used else {},
         control_hz=_rate(table, rows),
     )
@@ -137,6 +145,10 @@ def _frame_bytes(column: Any, rows: NDArray[np.int64], counts: NDArray[np.int64]
         starts = np.concatenate(([0], np.cumsum(counts)))
         found[role] = length[np.arange(int(starts[-1])) + np.repeat(frames[mine] - starts[:-1], counts)]
     return found
+
+
+def _looks(column: Any, rows: NDArray[np.int64]) -> dict[str, LookedFrames]:
+    return {role: frames.take(rows) for role, frames in read_looked_frames(column).items()}
 
 
 def _rate(table: pa.Table, rows: NDArray[np.int64]) -> float | None:

@@ -62,7 +62,7 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
         merged.retract(folder)
         files = _copy(folder, origin, progress)
         contents = IndexFiles(folder, files)
-        made = across.decide(contents, Criteria(**merged.criteria))
+        made = across.decide(contents, Criteria(**merged.criteria), progress)
         files |= across.apply_decisions(contents, made)
         write_looks(folder, {path: look for index in opened for path, look in read_looks(index.folder).items()})
         summaries = {name: _count(files, name, entry) for name, entry in merged.datasets.items()}

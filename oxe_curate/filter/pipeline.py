@@ -92,7 +92,7 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
         written = files | describe_files(folder, [task.output for task in todo])
         # decisions are a function of the files and the criteria: the same as before if neither changed
         same = not resumed and written == known and previous.criteria == asdict(options.criteria)
-        made = None if same else across.decide(IndexFiles(folder, written), options.criteria)
+        made = None if same else across.decide(IndexFiles(folder, written), options.criteria, options.progress)
     except BaseException:
         _restore(folder, previous, scanned, files)
         raise

@@ -29,6 +29,7 @@ class FilterOptions:
             by any of its names (default: openvla).
         cards: a folder of the user's own cards (default: the folder that an earlier run was given).
         frames: "exact", "span", or None to choose by size and location (see `scan.EXACT_BELOW`).
+        look: frames to decode of each episode and camera; 0 for none.
     """
 
     datasets: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class FilterOptions:
     recipes: tuple[str, ...] = ()
     cards: Path | None = None
     frames: FrameDetail | None = None
+    look: int = 0
     verify: bool = False
     skip_corrupt: bool = False
     workers: int | None = None
@@ -78,6 +80,7 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
             FilterTask(
                 dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=options.criteria, out=out,
                 size=sizes[shard.path], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
+                look=options.look,
             )
             for shard in shards
         ]  # fmt: skip

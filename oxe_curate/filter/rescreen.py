@@ -31,13 +31,14 @@ class ScreenResult:
     changed: int
 
 
-def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False) -> ScreenResult:
+def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False, progress: bool = False) -> ScreenResult:
     """Decide again what becomes of each episode of an index; the result is that of `filter` with these criteria.
 
     Args:
         out: folder that `filter` wrote.
         criteria: the new ones.
         dry_run: only count, and write nothing.
+        progress: whether to show a progress bar.
 
     Raises:
         ConfigError: it is not an index, or a criterion needs the source.
@@ -49,10 +50,10 @@ def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False) -> 
         index.files(name)  # all are there
     before = {name: entry.summary for name, entry in index.datasets.items()}
     if dry_run:
-        return _result(before, across.decide(index.contents, criteria), index)
+        return _result(before, across.decide(index.contents, criteria, progress), index)
     with hold_output(str(out), "index"):
         data = IndexJson.read(index.folder)
-        made = across.decide(index.contents, criteria)
+        made = across.decide(index.contents, criteria, progress)
         result = _result(before, made, index)
         files = dict(index.contents.entries)
         if result.changed:

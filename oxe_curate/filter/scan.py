@@ -19,6 +19,7 @@ from oxe_curate.errors import ConfigError, CorruptError, DataError
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.decisions import own_reasons
 from oxe_curate.filter.frames import FrameLook
+from oxe_curate.filter.looking import look_at_camera
 from oxe_curate.filter.screen import Candidate, screen, success
 from oxe_curate.index.files import SourceShard
 from oxe_curate.index.frame_pool import locate
@@ -27,6 +28,7 @@ from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
 from oxe_curate.index.store import write_table
 from oxe_curate.index.table import IndexRow, index_table, with_decisions
 from oxe_curate.lru import LruCache
+from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds import tfrecord
@@ -52,6 +54,7 @@ class FilterTask:
         frames: "exact" locates every frame, "span" each camera's list.
         verify: check the CRC of every record's data, which reads every byte.
         skip_corrupt: count and list unreadable records instead of failing.
+        look: frames to decode of each episode and camera.
     """
 
     dataset: RldsDataset
@@ -64,6 +67,7 @@ class FilterTask:
     frames: FrameDetail = "exact"
     verify: bool = False
     skip_corrupt: bool = False
+    look: int = 0
 
     @property
     def output(self) -> str:
@@ -88,6 +92,7 @@ class FilterTask:
             "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_the_scan(),
             "frames": self.frames, "skip_corrupt": self.skip_corrupt,
             **({"verify": True} if self.verify and self.skip_corrupt else {}),
+            **({"look": self.look} if self.look else {}),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -197,19 +202,25 @@ class Scanner:
         applies = screen(candidate, criteria)
         spans: dict[str, tuple[int, int]] = {}
         frames: dict[str, NDArray[np.int64]] = {}
+        looks: dict[str, LookedFrames] = {}
         for key, role in self.cameras.items():
             span = episode.cameras.get(key)
             if span is None or role in spans:
                 continue
             spans[role] = (span.offset, span.length)
-            if task.frames == "exact" and trajectory is not None:
-                frames[role] = locate(buffer, spans[role], episode.num_steps, role, ensure)[trajectory.frame_index]
+            if trajectory is None or not (task.frames == "exact" or task.look):
+                continue
+            located = locate(buffer, spans[role], episode.num_steps, role, ensure)[trajectory.frame_index]
+            if task.frames == "exact":
+                frames[role] = located
+            if task.look:
+                looks[role] = look_at_camera(look, located, task.look)
         shard = task.shard
         row = IndexRow(
             id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
             shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps, applies=applies,
             success=success(candidate), trajectory=trajectory, frames=frames, spans=spans,
-            control_hz=task.card.control_hz,
+            control_hz=task.card.control_hz, looks=looks if task.look else None,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched
 

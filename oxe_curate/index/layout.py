@@ -62,12 +62,22 @@ _OTHERS = (
     "action_hash",
     "duplicate_of",
 )
+_LOOKS = (
+    "look.key_value.key",
+    *(
+        f"look.key_value.value.list.element.{leaf}"
+        for leaf in (
+            "step", "length", "checksum", "width", "height", "channels", "mean.list.element", "deviation.list.element",
+            "detail", "grey", "colour",
+        )
+    ),
+)  # fmt: skip
 _MANY = 1 << 26  # rows: more than an index file has
 
 WRITE_OPTIONS: dict[str, Any] = {
     # no codec compresses the actions; any level compresses the ids and texts
-    "compression": {**dict.fromkeys(_OTHERS, "zstd"), **dict.fromkeys(_LEAVES, "none")},
-    "compression_level": dict.fromkeys(_OTHERS, 1),
+    "compression": {**dict.fromkeys((*_OTHERS, *_LOOKS), "zstd"), **dict.fromkeys(_LEAVES, "none")},
+    "compression_level": dict.fromkeys((*_OTHERS, *_LOOKS), 1),
     "use_dictionary": list(_OTHERS),
     "write_page_checksum": True,
     "max_rows_per_page": _MANY,

@@ -12,7 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.episode import EpisodeId, Trajectory
+from oxe_curate.index.looks import LOOKS, looks_column
 from oxe_curate.index.metrics import action_hash, metrics
+from oxe_curate.quality.looks import LookedFrames
 
 FRAME = pa.struct([("offset", pa.int64()), ("length", pa.int32())])
 SPAN = pa.struct([("offset", pa.int64()), ("length", pa.int64())])
@@ -59,6 +61,7 @@ SCHEMA = pa.schema(
         ("metrics", METRICS),
         ("action_hash", pa.uint64()),
         ("duplicate_of", pa.string()),
+        ("look", LOOKS),
     ]
 )
 
@@ -77,6 +80,7 @@ class IndexRow:
         frames: role -> int64 (T', 2), (offset, length) of each remaining step's encoded frame; empty if the frames
             were not located (see `spans`).
         spans: role -> (offset, length) of the whole list of frames in the shard.
+        looks: role -> what is known of the frames that were decoded; None if the scan did not look.
     """
 
     id: EpisodeId
@@ -90,6 +94,7 @@ class IndexRow:
     frames: Mapping[str, NDArray[np.int64]]
     spans: Mapping[str, tuple[int, int]]
     control_hz: float | None
+    looks: Mapping[str, LookedFrames] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -145,6 +150,7 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         "metrics": _metrics(rows, action, lengths),
         "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
         "duplicate_of": [None] * len(rows),  # filled in by across.py
+        "look": looks_column([row.looks for row in rows]),
     }
     return pa.table(
         [c if isinstance(c, pa.Array) else pa.array(c, SCHEMA.field(n).type) for n, c in columns.items()], schema=SCHEMA

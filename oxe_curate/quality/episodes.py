@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.quality.looks import LookedFrames, empty_looks, join_looks
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EpisodeBatch:
@@ -21,6 +23,7 @@ class EpisodeBatch:
         instruction: n texts, "" where there is none.
         success: int8 (n,): 1, 0, or -1 where the data set has no flag.
         frame_bytes: role -> int32 (N,), length of each step's encoded frame; only cameras whose frames were located.
+        looks: role -> the frames that were decoded; only cameras that were looked at.
         control_hz: steps per second, None if unknown.
     """
 
@@ -30,6 +33,7 @@ class EpisodeBatch:
     instruction: Sequence[str] = ()
     success: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     frame_bytes: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
+    looks: Mapping[str, LookedFrames] = field(default_factory=dict)
     control_hz: float | None = None
 
     def __len__(self) -> int:
@@ -44,6 +48,34 @@ class EpisodeBatch:
     def episode(self) -> NDArray[np.int64]:
         """int64 (N,): the episode of each step."""
         return np.repeat(np.arange(len(self)), self.lengths)
+
+    @functools.cached_property
+    def place(self) -> NDArray[np.int32]:
+        """int32 (N,): the number of each step in its episode."""
+        return np.arange(len(self.action), dtype=np.int32) - np.repeat(self.starts[:-1], self.lengths).astype(np.int32)
+
+    @functools.cached_property
+    def left(self) -> NDArray[np.int32]:
+        """int32 (N,): the steps that follow each step in its episode."""
+        return np.repeat(self.lengths - 1, self.lengths).astype(np.int32) - self.place
+
+    @functools.cached_property
+    def actions(self) -> NDArray[np.float32]:
+        """float32 (7, N): one row per dimension; 0 where a value is not finite."""
+        return _rows(self.action)
+
+    @functools.cached_property
+    def states(self) -> NDArray[np.float32]:
+        """float32 (P, N): one row per proprio value; 0 where a value is not finite."""
+        return _rows(self.proprio)
+
+    @functools.cached_property
+    def state_steps(self) -> NDArray[np.float32]:
+        """float32 (P, N): what each proprio value changes until the next step; 0 at an episode's last step."""
+        change = np.zeros_like(self.states)
+        np.subtract(self.states[:, 1:], self.states[:, :-1], out=change[:, :-1])
+        change[:, self.starts[1:] - 1] = 0
+        return change
 
     def steps_of(self, episode: int) -> slice:
         """The steps of one episode."""
@@ -61,14 +93,25 @@ class EpisodeBatch:
             instruction=[self.instruction[i] for i in episodes.tolist()],
             success=self.success[episodes],
             frame_bytes={role: lengths[steps] for role, lengths in self.frame_bytes.items()},
+            looks={role: looks.take(episodes) for role, looks in self.looks.items()},
             control_hz=self.control_hz,
         )
+
+
+def _rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Transposed, finite, and small enough that squares of differences do not overflow."""
+    rows = np.ascontiguousarray(values.T)
+    largest = np.float32(1e15)
+    if not np.isfinite(rows).all():
+        rows = np.nan_to_num(rows, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.clip(rows, -largest, largest)
 
 
 def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
     """One batch of all the episodes; a camera that one of them lacks is left out. At least one batch."""
     counts = np.cumsum([0, *(len(batch.action) for batch in batches)])
     roles = set.intersection(*(set(batch.frame_bytes) for batch in batches))
+    looked = sorted({role for batch in batches for role in batch.looks})
     return EpisodeBatch(
         action=np.concatenate([batch.action for batch in batches]),
         proprio=np.concatenate([batch.proprio for batch in batches]),
@@ -78,5 +121,9 @@ def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
         instruction=[text for batch in batches for text in batch.instruction],
         success=np.concatenate([batch.success for batch in batches]),
         frame_bytes={role: np.concatenate([batch.frame_bytes[role] for batch in batches]) for role in sorted(roles)},
+        looks={
+            role: join_looks([batch.looks.get(role) or empty_looks(0, len(batch)) for batch in batches])
+            for role in looked
+        },
         control_hz=batches[0].control_hz,
     )  # fmt: skip

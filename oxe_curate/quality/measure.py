@@ -7,7 +7,10 @@ the numbers of all episodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -102,17 +105,32 @@ def judge_batches(
     """
     chosen = [measure for measure in measures if set(measure.criteria) & set(criteria)]
     fitted = [measure.fit(sample) for measure in chosen]
-    parts: list[list[Part]] = [[] for _ in chosen]
-    for batch in batches():
-        for measure, facts, found in zip(chosen, fitted, parts, strict=True):
-            found.append(measure.part(batch, facts))
+
+    def reduce(batch: EpisodeBatch) -> list[Part]:
+        return [measure.part(batch, facts) for measure, facts in zip(chosen, fitted, strict=True)]
+
+    parts = list(_in_threads(reduce, batches()))
     judged: dict[str, Judgement] = {}
-    for measure, facts, found in zip(chosen, fitted, parts, strict=True):
-        if not found:
+    for number, (measure, facts) in enumerate(zip(chosen, fitted, strict=True)):
+        if not parts:
             continue
-        whole = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        whole = {name: np.concatenate([part[number][name] for part in parts]) for name in parts[0][number]}
         for criterion, judgement in measure.judge(whole, facts).items():
             if criterion in criteria:
                 limit = (limits or {}).get(criterion)
                 judged[criterion] = judgement if limit is None else replace(judgement, limit=limit)
     return judged
+
+
+def _in_threads(reduce: Callable[[EpisodeBatch], list[Part]], batches: Iterable[EpisodeBatch]) -> Iterator[list[Part]]:
+    """`reduce` of each batch, in order; a few at a time, since numpy releases the interpreter lock."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, 8)
+    waiting: deque[Any] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in batches:
+            waiting.append(pool.submit(reduce, batch))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

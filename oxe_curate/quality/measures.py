@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
+from oxe_curate.quality.explained import ExplainedMotion
+from oxe_curate.quality.frozen import FrozenFrames
+from oxe_curate.quality.idling import Idling
 from oxe_curate.quality.measure import Measure
+from oxe_curate.quality.pictures import Pictures
+from oxe_curate.quality.states import StateValues
+from oxe_curate.quality.values import ActionValues, FullTurns
+from oxe_curate.quality.views import Views
+from oxe_curate.quality.words import Words
 
-MEASURES: tuple[Measure, ...] = ()
+MEASURES: tuple[Measure, ...] = (
+    ExplainedMotion(),
+    ActionValues(),
+    FullTurns(),
+    StateValues(),
+    Idling(),
+    FrozenFrames(),
+    Pictures(),
+    Views(),
+    Words(),
+)

@@ -69,7 +69,8 @@ def test_the_script_for_dask_jobqueue(tmp_path: Path, slurm: dict[str, str]) -> 
         for job in (tmp_path / "state").glob("*.job"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(job.read_text()), signal.SIGKILL)
-    assert len(list((tmp_path / "state").glob("*.job"))) == 2
+    jobs = len(list((tmp_path / "state").glob("*.job")))
+    assert 1 <= jobs <= 2  # the first may have done all the work before the second is submitted
     run_filter(tmp_path / "oxe", tmp_path / "whole", FilterOptions(workers=1, progress=False))
     assert tree(tmp_path / "index") == tree(tmp_path / "whole")
     options = TokenizeOptions(workers=1, progress=False)

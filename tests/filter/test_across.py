@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from oxe_curate.filter import across, outliers
+from oxe_curate.filter import across
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, IndexJson
@@ -159,14 +158,6 @@ def test_a_run_killed_after_it_rewrote_others_counts_them_again(twins, tmp_path,
     data = json.loads((out / INDEX_JSON).read_text())["datasets"]
     assert data["bridge_dataset"]["dropped"] == {"duplicate": [3, 18]}
     assert not (out / UNFINISHED).exists()
-
-
-def test_outliers_depend_on_the_range_of_the_data_set():
-    bounds = np.array([[-1.0] * 5 + [0], [1.0] * 5 + [0]])
-    action = np.zeros((4, 7), np.float32)
-    action[:, 2] = [5, 5.1, -5.1, 0]
-    action[3, 5] = 9  # a dimension that does not move has no range
-    assert outliers.outliers(action, bounds, times=2).tolist() == [False, True, True, False]
 
 
 def test_an_episode_with_an_outlier_is_dropped(tmp_path):

@@ -1,4 +1,4 @@
-"""Black frames, undecodable frames and perceptual hashes of encoded images."""
+"""Black and undecodable frames."""
 
 import io
 
@@ -8,7 +8,7 @@ import simplejpeg
 from PIL import Image
 
 from oxe_curate.errors import CorruptError
-from oxe_curate.filter.frames import FrameLook, dhash, is_black
+from oxe_curate.filter.frames import FrameLook, is_black
 from oxe_curate.filter.jpeg import corner_brightness
 from oxe_curate.rlds.encode import encode_example
 from oxe_curate.rlds.example import BYTES, Span, scan
@@ -126,36 +126,3 @@ def test_undecodable_frames_are_found():
     for frames, bad in [((good, good), False), ((good, good[:-200]), True), ((good, b""), True), ((b"", b""), False)]:
         buffer, span = listed(*frames)
         assert FrameLook(buffer).undecodable(span) is bad
-
-
-def test_hashes_survive_encoding_and_resizing_and_distinguish_images():
-    same = [encoded(image_of(1)), encoded(image_of(1), quality=40), encoded(image_of(1), "PNG")]
-    resized = encoded(image_of(1).resize((256, 192), Image.Resampling.BICUBIC))
-    hashes = [dhash(data) for data in [*same, resized]]
-    assert max((a ^ b).bit_count() for a in hashes for b in hashes) <= 2
-    assert (hashes[0] ^ dhash(encoded(image_of(2)))).bit_count() > 16
-    assert dhash(encoded(BLACK)) == 0
-
-
-def test_four_frames_are_hashed():
-    frames = [encoded(image_of(seed), "PNG") for seed in range(7)]
-    buffer, span = listed(*frames)
-    assert FrameLook(buffer).hashes(span) == tuple(dhash(frames[i]) for i in (0, 2, 4, 6))
-    buffer, span = listed(b"broken")
-    assert FrameLook(buffer).hashes(span) is None
-
-
-def test_hashes_are_the_same_in_every_release():
-    """An index stores them, and images hashed by two releases are compared."""
-    x, y = np.arange(9), np.arange(8)[:, None]
-    blocks = np.kron((x * x * 7 + y * 31 + x * y * 13) % 240, np.ones((8, 8), int)).astype(np.uint8)
-    assert dhash(encoded(blocks, "PNG")) == dhash(encoded(blocks, quality=95)) == 0xFBF6EDDAB4AA5452
-    hardly = np.kron(np.array([[10, 12, 13, 16, 18, 19, 21, 20, 22]] * 8), np.ones((8, 8), int)).astype(np.uint8)
-    assert dhash(encoded(hardly, "PNG")) == 0xB5B5B5B5B5B5B5B5  # a rise of 2 counts, one of 1 is noise
-
-
-@pytest.mark.parametrize(("count", "expected"), [(1, (0, 0, 0, 0)), (2, (0, 0, 1, 1)), (6, (0, 2, 3, 5))])
-def test_the_frames_that_are_hashed_are_the_same_in_every_release(count, expected):
-    frames = [encoded(image_of(seed), "PNG") for seed in range(count)]
-    buffer, span = listed(*frames)
-    assert FrameLook(buffer).hashes(span) == tuple(dhash(frames[i]) for i in expected)
