@@ -84,12 +84,14 @@ def _pieces(index: Index, cards: Path | None, bar: tqdm[None]) -> Iterable[str]:
         found = gather_dataset(index, name, 6 if few else 1, _OF_EACH, bar.update, steps)
         about = card(name)
         nothing = words.nothing_kept(name, entry, about.reason if about else "")
-        rows.append(page.dataset(name, entry, found, nothing, len(index.datasets) == 1))
+        rows.append(page.dataset(name, entry, found, nothing))
         flagged[name] = found.flagged
         kept += found.kept
         total.add(entry.summary)
     criteria = by_criterion(index.folder.uri, index.criteria, index.datasets, flagged)
-    worst = {one.name: [flag for found in flagged.values() for flag in found.worst.get(one.name, ())] for one in criteria}
+    worst = {
+        one.name: [flag for found in flagged.values() for flag in found.worst.get(one.name, ())] for one in criteria
+    }
     chosen = choose(worst, _FLAGGED)
     shown = read_entries(
         index, [*((f.path, f.row) for f in chosen), *kept[:_KEPT]], 5, functools.cache(lambda name: _bgr(card(name))),

@@ -54,7 +54,9 @@ def _read(index: Index, places: list[tuple[str, int]], frames: int, bgr: Bgr) ->
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for path in sorted(by_file):
         rows = index.table(path, _COLUMNS).take(by_file[path]).to_pylist()
-        found |= {(path, row): _entry(index, path, one, frames, bgr) for row, one in zip(by_file[path], rows, strict=True)}
+        found |= {
+            (path, row): _entry(index, path, one, frames, bgr) for row, one in zip(by_file[path], rows, strict=True)
+        }
     return [found[place] for place in places]
 
 

@@ -25,25 +25,32 @@
   const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
 
   // ── one episode ──
-  const curve = (one, steps, mark) => {
-    const last = Math.max(one.points.length - 1, 1);
+  const line = (one, low, high) => {
+    const last = Math.max(one.points.length - 1, 1), scale = (one.high - one.low) / 100;
     let path = "", pen = "M";
     one.points.forEach((level, i) => {
       if (level === null) { pen = "M"; return; }
-      path += `${pen}${((i / last) * 100).toFixed(1)} ${(25 - level * 0.24).toFixed(1)}`;
+      const value = one.low === one.high ? one.low : one.low + level * scale;
+      const y = low === high ? 13 : 25 - (24 * (value - low)) / (high - low);
+      path += `${pen}${((i / last) * 100).toFixed(1)} ${y.toFixed(1)}`;
       pen = "L";
     });
+    return path;
+  };
+  const curve = (one, other, steps, mark) => {
+    const low = Math.min(one.low, other ? other.low : one.low), high = Math.max(one.high, other ? other.high : one.high);
     const range = one.low === one.high ? `always ${number(one.low)}` : `${number(one.low)} to ${number(one.high)}`;
     const svg = draw("svg", { viewBox: "0 0 100 26", preserveAspectRatio: "none", role: "img", "aria-label": `${one.label}: ${range}` });
     if (mark >= 0) {
       const x = (100 * mark) / Math.max(steps - 1, 1);
       svg.append(draw("path", { class: "at", d: `M${x.toFixed(1)} 0V26` }));
     }
-    svg.append(draw("path", { class: "curve", d: path }));
-    return make("div", { class: "curve", title: `${one.label}: ${range}` }, make("span", {}, one.label), svg);
+    if (other) svg.append(draw("path", { class: "curve other", d: line(other, low, high) }));
+    svg.append(draw("path", { class: "curve", d: line(one, low, high) }));
+    return make("div", {}, make("span", {}, one.label), make("small", {}, range), svg);
   };
-  const curves = (title, list, steps, mark) =>
-    list.length ? make("div", {}, make("h5", {}, title), make("div", { class: "curves" }, ...list.map((one) => curve(one, steps, mark)))) : null;
+  const curves = (title, list, others, steps, mark) =>
+    list.length ? make("div", {}, make("h5", {}, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark)))) : null;
 
   const strip = (one, mark) => {
     const row = make("div", { class: "strip" });
@@ -59,7 +66,7 @@
     const words = [];
     if (why.value !== null) words.push(`${number(why.value)}${unit}`);
     if (why.limit !== null) words.push(`limit ${number(why.limit)}${unit}`);
-    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)} ×`);
+    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)} × the limit`);
     if (why.step >= 0) words.push(`step ${why.step}`);
     if (why.detail) words.push(why.detail);
     return make("li", {}, make("b", {}, why.criterion), words.length ? ` ${words.join(" · ")}` : "");
@@ -71,14 +78,17 @@
     const mark = first ? first.step : -1;
     const title = make("p", { class: "text" }, one.text || make("span", { class: "soft" }, "no instruction"));
     if (one.more) title.append(make("span", { class: "soft" }, ` and ${count(one.more, "other text")}`));
+    const original = one.copy ? byId.get(one.copy) : null, beside = original ? ", pale: of the original" : "";
     const node = make("article", { class: `episode ${one.state}`, "data-id": one.id },
       make("p", { class: "line" }, make("b", { class: `badge ${one.state}` }, one.state), make("span", { class: "soft" }, ` ${one.data} `), make("code", { title: one.id }, short(one.id)), make("span", { class: "soft" }, ` · ${count(one.steps, "step")}`)),
-      title, make("ul", { class: "why" }, ...one.why.map(saw)), strip(one, mark),
-      curves("Action", one.action, one.steps, mark), curves("State", one.proprio, one.steps, mark));
+      title, make("ul", { class: "why" }, ...one.why.map(saw)), strip(one, mark));
     if (one.copy) {
-      const original = byId.get(one.copy);
       node.append(make("h5", {}, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
-      if (original) node.append(make("div", { class: "original" }, make("p", { class: "text" }, original.text || "no instruction"), strip(original, -1), curves("Action of the original", original.action, original.steps, -1), curves("State of the original", original.proprio, original.steps, -1)));
+      if (original) node.append(original.text === one.text ? "" : make("p", {}, original.text || "no instruction"), strip(original, -1));
+    }
+    for (const [name, key] of [["Action", "action"], ["State", "proprio"]]) {
+      const drawn = curves(name + beside, one[key], original ? original[key] : [], one.steps, mark);
+      if (drawn) node.append(drawn);
     }
     return node;
   };

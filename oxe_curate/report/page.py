@@ -58,7 +58,7 @@ def datasets(rows: Sequence[str]) -> str:
     return _render("datasets", [Markup(row) for row in rows])
 
 
-def dataset(name: str, entry: DatasetEntry, found: Gathered, nothing: Sequence[str], few: bool) -> str:
+def dataset(name: str, entry: DatasetEntry, found: Gathered, nothing: Sequence[str]) -> str:
     """One data set: a row of the list, and what is shown when it is opened.
 
     Args:
@@ -66,11 +66,10 @@ def dataset(name: str, entry: DatasetEntry, found: Gathered, nothing: Sequence[s
         entry: in index.json.
         found: its numbers.
         nothing: why it kept nothing, in sentences.
-        few: whether it is one of few, so that it is shown open.
     """
     charts = {"actions": _action_charts(found.actions), "episodes": _episode_charts(found)}
     shown = words.findings(entry)
-    return _render("dataset", name, entry, found, _tiles(entry.summary, found), charts, nothing, shown, few)
+    return _render("dataset", name, entry, found, _tiles(entry.summary, found), charts, nothing, shown)
 
 
 def criteria(found: Sequence[Criterion]) -> str:

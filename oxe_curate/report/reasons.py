@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.index.index_json import DatasetEntry, Judged
 from oxe_curate.report import words
-from oxe_curate.report.flags import DUPLICATE, Flagged
+from oxe_curate.report.flags import DUPLICATE, Flagged, own_limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,8 @@ def _one(
     excess = [found.excess[name] for found in flagged.values() if name in found.excess]
     return Criterion(
         name,
-        words.meaning(name),
+        words.meaning(name)
+        + (f" Here: {limit:g}." if (own := own_limit(name, criteria)) and (limit := own[1]) else ""),
         rows,
         np.concatenate(excess) if excess else np.empty(0),
         words.commands(index, criteria, name, drops, max(limits, default=None)),

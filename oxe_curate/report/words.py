@@ -129,7 +129,9 @@ def nothing_kept(name: str, entry: DatasetEntry, reason: str = "") -> list[str]:
     if summary.kept:
         return []
     if not summary.seen:
-        unreadable = f" {counted(len(summary.corrupt), 'record is', 'records are')} unreadable." if summary.corrupt else ""
+        unreadable = (
+            f" {counted(len(summary.corrupt), 'record is', 'records are')} unreadable." if summary.corrupt else ""
+        )
         return [f"{name} has no episodes in the splits that were filtered.{unreadable}"]
     dropped = sorted(summary.dropped.items(), key=lambda item: -item[1][0])
     counts = ", ".join(f"{episodes:,} for {criterion}" for criterion, (episodes, _) in dropped)
@@ -145,5 +147,3 @@ def nothing_kept(name: str, entry: DatasetEntry, reason: str = "") -> list[str]:
 def findings(entry: DatasetEntry) -> list[Any]:
     """What is implausible about a whole data set, errors first."""
     return sorted(getattr(entry, "findings", ()), key=lambda finding: finding.severity != "error")
-
-
