@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -19,10 +20,11 @@ from oxe_curate.registry.card import DatasetCard
 from oxe_curate.report import page, words
 from oxe_curate.report.actions import STEPS
 from oxe_curate.report.entries import read_entries
-from oxe_curate.report.flags import Flag, Flagged, choose
+from oxe_curate.report.flags import Flagged, choose
 from oxe_curate.report.gather import gather_dataset
 from oxe_curate.report.reasons import by_criterion
 from oxe_curate.storage import explain, stderr_is_terminal
+from oxe_curate.ui.tables import counted
 
 _FEW = 8
 """Up to this many data sets, more of each is shown."""
@@ -30,7 +32,7 @@ _FLAGGED, _KEPT, _ORIGINALS = 180, 40, 40
 """Dropped and marked episodes, kept ones, and originals of copies on the page; it stays below 10 MB."""
 _OF_EACH = 24
 """Episodes of a criterion and data set on the page, at most."""
-_LEAST_STEPS = 1 << 18
+_LEAST_STEPS = 1 << 16
 """Steps of each data set whose actions are counted, however many data sets there are."""
 
 __all__ = ["write_report"]
@@ -71,7 +73,7 @@ def write_report(index: str | Path, out: str | Path, progress: bool = True, card
     return out
 
 
-def _pieces(index: Index, cards: Path | None, bar: tqdm[None]) -> Iterable[str]:
+def _pieces(index: Index, cards: Path | None, bar: Any) -> Iterable[str]:
     """The page in order. Of a data set, only its part of the page and its worst episodes stay in memory."""
     card = functools.cache(lambda name: _card(index.datasets[name].card or name, cards))
     few = len(index.datasets) <= _FEW
@@ -103,20 +105,22 @@ def _pieces(index: Index, cards: Path | None, bar: tqdm[None]) -> Iterable[str]:
     yield page.overview(title, index.source.uri, total, marked, len(index.datasets), strict)
     yield page.datasets(rows)
     yield page.criteria(criteria)
-    yield page.episodes(shown, _sampled(chosen, total.seen - total.kept + marked, len(kept[:_KEPT])))
+    yield page.episodes(shown, _sampled(len(chosen), total.seen - total.kept + marked, len(kept[:_KEPT])))
     yield page.foot(index.criteria, asdict(Criteria()), f"oxe-curate {__version__}")
 
 
-def _sampled(chosen: list[Flag], every: int, kept: int) -> str:
+def _sampled(chosen: int, every: int, kept: int) -> str:
     """Which episodes are on the page, in words."""
-    if len(chosen) == every:
-        first = f"All {every:,} dropped and marked episodes" if every else "No episode is dropped or marked. Here are"
+    if not every:
+        first = "No episode is dropped or marked"
+    elif chosen == every:
+        first = f"On this page: all {every:,} dropped and marked episodes"
     else:
         first = (
-            f"{len(chosen):,} of {every:,} dropped and marked episodes, the furthest above the limit of each criterion "
-            "and data set (where there is no value, drawn by the hash of the id)"
+            f"On this page: {chosen:,} of the {every:,} dropped and marked episodes, those furthest above the limit of "
+            "each criterion and data set (drawn by the hash of their id where there is no value)"
         )
-    return f"{first}{',' if every else ''} {'and ' if every else ''}{kept:,} kept ones without a mark, drawn by the hash of the id."
+    return f"{first}; {counted(kept, 'kept episode')} without a mark, drawn by the hash of the id."
 
 
 def _card(name: str, cards: Path | None) -> DatasetCard | None:

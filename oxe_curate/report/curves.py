@@ -23,19 +23,19 @@ def reduced(values: NDArray[np.floating[Any]], most: int = _POINTS) -> NDArray[n
     Returns:
         float64 (at most `most`, D).
     """
-    values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
-    if len(values) <= most:
-        return values
-    width = -(-2 * len(values) // most)
-    filled = np.pad(values, ((0, -len(values) % width), (0, 0)), constant_values=np.nan)
-    parts = filled.reshape(-1, width, values.shape[1])
+    finite: NDArray[np.float64] = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    if len(finite) <= most:
+        return finite
+    width = -(-2 * len(finite) // most)
+    filled = np.pad(finite, ((0, -len(finite) % width), (0, 0)), constant_values=np.nan)
+    parts = filled.reshape(-1, width, finite.shape[1])
     missing = np.isnan(parts)
     low, high = np.where(missing, np.inf, parts), np.where(missing, -np.inf, parts)
     rising = low.argmin(axis=1) <= high.argmax(axis=1)
     least, greatest = low.min(axis=1), high.max(axis=1)
     pairs = np.stack([np.where(rising, least, greatest), np.where(rising, greatest, least)], axis=1)
     pairs[~np.isfinite(pairs)] = np.nan
-    return np.asarray(pairs.reshape(-1, values.shape[1]))
+    return np.asarray(pairs.reshape(-1, finite.shape[1]))
 
 
 def curves(values: NDArray[np.floating[Any]], labels: Sequence[str] = ()) -> list[dict[str, Any]]:

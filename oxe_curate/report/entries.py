@@ -73,10 +73,10 @@ def _find(index: Index, episode_id: str) -> tuple[str, int] | None:
 
 
 def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bgr) -> dict[str, Any]:
-    """One episode: id, data set, split, text, steps, state, reason, why (criteria), copy, frames, action, state curves."""
+    """One episode: what it is, what the criteria saw, its frames and its curves; page.js reads these keys."""
     dataset = dataset_of(path)[0]
     why = _why(index, dataset, row)
-    first = why[0] if why else {"step": -1, "detail": ""}
+    first: dict[str, Any] = why[0] if why else {"step": -1, "detail": ""}
     steps = steps_to_show(row["num_steps"], first["step"], frames)
     seen = read_thumbnails(index.source_of(dataset), row, steps, first["detail"], bgr(dataset))
     text = row["instruction"] or ""
@@ -99,7 +99,7 @@ def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bg
 
 
 def _array(values: Any) -> Any:
-    return np.array(values, np.float32).reshape(len(values), -1) if values else np.empty((0, 0), np.float32)
+    return np.array(values, np.float32) if values and values[0] else np.empty((0, 0), np.float32)
 
 
 def _why(index: Index, dataset: str, row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,11 +6,12 @@ Memory stays near a few numbers per episode.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.filter.tasks import Tasks, tasks_of
@@ -72,15 +73,14 @@ def gather_dataset(
     paths = index.files(dataset)
     every = max(1, min(len(paths), -(-summary.steps_seen // steps)))  # of the files, whose actions are read
     actions = ActionPass(sum(index.entry(path).summary.steps_seen for path in paths[::every]), steps)
-    parts = [_rows("", SCHEMA.empty_table().select(_COLUMNS))]
+    parts = [SCHEMA.empty_table().select(_COLUMNS)]
     for number, path in enumerate(paths):
         table = index.table(path, _COLUMNS if number % every else [*_COLUMNS, "action"])
         if "action" in table.column_names:
             actions.add(table)
-            table = table.drop_columns(["action"])
-        parts.append(_rows(path, table))
+        parts.append(table.select(_COLUMNS))
         tick()
-    numbers = pl.concat(parts).with_columns(pl.col("episode_id").map_batches(_hashes, pl.UInt32).alias("hash"))
+    numbers = _rows(paths, parts)
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in _METRICS}
     return Gathered(
@@ -99,11 +99,18 @@ def gather_dataset(
     )
 
 
-def _rows(path: str, table: Any) -> pl.DataFrame:
+def _rows(paths: Sequence[str], tables: Sequence[Any]) -> pl.DataFrame:
+    """The rows of all files, the first of which is empty, with their file, row and hash."""
     import polars as pl
 
-    rows: Any = pl.from_arrow(table)
-    return pl.DataFrame(rows).with_columns(file=pl.lit(path), row=pl.int_range(pl.len())).unnest("metrics")
+    counts = [len(table) for table in tables[1:]]
+    rows: Any = pl.from_arrow(pa.concat_tables(tables))
+    places = np.repeat(np.arange(len(paths)), counts)
+    return pl.DataFrame(rows).unnest("metrics").with_columns(
+        pl.Series("file", list(paths), pl.String).gather(places),
+        pl.Series("row", np.concatenate([np.arange(0), *map(np.arange, counts)])),
+        pl.col("episode_id").map_batches(_hashes, pl.UInt32).alias("hash"),
+    )  # fmt: skip
 
 
 def _examples(rows: pl.DataFrame, count: int) -> list[tuple[str, int]]:
