@@ -36,7 +36,7 @@ _LISTED = 20
 
 def head(title: str) -> str:
     """Everything before the body."""
-    return _render("head", title, Markup(_file("style.css")), _script_hash())
+    return _render("head", title, Markup(_file("style.css") + _file("page.css")), _script_hash())
 
 
 def overview(title: str, source: str, total: Summary, marked: int, datasets: int, strict: str) -> str:
