@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from oxe_curate.filter.criteria import MEASURED, Criteria
+from oxe_curate.filter.decisions import ORDER
 from oxe_curate.index.index_json import DatasetEntry
 from oxe_curate.ui.tables import counted
 
@@ -109,10 +110,10 @@ def commands(
     elif criterion == "duplicate":
         other = ("keep and mark them", "report") if drops else ("drop them", "true")
         rows.append((other[0], to(f"duplicate={other[1]}")))
-    elif criterion in ("too_short", "too_long", "idle", "action_outlier"):
+    elif criterion in ("too_short", "too_long", "idle"):
         off = "1" if criterion == "too_short" else "null"
         rows.append(("switch it off, or set another limit", to(f"{criterion}={off}")))
-    elif criterion in _meanings():
+    elif criterion in ORDER:
         rows.append(("keep them", to(f"{criterion}=false")))
     return rows
 
