@@ -50,7 +50,7 @@
     return make("div", {}, make("span", {}, one.label), make("small", {}, range), svg);
   };
   const curves = (title, list, others, steps, mark) =>
-    list.length ? make("div", {}, make("h5", {}, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark)))) : null;
+    list.length ? make("div", {}, make("p", { class: "label" }, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark)))) : null;
 
   const strip = (one, mark) => {
     const row = make("div", { class: "strip" });
@@ -83,7 +83,7 @@
       make("p", { class: "line" }, make("b", { class: `badge ${one.state}` }, one.state), make("span", { class: "soft" }, ` ${one.data} `), make("code", { title: one.id }, short(one.id)), make("span", { class: "soft" }, ` · ${count(one.steps, "step")}`)),
       title, make("ul", { class: "why" }, ...one.why.map(saw)), strip(one, mark));
     if (one.copy) {
-      node.append(make("h5", {}, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
+      node.append(make("p", { class: "label" }, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
       if (original) node.append(original.text === one.text ? "" : make("p", {}, original.text || "no instruction"), strip(original, -1));
     }
     for (const [name, key] of [["Action", "action"], ["State", "proprio"]]) {
