@@ -28,7 +28,7 @@ from oxe_curate.ui.tables import counted
 
 _FEW = 8
 """Up to this many data sets, more of each is shown."""
-_FLAGGED, _KEPT, _ORIGINALS = 180, 40, 40
+_FLAGGED, _KEPT, _ORIGINALS = 160, 30, 30
 """Dropped and marked episodes, kept ones, and originals of copies on the page; it stays below 10 MB."""
 _OF_EACH = 24
 """Episodes of a criterion and data set on the page, at most."""

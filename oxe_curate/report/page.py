@@ -7,13 +7,14 @@ import functools
 import hashlib
 import heapq
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from oxe_curate.filter.tasks import Tasks
 from oxe_curate.index.index_json import DatasetEntry, Summary
@@ -128,12 +129,17 @@ def _macros() -> Any:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"thousands": "{:,}".format, "number": number, "yaml": words.yaml}
+    environment.filters |= {"thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose}
     environment.globals |= {
         "anchor": anchor, "share": share, "by_reason": _by_reason, "ranked_tasks": _ranked, "axes": AXES,
         "listed": _LISTED, "counted": counted, "meaning": words.meaning,
     }  # fmt: skip
     return environment.get_template("page.html.jinja").module
+
+
+def _prose(text: str) -> Markup:
+    """A sentence with its `code` in the font of code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _render(macro: str, *values: Any) -> str:

@@ -101,6 +101,7 @@ def _thumbnail(shard: ShardBytes, offset: int, length: int, step: int, role: str
     except ValueError:
         return Thumbnail("", role, step, problem="cannot be decoded")
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1] if swap else pixels))
-    size = (_WIDTH, min(2 * _WIDTH, max(1, round(_WIDTH * image.height / image.width))))
+    width = min(_WIDTH, image.width)
+    size = (width, min(2 * width, max(1, round(width * image.height / image.width))))
     small = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
     return Thumbnail(base64.b64encode(images.encode(small, _QUALITY)).decode(), role, step, *size)

@@ -80,7 +80,7 @@ def test_a_section_shows_its_worst_episodes_first(page):
     expect(cards.nth(1).locator(".why")).to_contain_text("13 · limit 2 · 6.5 × the limit")
     expect(cards.first.locator("figure.at figcaption")).to_have_text("5")
     expect(cards.first.locator("path.at")).to_have_count(7 + 8)  # of every curve
-    assert cards.first.locator("img").first.evaluate("image => image.complete && image.naturalWidth") == 144
+    assert cards.first.locator("img").first.evaluate("image => image.complete && image.naturalWidth") == 16
 
 
 def test_a_closed_section_is_drawn_when_it_is_opened_by_keyboard(page):

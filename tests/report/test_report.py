@@ -154,8 +154,8 @@ def test_images_are_frames_of_the_episode(index: Index, tmp_path: Path):
         assert [frame[0] for frame in one["frames"]] == sorted(set(np.linspace(0, steps - 1, 5).round().astype(int)))
         for step, width, height, jpeg, problem in one["frames"]:
             image = Image.open(io.BytesIO(base64.b64decode(jpeg)))
-            assert (*image.size, problem) == (width, height, "") == (144, 144, "")
-            red, green, _ = image.getpixel((72, 72))
+            assert (*image.size, problem) == (width, height, "") == (16, 16, "")
+            red, green, _ = image.getpixel((8, 8))
             assert round((green - 10 * step) / 10) in (0, 1)  # green identifies the step of the source
             if one["text"] == "put & place":
                 colours.add(round(red / 20))
