@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from oxe_curate.quality.copies import NearCopies
+from oxe_curate.quality.endings import Endings
 from oxe_curate.quality.explained import ExplainedMotion
 from oxe_curate.quality.frozen import FrozenFrames
 from oxe_curate.quality.idling import Idling
@@ -11,6 +13,7 @@ from oxe_curate.quality.states import StateValues
 from oxe_curate.quality.values import ActionValues, FullTurns
 from oxe_curate.quality.views import Views
 from oxe_curate.quality.words import Words
+from oxe_curate.quality.wrong_text import WrongText
 
 MEASURES: tuple[Measure, ...] = (
     ExplainedMotion(),
@@ -18,8 +21,11 @@ MEASURES: tuple[Measure, ...] = (
     FullTurns(),
     StateValues(),
     Idling(),
+    Endings(),
+    NearCopies(),
     FrozenFrames(),
     Pictures(),
     Views(),
     Words(),
+    WrongText(),
 )

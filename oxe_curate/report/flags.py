@@ -150,7 +150,7 @@ def choose(flags: Mapping[str, Iterable[Flag]], most: int) -> list[Flag]:
     return list(chosen.values())
 
 
-def spread(count: int, every: int) -> Sequence[int]:
+def evenly(count: int, every: int) -> Sequence[int]:
     """`every` positions or fewer of `count`, evenly spaced, the first and the last among them; one is the middle."""
     if every == 1 and count:
         return [count // 2]

@@ -204,7 +204,7 @@ def _excess_chart(one: Criterion) -> str:
     top = min(float(values.max()), 1.5 * float(np.quantile(values, 0.95)))
     edges = np.linspace(min(1.0, float(values.min())), max(top, 1.01), 41)
     h = Histogram(edges, counts := count(values, edges), counts)
-    return svg.histogram("Value, in multiples of the limit", h.edges, h.seen, None, (), _in_words(h))
+    return svg.histogram("Value / limit", h.edges, h.seen, None, (), _in_words(h))
 
 
 def _in_words(h: Histogram) -> str:

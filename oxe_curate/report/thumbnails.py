@@ -15,8 +15,9 @@ from oxe_curate.errors import CurateError
 from oxe_curate.filter.scan import ROLES
 from oxe_curate.index import images
 from oxe_curate.index.frame_pool import locate
-from oxe_curate.report.flags import spread
-from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.report.flags import evenly
+from oxe_curate.rlds.remote import ShardBytes
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
 
 _WIDTH = 144
@@ -85,9 +86,9 @@ def steps_to_show(count: int, step: int, frames: int) -> list[int]:
         frames: how many, of which some more are spread over the episode if the step is near an end.
     """
     if not 0 <= step < count:
-        return list(spread(count, frames))
+        return list(evenly(count, frames))
     around = {step + offset for offset in _AROUND if 0 <= step + offset < count}
-    for other in spread(count, 2 * frames):
+    for other in evenly(count, 2 * frames):
         if len(around) < min(frames, len(_AROUND)):
             around.add(other)
     return sorted(around)

@@ -13,6 +13,7 @@ from typing import Any
 from oxe_curate.filter.criteria import MEASURED, Criteria
 from oxe_curate.filter.decisions import ORDER
 from oxe_curate.index.index_json import DatasetEntry
+from oxe_curate.quality.findings import DataFinding
 from oxe_curate.ui.tables import counted
 
 _ADVICE = {
@@ -145,6 +146,6 @@ def nothing_kept(name: str, entry: DatasetEntry, reason: str = "") -> list[str]:
     return lines
 
 
-def findings(entry: DatasetEntry) -> list[Any]:
+def findings(entry: DatasetEntry) -> list[DataFinding]:
     """What is implausible about a whole data set, errors first."""
-    return sorted(getattr(entry, "findings", ()), key=lambda finding: finding.severity != "error")
+    return sorted(entry.findings, key=lambda finding: finding.severity != "error")

@@ -11,9 +11,11 @@ import simplejpeg
 from PIL import Image
 
 from oxe_curate.errors import DataError, StorageError
+from oxe_curate.filter.frames import grey_thumbnail
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.index.spool import Spool
+from oxe_curate.train.data.assemble import decode_into, resize_image
 
 
 def image_of(height: int = 60, width: int = 80) -> np.ndarray:
@@ -115,3 +117,35 @@ def test_a_full_disk_is_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(StorageError, match="temporary file for re-encoded frames: the disk is full"):
         Spool()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "I;16", "RGB"])
+def test_every_kind_of_png_decodes_to_the_same_rgb(mode: str) -> None:
+    """Grey is repeated, alpha dropped, a palette looked up, and of 16 bits the upper 8 are used, as TensorFlow does."""
+    grey = (np.mgrid[:20, :30][0] * 12).astype(np.uint8)
+    if mode == "1":
+        grey = np.where(grey > 100, 255, 0).astype(np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) << 8 | 200)
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(7)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    assert np.array_equal(images.decode(out.getvalue()), expected)
+    assert np.array_equal(np.asarray(images.open_image(out.getvalue())), expected)
+    assert np.array_equal(grey_thumbnail(out.getvalue()), np.asarray(Image.fromarray(grey).reduce(8)))
+    target = np.empty((20, 20, 3), np.uint8)
+    decode_into(out.getvalue(), target)
+    assert np.array_equal(target, resize_image(Image.fromarray(expected), 20))
+    small = images.decode(images.encode_picture(out.getvalue(), 16, 95))
+    assert np.abs(small.astype(int) - images.resize(expected, 16)).max() <= 12
+
+
+def test_an_image_of_floats_is_refused() -> None:
+    out = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(out, "TIFF")
+    with pytest.raises(ValueError, match="an image of floats"):
+        images.open_image(out.getvalue())

@@ -11,10 +11,10 @@ import pytest
 import oxe_curate.report as report
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.index.index_json import DatasetEntry, Summary
+from oxe_curate.index.index_json import IndexJson
 from oxe_curate.index.store import Index
+from oxe_curate.quality.findings import DataFinding
 from oxe_curate.report import write_report
-from oxe_curate.report.words import findings
 from tests import bridge
 from tests.report.marked import mark, write_marks
 from tests.report.test_report import Page
@@ -74,7 +74,10 @@ def test_episodes_say_what_the_criterion_saw(marked: Index, tmp_path: Path):
     assert by_id[b]["state"] == by_id[b]["reason"].replace("action_spike", "dropped")
     assert {id: by_id[id]["state"] for id in (a, c, d)} == dict.fromkeys((a, c, d), "marked")
     assert by_id[b]["why"] == [
-        {"criterion": "action_spike", "value": 9, "limit": 1.5, "step": 7, "detail": "yaw", "unit": "of the usual", "excess": 6}
+        {
+            "criterion": "action_spike", "value": 9, "limit": 1.5, "step": 7, "detail": "yaw",
+            "unit": "of the usual", "excess": 6,
+        }
     ]  # fmt: skip
     assert [frame[0] for frame in by_id[b]["frames"]] == [1, 6, 7, 8, 13]
     assert len(by_id[b]["action"]) == 7
@@ -134,13 +137,22 @@ def test_a_histogram_of_the_values_above_the_limit(plain: Index, tmp_path: Path)
     some = ids(plain)
     index = write_marks(plain, {id: [mark("odd", 2.0 + i, 2.0)] for i, id in enumerate(some[1:7])})
     text, page = written(index, tmp_path)
-    assert "6 episodes from 1 to 3.5" in re.search(r'aria-label="Value, in multiples of the limit. (.*?)"', text)[1]
+    assert "6 episodes from 1 to 3.5" in re.search(r'aria-label="Value / limit. (.*?)"', text)[1]
     assert "values of the others are not stored" in words_of(page)
 
 
-def test_findings_about_a_data_set_come_first_errors_before_warnings():
-    entry = DatasetEntry(
-        version="1", card=None, recipe=None, verdict=None, splits=(), frames=None, seconds=0, summary=Summary()
-    )
-    assert findings(entry) == []
-    assert replace(entry) == entry
+def test_findings_about_a_data_set_come_first_errors_before_warnings(plain: Index, tmp_path: Path):
+    data = IndexJson.read(plain.folder)
+    some = [
+        DataFinding(name=name, severity=severity, dimension=axis, text="Measured <b>.", advice="Set `wrap: true`.")
+        for name, severity, axis in (("wide_bounds", "warning", None), ("rotation_jumps", "error", "yaw"))
+    ]
+    entry = replace(data.datasets["bridge_dataset"], findings=tuple(some))
+    replace(data, datasets={"bridge_dataset": entry}).finish(plain.folder)
+    text, page = written(Index.open(plain.folder), tmp_path)
+    words = words_of(page)
+    assert "1 error and 1 warning rotation_jumps, wide_bounds" in words
+    first, second = words.index("Error: rotation_jumps (yaw)."), words.index("Warning: wide_bounds. Measured <b>. Set")
+    assert first < second < words.index("Kept and dropped")
+    assert "Set <code>wrap: true</code>." in text
+    assert "Measured &lt;b&gt;" in text

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from oxe_curate.index.table import SCHEMA
-from oxe_curate.report.flags import Flag, choose, excess, flag, spread
+from oxe_curate.report.flags import Flag, choose, evenly, excess, flag
 from oxe_curate.report.thumbnails import steps_to_show
 from tests.report.marked import mark
 
@@ -85,4 +85,4 @@ def test_frames_are_those_around_the_step(count, step, steps):
 
 
 def test_positions_are_spread_evenly():
-    assert [spread(0, 3), spread(9, 1), spread(9, 3), spread(2, 5)] == [[], [4], [0, 4, 8], [0, 1]]
+    assert [evenly(0, 3), evenly(9, 1), evenly(9, 3), evenly(2, 5)] == [[], [4], [0, 4, 8], [0, 1]]
