@@ -74,7 +74,7 @@ def measure_source(clean: Clean, kinds: Sequence[Kind], args: argparse.Namespace
     """The clean episodes first, as a trial of the kind "", then every kind in turn."""
     source, work = clean.source, args.folder / "planted" / clean.source.name
     foreign = door_frames(args.data) if any(kind.name == "image_foreign" for kind in kinds) else ()
-    settings = configurations()
+    settings = configurations(args.criterion)
     untouched = Planted({"train": [episode.record for episode in clean.episodes]}, {})
     before: dict[str, dict[Position, Judgement]] = {}
     trial = Trial(source.name, "")
@@ -109,6 +109,13 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--sources", default="", help="names or beginnings of names, separated by commas (all)")
     parser.add_argument("--kinds", default="", help="regular expression of the kinds to plant (all)")
     parser.add_argument("--look", type=int, default=0, metavar="N", help="frames per episode to look at (%(default)s)")
+    parser.add_argument(
+        "--criterion",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change both presets, such as limits.spike=8",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the planter (%(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep FOLDER/planted/SOURCE/KIND and FOLDER/index")
     parser.add_argument("--shared", type=Path, default=shared_folder(), help="folder with data/rlds (%(default)s)")

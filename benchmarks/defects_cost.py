@@ -1,4 +1,4 @@
-"""The cost of judging: filter on Bridge-like shards with every criterion of quality off, with the defaults, and more.
+"""The cost of judging: filter on Bridge-like shards with all measured criteria off, with the defaults, and with more.
 
     python -m benchmarks.defects_cost --folder FOLDER [--look 8] [--against CHECKOUT]
 
@@ -21,15 +21,17 @@ from statistics import median
 from typing import Any
 
 from benchmarks import make_shards, measure, report
-from benchmarks.defects_judge import EVERYTHING
-from oxe_curate.filter.criteria import Criteria
+from oxe_curate.filter.criteria import MEASURED, PRESETS
 
 REPOSITORY = Path(__file__).parents[1]
 
 CHILD = """
 import dataclasses, json, resource, sys, time
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.filter.criteria import Criteria
+try:
+    from oxe_curate.filter.criteria import Criteria
+except ImportError:  # an older checkout
+    from oxe_curate.filter.screen import Criteria
 source, out, given, workers = sys.argv[1:]
 given = json.loads(given)
 options = FilterOptions(
@@ -68,11 +70,9 @@ class Contender:
 
 
 def contenders(against: Path | None, look: int) -> list[Contender]:
-    """Without criteria that only mark, with the defaults, with the strict preset, and looking at frames."""
-    quiet = {f.name: False for f in dataclasses.fields(Criteria) if f.default == "report" and f.name != "duplicate"}
-    names = {f.name for f in dataclasses.fields(Criteria)}
-    strict = {"preset": "strict"} if "preset" in names else dict(EVERYTHING)
-    found = [Contender("off", criteria=quiet), Contender("default"), Contender("strict", criteria=strict)]
+    """Without criteria that measure, with the defaults, with the strict preset, and looking at frames."""
+    quiet = dict.fromkeys(MEASURED, False)
+    found = [Contender("off", criteria=quiet), Contender("default"), Contender("strict", criteria=PRESETS["strict"])]
     if look:
         found.append(Contender(f"default, --look {look}", options={"look": look}))
     return ([Contender(f"default of {against.name}", against)] if against else []) + found

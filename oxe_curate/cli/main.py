@@ -208,6 +208,8 @@ def filter_(
             typer.secho(f"unreadable, skipped: {line}", fg="red")
     for line in show.filter_warnings(result.summaries, out):
         typer.secho(line, fg="yellow")
+    if result.ignored:
+        typer.secho(f"ignored, since the name is not that of a version: {', '.join(result.ignored)}", fg="yellow")
     done = f"{counted(result.shards_done, 'shard')} scanned in {result.seconds:.1f} s"
     typer.echo(f"{done}, {result.shards_kept:,} already up to date. Index: {out}")
 

@@ -32,6 +32,7 @@ class FilterResult:
 
     Attributes:
         judged: data set -> criterion -> what it found, of those that compare an episode with its data set.
+        ignored: folders that look like versions of the data sets but are not (see `RldsDataset.ignored`).
     """
 
     summaries: dict[str, Summary]
@@ -40,6 +41,7 @@ class FilterResult:
     shards_kept: int
     seconds: float
     bytes_scanned: int
+    ignored: tuple[str, ...] = ()
 
 
 def run_filter(source: str | Path, out: str | Path, options: FilterOptions | None = None) -> FilterResult:
@@ -128,6 +130,7 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
         {name: index.datasets[name].summary for name in sorted(index.datasets)},
         {name: index.datasets[name].judged for name in sorted(index.datasets)},
         len(todo), len(tasks) - len(todo), seconds, sum(task.size for task in todo),
+        tuple(f"{dataset.name}/{folder}" for dataset in datasets for folder in dataset.ignored),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from oxe_curate.quality.plausibility import judge_actions
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds.dataset import RldsDataset, find
-from oxe_curate.rlds.reader import camera_key, leaves
+from oxe_curate.rlds.leaf import camera_key, leaves
 from oxe_curate.storage import Folder
 
 CardVerdict = Literal["agrees", "contradicts", "undecided"]

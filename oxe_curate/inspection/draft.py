@@ -17,7 +17,7 @@ from oxe_curate.inspection.conventions import Conventions
 from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.leftovers import ARMS_QUESTION, JOINT_QUESTION
 from oxe_curate.inspection.questions import questions_yaml
-from oxe_curate.inspection.report import CameraFeature, Inspection
+from oxe_curate.inspection.report import INSTRUCTION_WORDS, CameraFeature, Inspection, not_usable
 from oxe_curate.inspection.series import Columns
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.storage import Folder
@@ -93,7 +93,7 @@ def action_encoding(report: Inspection) -> tuple[str, str]:
         return "EEF_POS_BIMANUAL", f"{_because(two)}; end effectors are assumed"
     kind = _kind(report)
     if kind is None or kind.answer not in _ENCODINGS:
-        return "UNKNOWN", _because(kind) if kind else "no numeric action was found"
+        return "UNKNOWN", _because(kind) if kind else f"no numeric action was found{not_usable(report, ('action',))}"
     return _ENCODINGS[kind.answer], _because(kind)
 
 
@@ -154,6 +154,8 @@ def camera_roles(report: Inspection) -> dict[str, tuple[str, str]]:
             why += f"; its name suggests a {'wrist' if on_hand else 'third-person'} camera"
         if _is_depth(camera):
             role, why = ("depth_wrist" if _WRIST.search(name) else "depth_primary"), "from its name and type"
+        elif camera.encoding == "tensor":
+            role, why = "none", f"not usable as a camera: {report.not_read.get(camera.key, 'a plain tensor')}"
         elif camera.looked_at and camera.black + camera.missing >= 0.99:
             role, why = "none", f"all {camera.looked_at} frames checked are black or missing"
         else:
@@ -189,7 +191,8 @@ def _cameras(report: Inspection) -> list[str]:
 def _language(report: Inspection) -> list[str]:
     used = [t for t in report.texts if t.distinct]
     if not used:
-        return ["language: {}  # no step has an instruction"]
+        why = f"no step has an instruction that can be read{not_usable(report, INSTRUCTION_WORDS)}"
+        return [*_comment(why), "language: {}"]
     kind = used[0].kind
     keys = [t for t in used if t.kind == kind]
     style = f"{keys[0].distinct} distinct instructions in the {len(report.read)} episodes read"

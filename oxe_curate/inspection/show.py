@@ -127,6 +127,8 @@ def _notes(report: Inspection) -> list[Text]:
     others = [key for key in report.metadata if key not in report.flags]
     if others:
         lines.append(Text(f"other metadata, not read: {', '.join(others)}", "dim"))
+    if report.ignored:
+        lines.append(Text(f"ignored, since the name is not that of a version: {', '.join(report.ignored)}", "yellow"))
     if report.not_read:
         lines.append(Text(f"not read: {', '.join(f'{k} ({why})' for k, why in report.not_read.items())}", "dim"))
     return lines

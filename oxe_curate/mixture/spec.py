@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from oxe_curate import config, registry
+from oxe_curate.episode import pick
 from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.index.index_json import DatasetEntry
 from oxe_curate.index.store import Index
@@ -93,11 +94,14 @@ class ImageSpec:
         cameras: roles; each becomes a column image_<role>.
         size: pixels per side to resize to; None copies the source's bytes.
         quality: JPEG quality of frames that are resized or whose channels are swapped.
+        random_view: whether the cameras that a card names as `random_view` change places at random, per episode (droid:
+            its two exterior cameras, as in OpenVLA and openpi).
     """
 
     cameras: tuple[IndexedRole, ...] = ("primary",)
     size: _Whole | None = Field(default=None, ge=16, le=2048)
     quality: _Whole = Field(default=95, ge=1, le=100)
+    random_view: bool = True
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -181,12 +185,34 @@ class IndexedDataset:
         dataset: the name in the index.
         aliases: the card's name and its other names.
         bgr: camera roles whose frames must be swapped to RGB.
+        views: camera roles that change places at random, per episode; see `shown`.
     """
 
     entry: MixtureEntry
     dataset: str
     aliases: tuple[str, ...]
     bgr: frozenset[str]
+    views: tuple[str, ...] = ()
+
+    def shown(self, role: str, episode_id: str, available: Container[str], seed: int) -> str:
+        """The role of the camera whose frames an episode has in the place of `role`.
+
+        Args:
+            role: of the mixture.
+            episode_id: decides, with the seed.
+            available: the roles whose frames the episode has.
+            seed: of the mixture.
+        """
+        if role not in self.views:
+            return role
+        turn = pick(episode_id, len(self.views), f"view:{seed}")
+        other = self.views[(self.views.index(role) + turn) % len(self.views)]
+        return other if other in available else role
+
+
+def roles_to_read(mixture: Mixture, sources: Iterable[IndexedDataset]) -> tuple[str, ...]:
+    """The roles whose frames a mixture may show: its cameras, and those that change places with them."""
+    return tuple(dict.fromkeys([*mixture.image.cameras, *(role for source in sources for role in source.views)]))
 
 
 @plain_dataclass(frozen=True)
@@ -287,7 +313,10 @@ def _indexed(entry: MixtureEntry, dataset: str, card: DatasetCard, mixture: Mixt
     bgr = {role for role in mixture.image.cameras if card.cameras[cameras[role]].channels == "bgr"}
     if entry.swap_channels is not None:
         bgr = set(mixture.image.cameras) if entry.swap_channels else set()
-    return IndexedDataset(entry, dataset, (card.name, *card.aliases), frozenset(bgr))
+    views: tuple[str, ...] = card.random_roles
+    if not mixture.image.random_view or not set(views) & set(mixture.image.cameras):
+        views = ()
+    return IndexedDataset(entry, dataset, (card.name, *card.aliases), frozenset(bgr), views)
 
 
 def _hint(name: str, names: Iterable[str], cards: Path | None) -> str:
