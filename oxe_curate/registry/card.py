@@ -114,7 +114,7 @@ class EpisodeFilter:
 
     Attributes:
         equals: the value.
-        contains: in place of `equals`, a part of a text: openpi keeps the episodes of DROID whose path contains success.
+        contains: in place of `equals`, a part of a text: openpi keeps episodes of DROID whose path contains success.
     """
 
     field: str

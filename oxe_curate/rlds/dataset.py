@@ -180,9 +180,11 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
         everything = _walk(source)  # for the closest name
     by_name: dict[str, dict[str, RldsDataset]] = {}
     others: dict[str, list[str]] = {}
+    named = {choice.partition(":")[::2] for choice in chosen_names}  # (name, version)
     for dataset in everything:
         is_root = f"{dataset.source}/{dataset.path}" == source.uri.rstrip("/")  # the user named this very folder
-        if is_version(dataset.version) or is_root:
+        is_named = (dataset.name, dataset.version) in named and not is_incomplete(dataset.version)
+        if is_version(dataset.version) or is_root or is_named:
             by_name.setdefault(dataset.name, {})[dataset.version] = dataset
         else:
             others.setdefault(dataset.name, []).append(dataset.version)

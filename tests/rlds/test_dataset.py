@@ -107,6 +107,9 @@ def test_a_version_is_the_whole_name_of_a_folder(tmp_path: Path) -> None:
     assert find(Folder.of(tmp_path / "franka/v3.0.0"))[0].version == "v3.0.0"  # named by the user
     with pytest.raises(ConfigError, match=r"2\.0\.0\.incompleteA1B2: tfds had not finished writing this folder"):
         find(Folder.of(tmp_path / "franka/2.0.0.incompleteA1B2"))
+    assert find(root, ["franka:v3.0.0"])[0].version == "v3.0.0"
+    with pytest.raises(ConfigError, match=r"no version '2\.0\.0\.incompleteA1B2'"):
+        find(root, ["franka:2.0.0.incompleteA1B2"])
     with pytest.raises(ConfigError, match=r"no version '3\.0\.0'"):
         find(root, ["franka:3.0.0"])
 

@@ -126,6 +126,13 @@ def test_several_values_per_step() -> None:
     assert read["fixed"].tolist() == steps["fixed"]
 
 
+def test_steps_of_an_unknown_class_are_an_error() -> None:
+    node = features_json()
+    node["content"]["features"]["steps"] = UNKNOWN
+    with pytest.raises(DataError, match=r"the feature 'steps' has the class lab\.features\.PointCloud"):
+        leaves(parse_features(node))
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
