@@ -135,8 +135,9 @@ class RldsDataset:
             if base not in self.split_names:
                 raise ConfigError(f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}")
             (proto,) = (proto for proto in info.splits if proto.name == base)
-            if not any(proto.shard_lengths):
-                has = "shardLengths of 0 episodes" if proto.shard_lengths else "no shardLengths"
+            if not any(proto.shard_lengths) or min(proto.shard_lengths) < 0:
+                lengths = ", ".join(map(str, proto.shard_lengths[:4]))
+                has = f"the shardLengths {lengths}" if proto.shard_lengths else "no shardLengths"
                 raise DataError(
                     f"{where}: the split {base!r} has {has}, so its shards are not known. {_METADATA}, or select other "
                     "splits with --split"

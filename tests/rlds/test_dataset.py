@@ -151,7 +151,8 @@ def test_names_of_classes_and_configs_are_resolved_as_tfds_does(tmp_path: Path) 
     [
         ({"splits": []}, r"dataset_info\.json: lists no splits"),
         ({"splits": [{"name": "train"}]}, r"dataset_info\.json: the split 'train' has no shardLengths"),
-        ({"splits": [{"name": "train", "shardLengths": ["0"]}]}, "the split 'train' has shardLengths of 0 episodes"),
+        ({"splits": [{"name": "train", "shardLengths": ["0"]}]}, "the split 'train' has the shardLengths 0, so"),
+        ({"splits": [{"name": "train", "shardLengths": ["3", "-1"]}]}, "the split 'train' has the shardLengths 3, -1"),
     ],
 )
 def test_a_data_set_without_shard_lengths_is_an_error(tmp_path: Path, change: dict[str, Any], message: str) -> None:
