@@ -114,7 +114,7 @@ class EpisodeFilter:
 
     Attributes:
         equals: the value.
-        contains: in place of `equals`, a part of a text: openpi keeps episodes of DROID whose path contains success.
+        contains: in place of `equals`, a part of a text: openpi keeps DROID's episodes whose path contains success.
     """
 
     field: str
@@ -174,6 +174,7 @@ class DatasetCard:
         why: the reason for the verdict, in words.
         judgement: overrides the verdict if the facts below do not suffice for one.
         notes: disagreements between sources, and other remarks for users.
+        open_questions: what a draft could not decide; filter refuses the card until the list is empty.
     """
 
     name: str
@@ -201,6 +202,7 @@ class DatasetCard:
     state_layout: str | None = None
     judgement: Literal["conditional", "unknown"] | None = None
     notes: tuple[str, ...] = ()
+    open_questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.frame_filter, str):
