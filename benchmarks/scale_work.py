@@ -308,7 +308,8 @@ def large_frames(folder: Path) -> Result:
 
 
 WORK: dict[str, Callable[[Path], Result]] = {
-    "open_index": open_index, "mixture_check": mixture_check, "mixture_show": mixture_show, "report": report, "screen": screen,
+    "open_index": open_index, "mixture_check": mixture_check, "mixture_show": mixture_show, "report": report,
+    "screen": screen,
     "editor": editor, "editor_samples": editor_samples, "propose": propose, "plan": plan, "bounds": bounds,
     "plain_scan": plain_scan, "filter": filter_, "filter_again": filter_again, "long_episode": long_episode,
     "large_frames": large_frames,
