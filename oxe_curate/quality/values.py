@@ -60,7 +60,7 @@ class ActionValues:
             for values in (bend, size)
             for group in (slice(0, 3), slice(3, 6))
         ]
-        toggles = np.abs(np.diff(batch.actions[6], prepend=0)) > 0.5
+        toggles = np.abs(np.diff(batch.actions[6], prepend=0)) > 0.3
         toggles[starts[:-1]] = False
         return {
             "out": out, "out_at": out_at, "out_axis": out_axis, "spike": spike, "spike_at": spike_at,
