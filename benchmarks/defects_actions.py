@@ -65,14 +65,11 @@ def action_small(scene: Scene) -> StoredEpisode | None:
     return put(scene, pose(scene) * 0.3)
 
 
-@kind("actions 2 to 4 steps late or early", *POSE, touches=BOTH)
+@kind("actions 2 to 4 steps late or early", *POSE, touches=("steps",))
 def action_lag(scene: Scene) -> StoredEpisode | None:
     by = int(scene.rng.integers(2, 5 if scene.steps > 20 else 4)) * int(scene.rng.choice([-1, 1]))
-    values = pose(scene)
-    source = np.arange(scene.steps) - by
-    moved = values[np.clip(source, 0, scene.steps - 1)]
-    moved[(source < 0) | (source >= scene.steps)] = 0
-    return put(scene, moved)
+    columns = (scene.parts.xyz, scene.parts.rpy, scene.parts.gripper)
+    return scene.shifted([part.name for part in columns if part], by)
 
 
 @kind("the steps' actions in random order", *POSE, touches=BOTH)
@@ -82,10 +79,10 @@ def action_shuffled(scene: Scene) -> StoredEpisode | None:
 
 @kind("the actions of another episode", *POSE, touches=("xyz", "rpy", "gripper"))
 def action_other(scene: Scene) -> StoredEpisode | None:
-    other = scene.other()
+    other = scene.as_long()
     if other is None:
         return None
-    rows = scene.fits(other)
+    rows = np.arange(scene.steps)
     episode = put(scene, pose(scene, other)[rows])
     gripper = scene.parts.gripper
     return gripper.put(episode, gripper.get(other)[rows]) if gripper else episode

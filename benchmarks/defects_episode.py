@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.rlds import example, tfrecord
-from oxe_curate.rlds.encode import Value, encode_example, frame_record
-from oxe_curate.rlds.reader import Leaf, leaves
+from oxe_curate.rlds.encode import Value, encode_example
+from oxe_curate.rlds.leaf import Leaf, leaves
 from oxe_curate.rlds.synthetic import load_features
+from oxe_curate.rlds.tfrecord import frame_record
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Pixels: TypeAlias = NDArray[np.uint8]

@@ -96,18 +96,16 @@ def image_foreign(scene: Scene) -> StoredEpisode | None:
 
 @kind("frames of another episode", *NEED, touches=ALL)
 def image_other_episode(scene: Scene) -> StoredEpisode | None:
-    other = scene.other()
-    if other is None:
+    other = scene.as_long()
+    if other is None or not _moves(scene):
         return None
-    frames = other.values[scene.camera]
-    return scene.with_frames([frames[row] for row in scene.fits(other)]) if _moves(scene) else None
+    return scene.with_frames(other.values[scene.camera][: scene.steps])
 
 
-@kind("frames 3 to 5 steps late or early", *NEED, touches=ALL)
+@kind("frames 3 to 5 steps late or early", *NEED, touches=("steps",))
 def image_shifted(scene: Scene) -> StoredEpisode | None:
     by = int(scene.rng.integers(3, 6)) * int(scene.rng.choice([-1, 1]))
-    rows = np.clip(np.arange(scene.steps) - by, 0, scene.steps - 1)
-    return scene.with_frames([scene.frames[row] for row in rows]) if _moves(scene) else None
+    return scene.shifted([scene.camera], by) if _moves(scene) else None
 
 
 @kind("frames in reverse order", *NEED, touches=ALL)
@@ -122,23 +120,22 @@ def image_shuffled(scene: Scene) -> StoredEpisode | None:
 
 @kind("the second half shows another episode", *NEED, touches=ALL)
 def image_cut(scene: Scene) -> StoredEpisode | None:
-    other = scene.other()
+    other = scene.as_long()
     if other is None:
         return None
-    half, rows = scene.steps // 2, scene.fits(other)
-    frames = other.values[scene.camera]
-    return scene.with_frames(scene.frames[:half] + [frames[row] for row in rows[half:]])
+    half = scene.steps // 2
+    return scene.with_frames(scene.frames[:half] + other.values[scene.camera][half : scene.steps])
 
 
 @kind("a few single frames are black or from another episode", *NEED, touches=ALL)
 def image_flicker(scene: Scene) -> StoredEpisode | None:
-    other = scene.other()
+    other = scene.as_long()
     if other is None:
         return None
     frames = scene.frames
     black = scene.rng.random() < 0.5
     for row in scene.rng.choice(scene.steps, max(2, scene.steps // 8), replace=False):
-        strange = other.values[scene.camera][min(int(row), other.steps - 1)]
+        strange = other.values[scene.camera][row]
         frames[row] = encode_like(np.zeros_like(decode(frames[row])), frames[row]) if black else strange
     return scene.with_frames(frames)
 

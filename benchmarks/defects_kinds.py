@@ -60,9 +60,17 @@ class Scene:
         order = self.rng.permutation(len(self.others))
         return next((self.others[i] for i in order if suits(self.others[i])), None)
 
-    def fits(self, other: StoredEpisode) -> Sequence[int]:
-        """This episode's number of the other's steps: cut, or its last step repeated."""
-        return [min(step, other.steps - 1) for step in range(self.steps)]
+    def as_long(self) -> StoredEpisode | None:
+        """Another episode with at least as many steps, so that nothing of it must be made up."""
+        return self.other(lambda episode: episode.steps >= self.steps)
+
+    def shifted(self, names: Sequence[str], by: int) -> StoredEpisode:
+        """The episode with some features `by` steps late (negative: early), and without the steps that lack a part."""
+        length = self.steps - abs(by)
+        late, others = (max(-by, 0), max(by, 0))
+        whole = self.episode.take(np.arange(others, others + length))
+        moved = self.episode.take(np.arange(late, late + length))
+        return whole.with_values(**{name: moved.values[name] for name in names})
 
     def stretch(self, low: float, high: float, *, at_least: int = 1) -> slice:
         """A random stretch of between `low` and `high` of the steps, not at the very beginning."""

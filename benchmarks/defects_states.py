@@ -83,19 +83,17 @@ def state_units(scene: Scene) -> StoredEpisode | None:
 
 @kind("the states of another episode", "position", touches=OBSERVED)
 def state_other(scene: Scene) -> StoredEpisode | None:
-    other = scene.other()
+    other = scene.as_long()
     if other is None:
         return None
-    rows = scene.fits(other)
     names = observed(scene.episode, scene.parts.embedding)
-    return scene.episode.with_values(**{name: other.values[name][rows] for name in names})
+    return scene.episode.with_values(**{name: other.values[name][: scene.steps] for name in names})
 
 
-@kind("states 2 to 4 steps late", "position", touches=OBSERVED)
+@kind("states 2 to 4 steps late", "position", touches=("steps",))
 def state_late(scene: Scene) -> StoredEpisode | None:
     by = int(scene.rng.integers(2, 5 if scene.steps > 20 else 4))
-    rows = np.maximum(np.arange(scene.steps) - by, 0)
-    return _each(scene, lambda value: value[rows])
+    return scene.shifted(observed(scene.episode, scene.parts.embedding), by)
 
 
 @kind("noise of 1 to 2 cm on the position", "position")

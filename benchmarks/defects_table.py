@@ -52,10 +52,12 @@ class Trial:
             f"clean {self.alarms[name]}, {self.losses[name]} of {self.clean}"
             for name in self.marked
         ]
-        by = Counter[str]()
-        for counts in self.by.values() if self.kind else self.alarms_by.values():
-            by |= Counter(counts)
-        return f"{title} {' | '.join(found)} | {', '.join(by)}"
+        by, alarms = _named(self.by["strict"]), _named(self.alarms_by["strict"])
+        return f"{title} {' | '.join(found)} | {by}{' | of clean: ' if alarms else ''}{alarms}"
+
+
+def _named(counts: Mapping[str, int], most: int = 6) -> str:
+    return ", ".join(f"{criterion} {count}" for criterion, count in Counter(counts).most_common(most))
 
 
 def write_report(
@@ -189,8 +191,7 @@ def kinds_table(trials: Sequence[Trial], texts: Mapping[str, str]) -> str:
         by = Counter[str]()
         for trial in mine:
             by.update(trial.by["strict"])
-        found_by = ", ".join(f"{criterion} {count}" for criterion, count in by.most_common(4))
-        lines.append([f"{kind}: {text}", str(planted), *map(str, counts), f"{counts[2] / planted:.2f}", found_by])
+        lines.append([f"{kind}: {text}", str(planted), *map(str, counts), f"{counts[2] / planted:.2f}", _named(by, 4)])
     return report.markdown(header, lines)
 
 
@@ -217,8 +218,7 @@ def clean_table(trials: Sequence[Trial]) -> str:
                 for name in ("default", "strict")
                 for dropped in (False, True)
             ]
-            named = ", ".join(f"{criterion} {count}" for criterion, count in by.most_common(6))
-            lines.append([title, str(sum(t.clean for t in mine)), *map(str, cells), named])
+            lines.append([title, str(sum(t.clean for t in mine)), *map(str, cells), _named(by)])
     return report.markdown(header, lines)
 
 

@@ -34,8 +34,9 @@ from tqdm import tqdm
 
 from oxe_curate.demo import episodes as demo
 from oxe_curate.demo.structure import features_json
-from oxe_curate.rlds.encode import encode_example, frame_record
+from oxe_curate.rlds.encode import encode_example
 from oxe_curate.rlds.synthetic import write_dataset
+from oxe_curate.rlds.tfrecord import frame_record
 
 CAMERAS = ("image_0", "image_1", "image_2", "image_3")
 BLACK = 8  # a camera that never gets brighter was absent (image_3 of the real shard) and stays black

@@ -18,8 +18,9 @@ from tensorflow_datasets.core import features as tfds
 from benchmarks.make_shards import CAMERAS, NAME, encode_black, write_description
 from oxe_curate.demo import episodes as demo
 from oxe_curate.demo.structure import features_json
-from oxe_curate.rlds.encode import encode_example, flatten_episode, frame_record
+from oxe_curate.rlds.encode import encode_example, flatten_episode
 from oxe_curate.rlds.synthetic import load_features, write_dataset
+from oxe_curate.rlds.tfrecord import frame_record
 
 SMALL = 32
 """Pixels per side of the tiny shards' images."""

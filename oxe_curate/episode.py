@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,6 +33,12 @@ class EpisodeId:
         # from the right: a TFDS name with a config contains a "/"
         dataset, version, split, shard, record = text.rsplit("/", 4)
         return cls(dataset, version, split, int(shard), int(record))
+
+
+def pick(name: str, count: int, purpose: str) -> int:
+    """A number from 0 to count - 1 that depends only on an episode's name and the purpose of the draw."""
+    digest = hashlib.blake2b(f"{purpose}:{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % count
 
 
 @dataclass(frozen=True, slots=True, eq=False)

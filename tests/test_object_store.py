@@ -78,7 +78,8 @@ def test_images_are_not_fetched(bucket: Folder) -> None:
     import numpy as np
 
     from oxe_curate.rlds import example, tfrecord
-    from oxe_curate.rlds.encode import encode_example, frame_record
+    from oxe_curate.rlds.encode import encode_example
+    from oxe_curate.rlds.tfrecord import frame_record
 
     record = encode_example({"a": np.float32([1, 2]), "image": [bytes(4 << 20)], "z": np.float32([3])})
     bucket.publish_bytes("big", frame_record(record) * 2)

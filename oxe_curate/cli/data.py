@@ -103,14 +103,15 @@ def check(
     source: Annotated[str, typer.Option("--source", metavar="ROOT", help="Folder of TFDS data sets.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Recipe of the card (default: openvla).")] = None,
     episodes: Annotated[int, typer.Option("--episodes", min=1, help="Episodes to read, spread over the shards.")] = 32,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 2 if there is a contradiction.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 2 on a contradiction or an error.")] = False,
     cards: Cards = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of episodes.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare a card with the data: contradictions, with a confidence and a reason for each.
 
-    The exit code is 0 even if there are contradictions, unless --strict is set.
+    Also judges the actions that the card's recipe makes, as filter does. The exit code is 0 even if there are
+    contradictions, unless --strict is set.
     """
     from oxe_curate.inspection import check_dataset
 
@@ -121,7 +122,7 @@ def check(
         from oxe_curate.inspection.show import checked
 
         print_result(checked(result))
-    if strict and result.contradictions:
+    if strict and result.fails:
         raise typer.Exit(2)
 
 

@@ -208,6 +208,8 @@ def filter_(
             typer.secho(f"unreadable, skipped: {line}", fg="red")
     for line in show.filter_warnings(result.summaries, out):
         typer.secho(line, fg="yellow")
+    if result.ignored:
+        typer.secho(f"ignored, since the name is not that of a version: {', '.join(result.ignored)}", fg="yellow")
     done = f"{counted(result.shards_done, 'shard')} scanned in {result.seconds:.1f} s"
     typer.echo(f"{done}, {result.shards_kept:,} already up to date. Index: {out}")
 
@@ -279,6 +281,8 @@ def tokenize(
     )  # fmt: skip
     for name in result.damaged:
         typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
+    for line in result.warnings:
+        typer.secho(f"warning: {line}", fg="yellow", err=True)
     if as_json:
         print_json(result.manifest)
         return

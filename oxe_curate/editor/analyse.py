@@ -72,7 +72,7 @@ def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> di
 def problems(text: str, catalogue: Catalogue, samples: float | None, base: Path | None = None) -> list[dict[str, Any]]:
     """The findings of `oxe-curate mixture check`, as JSON. `base` is the folder of the mixture file."""
     findings = check_text(text, "", catalogue.index, int(samples) if samples else None, catalogue.cards, base)
-    return [asdict(finding) for finding in findings]
+    return [asdict(finding) for finding in findings if finding.level != "accepted"]
 
 
 def apply_action(text: str, operation: Any, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import Mixture, resolve
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.build import EpisodeDraw, draw_episodes
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
@@ -173,7 +173,7 @@ class FrameViewer:
             i = row - int(ends[number]) + len(drawn.steps)
             texts, chosen = drawn.instructions()
             found.append(
-                {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": role,
+                {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": drawn.shown[role],
                  "swap": role in drawn.source.bgr, "file": shard.files[drawn.path], "row": drawn.row,
                  "step": int(drawn.steps[i]), "steps": drawn.episode.num_steps, "copy": int(drawn.copies[i]),
                  "sampleId": drawn.sample_ids()[i], "instruction": texts[chosen[i]]}

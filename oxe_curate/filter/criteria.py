@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 
 from oxe_curate import config
 from oxe_curate.errors import ConfigError, did_you_mean, quoted
-from oxe_curate.index.idle import IdleRule
 from oxe_curate.quality.measures import MEASURES
+from oxe_curate.registry.card import IdleRule
 
 MeasuredSwitch = Literal[True, False, "report"] | Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 """What happens to an episode that is unlike its data set: true drops it, "report" keeps and marks it, false does not
@@ -51,7 +51,11 @@ class Criteria:
         not_finite: drop if an action or proprio value is NaN or infinite.
         idle: drop if a larger share of the steps is idle by `idle_rule`; null for no limit.
         idle_rule: "libero" or "droid", see `idle.py`.
-        drop_idle_frames: a rule by which idle steps are removed from every episode first; null for none.
+        drop_idle_frames: a rule by which idle steps are removed from every episode first: "card" for the `frame_filter`
+            of each data set's card (droid has one), null for none.
+        keep_ranges: a JSON file of the steps to keep of each episode of DROID, as openpi uses it (see `keep_ranges`);
+            it applies to data sets with the metadata `recording_folderpath` and `file_path`, in place of their card's
+            `frame_filter`.
         bad_image: drop if a frame of a located camera cannot be decoded. Slow: decodes every image.
         duplicate: true drops an episode whose standardised actions equal those of an earlier one, in any split or data
             set (train comes first, then the lower id); "report" keeps and marks it; false disables the check.
@@ -93,6 +97,8 @@ class Criteria:
         image_cut: the image changes at once. Needs `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
+        image_motion_lag: the images lead or lag the motion. Needs `--look`.
+        wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
     no_third_person_camera: bool = True
@@ -107,7 +113,8 @@ class Criteria:
     not_finite: bool = True
     idle: float | None = Field(default=None, ge=0, le=1)
     idle_rule: IdleRule = "libero"
-    drop_idle_frames: IdleRule | None = None
+    drop_idle_frames: IdleRule | Literal["card"] | None = "card"
+    keep_ranges: str | None = None
     bad_image: bool = False
     duplicate: Literal[True, False, "report"] = "report"
     allow_leak: bool = False
@@ -144,6 +151,8 @@ class Criteria:
     image_cut: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
+    image_motion_lag: MeasuredSwitch = "report"
+    wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:
         if self.too_long is not None and self.too_long < self.too_short:
@@ -169,7 +178,7 @@ class Criteria:
         return {**{n: float(v) for n, v in numbers.items() if not isinstance(v, bool | str)}, **self.limits}
 
 
-SCANNED = ("black_level", "drop_idle_frames", "bad_image")
+SCANNED = ("black_level", "drop_idle_frames", "keep_ranges", "bad_image")
 """Settings that are applied while a shard is read."""
 MEASURED = tuple(criterion for measure in MEASURES for criterion in measure.criteria)
 """Criteria that compare an episode with its data set, in order."""

@@ -12,7 +12,7 @@ from oxe_curate.index.files import IndexFile
 from oxe_curate.index.store import describe_file, verify_file
 from oxe_curate.progress import Bar
 from oxe_curate.rlds import tfrecord
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
 
 SOURCES_JSON = "sources.json"

@@ -6,7 +6,6 @@ and usually suffices to show that the image is not black.
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 
 from oxe_curate.errors import CorruptError
 from oxe_curate.filter.jpeg import MAGIC, corner_brightness
+from oxe_curate.index.images import open_image
 from oxe_curate.rlds import example
 from oxe_curate.rlds.example import Span
 from oxe_curate.rlds.tfrecord import Ensure
@@ -137,11 +137,4 @@ def grey_thumbnail(data: bytes | memoryview, strict: bool = False) -> NDArray[An
 
 
 def _open(data: bytes | memoryview) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):  # 16 bits or more: keep the upper 8
-                values = np.asarray(image, np.float64)
-                return Image.fromarray((values / 256).clip(0, 255).astype(np.uint8))
-            return image.convert("L")
-    except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as a SyntaxError
-        raise ValueError(str(error)) from None
+    return open_image(data).convert("L")

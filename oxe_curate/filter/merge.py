@@ -12,6 +12,7 @@ from oxe_curate.filter import across
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import read_looks, write_looks
 from oxe_curate.filter.plan import present_splits
+from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import IndexFile, write_files
 from oxe_curate.index.index_json import DatasetEntry, IndexJson, Summary
 from oxe_curate.index.store import Index, IndexFiles, dataset_of, describe_file
@@ -66,14 +67,15 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
         files |= across.apply_decisions(contents, made)
         write_looks(folder, {path: look for index in opened for path, look in read_looks(index.folder).items()})
         summaries = {name: _count(files, name, entry) for name, entry in merged.datasets.items()}
-        replace(
+        done = replace(
             merged,
             files_sha256=write_files(folder, files),
             datasets={
                 name: replace(entry, summary=summaries[name], judged=dict(made.judged.get(name, {})))
                 for name, entry in merged.datasets.items()
             },
-        ).finish(folder)
+        )
+        replace(done, datasets=with_findings(IndexFiles(folder, files), {}, merged, done)).finish(folder)
     missing = {name: _missing(dataset, shards) for name, (dataset, shards) in selected.items()}
     return MergeResult(summaries, len(files), {name: splits for name, splits in missing.items() if splits})
 
@@ -178,6 +180,7 @@ def _merged_json(parts: Sequence[Index], selected: Mapping[str, tuple[RldsDatase
             seconds=round(sum(entry.seconds for entry in entries), 3),
             summary=Summary(),
             source=dataset.source.uri if dataset.source.uri != root else None,
+            facts=None,  # of all parts together, like the findings
         )
     first = IndexJson.read(parts[0].folder)
     return replace(first, source=root, datasets=datasets, files_sha256="")

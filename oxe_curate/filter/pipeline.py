@@ -10,7 +10,7 @@ from pathlib import Path
 from oxe_curate.atomic import TEMPORARY
 from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter import across, scan
+from oxe_curate.filter import across, plausible, scan
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
 from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
@@ -32,6 +32,7 @@ class FilterResult:
 
     Attributes:
         judged: data set -> criterion -> what it found, of those that compare an episode with its data set.
+        ignored: folders that look like versions of the data sets but are not (see `RldsDataset.ignored`).
     """
 
     summaries: dict[str, Summary]
@@ -40,6 +41,7 @@ class FilterResult:
     shards_kept: int
     seconds: float
     bytes_scanned: int
+    ignored: tuple[str, ...] = ()
 
 
 def run_filter(source: str | Path, out: str | Path, options: FilterOptions | None = None) -> FilterResult:
@@ -120,12 +122,15 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
             for name, entry in (previous.datasets | entries).items()
         },
     )
+    found = plausible.with_findings(IndexFiles(folder, written), known, previous, index)
+    index = replace(index, datasets=found)
     write_looks(folder, before | now)
     index.finish(folder)
     return FilterResult(
         {name: index.datasets[name].summary for name in sorted(index.datasets)},
         {name: index.datasets[name].judged for name in sorted(index.datasets)},
         len(todo), len(tasks) - len(todo), seconds, sum(task.size for task in todo),
+        tuple(f"{dataset.name}/{folder}" for dataset in datasets for folder in dataset.ignored),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from oxe_curate import registry
 from oxe_curate.errors import ConfigError, DataError, StorageError
 from oxe_curate.filter import scan
 from oxe_curate.filter.criteria import Criteria
+from oxe_curate.filter.keep_ranges import FIELDS, check_keys, identifies_episodes
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
 from oxe_curate.index.index_json import FrameDetail
+from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds.dataset import RldsDataset, Shard, find
+from oxe_curate.rlds.leaf import leaves
 from oxe_curate.storage import Folder
 
 
@@ -62,6 +65,9 @@ def plan_filter(source: str | Path, out: str | Path, options: FilterOptions) -> 
 def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOptions) -> list[FilterTask]:
     """One task per source shard. Raises ConfigError, DataError or StorageError before any work is done."""
     tasks: list[FilterTask] = []
+    criteria = options.criteria
+    if criteria.keep_ranges is not None and "://" not in criteria.keep_ranges:
+        criteria = replace(criteria, keep_ranges=str(Path(criteria.keep_ranges).expanduser().absolute()))
     for dataset in datasets:
         try:
             card = registry.load(dataset.name, options.cards)
@@ -69,6 +75,7 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
             raise ConfigError(
                 f"{dataset.source}/{dataset.path}: {error} To filter other data sets only, select them with --dataset."
             ) from None
+        _check_answered(card, options.cards)
         recipe = recipe_for((dataset.name, card.name, *card.aliases), options.recipes)
         if card.recipes:
             card.recipe(recipe)
@@ -78,14 +85,39 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
         _check_complete(dataset, shards, sizes)
         tasks += [
             FilterTask(
-                dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=options.criteria, out=out,
+                dataset=dataset, shard=shard, card=card, recipe=recipe, criteria=criteria, out=out,
                 size=sizes[shard.path], frames=frames, verify=options.verify, skip_corrupt=options.skip_corrupt,
                 look=options.look,
             )
             for shard in shards
         ]  # fmt: skip
         scan.Scanner(dataset, card, recipe)  # reports a card that does not fit before any work
+    if criteria.keep_ranges is not None:
+        _check_keep_ranges(criteria.keep_ranges, datasets, tasks)
     return tasks
+
+
+def _check_keep_ranges(path: str, datasets: Sequence[RldsDataset], tasks: Sequence[FilterTask]) -> None:
+    keyed = [dataset for dataset in datasets if identifies_episodes(leaves(dataset.features)[1])]
+    if not keyed:
+        raise ConfigError(
+            f"{path}: keep_ranges: {', '.join(dataset.label for dataset in datasets)}: no data set has the metadata "
+            f"{' and '.join(FIELDS)}, by which the file names episodes; remove the criterion"
+        )
+    for dataset in keyed:
+        check_keys(path, dataset, next(task.shard for task in tasks if task.dataset == dataset))
+
+
+def _check_answered(card: DatasetCard, cards: Path | None) -> None:
+    """Raise ConfigError for a draft that nobody has completed."""
+    if card.open_questions:
+        path = (cards or registry.CARDS_DIR) / f"{card.name}.yaml"
+        count = len(card.open_questions)
+        raise ConfigError(
+            f"{path}: open_questions: {'1 question is' if count == 1 else f'{count} questions are'} open: "
+            f"{' '.join(card.open_questions)} Correct the card, then remove each answered question from open_questions "
+            "(or write `open_questions: []`)."
+        )
 
 
 def recipe_for(names: Sequence[str], recipes: Sequence[str]) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from oxe_curate.errors import ConfigError, quoted
 from oxe_curate.filter import across
 from oxe_curate.filter.criteria import SCANNED, Criteria
+from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import write_files
 from oxe_curate.index.index_json import IndexJson, Judged, Summary
-from oxe_curate.index.store import Index, dataset_of
+from oxe_curate.index.store import Index, IndexFiles, dataset_of
 from oxe_curate.outputs import hold_output
 
 
@@ -59,7 +60,7 @@ def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False, pro
         if result.changed:
             data.retract(index.folder)
             files |= across.apply_decisions(index.contents, made)
-        replace(
+        screened = replace(
             data,
             criteria=asdict(criteria),
             files_sha256=write_files(index.folder, files),
@@ -67,7 +68,9 @@ def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False, pro
                 name: replace(entry, summary=result.after[name], judged=dict(result.judged.get(name, {})))
                 for name, entry in data.datasets.items()
             },
-        ).finish(index.folder)
+        )
+        found = with_findings(IndexFiles(index.folder, files), index.contents.entries, data, screened)
+        replace(screened, datasets=found).finish(index.folder)
     return result
 
 

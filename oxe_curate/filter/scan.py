@@ -19,11 +19,12 @@ from oxe_curate.errors import ConfigError, CorruptError, DataError
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.decisions import own_reasons
 from oxe_curate.filter.frames import FrameLook
+from oxe_curate.filter.keep_ranges import FIELDS, episode_key, identifies_episodes, read_keep_ranges
 from oxe_curate.filter.looking import look_at_camera
 from oxe_curate.filter.screen import Candidate, screen, success
 from oxe_curate.index.files import SourceShard
 from oxe_curate.index.frame_pool import locate
-from oxe_curate.index.idle import drop_idle_frames
+from oxe_curate.index.idle import drop_idle_frames, keep_frames
 from oxe_curate.index.index_json import FORMAT, FrameDetail, Summary
 from oxe_curate.index.store import write_table
 from oxe_curate.index.table import IndexRow, index_table, with_decisions
@@ -31,10 +32,14 @@ from oxe_curate.lru import LruCache
 from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.registry.card import DatasetCard
 from oxe_curate.registry.features import check_features
+from oxe_curate.registry.text import draw_text
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import RawEpisode, RecordReader, camera_key, leaves
-from oxe_curate.rlds.remote import ShardBytes, open_shard
+from oxe_curate.rlds.foreign import ForeignFileError
+from oxe_curate.rlds.leaf import camera_key, leaves
+from oxe_curate.rlds.reader import RawEpisode, RecordReader
+from oxe_curate.rlds.remote import ShardBytes
+from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder, StoreOptions
 
 ROLES = ("primary", "secondary", "extra", "wrist", "egocentric")
@@ -87,12 +92,14 @@ class FilterTask:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of everything that determines the index file's contents."""
+        ranges = self.criteria.keep_ranges
         parts = {
             "format": FORMAT, "version": __version__, "shard": asdict(self.shard), "size": self.size,
             "card": asdict(self.card), "recipe": self.recipe, "criteria": self.criteria.of_the_scan(),
             "frames": self.frames, "skip_corrupt": self.skip_corrupt,
             **({"verify": True} if self.verify and self.skip_corrupt else {}),
             **({"look": self.look} if self.look else {}),
+            **({"keep_ranges": read_keep_ranges(ranges).sha256} if ranges else {}),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -109,7 +116,7 @@ def scan_shard(task: FilterTask) -> tuple[pa.Table, Summary, SourceShard]:
     framing = tfrecord.Framing()
     with open_shard(task.dataset.source, task.shard.path) as shard:
         rows, corrupt, read = _read_rows(task, shard, framing)
-        size = len(shard.buffer)
+        size = shard.file_size
     # a record's checksum is read after its data, when the next record is looked for
     rows = [replace(row, record_crc=framing.crcs[row.id.record]) for row in rows]
     table = index_table(rows)
@@ -150,7 +157,8 @@ def _read_rows(task: FilterTask, shard: ShardBytes, framing: tfrecord.Framing) -
         if task.skip_corrupt:
             corrupt.append(f"{task.shard.path}: {error}")
         else:
-            raise type(error)(f"{task.name}: {error}.\n{_ADVICE[isinstance(error, CorruptError)]}") from error
+            advice = "" if isinstance(error, ForeignFileError) else f".\n{_ADVICE[isinstance(error, CorruptError)]}"
+            raise type(error)(f"{task.name}: {error}{advice}") from error
     return rows, corrupt, read
 
 
@@ -177,6 +185,13 @@ class Scanner:
         flag = card.success_key
         if flag is not None and flag in other:
             fields[flag] = flag
+        self._choice = tuple(key for key in card.language.keys if key in steps)
+        if card.language.choice == "first":
+            self._choice = ()
+        self._rule = card.frame_rule
+        self._keyed = identifies_episodes(other)
+        if self._keyed:
+            fields |= {field: field for field in FIELDS}
         self.reader = RecordReader(
             dataset.features,
             steps=[
@@ -192,11 +207,14 @@ class Scanner:
         self, task: FilterTask, buffer: memoryview, number: int, offset: int, length: int, ensure: Any
     ) -> tuple[IndexRow, int]:
         """Return the record's row, and the number of bytes read."""
-        episode = self.reader.read(buffer, offset, length, ensure)
+        episode, shard = self.reader.read(buffer, offset, length, ensure), task.shard
+        name = EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number)
+        if self._choice:
+            episode = replace(episode, steps=draw_text(episode.steps, self._choice, str(name)))
         trajectory = self._standardize(episode.steps) if self._standardize else None
+        if trajectory is not None:
+            trajectory = self._keep(trajectory, episode, task.criteria)
         criteria = task.criteria
-        if trajectory is not None and criteria.drop_idle_frames:
-            trajectory = drop_idle_frames(trajectory, criteria.drop_idle_frames)
         look = FrameLook(buffer, ensure)
         candidate = Candidate(task.card, episode, trajectory, look)
         applies = screen(candidate, criteria)
@@ -215,14 +233,23 @@ class Scanner:
                 frames[role] = located
             if task.look:
                 looks[role] = look_at_camera(look, located, task.look)
-        shard = task.shard
         row = IndexRow(
-            id=EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number),
-            shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps, applies=applies,
-            success=success(candidate), trajectory=trajectory, frames=frames, spans=spans,
+            id=name, shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps,
+            applies=applies, success=success(candidate), trajectory=trajectory, frames=frames, spans=spans,
             control_hz=task.card.control_hz, looks=looks if task.look else None,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched
+
+    def _keep(self, trajectory: Trajectory, episode: RawEpisode, criteria: Criteria) -> Trajectory:
+        """Leave out single steps: those that keep_ranges does not list, and idle ones."""
+        rule = criteria.drop_idle_frames
+        if criteria.keep_ranges and self._keyed:
+            ranges = read_keep_ranges(criteria.keep_ranges)
+            keep = ranges.mask(episode_key(episode.metadata), episode.num_steps)
+            trajectory = keep_frames(trajectory, keep[trajectory.frame_index])
+            rule = None if rule == "card" else rule
+        rule = self._rule if rule == "card" else rule
+        return drop_idle_frames(trajectory, rule) if rule else trajectory
 
 
 def _touched(episode: RawEpisode, frames: dict[str, NDArray[np.int64]]) -> int:

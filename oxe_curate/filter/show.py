@@ -10,6 +10,7 @@ from oxe_curate.filter.scan import FilterTask
 from oxe_curate.filter.tasks import lost_tasks
 from oxe_curate.index.index_json import Judged, Summary
 from oxe_curate.index.store import Index
+from oxe_curate.quality.findings import sentences
 from oxe_curate.ui.tables import Column, ResultTable, counted, share_of
 
 
@@ -78,9 +79,11 @@ def planned(tasks: Sequence[FilterTask]) -> ResultTable:
 
 
 def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
-    """What the tables do not show: `count_warnings`, and lost tasks."""
-    lines = count_warnings(summaries)
-    for name, texts in lost_tasks(Index.open(index)).items():
+    """What the tables do not show: findings about the actions, `count_warnings`, and lost tasks."""
+    opened = Index.open(index)
+    lines = [line for name in summaries for line in sentences(opened.datasets[name].findings, name)]
+    lines += count_warnings(summaries)
+    for name, texts in lost_tasks(opened).items():
         if summaries[name].kept:
             shown = ", ".join(map(repr, texts[:5])) + (", …" if texts[5:] else "")
             lines.append(f"{name}: no episode is left of {counted(len(texts), 'task')}: {shown}")

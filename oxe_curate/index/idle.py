@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.episode import Trajectory
-
-IdleRule = Literal["libero", "droid"]
+from oxe_curate.registry.card import IdleRule
 
 LIBERO_NORM = 1e-4
 DROID_TOLERANCE = 1e-5
@@ -79,10 +77,19 @@ def drop_idle_frames(trajectory: Trajectory, rule: IdleRule) -> Trajectory:
 
     Actions are displacements, so the remaining ones add up to the same path, apart from the idle steps' own motion.
     """
-    idle = RULES[rule](trajectory.action)
-    if not idle.any():
+    return keep_frames(trajectory, ~RULES[rule](trajectory.action))
+
+
+def keep_frames(trajectory: Trajectory, keep: NDArray[np.bool_]) -> Trajectory:
+    """Return the trajectory with only some of its steps; the same object if those are all.
+
+    Args:
+        trajectory: one episode.
+        keep: bool (T',).
+    """
+    if keep.all():
         return trajectory
-    keep, texts = ~idle, trajectory.instruction_index
+    texts = trajectory.instruction_index
     return replace(
         trajectory,
         action=trajectory.action[keep],

@@ -108,15 +108,45 @@ def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: ND
     return complete
 
 
+FRAME_FORMATS = ("PNG", "JPEG")
+"""Pillow's names of the formats that frames may have: those of tfds's images."""
+
+
 def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG to uint8 (H, W, 3), RGB. Raises ValueError on anything else."""
     if bytes(data[:2]) == b"\xff\xd8":
         return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
+    return np.asarray(open_image(data))
+
+
+def open_image(data: bytes | memoryview) -> Image.Image:
+    """Decode a JPEG or PNG, the formats of frames, to a Pillow image in mode RGB; see `to_rgb`.
+
+    Raises:
+        ValueError: the bytes are neither, or damaged.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
+        with Image.open(io.BytesIO(data), formats=FRAME_FORMATS) as image:
+            return to_rgb(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
         raise ValueError(str(error)) from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, as TensorFlow's `decode_image` does with three channels.
+
+    Of 16-bit values the upper 8 bits are used (Pillow's own conversion saturates them), grey is repeated, and alpha is
+    dropped.
+
+    Raises:
+        ValueError: an image of floats, whose range is not known.
+    """
+    if image.mode.startswith("I"):  # Pillow keeps 16 bits only in grey images
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode.startswith("F"):
+        raise ValueError("an image of floats, expected 8 or 16 bits per channel")
+    return image.convert("RGB")
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -148,7 +178,7 @@ def encode_picture(data: bytes | memoryview, size: int | None, quality: int) -> 
             if size is None:
                 return bytes(data)
             upright = ImageOps.exif_transpose(image) or image
-            return encode(resize(np.asarray(upright.convert("RGB")), size), quality)
+            return encode(resize(np.asarray(to_rgb(upright)), size), quality)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
         raise ValueError(str(error)) from None
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from oxe_curate import __version__, config
 from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.quality.action_facts import ActionFacts
+from oxe_curate.quality.findings import DataFinding
 from oxe_curate.sealed import CHECKSUM, check_seal, seal
 from oxe_curate.storage import Folder
 
@@ -108,6 +110,8 @@ class DatasetEntry:
         seconds: duration of the run that last scanned it.
         source: root of its shards, if it is not that of the index (moved, mirrored, or filtered from another folder).
         judged: criterion -> what it found, of those that compare an episode with its data set.
+        facts: of the kept episodes' actions; None if none is kept, or an older version wrote the index.
+        findings: what is implausible about them.
     """
 
     version: str
@@ -120,6 +124,8 @@ class DatasetEntry:
     summary: Summary
     source: str | None = None
     judged: dict[str, Judged] = field(default_factory=dict)
+    facts: ActionFacts | None = None
+    findings: tuple[DataFinding, ...] = ()
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -225,8 +231,8 @@ def _nested(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(entry: DatasetEntry) -> dict[str, Any]:
     data = asdict(entry)
     counts = data.pop("summary")
-    for name, nothing in (("source", None), ("judged", {})):
-        if data[name] == nothing:
+    for name in ("source", "judged", "facts", "findings"):
+        if not data[name]:
             del data[name]
     return {**data, **counts}
 

@@ -14,7 +14,7 @@ import crc32c
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.index.episodes import Episode
 from oxe_curate.rlds import tfrecord
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.shards import is_array_record, open_shard
 from oxe_curate.storage import Folder, explain
 
 _OPEN_FILES = 256
@@ -61,7 +61,9 @@ class ShardReader:
         return DataError(f"{self.name}: ends before byte {end}; {CHANGED}")
 
 
-class _RemoteReader(ShardReader):
+class _ShardBytesReader(ShardReader):
+    """Of an object, or of a compressed file: what was read is kept."""
+
     remote = True
 
     def __init__(self, folder: Folder, path: str) -> None:
@@ -223,8 +225,8 @@ class SourceRecords:
     def _reader(self, source: Folder, path: str) -> ShardReader:
         key = source.uri, path
         if key not in self._readers:
-            local = source.is_local
-            self._readers[key] = _LocalReader(source, path, self._files) if local else _RemoteReader(source, path)
+            local = source.is_local and not is_array_record(path)
+            self._readers[key] = _LocalReader(source, path, self._files) if local else _ShardBytesReader(source, path)
         return self._readers[key]
 
     def _scratch(self, length: int) -> memoryview:

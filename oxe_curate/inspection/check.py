@@ -17,13 +17,17 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.leftovers import ARMS_QUESTION, JOINT_QUESTION
 from oxe_curate.inspection.report import SAMPLE_EPISODES, CameraFeature, Inspection, report_of
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
+from oxe_curate.quality.action_facts import measure_actions
+from oxe_curate.quality.findings import CardFacts, DataFinding
+from oxe_curate.quality.plausibility import judge_actions
 from oxe_curate.registry.card import THIRD_PERSON, Camera, DatasetCard, read_card
 from oxe_curate.registry.features import check_features
 from oxe_curate.rlds.dataset import RldsDataset, find
-from oxe_curate.rlds.reader import camera_key, leaves
+from oxe_curate.rlds.leaf import camera_key, leaves
 from oxe_curate.storage import Folder
 
 CardVerdict = Literal["agrees", "contradicts", "undecided"]
@@ -54,13 +58,23 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The result of `check_dataset`."""
+    """The result of `check_dataset`.
+
+    Attributes:
+        findings: what is implausible about the actions that the recipe makes.
+    """
 
     card: str
     dataset: str
     recipe: str
     episodes: int
     comparisons: tuple[Comparison, ...]
+    findings: tuple[DataFinding, ...] = ()
+
+    @property
+    def fails(self) -> bool:
+        """Whether the data contradict the card, or its actions are wrong for training."""
+        return bool(self.contradictions) or any(finding.severity == "error" for finding in self.findings)
 
     @property
     def contradictions(self) -> tuple[Comparison, ...]:
@@ -103,7 +117,27 @@ def check_dataset(
     elif recipe is not None:
         known.recipe(recipe)
     report = report_of(dataset, read_sample(dataset, episodes, seed), known.control_hz)
-    return Checked(known.name, dataset.label, recipe or "", len(report.read), compare(known, dataset, report, recipe))
+    comparisons = compare(known, dataset, report, recipe)
+    return Checked(
+        known.name, dataset.label, recipe or "", len(report.read), comparisons, _implausible(known, report, recipe)
+    )
+
+
+def _implausible(card: DatasetCard, report: Inspection, recipe: str | None) -> tuple[DataFinding, ...]:
+    """Judge the actions of the sample, like `filter` those of the index; none if the recipe does not run."""
+    if recipe is None:
+        return ()
+    try:
+        found = [t for t in (card.standardize(steps, recipe) for steps in report.sample.episodes) if len(t)]
+    except (DataError, ConfigError):
+        return ()  # `compare` reports it
+    if not found:
+        return ()
+    starts = np.concatenate([[0], np.cumsum([len(t) for t in found])]).astype(np.int64)
+    widths = {t.proprio.shape[1] for t in found}
+    proprio = np.concatenate([t.proprio for t in found]) if len(widths) == 1 else None
+    facts = measure_actions(np.concatenate([t.action for t in found]), starts, proprio)
+    return tuple(judge_actions(facts, CardFacts.of(card, recipe)))
 
 
 def find_for(card: DatasetCard, source: Folder) -> RldsDataset:
@@ -132,6 +166,7 @@ def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe:
     found += _language(card, report)
     found += _episode_filters(card, report)
     found += _native(card, report)
+    found += [Comparison("open question of the card", "open", "–", 0.0, q, "undecided") for q in card.open_questions]
     if fits and recipe is not None:
         found += _standardised(card, recipe, report)
     return tuple(found)
@@ -228,7 +263,9 @@ def _native(card: DatasetCard, report: Inspection) -> list[Comparison]:
     c = report.conventions
     kind = c.of(f"what does {c.position} mean?") if c.position else None
     expected = _KINDS.get(card.action_encoding)
-    joints = c.of("does the action move the end effector")
+    joints = c.of(JOINT_QUESTION)
+    if (two := c.of(ARMS_QUESTION)) and card.arms == "single":
+        found.append(_judge("arms", card.arms, two, False))
     if joints and card.is_end_effector and c.position and _reads(card, c.position.key):
         found.append(_judge("native action space", card.action_encoding, joints, False))
     elif kind and expected and kind.answer != "constant":

@@ -16,14 +16,15 @@ from oxe_curate.inspection.finding import Finding
 from oxe_curate.inspection.sample import Sample, SampledCamera, read_sample
 from oxe_curate.inspection.series import WIDEST, as_columns
 from oxe_curate.inspection.vision import black_share
-from oxe_curate.registry.text import from_codepoints
+from oxe_curate.registry.text import from_codepoints, strings
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
 
 SAMPLE_EPISODES = 32
 """Default number of episodes to read."""
 _BOOKKEEPING = {"is_first", "is_last", "is_terminal", "discount", "reward"}
-_INSTRUCTION = ("instruction", "language", "task", "goal", "text", "command")
+INSTRUCTION_WORDS = ("instruction", "language", "task", "goal", "text", "command")
+"""Parts of names of features with instructions, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Inspection:
         flags: boolean metadata -> share of true among the episodes read.
         metadata: all features outside the steps -> type.
         not_read: step features that were not read -> reason.
+        ignored: folders of the data set whose names are not those of versions.
         conventions: the meaning of the columns; its findings are also in `findings`.
         sample: the sampled data, for thumbnails; not part of the JSON.
     """
@@ -115,6 +117,7 @@ class Inspection:
     flags: Mapping[str, float]
     metadata: Mapping[str, str]
     not_read: Mapping[str, str]
+    ignored: tuple[str, ...]
     conventions: Conventions
     findings: tuple[Finding, ...]
     sample: Sample
@@ -173,7 +176,8 @@ def report_of(dataset: RldsDataset, sample: Sample, control_hz: float | None = N
         others=tuple(n for n in numbers if not n.key.startswith(("action", "observation/"))),
         texts=texts_of(sample),
         flags={key: float(np.mean([flags.get(key, False) for flags in sample.flags])) for key in first},
-        metadata=sample.metadata, not_read=sample.not_read, conventions=conventions,
+        metadata=sample.metadata, not_read=sample.not_read, ignored=dataset.ignored,
+        conventions=conventions,
         findings=(*conventions.findings, *looks), sample=sample,
     )  # fmt: skip
 
@@ -230,6 +234,12 @@ def _camera(camera: SampledCamera) -> CameraFeature:
     )  # fmt: skip
 
 
+def not_usable(report: Inspection, words: tuple[str, ...]) -> str:
+    """The step features with such a name that were not read, and why: "; not usable: KEY (why), ...", or ""."""
+    found = [f"{key} ({why})" for key, why in report.not_read.items() if any(word in key.lower() for word in words)]
+    return f"; not usable: {', '.join(found)}" if found else ""
+
+
 def texts_of(sample: Sample) -> tuple[TextFeature, ...]:
     """Step features with texts, the likeliest instruction first: by name, then by the share of episodes with a text."""
     found = []
@@ -237,8 +247,9 @@ def texts_of(sample: Sample) -> tuple[TextFeature, ...]:
         if key not in sample.episodes[0]:
             continue
         arrays = [steps[key] for steps in sample.episodes]
-        if leaf.kind == "text":
-            found.append(_text(key, "string", [list(dict.fromkeys(_decode(v) for v in a.tolist())) for a in arrays]))
+        if leaf.dtype == object:
+            texts = [strings(key, a) for a in arrays]
+            found.append(_text(key, "string", [list(dict.fromkeys(_decode(v) for v in values)) for values in texts]))
         elif leaf.dtype.kind in "iu" and len(leaf.shape) == 1 and leaf.width >= 16 and looks_like_text(arrays):
             rows = [np.unique(np.asarray(a, np.int32), axis=0) for a in arrays]
             found.append(_text(key, "codepoints", [[from_codepoints(row) for row in r] for r in rows]))
@@ -247,7 +258,7 @@ def texts_of(sample: Sample) -> tuple[TextFeature, ...]:
 
 def _unlikely(key: str) -> int:
     name = key.rsplit("/", 1)[-1]
-    rank = next((i for i, word in enumerate(_INSTRUCTION) if word in name), len(_INSTRUCTION))
+    rank = next((i for i, word in enumerate(INSTRUCTION_WORDS) if word in name), len(INSTRUCTION_WORDS))
     return rank + 3 * ("structured" in name)
 
 

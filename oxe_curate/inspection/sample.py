@@ -17,8 +17,10 @@ from oxe_curate.inspection.series import WIDEST
 from oxe_curate.inspection.vision import Clip
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
-from oxe_curate.rlds.reader import Leaf, RawEpisode, RecordReader, leaves
-from oxe_curate.rlds.remote import open_shard
+from oxe_curate.rlds.foreign import ForeignFileError
+from oxe_curate.rlds.leaf import Leaf, camera_problem, leaves
+from oxe_curate.rlds.reader import RawEpisode, RecordReader
+from oxe_curate.rlds.shards import open_shard
 
 _DECODED_EPISODES = 8
 """Episodes whose frames are decoded."""
@@ -37,7 +39,8 @@ class SampledCamera:
         key: full step key.
         encoding: "jpeg" or "png" by the bytes, "tensor" for plain arrays, "unspecified" where no frame was read.
         shape: (height, width, channels) of the first frame that was decoded, else as in features.json.
-        frames: per episode with decoded frames, uint8 (n, h, w, 3), reduced; empty for tensors, which are not decoded.
+        frames: per episode with decoded frames, uint8 (n, h, w, 3), reduced; empty for tensors and images of floats,
+            which are not decoded.
         at: per episode with decoded frames, the steps of the frames.
         missing: frames without bytes. unreadable: frames that cannot be decoded.
         looked_at: total number of frames checked.
@@ -88,7 +91,7 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
         raise ConfigError(f"--episodes {episodes}: must be at least 1")
     # sorted: protobuf loses the order of features.json, and a report must not change from run to run
     steps, other = (dict(sorted(part.items())) for part in leaves(dataset.features))
-    images = [key for key, leaf in steps.items() if leaf.kind == "image"]
+    images = [key for key, leaf in steps.items() if not camera_problem(leaf)]
     not_read = {key: why for key, leaf in steps.items() if leaf.kind != "image" and (why := _too_much(leaf))}
     selected = [key for key, leaf in steps.items() if leaf.kind != "image" and key not in not_read]
     flags = [key for key, leaf in other.items() if leaf.kind == "number" and leaf.dtype == np.bool_ and not leaf.shape]
@@ -102,14 +105,14 @@ def read_sample(dataset: RldsDataset, episodes: int = 32, seed: int = 0) -> Samp
                 film.add(episode, buffer, ensure)
     if not read:
         raise DataError(f"{dataset.source}/{dataset.path}: its shards contain no episodes")
-    tensors = [_tensor_camera(leaf) for leaf in steps.values() if _is_image(leaf)]
+    others = [_unread_camera(leaf) for leaf in steps.values() if leaf.key not in images and _is_image(leaf)]
     return Sample(
         episodes=tuple(episode.steps for _, episode in read),
         ids=tuple(name for name, _ in read),
         flags=tuple({key: bool(value) for key, value in episode.metadata.items()} for _, episode in read),
         metadata={key: "text" if leaf.kind == "text" else str(leaf.dtype) for key, leaf in other.items()},
         steps=steps,
-        cameras=(*(film.camera(steps[key]) for key in images), *tensors),
+        cameras=(*(film.camera(steps[key]) for key in images), *others),
         not_read=not_read,
     )
 
@@ -143,6 +146,8 @@ def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: 
                 yield number, reader.read(buffer, offset, length, ensure), buffer, ensure
             if number >= records[-1]:
                 return
+    except ForeignFileError as error:
+        raise ForeignFileError(f"{where}: {error}") from None
     except (CorruptError, DataError) as error:
         raise type(error)(f"{where}, record {max(number, 0)}: {error}") from error
     raise CorruptError(f"{where}: dataset_info.json lists {shard.records} records, the file contains {number + 1}")
@@ -150,10 +155,12 @@ def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: 
 
 def _too_much(leaf: Leaf) -> str:
     """The reason for not reading a step feature, "" if it is read."""
-    if leaf.kind == "rare":
-        return "nested, ragged or video"
+    if leaf.kind == "unreadable":
+        return leaf.problem
+    if leaf.kind == "rare" or (leaf.kind == "ragged" and leaf.dtype != object):
+        return "a sequence or a tensor whose shape differs from step to step"
     if leaf.kind == "number" and _is_image(leaf):
-        return "an image stored as a plain tensor"
+        return "an image stored as a plain tensor; write it with tfds.features.Image to use it as a camera"
     limit = _TEXT_WIDTH if leaf.dtype.kind in "iu" else WIDEST
     if leaf.kind == "number" and leaf.width > limit:
         return f"{leaf.width} numbers per step"
@@ -162,11 +169,13 @@ def _too_much(leaf: Leaf) -> str:
 
 def _is_image(leaf: Leaf) -> bool:
     shape = [d or 0 for d in leaf.shape]
-    return leaf.kind == "number" and len(shape) in (2, 3) and min(shape[:2]) >= 16
+    return leaf.kind == "image" or (leaf.kind == "number" and len(shape) in (2, 3) and min(shape[:2]) >= 16)
 
 
-def _tensor_camera(leaf: Leaf) -> SampledCamera:
-    return SampledCamera(leaf.key, "tensor", leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
+def _unread_camera(leaf: Leaf) -> SampledCamera:
+    """A camera whose frames are not decoded: a plain tensor, or an image of floats."""
+    encoding = "tensor" if leaf.kind == "number" else leaf.feature.encoding_format or "png"
+    return SampledCamera(leaf.key, encoding, leaf.shape, str(leaf.dtype), (), (), 0, 0, 0)
 
 
 def _small(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

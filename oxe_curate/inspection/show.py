@@ -9,7 +9,9 @@ from rich.text import Text
 
 from oxe_curate.inspection.check import Checked
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.questions import open_questions
 from oxe_curate.inspection.report import Inspection, NumberFeature
+from oxe_curate.quality.findings import sentences
 from oxe_curate.ui.tables import Column, ResultTable, counted
 
 _VERDICTS = {"agrees": "green", "contradicts": "red", "undecided": "dim"}
@@ -36,6 +38,7 @@ def inspected(report: Inspection) -> Group:
     if report.others:
         parts.append(_numbers("Other numbers", report.others))
     parts += [_instructions(report), *_notes(report), findings_table(report.findings)]
+    parts += [Text(f"open question: {question}", "bold red") for question in open_questions(report.conventions)]
     return Group(*parts)
 
 
@@ -72,7 +75,11 @@ def checked(result: Checked) -> Group:
     agree = sum(c.verdict == "agrees" for c in result.comparisons)
     undecided = len(result.comparisons) - count - agree
     verdict = f"{counted(count, 'contradiction')}, {counted(agree, 'agreement')}, {undecided} undecided"
-    return Group(table, Text(verdict, "bold red" if count else "bold green"))
+    lines = [
+        Text.assemble((f"{f.severity}: ", "bold red" if f.severity == "error" else "bold yellow"), line)
+        for f, line in zip(result.findings, sentences(result.findings, result.card), strict=True)
+    ]
+    return Group(table, *lines, Text(verdict, "bold red" if result.fails else "bold green"))
 
 
 def _cameras(report: Inspection) -> ResultTable:
@@ -120,6 +127,8 @@ def _notes(report: Inspection) -> list[Text]:
     others = [key for key in report.metadata if key not in report.flags]
     if others:
         lines.append(Text(f"other metadata, not read: {', '.join(others)}", "dim"))
+    if report.ignored:
+        lines.append(Text(f"ignored, since the name is not that of a version: {', '.join(report.ignored)}", "yellow"))
     if report.not_read:
         lines.append(Text(f"not read: {', '.join(f'{k} ({why})' for k, why in report.not_read.items())}", "dim"))
     return lines

@@ -7,6 +7,15 @@ from typing import Literal
 
 from oxe_curate.registry.card import DatasetCard
 
+_SUITES = tuple(f"libero_{suite}_no_noops" for suite in ("10", "goal", "object", "spatial"))
+SAME_DATA: dict[str, tuple[tuple[str, ...], str]] = {
+    "bridge_oxe": (("bridge_orig",), "bridge_oxe is an older copy of Bridge"),
+    "bridge_orig": (("bridge_oxe",), "bridge_oxe is an older copy of Bridge"),
+    "libero_4_task_suites_no_noops": (_SUITES, "libero_4_task_suites_no_noops has all four suites"),
+    **dict.fromkeys(_SUITES, (("libero_4_task_suites_no_noops",), "it has all four suites")),
+}
+"""Card -> the cards whose data it repeats, and why."""
+
 Polarity = Literal["documented", "undocumented", "no gripper"]
 
 _WORD = r"(?:open(?:s|ed|ing)?|clos(?:e|es|ed|ing))\b"

@@ -7,55 +7,61 @@ the same rules: OpenVLA's Magic Soup++ contains dobbe, which fails OpenVLA's own
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from oxe_curate import config
 from oxe_curate.errors import ConfigError, quoted
-from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import card_facts
+from oxe_curate.mixture.data_checks import data_faults, given_bounds
+from oxe_curate.mixture.kinds import KINDS
 from oxe_curate.mixture.lines import Lines, find_lines
 from oxe_curate.mixture.members import Member, MemberLookup
+from oxe_curate.mixture.problems import Problem, accept, has_errors, in_order
 from oxe_curate.mixture.shares import Breakdown, breakdown
-from oxe_curate.mixture.spec import Mixture
+from oxe_curate.mixture.spec import Fault, Mixture, cameras_missing, resolve_entries, with_statistics
 from oxe_curate.mixture.texts import missing_file
 from oxe_curate.strict_yaml import YamlError, load_yaml
 
-_MAX_FINDINGS = 1000
 _FEW_EPOCHS, _MANY_EPOCHS = 1.0, 10.0
 _RATE_RATIO = 5.0
 """Ratio of control rates above which the same displacement per step means very different speeds."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A finding of a check.
-
-    Attributes:
-        code: for programs, "fails_criterion".
-        key: path in the YAML, "datasets.3.weight"; None if the finding is about the whole file.
-        line: in the file, from 1.
-        dataset: name of the entry, if the finding is about one.
-        advice: what to do.
-    """
-
-    level: Literal["error", "warning"]
-    code: str
-    key: str | None
-    line: int | None
-    dataset: str | None
-    message: str
-    advice: str
-
-
 def check_file(
-    path: Path, index: Index | None = None, samples: int | None = None, cards: Path | None = None
+    path: Path,
+    index: Index | None = None,
+    samples: int | None = None,
+    cards: Path | None = None,
+    statistics: Path | None = None,
 ) -> list[Problem]:
-    """Check a mixture file. Raises ConfigError only if it cannot be read."""
-    return check_text(config.read_yaml_text(path), str(path), index, samples, cards, path.parent)
+    """Check a mixture file; `statistics` replaces its bounds.
+
+    Raises:
+        ConfigError: it cannot be read. DataError: the index is damaged.
+    """
+    text = config.read_yaml_text(path)
+    return check_text(text, str(path), index, samples, cards, path.parent, statistics, thorough=True)
+
+
+def refuse(path: Path, index: Index, cards: Path | None = None, statistics: Path | None = None) -> list[Problem]:
+    """Check a mixture before it is drawn from; return the warnings.
+
+    Raises:
+        ConfigError: what `check_file` calls an error and the mixture does not accept.
+    """
+    found = check_file(path, index, None, cards, statistics)
+    errors = [f"{path}: {f.message.removesuffix('.')}. {f.advice}" for f in found if f.level == "error"]
+    if not errors:
+        return [f for f in found if f.level == "warning"]
+    names = dict.fromkeys(f.code for f in found if f.level == "error" and KINDS[f.code].acceptable)
+    example = (
+        f"\nIf it is intended: accept: [{{finding: {next(iter(names))}, reason: ...}}] in the mixture." if names else ""
+    )
+    more = f"\n{len(errors) - 5} more errors; see `oxe-curate mixture check`." if len(errors) > 5 else ""
+    raise ConfigError("\n".join(errors[:5]) + more + example)
 
 
 def check_text(
@@ -65,6 +71,9 @@ def check_text(
     samples: int | None = None,
     cards: Path | None = None,
     base: Path | None = None,
+    statistics: Path | None = None,
+    *,
+    thorough: bool = False,
 ) -> list[Problem]:
     """Check the text of a mixture, errors first, then by line.
 
@@ -74,7 +83,12 @@ def check_text(
         index: None: sizes are the published ones, and versions are unknown.
         samples: number of training samples, for the checks of epochs.
         cards: a folder of the user's own cards.
-        base: folder to which paths of image-text sources are relative; None: the sources are not checked.
+        base: folder to which paths of image-text sources and bounds are relative; None: sources are not checked.
+        statistics: a file that replaces the mixture's bounds.
+        thorough: open every file of the image-text sources, also in object stores, instead of the first local one.
+
+    Raises:
+        DataError: the index is damaged.
     """
     try:
         data, _, root = load_yaml(text, where)
@@ -86,27 +100,12 @@ def check_text(
         mixture = config.build(Mixture, _without_duplicates(data), where)
     except ConfigError as error:
         findings += [_from_schema(message, where, _entry_numbers(data), lines) for message in str(error).splitlines()]
-        return _sorted(findings)
-    checker = _Checker(mixture, _entry_numbers(data), lines, index, cards)
-    findings += checker.findings(samples)
-    findings += _texts(mixture, lines, base)
-    return _sorted(findings)
-
-
-def has_errors(findings: Sequence[Problem]) -> bool:
-    """Whether any finding is an error."""
-    return any(finding.level == "error" for finding in findings)
-
-
-def _sorted(findings: Sequence[Problem]) -> list[Problem]:
-    """Errors first, then by line; the last of too many findings says how many are left out."""
-    ordered = sorted(findings, key=lambda f: (f.level != "error", f.line or 0, f.code))
-    rest = ordered[_MAX_FINDINGS:]
-    if not rest:
-        return ordered
-    message = f"{len(rest):,} more findings"
-    advice = "Fix those above, and check again."
-    return [*ordered[:_MAX_FINDINGS], Problem(rest[0].level, "more", None, None, None, message, advice)]
+        return in_order(findings)
+    checker = _Checker(with_statistics(mixture, statistics), _entry_numbers(data), lines, index, cards)
+    findings += checker.findings(samples, base)
+    findings += _texts(mixture, lines, base, thorough)
+    given = ("index" if index else "no index", *(["samples"] if samples else []))
+    return in_order(accept(findings, mixture.accept, lines, given))
 
 
 def _from_schema(message: str, where: str, numbers: list[int], lines: Lines) -> Problem:
@@ -163,11 +162,11 @@ def _duplicate(name: str, other: str, other_line: int | None, key: str, line: in
     return Problem("error", "duplicate", key, line, name, f"{same}{where}", "Merge the entries.")
 
 
-def _texts(mixture: Mixture, lines: Lines, base: Path | None) -> Iterator[Problem]:
-    """Local image-text sources whose first file cannot be read."""
+def _texts(mixture: Mixture, lines: Lines, base: Path | None, thorough: bool) -> Iterator[Problem]:
+    """Image-text sources that cannot be read."""
     for i, entry in enumerate(mixture.texts if base is not None else ()):
         assert base is not None
-        if reason := missing_file(entry, base):
+        if reason := missing_file(entry, base, thorough):
             key = f"texts.{i}.path"
             advice = "Correct the path or the columns; a relative path is relative to the mixture file."
             yield Problem("error", "no_text_source", key, lines.of(key), entry.name, reason, advice)
@@ -179,7 +178,7 @@ class _Checker:
     def __init__(
         self, mixture: Mixture, numbers: list[int], lines: Lines, index: Index | None, cards: Path | None
     ) -> None:
-        self.mixture, self.index, self.lines = mixture, index, lines
+        self.mixture, self.index, self.lines, self.cards = mixture, index, lines, cards
         self.keys = {entry.name: f"datasets.{n}" for entry, n in zip(mixture.datasets, numbers, strict=True)}
         self.members: list[Member] = []
         self.unknown: list[Problem] = []
@@ -191,14 +190,63 @@ class _Checker:
                 advice = "Correct the name, or add a card for the data set."
                 self.unknown.append(self._entry("error", "unknown_dataset", entry.name, str(error), advice))
 
-    def findings(self, samples: int | None) -> list[Problem]:
+    def findings(self, samples: int | None, base: Path | None) -> list[Problem]:
         found = [*self.unknown, *self._duplicates_by_alias()]
         for member in self.members:
-            found += [*self._criterion(member), *self._version(member), *self._on_disk(member), *self._card(member)]
-        found += [*self._absent(), *self._rates(), *self._licences()]
+            found += [*self._criterion(member), *self._version(member), *self._card(member)]
+        faults = self._without_index(base) if self.index is None else self._with_index(self.index, base)
+        found += self._of_faults(faults, {f.dataset for f in found if f.code in ("unknown_dataset", "duplicate")})
+        reported = {f.dataset for f in found if f.code in ("counted_twice", "duplicate")}
+        found += [*self._same_data(reported), *self._rates(), *self._licences()]
         if samples:
             found += self._epochs(breakdown(self.mixture, self.members, samples), samples)
         return found
+
+    def _with_index(self, index: Index, base: Path | None) -> Iterator[Fault]:
+        usable, faults = resolve_entries(self.mixture, index, self.cards)
+        yield from faults
+        yield from data_faults(self.mixture, index, usable, base)
+
+    def _without_index(self, base: Path | None) -> Iterator[Fault]:
+        for member in self.members:
+            if member.card.verdict != "fail":  # whose missing camera is reported as the criterion that it fails
+                yield from cameras_missing(member.entry, member.card, self.mixture)
+        yield from given_bounds(
+            self.mixture, [(m.entry.name, (m.card.name, *m.card.aliases)) for m in self.members], base
+        )[1]
+        if not self.mixture.validation and not any(set(m.card.splits) - set(m.entry.splits) for m in self.members):
+            message = "no episode is held out: validation is 0, and no data set has another split"
+            advice = "Raise `validation`, or keep a split of the data for evaluation."
+            yield Fault("no_held_out", "", "validation", message, advice, "warning")
+
+    def _of_faults(self, faults: Iterable[Fault], known: set[str | None]) -> Iterator[Problem]:
+        """The faults as findings, without those of entries that are reported already; absent data sets in one."""
+        absent = []
+        for fault in faults:
+            if fault.code == "not_in_index":
+                absent += [] if fault.name in known else [fault.name]
+            elif fault.code != "duplicate" or fault.name not in known:
+                key = self.keys[fault.name] if fault.key == "datasets" and fault.name else fault.key
+                line = self.lines.of(key) or self.lines.of("datasets")
+                yield Problem(fault.level, fault.code, key, line, fault.name or None, fault.message, fault.advice)
+        if absent:
+            message = f"{len(absent)} of {len(self.mixture.datasets)} data sets are not in the index: {_some(absent)}"
+            advice = "Run filter on them, or remove them: tokenize needs every data set of the mixture."
+            yield Problem("error", "not_in_index", "datasets", self.lines.of("datasets"), None, message, advice)
+
+    def _same_data(self, reported: set[str | None]) -> Iterator[Problem]:
+        """Data sets whose cards are the same, or copies or parts of one another."""
+        before: dict[str, str] = {}
+        for member in self.members:
+            card, name = member.card.name, member.entry.name
+            others, why = card_facts.SAME_DATA.get(card, ((), ""))
+            other = next((before[o] for o in others if o in before), None)
+            if card in before and member.dataset:
+                other, why = before[card], f"both have the card {card}"
+            before.setdefault(card, name)
+            if other and name not in reported:
+                message = f"{name} and {other} have the same data: {why}"
+                yield self._entry("warning", "counted_twice", name, message, "Remove one of them.")
 
     def _entry(
         self, level: Literal["error", "warning"], code: str, name: str, message: str, advice: str, key: str = ""
@@ -222,7 +270,8 @@ class _Checker:
         if card.verdict == "fail":
             message = f"{name} fails OpenVLA's criteria ({card.reason})"
             advice = "Remove it; filter drops all its episodes unless given other criteria."
-            yield self._entry("error", "fails_criterion", name, message, advice)
+            kept_anyway = member.dataset is not None and bool(member.episodes)
+            yield self._entry("warning" if kept_anyway else "error", "fails_criterion", name, message, advice)
         elif card.verdict != "pass":
             message = f"{name}: whether it meets OpenVLA's criteria is {card.verdict} ({card.reason})"
             yield self._entry("warning", "criterion_open", name, message, "Inspect its data before training on it.")
@@ -241,26 +290,6 @@ class _Checker:
             message = f"{name}: the index has version {member.version}; versions after {good} are known to be broken"
             yield self._entry("error", "broken_version", name, message, f"Filter version {good} instead.")
 
-    def _on_disk(self, member: Member) -> Iterator[Problem]:
-        if member.dataset is None or self.index is None:
-            return
-        name, entry = member.entry.name, self.index.datasets[member.dataset]
-        have = entry.split_names
-        if missing := [split for split in member.entry.splits if split not in have]:
-            message = f"{name}: split {missing[0]!r} is not in the index, only {', '.join(sorted(have))}"
-            yield self._entry("error", "no_split", name, message, "Set the entry's key 'splits', or filter that split.")
-        elif not member.episodes:
-            reasons = entry.drop_reasons or "it is empty"
-            message = f"{name} has no kept episode in the index ({reasons})"
-            yield self._entry("error", "empty", name, message, "Remove it, or run filter with other criteria.")
-
-        try:
-            drawn = {member.dataset: member.entry.splits}
-            check_leaks(self.index.datasets, drawn, bool(self.index.criteria.get("allow_leak")))
-        except ConfigError as error:
-            message, _, advice = str(error).partition(" Leave ")
-            yield self._entry("error", "leak", name, message.removesuffix("."), f"Leave {advice}")
-
     def _card(self, member: Member) -> Iterator[Problem]:
         card, name = member.card, member.entry.name
         if not card.language.keys:
@@ -270,14 +299,6 @@ class _Checker:
             message = f"{name}: its card does not document which end of the gripper's range is open"
             advice = "Inspect a few of its episodes: an inverted gripper teaches the opposite."
             yield self._entry("warning", "gripper_polarity", name, message, advice)
-
-    def _absent(self) -> Iterator[Problem]:
-        absent = [m.entry.name for m in self.members if m.dataset is None]
-        if self.index is not None and absent:
-            message = f"{len(absent)} of {len(self.members)} data sets are not in the index: {_some(absent)}"
-            yield self._whole(
-                "not_in_index", message, "Their sizes are the published ones. Run filter on them before tokenize."
-            )
 
     def _rates(self) -> Iterator[Problem]:
         rates = sorted((m.card.control_hz, m.entry.name) for m in self.members if m.card.control_hz)
@@ -321,3 +342,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+__all__ = ["Problem", "check_file", "check_text", "has_errors", "refuse"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -73,20 +74,41 @@ def _short(value: float | None, bound: str = "") -> str:
 
 
 def problems_text(found: Sequence[Problem], where: str) -> RenderableType:
-    """Errors, then warnings; the same problem of several data sets is listed together."""
-    errors = sum(problem.level == "error" for problem in found)
+    """Errors, then warnings, each kind once with its count; the accepted ones in a line."""
     parts: list[Text] = []
-    for kind in dict.fromkeys((p.level, p.code, p.advice) for p in found):
-        group = [p for p in found if (p.level, p.code, p.advice) == kind]
-        for problem in group:
-            colour = "red" if problem.level == "error" else "yellow"
+    shown = [p for p in found if p.level != "accepted"]
+    for kind in dict.fromkeys((p.level, p.code) for p in shown):
+        group = [p for p in shown if (p.level, p.code) == kind]
+        colour = "red" if kind[0] == "error" else "yellow"
+        for problem in group if len(group) <= _LISTED else group[:1]:
             place = f"{where}:{problem.line}" if problem.line else where
             end = "" if problem.message.endswith((".", "?")) else "."
             message = f"{place}: {problem.message}{end}"
             parts.append(Text.assemble((f"{problem.level}: ", f"bold {colour}"), message))
-        parts.append(Text(f"  {group[0].advice}", "dim"))
-    verdict = f"{counted(errors, 'error')}, {counted(len(found) - errors, 'warning')}"
+        if len(group) > _LISTED:
+            parts.append(Text(f"  {len(group):,} findings of this kind; also {_others(group[1:])}"))
+        advice = list(dict.fromkeys(p.advice for p in group))[:_LISTED]
+        parts += [Text(f"  {line} [{kind[1]}]", "dim") for line in advice]
+    errors = sum(problem.level == "error" for problem in shown)
+    verdict = f"{counted(errors, 'error')}, {counted(len(shown) - errors, 'warning')}"
+    accepted = [p for p in found if p.level == "accepted"]
+    for code, count in Counter(p.code for p in accepted).items():
+        reason = next(p.accepted for p in accepted if p.code == code)
+        parts.append(Text(f"accepted: {code} ({count:,}): {reason}", "dim"))
+    if accepted:
+        verdict += f", {len(accepted):,} accepted"
     return Group(*parts, Text(verdict, "red" if errors else "green"))
+
+
+_LISTED = 3
+"""Findings of a kind that are all written out."""
+
+
+def _others(group: Sequence[Problem]) -> str:
+    """The data sets of further findings, or their lines."""
+    names = [f"{p.dataset} (line {p.line})" if p.dataset else f"line {p.line}" for p in group]
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:12]) + (f" and {len(names) - 12:,} more" if len(names) > 12 else "")
 
 
 def difference_table(result: Difference, unchanged: bool = False) -> RenderableType:

@@ -234,12 +234,12 @@ def _groups(footer: Any, image: str) -> tuple[tuple[int, int], ...]:
     return tuple(groups)
 
 
-def missing_file(entry: TextEntry, base: Path) -> str | None:
-    """Why a local source cannot be read, from its first file; None if it can, or if it is not local."""
-    if "://" in entry.path:
+def missing_file(entry: TextEntry, base: Path, thorough: bool = False) -> str | None:
+    """Why a source cannot be read, or None: from the first file of a local one, or with `thorough` from every file."""
+    if "://" in entry.path and not thorough:
         return None
     try:
-        open_text(entry, base, entry.name, limit=1)
+        open_text(entry, base, entry.name, limit=None if thorough else 1)
     except (ConfigError, DataError, StorageError) as error:
         return str(error)
     return None

@@ -7,12 +7,14 @@ from oxe_curate.quality.endings import Endings
 from oxe_curate.quality.explained import ExplainedMotion
 from oxe_curate.quality.frozen import FrozenFrames
 from oxe_curate.quality.idling import Idling
+from oxe_curate.quality.in_step import InStep
 from oxe_curate.quality.measure import Measure
 from oxe_curate.quality.pictures import Pictures
 from oxe_curate.quality.states import StateValues
 from oxe_curate.quality.values import ActionValues, FullTurns
 from oxe_curate.quality.views import Views
 from oxe_curate.quality.words import Words
+from oxe_curate.quality.wrong_text import WrongText
 
 MEASURES: tuple[Measure, ...] = (
     ExplainedMotion(),
@@ -25,5 +27,7 @@ MEASURES: tuple[Measure, ...] = (
     FrozenFrames(),
     Pictures(),
     Views(),
+    InStep(),
     Words(),
+    WrongText(),
 )

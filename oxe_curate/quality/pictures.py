@@ -19,7 +19,7 @@ from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import Judgement, Part
 
-Floats = NDArray[np.floating[Any]]
+_Floats = NDArray[np.floating[Any]]
 
 _BLACK, _FLAT = 8.0, 3.0
 """Grey levels: mean and deviation of a black image, and the deviation of one without contents."""
@@ -34,6 +34,8 @@ FLAT_KINDS = {
     "exposure": ("far brighter or darker than usual", 1.2),
 }
 """What makes an image flat: words, and the least deviation that counts, as a logarithm; of exposure in 40 levels."""
+_REFERENCES = 96
+"""Episodes that hues are compared with."""
 _MISSING = ("off", "off or without frames at some steps", "frames that cannot be decoded")
 
 
@@ -46,15 +48,15 @@ class CameraFacts:
         length: mean logarithm of an episode's encoded lengths, median over episodes.
         look: median of each feature of `_features` over looked-at frames with contents; empty if there are none.
         size: width, height and channels of most frames; None if sizes are mixed.
-        warmth: float (16,), red minus blue of the coloured thumbnail's cells, median over episodes.
+        hues: float32 (R, 48), the hues of the coloured thumbnail in some episodes, to compare others with.
         colour: usual saturation, in grey levels.
     """
 
     blank: NDArray[np.int32]
     length: float
-    look: Floats
+    look: _Floats
     size: tuple[int, int, int] | None = None
-    warmth: Floats = field(default_factory=lambda: np.zeros(16))
+    hues: _Floats = field(default_factory=lambda: np.empty((0, 48)))
     colour: float = 0.0
 
 
@@ -103,10 +105,12 @@ class Pictures:
                 ("swapped", "red and blue swapped"), ("grey", "grey instead of colour"),
             ):  # fmt: skip
                 value = part[f"{role} {name}"]
-                if name == "swapped":
-                    value = value / max(robust_limit(value, least=1.3, times=4), 1.3)
-                if np.mean(value > (1 if name == "swapped" else 0)) <= _RARE:
-                    formats.add(np.where(value > 1, 1, 0) if name == "swapped" else value, f"{role}: {words}")
+                if name == "swapped":  # needs hues that tell
+                    limit = min(robust_limit(value, least=0.05, times=4), 0.1)
+                    known = np.isfinite(value).any() and np.nanmedian(value) < -0.1
+                    value = (value > limit).astype(float) if known else np.zeros(len(value))
+                if np.mean(value > 0) <= _RARE:
+                    formats.add(value, f"{role}: {words}")
         return {
             "flat_image": flat.judgement("of the usual range"),
             "missing_camera": missing.judgement("of the frames"),
@@ -121,19 +125,19 @@ class Worst:
         count = len(next(iter(part.values())))
         self._value, self._limit = np.full(count, np.nan), limit
         self._step, self._what = np.full(count, -1), np.full(count, -1)
-        self._words: list[str] = []
+        self.words: list[str] = []
 
-    def add(self, value: Floats, words: str, step: NDArray[Any] | None = None) -> None:
+    def add(self, value: _Floats, words: str, step: NDArray[Any] | None = None) -> None:
         """Take over the values (n,) that are larger than those so far, with their words and steps."""
         better = np.nan_to_num(value, nan=-1) > np.nan_to_num(self._value, nan=-1)
-        self._value[better], self._what[better] = value[better], len(self._words)
+        self._value[better], self._what[better] = value[better], len(self.words)
         self._step[better] = -1 if step is None else step[better]
-        self._words.append(words)
+        self.words.append(words)
 
     def judgement(self, unit: str) -> Judgement:
         """The largest values, with the limit."""
         return Judgement(
-            value=self._value, limit=self._limit, step=self._step, what=self._what, words=self._words, unit=unit
+            value=self._value, limit=self._limit, step=self._step, what=self._what, words=self.words, unit=unit
         )
 
 
@@ -155,9 +159,11 @@ def _learn(role: str, sample: EpisodeBatch) -> CameraFacts:
     look = np.median(_features(looks)[seen], axis=0)
     sizes, counts = np.unique(_sizes(looks)[seen], axis=0, return_counts=True)
     size = tuple(sizes[counts.argmax()].tolist()) if counts.max() > 0.75 * seen.sum() else None
-    warmth, _ = _per_episode(_warmth(looks), seen, looks)
+    hues = _per_episode(_hues(looks.colour), seen, looks)
+    hues = hues[np.isfinite(hues).all(axis=1)]
+    hues = hues[np.linspace(0, len(hues) - 1, min(len(hues), _REFERENCES)).round().astype(int)]
     colour = float(np.median(_saturation(looks)[seen]))
-    return CameraFacts(blank, length, look, size, np.nanmedian(warmth, axis=0), colour)
+    return CameraFacts(blank, length, look, size, hues, colour)
 
 
 def has_contents(looks: LookedFrames) -> NDArray[np.bool_]:
@@ -165,7 +171,7 @@ def has_contents(looks: LookedFrames) -> NDArray[np.bool_]:
     return np.asarray((looks.width > 0) & (looks.deviation.max(axis=1, initial=0) >= _FLAT))
 
 
-def _features(looks: LookedFrames) -> Floats:
+def _features(looks: LookedFrames) -> _Floats:
     """float (m, 4): logarithms of contrast, detail per contrast and detail; and mean brightness in 40 grey levels."""
     contrast = looks.deviation.max(axis=1, initial=0) + 1.0
     rough = np.log((looks.detail + 0.1) / contrast)
@@ -176,28 +182,57 @@ def _sizes(looks: LookedFrames) -> NDArray[np.int64]:
     return np.stack([looks.width, looks.height, looks.channels], axis=1).astype(np.int64)
 
 
-def _warmth(looks: LookedFrames) -> Floats:
-    colour = looks.colour.astype(np.float64)
-    return (colour[..., 0] - colour[..., 2]).reshape(len(colour), -1)
+def _hues(colour: NDArray[np.uint8]) -> _Floats:
+    """float (m, 48): red, green and blue of each cell without its brightness."""
+    values = colour.astype(np.float64)
+    return np.asarray((values - values.mean(axis=-1, keepdims=True)).reshape(len(values), -1))
 
 
-def _saturation(looks: LookedFrames) -> Floats:
+def _swap_gain(looks: LookedFrames, seen: NDArray[np.bool_], hues: _Floats) -> _Floats:
+    """How much nearer an episode's hues are to those of others if red and blue are swapped (n,), from -1 to 1.
+
+    The larger of those of the first and the second half of the frames; NaN for an episode without contents.
+    """
+    nearest = max(3, int(0.3 * len(hues)))
+    gains = []
+    later = looks.step > np.repeat(_mean_step(looks), looks.counts)
+    for half in (seen & ~later, seen & later):
+        distance = []
+        for colour in (looks.colour, looks.colour[..., ::-1]):
+            own = _per_episode(_hues(colour), half, looks)
+            square = (own**2).sum(axis=1)[:, None] + (hues**2).sum(axis=1) - 2 * own @ hues.T
+            square = np.where(square < 1, np.inf, square)  # itself
+            part = np.partition(np.sqrt(np.maximum(square, 0) / 16), nearest - 1, axis=1)[:, :nearest]
+            distance.append(
+                np.where(np.isfinite(part), part, 0).sum(axis=1) / np.maximum(np.isfinite(part).sum(axis=1), 1)
+            )
+            distance[-1][~np.isfinite(own).all(axis=1)] = np.nan
+        gains.append((distance[0] - distance[1]) / (distance[0] + distance[1] + 2))
+    return np.asarray(np.fmax(*gains))
+
+
+def _mean_step(looks: LookedFrames) -> _Floats:
+    counts = np.maximum(looks.counts, 1)
+    return np.asarray(np.bincount(looks.episode, looks.step, minlength=len(looks)) / counts)
+
+
+def _saturation(looks: LookedFrames) -> _Floats:
     return np.asarray(np.ptp(looks.colour.astype(np.float64), axis=-1).mean(axis=(1, 2)))
 
 
-def _per_episode(values: Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> tuple[Floats, NDArray[np.int64]]:
-    """Means (n, k) of the chosen frames of each episode, NaN where there are none; and their numbers (n,)."""
+def _per_episode(values: _Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> _Floats:
+    """Means (n, k) of the chosen frames of each episode, NaN where there are none."""
     episode = looks.episode[chosen]
     count = np.bincount(episode, minlength=len(looks))
     sums = np.zeros((len(looks), values.shape[1]))
     np.add.at(sums, episode, values[chosen])
     with np.errstate(invalid="ignore"):
-        return sums / np.where(count, count, np.nan)[:, None], count
+        return np.asarray(sums / np.where(count, count, np.nan)[:, None])
 
 
 def _episode_lengths(
     lengths: NDArray[np.int32], blank: NDArray[np.int32], batch: EpisodeBatch
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+) -> tuple[_Floats, _Floats, NDArray[np.bool_]]:
     """Mean logarithm of the lengths of frames with contents (n,), all logarithms (N,), and which frames have any."""
     shown = lengths > 0
     for length in blank[:16].tolist():
@@ -249,15 +284,14 @@ def _looked(role: str, batch: EpisodeBatch, facts: CameraFacts, found: dict[str,
         found[f"{role} size"] = (np.bincount(episode[other], minlength=len(looks)) > 0).astype(np.float64)
     change = (sizes[known[1:]] != sizes[known[:-1]]).any(axis=1) & (episode[known[1:]] == episode[known[:-1]])
     found[f"{role} sizes"] = (np.bincount(episode[known[1:]][change], minlength=len(looks)) > 0).astype(np.float64)
-    if np.abs(facts.warmth).mean() > 4:
-        cold = 1 - _warmth(looks) @ facts.warmth / (facts.warmth @ facts.warmth)
-        found[f"{role} swapped"], _ = _largest(cold, contents, looks)
+    if len(facts.hues) >= 8:
+        found[f"{role} swapped"] = _swap_gain(looks, contents, facts.hues)
     if facts.colour > 6:
         grey = (_saturation(looks) < 2) & contents
         found[f"{role} grey"] = (np.bincount(episode[grey], minlength=len(looks)) > 0).astype(np.float64)
 
 
-def _largest(values: Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> tuple[Floats, NDArray[np.int64]]:
+def _largest(values: _Floats, chosen: NDArray[np.bool_], looks: LookedFrames) -> tuple[_Floats, NDArray[np.int64]]:
     """The largest value of each episode's chosen frames (n,), NaN for none, and its step (n,)."""
     found, step = np.full(len(looks), np.nan), np.full(len(looks), -1)
     frames = np.flatnonzero(chosen)

@@ -19,7 +19,7 @@ from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.pictures import Worst, has_contents
 
-Floats = NDArray[np.floating[Any]]
+_Floats = NDArray[np.floating[Any]]
 
 _REFERENCES = 96
 """Episodes that every view is compared with."""
@@ -60,7 +60,7 @@ class Views:
             if len(episodes) >= 8:
                 chosen = np.linspace(0, len(episodes) - 1, min(len(episodes), _REFERENCES)).round().astype(int)
                 frames = frames[:, chosen]
-                found[role] = ViewFacts(normalised(looks.grey[frames]), looks.checksum[frames])
+                found[role] = ViewFacts(_normalised(looks.grey[frames]), looks.checksum[frames])
         return found
 
     def part(self, batch: EpisodeBatch, fitted: Mapping[str, ViewFacts]) -> Part:
@@ -115,7 +115,7 @@ class Views:
         return {"wrong_camera": wrong.judgement("of the limit"), "image_cut": cut.judgement("of the limit")}
 
 
-def normalised(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _normalised(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Thumbnails (..., 16, 16) as vectors (..., 256) of mean 0 and length 1, so that products are correlations."""
     flat = grey.reshape(*grey.shape[:-2], -1).astype(np.float32)
     flat -= flat.mean(axis=-1, keepdims=True)
@@ -131,7 +131,7 @@ def _two_frames(looks: LookedFrames) -> tuple[NDArray[np.int64], NDArray[np.int6
     ), episodes
 
 
-def _resemblance(grey: NDArray[np.uint8], checksums: NDArray[np.uint32], facts: ViewFacts) -> Floats:
+def _resemblance(grey: NDArray[np.uint8], checksums: NDArray[np.uint32], facts: ViewFacts) -> _Floats:
     """float (k,): mean correlation with the references that each view resembles most; of two views (2, k, 16, 16)."""
     count = facts.views.shape[1]
     nearest = max(3, int(_NEAREST * count))
@@ -143,7 +143,7 @@ def _resemblance(grey: NDArray[np.uint8], checksums: NDArray[np.uint32], facts: 
             for known in facts.checksums:
                 if np.isin(own, known).any():
                     itself |= own[:, None] == known[None]
-        for view in normalised(grey[:, part]):
+        for view in _normalised(grey[:, part]):
             likeness = np.maximum(view @ facts.views[0].T, view @ facts.views[1].T)
             likeness[itself] = -1
             result[part] += np.partition(likeness, count - nearest, axis=1)[:, count - nearest :].mean(axis=1)
@@ -171,7 +171,7 @@ def _cuts(looks: LookedFrames, role: str, found: dict[str, NDArray[Any]]) -> Non
                 found[f"{role} {name} at"][episodes[chosen]] = looks.step[frames[rows, place + offset]]
 
 
-def _changes(grey: NDArray[np.int16]) -> tuple[Floats, Floats]:
+def _changes(grey: NDArray[np.int16]) -> tuple[_Floats, _Floats]:
     """Of frames (k, c, p): lasting changes (k, c - 3) between frame j + 1 and j + 2, and strangeness of each (k, c)."""
     low, high = np.minimum.accumulate(grey, axis=1), np.maximum.accumulate(grey, axis=1)
     low_after = np.minimum.accumulate(grey[:, ::-1], axis=1)[:, ::-1]

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.quality.episodes import EpisodeBatch
+from oxe_curate.quality.letters import Letters
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.text_damage import DAMAGE_KINDS, damage_kind
 
 EMPTY_KINDS = (
     "the text says nothing", "a placeholder", "an unfilled template", "no letters", "an identifier, not words",
-    "the same words again and again", "an absurdly long text", "no pronounceable words",
+    "the same words again and again", "an absurdly long text", "letters at random",
     "texts that differ by a number only",
 )  # fmt: skip
 """What is wrong with a text that names no task."""
+_RANDOM = EMPTY_KINDS.index("letters at random")
 
 
 def _listed(words: str) -> frozenset[str]:
@@ -122,7 +124,7 @@ def _empty_kind(text: str) -> int:
     if _repeats(plain, words):
         return 5
     if all(word.isascii() and len(word) > 2 and not set(word) & set("aeiouy") for word in said):
-        return 7
+        return _RANDOM
     return -1
 
 
@@ -156,21 +158,47 @@ def _repeats(text: str, words: list[str]) -> bool:
 
 
 @dataclass(frozen=True)
+class SharedWords:
+    """What the texts of a data set have in common.
+
+    Attributes:
+        shared: words in several episodes.
+        letters: how letters follow each other, in these words too.
+    """
+
+    shared: frozenset[str]
+    letters: Letters
+
+    def kind(self, text: str) -> int:
+        """Like `empty_kind`, and whether a text that shares no word with others has letters at random."""
+        found = empty_kind(text)
+        if found < 0 and self.letters.is_random(text) and not self.shared & {*_words(text)}:
+            return _RANDOM
+        return found
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+@dataclass(frozen=True)
 class Words:
     """Criteria `meaningless_text` and `damaged_text`."""
 
     criteria = ("meaningless_text", "damaged_text")
     columns = frozenset({"instruction"})
 
-    def fit(self, sample: EpisodeBatch) -> None:
-        """Nothing: a text is judged by itself."""
+    def fit(self, sample: EpisodeBatch) -> SharedWords:
+        """The words that several episodes of the data set share."""
+        episodes = collections.Counter(word for text in sample.instruction for word in {*_words(text)})
+        shared = frozenset(word for word, count in episodes.items() if count > 1)
+        return SharedWords(shared, Letters(shared))
 
-    def part(self, batch: EpisodeBatch, fitted: Any) -> Part:
+    def part(self, batch: EpisodeBatch, fitted: SharedWords) -> Part:
         """The kind of each text, and hashes by which texts are compared."""
-        texts, place = np.unique(np.asarray(batch.instruction, object).astype(str), return_inverse=True)
-        listed = texts.tolist()
+        listed, place = distinct_texts(batch.instruction)
         columns = {
-            "empty": np.array([empty_kind(text) for text in listed], np.int64),
+            "empty": np.array([fitted.kind(text) for text in listed], np.int64),
             "damage": np.array([damage_kind(text) for text in listed], np.int64),
             "text": np.array([hash(text) for text in listed], np.int64),
             "numbered": np.array(
@@ -179,7 +207,7 @@ class Words:
         }
         return {name: values[place] for name, values in columns.items()}
 
-    def judge(self, part: Part, fitted: Any) -> Mapping[str, Judgement]:
+    def judge(self, part: Part, fitted: SharedWords) -> Mapping[str, Judgement]:
         """1 for a text that is empty or damaged, else 0."""
         empty = part["empty"].copy()
         empty[(empty < 0) & _serial(part["text"], part["numbered"])] = len(EMPTY_KINDS) - 1
@@ -201,6 +229,13 @@ def _serial(text: NDArray[np.int64], numbered: NDArray[np.int64]) -> NDArray[np.
     same = numbered == counts[0][counts[1].argmax()]
     serial = same.mean() > 0.8 and len(np.unique(text[same])) > 0.5 * same.sum()
     return np.asarray(same & serial)
+
+
+def distinct_texts(texts: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The different texts in order of appearance, and which one each is: int64 (n,)."""
+    numbers: dict[str, int] = {}
+    place = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return list(numbers), np.array(place, np.int64)
 
 
 def _hash(text: str) -> int:

@@ -43,6 +43,9 @@ _CRITERIA = ("no_third_person_camera", "not_single_arm", "not_end_effector")
 """OpenVLA's criteria for its training mixtures, by the reason of failure."""
 
 
+IdleRule = Literal["libero", "droid"]
+"""Rules by which idle steps were removed from published data; see `index.idle`."""
+
 _Count = Annotated[int, Field(ge=0, le=10**12)]
 """Episodes, steps or shards."""
 
@@ -80,12 +83,14 @@ class Language:
 
     Attributes:
         keys: flat step keys, in order of preference: a step's text is the first that is not empty.
+        choice: "random" draws, for each episode, which of the keys that have a text comes first.
         kind: string, or codepoints (rows of Unicode code points, zero-padded).
         style: origin of the texts, in words.
     """
 
     keys: tuple[str, ...] = ()
     kind: Literal["string", "codepoints"] = "string"
+    choice: Literal["first", "random"] = "first"
     style: str | None = None
 
 
@@ -105,10 +110,34 @@ class Split:
 
 @dataclass(frozen=True, config=STRICT)
 class EpisodeFilter:
-    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value."""
+    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value.
+
+    Attributes:
+        equals: the value.
+        contains: in place of `equals`, a part of a text: openpi keeps DROID's episodes whose path contains success.
+    """
 
     field: str
-    equals: bool | int | float | str
+    equals: bool | int | float | str | None = None
+    note: str | None = None
+    contains: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.equals is None) == (self.contains is None):
+            raise ValueError("an episode filter needs exactly one of the keys 'equals' and 'contains'")
+
+    def accepts(self, value: object) -> bool:
+        """Whether an episode with this value (None if it has none) is kept."""
+        if self.contains is not None:
+            return isinstance(value, str) and self.contains in value
+        return value == self.equals
+
+
+@dataclass(frozen=True, config=STRICT)
+class FrameFilter:
+    """Single steps that the data set's users leave out: those that are idle by a rule."""
+
+    rule: IdleRule
     note: str | None = None
 
 
@@ -136,13 +165,16 @@ class DatasetCard:
         licence: null if unknown.
         episode_filters: episodes to keep; all must hold.
         success_key: key of the success flag, if there is one.
-        frame_filter: a rule by which OpenVLA drops single frames, in words.
-        random_view: cameras among which OpenVLA draws the primary one, per episode.
+        frame_filter: a rule by which filter drops single steps, as OpenVLA does. A text, as in older cards, has no
+            effect and becomes a note.
+        random_view: cameras that change places at random, per episode, when tokenize draws from it, as in OpenVLA and
+            openpi: with two of them, each is the primary camera of half of the episodes.
         documented_action: description of the action by the source.
         state_layout: description of the state by the source.
         why: the reason for the verdict, in words.
         judgement: overrides the verdict if the facts below do not suffice for one.
         notes: disagreements between sources, and other remarks for users.
+        open_questions: what a draft could not decide; filter refuses the card until the list is empty.
     """
 
     name: str
@@ -164,17 +196,25 @@ class DatasetCard:
     licence: str | None = None
     episode_filters: tuple[EpisodeFilter, ...] = ()
     success_key: str | None = None
-    frame_filter: str | None = None
+    frame_filter: FrameFilter | str | None = None
     random_view: tuple[str, ...] = ()
     documented_action: str | None = None
     state_layout: str | None = None
     judgement: Literal["conditional", "unknown"] | None = None
     notes: tuple[str, ...] = ()
+    open_questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.frame_filter, str):
+            object.__setattr__(self, "notes", (*self.notes, f"frame_filter: {self.frame_filter}"))
+            object.__setattr__(self, "frame_filter", None)
         for camera in self.random_view:
             if camera not in self.cameras:
                 raise ValueError(f"random_view: unknown camera {quoted(camera)}. {did_you_mean(camera, self.cameras)}")
+        if {self.cameras_by_role()[role] for role in self.random_roles} != set(self.random_view):
+            raise ValueError("random_view: expected cameras of different roles, each the first of its role")
+        if len({self.cameras[camera].channels for camera in self.random_view}) > 1:
+            raise ValueError("random_view: expected cameras with the same order of channels")
         for i, piece in enumerate(self.proprio):
             if piece.shortens:
                 raise ValueError(f"proprio.{i}: delta is not allowed in proprio")
@@ -213,6 +253,16 @@ class DatasetCard:
         if self.verdict == "fail":
             return f"{', '.join(self.failed_criteria)}: {self.why}"
         return self.why
+
+    @property
+    def frame_rule(self) -> IdleRule | None:
+        """The rule of `frame_filter`."""
+        return self.frame_filter.rule if isinstance(self.frame_filter, FrameFilter) else None
+
+    @property
+    def random_roles(self) -> tuple[Role, ...]:
+        """The roles of the cameras of `random_view`."""
+        return tuple(self.cameras[key].role for key in self.random_view)
 
     # ── for the filter ─────────────────────────────────────────────────────────────────────────────
 

@@ -49,7 +49,10 @@ def check_features(
     if keys and not any(key in widths for key in keys):
         problems.append(f"language.keys: {where} has no {keys[0]!r}. {did_you_mean(keys[0], widths)}")
     if problems:
-        raise ConfigError("\n".join(f"{card.name}.yaml: {problem}" for problem in problems[:5]))
+        # one line per cause: several pieces may read the same key
+        causes = {problem.partition(": ")[2]: problem for problem in reversed(problems)}
+        lines = [problem for problem in problems if causes[problem.partition(": ")[2]] == problem]
+        raise ConfigError("\n".join(f"{card.name}.yaml: {problem}" for problem in lines[:5]))
     remarks = [f"camera {key!r} is missing" for key in card.cameras if key not in widths]
     return tuple(remarks if has_proprio else ["proprio is omitted: its keys are missing", *remarks])
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.episode import pick
 from oxe_curate.errors import DataError, did_you_mean
 
 
@@ -16,7 +17,8 @@ def read_texts(
 ) -> tuple[tuple[str, ...], NDArray[np.int32]]:
     """Return the distinct texts of the kept steps and, per step, which of them it has.
 
-    A step's text is the first non-empty one among `keys`. Absent keys are skipped if at least one is present: they are
+    A step's text is the first non-empty one among `keys`, and of a key with several texts per step the first non-empty
+    one. Absent keys are skipped if at least one is present: they are
     alternatives.
 
     Args:
@@ -42,7 +44,7 @@ def read_texts(
             raise DataError(f"{key!r} has {len(array)} steps, the other keys have {num_steps}")
         if not texts:
             break
-        values = _rows(key, array[kept]) if codepoints else _strings(key, array[kept])
+        values = _rows(key, array[kept]) if codepoints else strings(key, array[kept])
         if values.count(values[0]) == len(values) and not any(texts):  # nearly every episode has a single text
             if text := _decode(key, values[0], codepoints):
                 return (text,), np.zeros(len(texts), np.int32)
@@ -56,11 +58,41 @@ def read_texts(
     return distinct, np.array([place[text] for text in texts], np.int32)
 
 
-def _strings(key: str, array: NDArray[Any]) -> list[Any]:
-    if array.ndim != 1 or array.dtype.kind not in "SUO":
+def draw_text(steps: Mapping[str, NDArray[Any]], keys: tuple[str, ...], name: str) -> dict[str, NDArray[Any]]:
+    """Put one of several alternative instructions of an episode first, at random among those that have a text.
+
+    Args:
+        steps: flat step key -> array with time first.
+        keys: keys with texts (not code points), all of them in `steps`.
+        name: the episode's, by which the draw is made.
+
+    Returns:
+        The steps, in which the arrays of `keys` have changed places.
+    """
+    written = [key for key in keys if any(strings(key, steps[key]))]
+    if len(written) < 2:
+        return dict(steps)
+    chosen = written[pick(name, len(written), "language")]
+    order = [chosen, *(key for key in keys if key != chosen)]
+    return {**steps, **{key: steps[other] for key, other in zip(keys, order, strict=True)}}
+
+
+def strings(key: str, array: NDArray[Any]) -> list[Any]:
+    """One text (bytes or str) per step of an array with texts: of several, the first that is not empty."""
+    if array.dtype.kind not in "SUO":
         raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected one text per step")
     values: list[Any] = array.tolist()
-    return values
+    if array.ndim == 1 and all(isinstance(value, bytes | str) for value in values):
+        return values
+    return [_first(key, value) for value in values]
+
+
+def _first(key: str, value: Any) -> Any:
+    if isinstance(value, bytes | str):
+        return value
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise DataError(f"{key!r} holds {type(value).__name__}, expected text")
+    return next((text for text in (_first(key, item) for item in value) if text), "")
 
 
 def _rows(key: str, array: NDArray[Any]) -> list[bytes]:

@@ -5,18 +5,24 @@ tensorflow_datasets reads both files and resolves splits without importing Tenso
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
+from oxe_curate.rlds.foreign import HEAD, foreign
+from oxe_curate.rlds.naming import is_incomplete, is_version, newest, snake_case
 from oxe_curate.storage import Folder
 
 INFO, FEATURES = "dataset_info.json", "features.json"
+SHARD_FORMATS = ("tfrecord", "array_record")
+"""The formats of shards that can be read."""
 _DEPTH = 3  # <name>/<config>/<version>
+_METADATA = "Download the file again, or write it with `tfds.folder_dataset.write_metadata`"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,12 +54,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class RldsDataset:
-    """A version folder of a TFDS data set."""
+    """A version folder of a TFDS data set.
+
+    Attributes:
+        ignored: other folders of the data set that look like a version and are none, such as
+            "1.0.0.incompleteA1B2", which tfds had not finished.
+    """
 
     source: Folder
     path: str
     name: str
     version: str
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle only the names; a worker parses the JSON files itself."""
@@ -87,7 +99,7 @@ class RldsDataset:
         for proto in info.splits:
             template = naming.ShardedFileTemplate(
                 data_dir=Path("/"),
-                dataset_name=info.name,
+                dataset_name=info.name or self.name.split("/")[0],
                 filetype_suffix=info.file_format or "tfrecord",
                 template=proto.filepath_template or naming.DEFAULT_FILENAME_TEMPLATE,
             )
@@ -104,20 +116,31 @@ class RldsDataset:
 
         Raises:
             ConfigError: unknown split, or a slice that tfds cannot parse.
-            DataError: the data set is not stored as TFRecord, or lists no shards.
+            DataError: the format of the shards is not supported, or a split lists no shards.
         """
         info = self._json[0]
-        if (info.file_format or "tfrecord") != "tfrecord":
+        where = f"{self.source}/{self.path}/{INFO}"
+        if (info.file_format or "tfrecord") not in SHARD_FORMATS:
             raise DataError(
-                f"{self.path}/{INFO}: unsupported fileFormat {info.file_format!r} (expected 'tfrecord'); "
-                "convert it with tensorflow_datasets' convert_format"
+                f"{where}: the shards have the format {info.file_format!r}, expected {' or '.join(SHARD_FORMATS)}; "
+                "convert them with `python -m tensorflow_datasets.scripts.convert_format "
+                f"--dataset_version_dir={self.source}/{self.path} --out_file_format=tfrecord --out_dir=NEW_FOLDER`"
             )
+        if not self.split_names:
+            raise DataError(f"{where}: lists no splits, so its shards are not known. {_METADATA}")
         selected = list(splits) or self.split_names
         found: list[Shard] = []
         for spec in selected:
             base = spec.split("[")[0].strip()
             if base not in self.split_names:
                 raise ConfigError(f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}")
+            (proto,) = (proto for proto in info.splits if proto.name == base)
+            if not any(proto.shard_lengths):
+                has = "shardLengths of 0 episodes" if proto.shard_lengths else "no shardLengths"
+                raise DataError(
+                    f"{where}: the split {base!r} has {has}, so its shards are not known. {_METADATA}, or select other "
+                    "splits with --split"
+                )
             try:
                 instructions = self._splits[spec].file_instructions
             except (ValueError, AssertionError, KeyError) as error:
@@ -138,46 +161,92 @@ class RldsDataset:
 
 
 def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
-    """Find the TFDS data sets below a source root; `names` may be `name` or `name:version`.
+    """Find the TFDS data sets below a source root, by tfds's rules.
 
-    The root may contain `<name>/<version>/` or `<name>/<config>/<version>/`, or be one of these folders itself. The
-    newest version is chosen unless one is named.
+    The root may contain `<name>/<version>/` or `<name>/<config>/<version>/`, or be one of these folders itself. Only
+    folders whose whole name is a version count, and the highest is chosen unless one is named.
+
+    Args:
+        source: the root.
+        names: `name` or `name:version`, whose parts may be `*`; a name in CamelCase is that of the builder's class. The
+            name of a data set with builder configs is `name/config`; without a config it is the default one.
 
     Raises:
         ConfigError: no data set found, or a named data set or version does not exist.
     """
     chosen_names = list(names)
-    everything = _walk(source, [name.partition(":")[0] for name in chosen_names])
+    everything = _walk(source, [_folder(name) for name in chosen_names])
     if not everything and chosen_names:
         everything = _walk(source)  # for the closest name
-    if not everything:
-        raise ConfigError(
-            f"{source}: no TFDS data set found (looked for <name>/<version>/{INFO}); "
-            "give the folder that contains the data sets' folders"
-        )
-    by_name: dict[str, list[RldsDataset]] = {}
+    by_name: dict[str, dict[str, RldsDataset]] = {}
+    others: dict[str, list[str]] = {}
     for dataset in everything:
-        by_name.setdefault(dataset.name, []).append(dataset)
+        is_root = f"{dataset.source}/{dataset.path}" == source.uri.rstrip("/")  # the user named this very folder
+        if is_version(dataset.version) or is_root:
+            by_name.setdefault(dataset.name, {})[dataset.version] = dataset
+        else:
+            others.setdefault(dataset.name, []).append(dataset.version)
+    if not by_name:
+        raise ConfigError(f"{source}: no TFDS data set found {_found_instead(others)}")
     chosen = []
     for choice in chosen_names or list(by_name):
-        name, _, version = choice.partition(":")
+        given, _, wanted = choice.partition(":")
+        name = _resolve(source, given, by_name)
         if name not in by_name:
-            raise ConfigError(f"{source} has no data set {name!r}. {did_you_mean(name, by_name)}")
-        versions = {d.version: d for d in by_name[name]}
-        if version and version not in versions:
-            raise ConfigError(f"{source}/{name} has no version {version!r}. {did_you_mean(version, versions)}")
-        chosen.append(versions[version] if version else max(versions.values(), key=_version_key))
+            beside = f"; {name} {_found_instead({name: others[name]})}" if name in others else ""
+            raise ConfigError(f"{source} has no data set {given!r}. {did_you_mean(given, by_name)}{beside}")
+        versions = by_name[name]
+        version = newest(versions, wanted or "*.*.*") or (None if wanted else next(iter(versions)))
+        if version is None:
+            raise ConfigError(f"{source}/{name} has no version {wanted!r}. {did_you_mean(wanted, versions)}")
+        chosen.append(replace(versions[version], ignored=tuple(others.get(name, ()))))
     return chosen
 
 
-def _version_key(dataset: RldsDataset) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in dataset.version.split("."))
+def _folder(choice: str) -> str:
+    """The first folder of a chosen data set, below which it is looked for."""
+    return snake_case(choice.partition(":")[0].partition("/")[0])
+
+
+def _resolve(source: Folder, given: str, known: Iterable[str]) -> str:
+    """The full name of a chosen data set, with its builder config."""
+    name = given if given in known else "/".join([snake_case(given.partition("/")[0]), *given.split("/")[1:]])
+    configs = [other.partition("/")[2] for other in known if other.startswith(f"{name}/")]
+    if name in known or not configs:
+        return name
+    metadata = f"{name}/.config/metadata.json"
+    default = None
+    if source.exists(metadata):
+        with contextlib.suppress(ValueError, AttributeError):
+            default = json.loads(source.read_bytes(metadata)).get("default_config_name")
+    if default in configs or len(configs) == 1:
+        return f"{name}/{default if default in configs else configs[0]}"
+    listed = ", ".join(f"{name}/{config}" for config in configs)
+    raise ConfigError(f"{source}/{name} has several builder configs and no default; choose one of {listed}")
+
+
+def _found_instead(others: Mapping[str, Sequence[str]]) -> str:
+    """What was found in place of version folders."""
+    if not others:
+        return (
+            f"(looked for <name>/<version>/{INFO} with a version such as 1.0.0); "
+            "give the folder that contains the data sets' folders"
+        )
+    name, folders = next(iter(others.items()))
+    if is_incomplete(folders[0]):
+        return f"(only {name}/{folders[0]}, which tfds had not finished writing); build or download the data set again"
+    return f"(only {name}/{folders[0]}, whose name is not a version such as 1.0.0); rename the folder"
 
 
 def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
+    """All folders with a file of TFDS, whatever their names."""
     if source.exists(INFO) or source.exists(FEATURES):
         # the version folder itself: paths are relative to the root above it
         parts = source.uri.rstrip("/").rsplit("/", 2)
+        if is_incomplete(parts[-1]):
+            raise ConfigError(
+                f"{source}: tfds had not finished writing this folder; build or download the data set again"
+            )
         if len(parts) == 3:
             return [RldsDataset(Folder(parts[0]), f"{parts[1]}/{parts[2]}", parts[1], parts[2])]
     if not source.is_local:
@@ -221,19 +290,26 @@ def _named(source: Folder, path: str) -> RldsDataset:
 def _read(source: Folder, path: str) -> tuple[Any, Any]:
     """Parse the two JSON files with tfds's own classes (not its readers, which import TensorFlow if installed)."""
     from google.protobuf import json_format
-    from tensorflow_datasets.core import features
     from tensorflow_datasets.core.proto import dataset_info_pb2
 
-    def parse(name: str, build: Callable[[bytes], Any]) -> Any:
-        if not source.exists(f"{path}/{name}"):
-            raise DataError(f"{source}/{path}: {name} is missing, so this is not a complete TFDS version folder")
-        try:
-            return build(source.read_bytes(f"{path}/{name}"))
-        except Exception as error:  # json, protobuf and tfds raise many kinds of errors
-            raise DataError(f"{source}/{path}/{name}: cannot be read: {_first_line(error)}") from error
+    from oxe_curate.rlds import structure
 
-    info = parse(INFO, lambda data: json_format.Parse(data, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True))
-    return info, parse(FEATURES, lambda data: features.FeatureConnector.from_json(json.loads(data)))
+    def parse(name: str, build: Callable[[Any], Any]) -> Any:
+        where = f"{source}/{path}"
+        if not source.exists(f"{path}/{name}"):
+            raise DataError(f"{where}: {name} is missing, so this is not a complete TFDS version folder")
+        data = source.read_bytes(f"{path}/{name}")
+        if what := foreign(data[:HEAD]):
+            raise DataError(f"{where}/{name} {what}")
+        try:
+            return build(json.loads(data))
+        except Exception as error:  # json, protobuf and tfds raise many kinds of errors
+            raise DataError(f"{where}/{name}: cannot be read: {_first_line(error)}") from error
+
+    def info(found: Any) -> Any:
+        return json_format.ParseDict(found, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True)
+
+    return parse(INFO, info), parse(FEATURES, structure.parse_features)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,6 @@ tensorflow_datasets' `example_serializer`. The tests compare with TFDS itself an
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -18,7 +17,6 @@ from PIL import Image
 from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError, did_you_mean
-from oxe_curate.rlds.tfrecord import masked_crc
 
 Value: TypeAlias = Sequence[bytes] | NDArray[Any]
 """One feature of an Example: byte strings, or a 1-d array of floats, integers or booleans."""
@@ -56,12 +54,6 @@ def encode_example(
         feature = _delimited(2, _encode_feature(key, value, packed=packed, runs=runs))
         entries.append(_delimited(1, feature + name if value_first else name + feature))
     return _delimited(1, b"".join(entries))
-
-
-def frame_record(data: bytes) -> bytes:
-    """Frame one TFRecord: uint64 length, its masked CRC, the data, its masked CRC; all little-endian."""
-    length = struct.pack("<Q", len(data))
-    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
 
 
 def flatten_episode(features: tfds.FeaturesDict, episode: EpisodeValues) -> dict[str, Value]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,37 +14,11 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import CorruptError, DataError, did_you_mean
 from oxe_curate.rlds import example
 from oxe_curate.rlds.example import Span
+from oxe_curate.rlds.leaf import STEPS, Leaf, camera_key, camera_problem, leaves
 from oxe_curate.rlds.tfrecord import Ensure
 
-STEPS = "steps"
-FeatureKind = Literal["number", "text", "image", "rare"]
-
-
-@dataclass(frozen=True, slots=True)
-class Leaf:
-    """A feature with values.
-
-    Attributes:
-        key: flat key; below the step for a step feature ("observation/state"), from the top otherwise.
-        wire: its name in the record.
-        kind: number (float or int list, or a tensor stored as bytes), text, image (encoded bytes), or rare: nested
-            sequences, ragged or dynamic shapes, and video, which tfds decodes.
-        shape: of one step's value.
-        encoding: "none", "bytes" or "zlib": how a tensor is stored.
-    """
-
-    key: str
-    wire: bytes
-    kind: FeatureKind
-    dtype: np.dtype[Any]
-    shape: tuple[int | None, ...]
-    encoding: str
-    feature: Any = field(repr=False, compare=False)
-
-    @property
-    def width(self) -> int:
-        """Numbers per step."""
-        return math.prod(d or 0 for d in self.shape)
+_RAGGED = b"/ragged_flat_values", b"/ragged_row_lengths_0"
+"""tfds stores a sequence inside a step as two features: the items of all steps, and how many each step has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,48 +38,6 @@ class RawEpisode:
     metadata: dict[str, Any]
 
 
-def leaves(features: Any) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
-    """Flatten a tfds FeaturesDict into (step leaves, other leaves), keyed as `Leaf.key`.
-
-    Raises:
-        DataError: there is no `steps` sequence, so the data set is not RLDS.
-    """
-    if STEPS not in features or not hasattr(features[STEPS], "feature"):
-        raise DataError(f"features.json has no sequence {STEPS!r}, so it does not describe an RLDS data set")
-    steps = _flatten(features[STEPS].feature, "", f"{STEPS}/")
-    other: dict[str, Leaf] = {}
-    for name, feature in features.items():
-        if name != STEPS:
-            other.update(_flatten(feature, name, ""))
-    return steps, other
-
-
-def _flatten(feature: Any, key: str, prefix: str) -> dict[str, Leaf]:
-    from tensorflow_datasets.core import features as tfds
-
-    if isinstance(feature, tfds.FeaturesDict):
-        found: dict[str, Leaf] = {}
-        for name, below in feature.items():
-            found.update(_flatten(below, f"{key}/{name}" if key else name, prefix))
-        return found
-    kind: FeatureKind = "rare"
-    encoding, dtype, shape = "none", np.dtype(object), ()
-    if isinstance(feature, tfds.Video | tfds.Sequence | tfds.Dataset):
-        pass
-    elif isinstance(feature, tfds.Image):
-        kind, shape = "image", tuple(feature.shape)
-    elif isinstance(feature, tfds.Text):
-        kind = "text"
-    elif isinstance(feature, tfds.Tensor | tfds.ClassLabel):
-        dtype, shape = np.dtype(feature.np_dtype), tuple(feature.shape)
-        encoding = str(getattr(getattr(feature, "_encoding", None), "value", "none"))
-        if dtype.kind in "OSU":
-            kind, dtype = ("text", np.dtype(object)) if not shape else ("rare", np.dtype(object))
-        elif None not in shape:
-            kind = "number"
-    return {key: Leaf(key, f"{prefix}{key}".encode(), kind, dtype, shape, encoding, feature)}
-
-
 class RecordReader:
     """Reads selected features of each record. Created once per data set; holds no file.
 
@@ -118,7 +49,7 @@ class RecordReader:
         where: prefix of every error message (the data set's name).
 
     Raises:
-        DataError: features.json has no such key; the closest one is named.
+        DataError: features.json has no such key (the closest one is named), or one that cannot be read.
     """
 
     def __init__(
@@ -133,17 +64,21 @@ class RecordReader:
         self.steps = {key: _lookup(key, step_leaves, where) for key in sorted(set(steps))}
         self.cameras = {key: _lookup(camera_key(key, step_leaves), step_leaves, where) for key in cameras}
         self.metadata = {key: _lookup(key, other, where) for key in sorted(set(metadata))}
+        for leaf in (*self.steps.values(), *self.cameras.values(), *self.metadata.values()):
+            if leaf.problem:
+                raise DataError(f"{where}: the feature {leaf.key!r} {leaf.problem}")
         for leaf in self.cameras.values():
-            if leaf.kind != "image":
-                raise DataError(f"{where}: camera {leaf.key!r} is not an image feature")
-        requested = any(leaf.kind == "rare" for leaf in (*self.steps.values(), *self.metadata.values()))
-        # all rare leaves, requested or not: tfds fails on a ragged feature that is not declared
-        rare = [leaf for leaf in (*step_leaves.values(), *other.values()) if leaf.kind == "rare"]
-        self._rare = _rare_features(rare) if requested else None
+            if problem := camera_problem(leaf):
+                raise DataError(f"{where}: camera {leaf.key!r} {problem}")
+        rare = [leaf for leaf in (*self.steps.values(), *self.metadata.values()) if leaf.kind == "rare"]
+        self._rare = _rare_features(rare) if rare else None
+        self._rare_wires = tuple(leaf.wire for leaf in rare)
         # is_first is part of the RLDS standard; it gives the number of steps if nothing else is read
-        self._clock = step_leaves.get("is_first")
+        clock = step_leaves.get("is_first")
+        self._clock = clock if clock and clock.kind == "number" else None
         selected = [*self.steps.values(), *self.cameras.values(), *self.metadata.values()]
-        self._selected = frozenset(leaf.wire for leaf in selected if leaf.kind != "rare")
+        self._selected = frozenset(leaf.wire for leaf in selected if leaf.kind not in ("ragged", "rare"))
+        self._selected |= {leaf.wire + part for leaf in selected if leaf.kind == "ragged" for part in _RAGGED}
         if self._clock:
             self._selected |= {self._clock.wire}
 
@@ -163,7 +98,10 @@ class RecordReader:
         rare = self._read_rare(buffer, offset, length, ensure) if self._rare else {}
         steps: dict[str, NDArray[Any]] = {}
         for key, leaf in self.steps.items():
-            steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
+            if leaf.kind == "ragged":
+                steps[key] = _ragged(buffer, spans, leaf)
+            else:
+                steps[key] = rare[key] if leaf.kind == "rare" else _values(buffer, spans.get(leaf.wire), leaf)
         num_steps = self._count(buffer, spans, steps)
         cameras = {}
         for key, leaf in self.cameras.items():
@@ -196,8 +134,15 @@ class RecordReader:
         if ensure:
             ensure(offset, length)
         assert self._rare is not None
+        from oxe_curate.rlds.encode import encode_example
+
+        # only what was requested: tfds fails on a ragged feature that is not declared
+        found_spans = example.scan(buffer, offset, length)
+        within = tuple(wire + b"/" for wire in self._rare_wires)
+        chosen = {k: span for k, span in found_spans.items() if k in self._rare_wires or k.startswith(within)}
         try:
-            decoded = self._rare.deserialize_example_np(bytes(buffer[offset : offset + length]))
+            record = encode_example({k.decode(): example.values(buffer, span) for k, span in chosen.items()})
+            decoded = self._rare.deserialize_example_np(record)
         except Exception as error:  # tfds passes on the errors of its codecs
             raise DataError(f"tensorflow_datasets cannot decode it: {(str(error).splitlines() or [''])[0]}") from error
         steps = list(decoded.get(STEPS, ()))
@@ -206,11 +151,6 @@ class RecordReader:
             if leaf.kind == "rare":
                 found[key] = _as_rows([_get(step, key) for step in steps])
         return found
-
-
-def camera_key(key: str, step_leaves: Mapping[str, Leaf]) -> str:
-    """The full step key of a camera, which cards name below `observation/`."""
-    return key if key in step_leaves or f"observation/{key}" not in step_leaves else f"observation/{key}"
 
 
 def _lookup(key: str, known: Mapping[str, Leaf], where: str) -> Leaf:
@@ -261,7 +201,9 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
         texts = example.byte_values(buffer, span)
         array = np.empty(len(texts), object)
         array[:] = texts
-        return array
+        if leaf.shape and len(texts) % max(leaf.width, 1):
+            raise DataError(f"{leaf.wire.decode()!r} has {len(texts)} texts, not a multiple of {leaf.width} per step")
+        return array.reshape(-1, *leaf.shape) if leaf.shape else array
     if leaf.encoding != "none":
         return _stored_as_bytes(buffer, span, leaf)
     if span.kind == example.BYTES:
@@ -277,8 +219,23 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
     return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)
 
 
+def _ragged(buffer: memoryview, spans: Mapping[bytes, Span], leaf: Leaf) -> NDArray[Any]:
+    """The rows of a sequence inside a step: the items of all steps, cut by the number that each step has."""
+    kind: Any = "text" if leaf.dtype == object else "number"
+    items, counts = (spans.get(leaf.wire + part) for part in _RAGGED)
+    flat = _values(buffer, items, replace(leaf, kind=kind, shape=leaf.shape[1:]))
+    ends = np.cumsum(example.ints(buffer, counts) if counts and counts.kind == example.INT64 else np.empty(0, int))
+    if len(flat) != (ends[-1] if len(ends) else 0) or (np.diff(ends, prepend=0) < 0).any():
+        raise DataError(f"{leaf.wire.decode()!r} has {len(flat)} items, which do not fit the lengths that it lists")
+    if not len(ends):
+        return np.empty((0, *(d or 0 for d in leaf.shape)), leaf.dtype)
+    return _as_rows(np.split(flat, ends[:-1]))
+
+
 def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]:
     """Tensors that tfds stored as raw or zlib-compressed bytes, one value per step."""
+    from oxe_curate.rlds.structure import BFloat16
+
     if span.kind != example.BYTES:
         raise DataError(f"{leaf.wire.decode()!r} has numbers where features.json lists {leaf.encoding} tensors")
     rows = example.byte_values(buffer, span)
@@ -287,6 +244,11 @@ def _stored_as_bytes(buffer: memoryview, span: Span, leaf: Leaf) -> NDArray[Any]
     except zlib.error as error:
         raise CorruptError(f"{leaf.wire.decode()!r}: {error}") from None
     dtype = np.dtype(np.uint8) if leaf.dtype == np.bool_ else leaf.dtype
+    if isinstance(leaf.feature, BFloat16):
+        dtype = np.dtype(np.uint16)
     if len(raw) != len(rows) * leaf.width * dtype.itemsize:
         raise DataError(f"{leaf.wire.decode()!r}: {len(raw)} bytes are not {len(rows)} tensors of {leaf.shape}")
-    return np.frombuffer(raw, dtype).astype(leaf.dtype, copy=False).reshape(len(rows), *leaf.shape)
+    values = np.frombuffer(raw, dtype)
+    if isinstance(leaf.feature, BFloat16):  # the upper half of a float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(leaf.dtype, copy=False).reshape(len(rows), *leaf.shape)

@@ -20,7 +20,8 @@ from oxe_curate.storage import Folder, explain
 from oxe_curate.storage.attempts import submit
 from oxe_curate.storage.objects import PIECE
 
-_PAGE = 12  # bits
+PAGE = 12
+"""Bits of a page: bytes are read and counted in pages of 4 KiB."""
 _LOCAL = 1, 64
 _REMOTE = 16, 2048
 """Pages of a read: the first after a jump over images, and the most while reads are sequential (doubled each time)."""
@@ -28,7 +29,8 @@ _NEAR = 64
 """Pages: a jump over less than this counts as sequential on an object store, so that small images are read through."""
 _JOIN = 64
 """Pages: ranges of an object that are closer than this are fetched together."""
-_MISSING, _COMING, _HERE = 0, 1, 2
+_MISSING, _COMING, HERE = 0, 1, 2
+"""States of a page."""
 
 
 class ShardBytes:
@@ -48,14 +50,19 @@ class ShardBytes:
         self._size = size
         self.buffer, self._region = reserve(size)
         self.bytes_fetched = 0
-        pages = (size >> _PAGE) + 1
+        pages = (size >> PAGE) + 1
         self._state, self._needed = bytearray(pages), bytearray(pages)
         self._window = 0
 
     @property
+    def file_size(self) -> int:
+        """Bytes of the stored file, which differ from those of the buffer if it is compressed."""
+        return self._size
+
+    @property
     def bytes_needed(self) -> int:
         """Bytes of the pages of 4 KiB that were asked for: the same for a local file as for an object."""
-        return min(self._needed.count(1) << _PAGE, self._size)
+        return min(self._needed.count(1) << PAGE, self._size)
 
     def ensure(self, offset: int, length: int) -> None:
         """Read a byte range that will be used now, unless it has been; and more while reads are sequential.
@@ -65,15 +72,15 @@ class ShardBytes:
         """
         if length <= 0 or offset >= self._size:
             return
-        first = offset >> _PAGE
-        if offset + length <= first + 1 << _PAGE:  # in one page: the most frequent case
+        first = offset >> PAGE
+        if offset + length <= first + 1 << PAGE:  # in one page: the most frequent case
             self._needed[first] = 1
-            if self._state[first] != _HERE:
+            if self._state[first] != HERE:
                 self._load(first, first + 1)
             return
         first, stop = self._pages(offset, length)
         self._needed[first:stop] = b"\1" * (stop - first)
-        if self._state.count(_HERE, first, stop) != stop - first:
+        if self._state.count(HERE, first, stop) != stop - first:
             self._load(first, stop)
 
     def read(self, offset: int, length: int) -> memoryview:
@@ -97,7 +104,7 @@ class ShardBytes:
                 self._load(first, stop)
 
     def _pages(self, offset: int, length: int) -> tuple[int, int]:
-        return offset >> _PAGE, (min(offset + length, self._size) - 1 >> _PAGE) + 1
+        return offset >> PAGE, (min(offset + length, self._size) - 1 >> PAGE) + 1
 
     def wait(self) -> None:
         """Return when everything that was asked for has been read."""
@@ -114,44 +121,48 @@ class ShardBytes:
             self.check_unchanged()  # before another error is reported: this would be its cause
 
     def _load(self, first: int, stop: int) -> None:
+        """Read pages [first, stop) and mark them in `_state`."""
         raise NotImplementedError
 
     def _span(self, first: int, stop: int) -> memoryview:
-        return self.buffer[first << _PAGE : min(stop << _PAGE, self._size)]
-
-
-def open_shard(source: Folder, path: str) -> ShardBytes:
-    """Open a shard for random reading. Raises StorageError if it cannot be read."""
-    return LocalShard(source, path) if source.is_local else RemoteShard(source, path)
+        return self.buffer[first << PAGE : min(stop << PAGE, self._size)]
 
 
 class LocalShard(ShardBytes):
     """A local file, read with pread: a page or two after a jump, more while reads are sequential."""
 
     def __init__(self, folder: Folder, path: str) -> None:
-        name = f"{folder}/{path}"
+        self._open(folder, path)
+        super().__init__(self.name, self._opened.st_size)
+
+    @property
+    def file_size(self) -> int:
+        """See ShardBytes."""
+        return self._opened.st_size
+
+    def _open(self, folder: Folder, path: str) -> None:
+        self.name = f"{folder}/{path}"
         try:
             self._descriptor = os.open(folder.path(path), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
-            raise StorageError(f"{name}: {explain(error)}") from error
+            raise StorageError(f"{self.name}: {explain(error)}") from error
         weakref.finalize(self, os.close, self._descriptor)
         self._opened = os.fstat(self._descriptor)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # read-ahead would read the images
-        super().__init__(name, self._opened.st_size)
 
     def _load(self, first: int, stop: int) -> None:
         state = self._state
-        while (first := _next(state, _HERE, first, stop, other=True)) < stop:
-            sequential = first > 0 and state[first - 1] == _HERE
+        while (first := _next(state, HERE, first, stop, other=True)) < stop:
+            sequential = first > 0 and state[first - 1] == HERE
             self._window = min(self._window * 2, _LOCAL[1]) if sequential else _LOCAL[0]
-            end = _next(state, _HERE, first, min(max(stop, first + self._window), len(state)))
+            end = _next(state, HERE, first, min(max(stop, first + self._window), len(state)))
             self._read(first, end)
-            state[first:end] = bytes((_HERE,)) * (end - first)
+            state[first:end] = bytes((HERE,)) * (end - first)
             first = end
 
     def _read(self, first: int, stop: int) -> None:
-        part, at = self._span(first, stop), first << _PAGE
+        part, at = self._span(first, stop), first << PAGE
         while part:
             try:
                 count = os.preadv(self._descriptor, [part], at)
@@ -212,7 +223,7 @@ class RemoteShard(ShardBytes):
                     continue
                 first, stop = self._pages(offset, length)
                 held = self._held
-                if held and held[0] <= first < held[1] + _JOIN and stop - held[0] <= PIECE >> _PAGE:
+                if held and held[0] <= first < held[1] + _JOIN and stop - held[0] <= PIECE >> PAGE:
                     held[1] = max(stop, held[1])
                 else:
                     self._let_go()
@@ -255,19 +266,19 @@ class RemoteShard(ShardBytes):
                 self._window = min(self._window * 2, _REMOTE[1]) if near and self._window else _REMOTE[0]
                 end = max(stop, min(first + self._window, len(state)))
             end = _next(state, _MISSING, first, end, other=True)
-            for a in range(first, end, PIECE >> _PAGE):
-                b = min(a + (PIECE >> _PAGE), end)
+            for a in range(first, end, PIECE >> PAGE):
+                b = min(a + (PIECE >> PAGE), end)
                 if self._span(a, b):
                     state[a:b] = bytes((_COMING,)) * (b - a)
-                    self._region.written += (b - a) << _PAGE
+                    self._region.written += (b - a) << PAGE
                     self._coming[a, b] = submit(partial(self._fetch, a, b))
             first = end
 
     def _fetch(self, first: int, stop: int) -> None:
         part, state = self._span(first, stop), _MISSING
         try:
-            self._object.request(first << _PAGE, part)
-            state = _HERE
+            self._object.request(first << PAGE, part)
+            state = HERE
         except Exception as error:
             self._failed = error
             raise
@@ -275,7 +286,7 @@ class RemoteShard(ShardBytes):
             with self._lock:
                 del self._coming[first, stop]
                 self._state[first:stop] = bytes((state,)) * (stop - first)
-                self.bytes_fetched += len(part) if state == _HERE else 0
+                self.bytes_fetched += len(part) if state == HERE else 0
 
 
 def _next(state: bytearray, value: int, first: int, stop: int, other: bool = False) -> int:

@@ -15,8 +15,9 @@ from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.atomic import atomic_folder
 from oxe_curate.errors import DataError, StorageError
-from oxe_curate.rlds.encode import EpisodeValues, encode_example, flatten_episode, frame_record
+from oxe_curate.rlds.encode import EpisodeValues, encode_example, flatten_episode
 from oxe_curate.rlds.random_episode import random_episode
+from oxe_curate.rlds.tfrecord import frame_record
 
 EpisodeSource: TypeAlias = int | Iterable[EpisodeValues]
 """Episodes to write, or the number of random ones."""

@@ -16,6 +16,7 @@ from typing import Any
 import crc32c
 
 from oxe_curate.errors import CorruptError
+from oxe_curate.rlds.foreign import HEAD, ForeignFileError, foreign, is_json
 
 HEADER = 12
 FOOTER = 4
@@ -35,6 +36,12 @@ def masked_crc(data: bytes | memoryview) -> int:
 def mask(crc: int) -> int:
     """TFRecord's form of a CRC32C; see `masked_crc`."""
     return int(((crc >> 15) | (crc << 17)) + 0xA282EAD8 & 0xFFFFFFFF)
+
+
+def frame_record(data: bytes) -> bytes:
+    """Frame one TFRecord: uint64 length, its masked CRC, the data, its masked CRC; all little-endian."""
+    length = struct.pack("<Q", len(data))
+    return b"".join((length, struct.pack("<I", masked_crc(length)), data, struct.pack("<I", masked_crc(data))))
 
 
 def same_framing(head: bytes | memoryview, tail: bytes | memoryview, length: int, crc: int) -> bool:
@@ -84,15 +91,18 @@ def records(
     Raises:
         CorruptError: a length fails its CRC or exceeds the file; the message names the record and its byte offset.
             Records before it have been yielded; later ones cannot be found.
+        ForeignFileError: the file is not a TFRecord file but one of another kind that is recognised.
     """
     position, size, number = 0, len(buffer), 0
     while position < size:
         if size - position < HEADER + FOOTER:
+            _check_kind(buffer, position, ensure)
             raise CorruptError(f"record {number} at byte {position}: the file ends inside its header (truncated?)")
         if ensure:
             ensure(position, HEADER)
         length, crc = _header.unpack_from(buffer, position)
         if masked_crc(buffer[position : position + 8]) != crc:
+            _check_kind(buffer, position, ensure)
             raise CorruptError(f"record {number} at byte {position}: its length fails the checksum")
         start = position + HEADER
         if start + length + FOOTER > size:
@@ -106,6 +116,17 @@ def records(
             if ensure:
                 ensure(position - FOOTER, FOOTER)
             framing.add(length, crc, _crc.unpack_from(buffer, position - FOOTER)[0])
+
+
+def _check_kind(buffer: memoryview, position: int, ensure: Ensure | None) -> None:
+    """Raise ForeignFileError if the first record fails because the file is something else."""
+    head = min(len(buffer), HEAD)
+    if position == 0:
+        if ensure:
+            ensure(0, head)
+        data = bytes(buffer[:head])
+        if what := foreign(data) or ("is JSON, not a shard: download the file again" if is_json(data) else ""):
+            raise ForeignFileError(f"the file {what}")
 
 
 def check_framing(buffer: memoryview, offset: int, length: int, crc: int, ensure: Ensure | None = None) -> None:

@@ -7,8 +7,8 @@ numbers of one shard.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class EpisodeDraw:
         steps: int64 (n,), the current step of each sample, ascending.
         copies: int64 (n,), which copy of its step each sample is, from 0.
         keys: uint64 (n,); `sampling.order` of a shard's keys is the order of its rows.
+        shown: role of the mixture -> role of the camera in the index whose frames `episode` has in its place.
     """
 
     source: IndexedDataset
@@ -57,6 +58,7 @@ class EpisodeDraw:
     steps: NDArray[np.int64]
     copies: NDArray[np.int64]
     keys: NDArray[np.uint64]
+    shown: Mapping[str, str]
 
     def sample_ids(self) -> list[str]:
         """The id of each sample: episode, step, and the copy if it is not the first."""
@@ -86,7 +88,14 @@ def draw_episodes(job: TokenizeJob, part: Any, validation: bool) -> Iterator[Epi
         if len(steps):
             keys = sampling.order_keys(mixture.seed, episode.id, episode.num_steps, steps, copies)
             root = job.roots[planned.source]
-            yield EpisodeDraw(source, root, planned.path, planned.row, episode, steps, copies, keys)
+            available = {*episode.frames, *episode.spans}
+            cameras: tuple[str, ...] = mixture.image.cameras
+            shown = {role: source.shown(role, episode.id, available, mixture.seed) for role in cameras}
+            if source.views:
+                frames = {role: episode.frames[other] for role, other in shown.items() if other in episode.frames}
+                spans = {role: episode.spans[other] for role, other in shown.items() if other in episode.spans}
+                episode = replace(episode, frames=frames, spans=spans)
+            yield EpisodeDraw(source, root, planned.path, planned.row, episode, steps, copies, keys, shown)
 
 
 def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,12 @@ from oxe_curate.actions.token_rules import TokenRule
 from oxe_curate.actions.tokenizers import read_vocabulary
 from oxe_curate.beam import runner
 from oxe_curate.errors import ConfigError, DataError, StorageError
-from oxe_curate.index.duplicates import check_leaks
 from oxe_curate.index.numbers import Numbers
 from oxe_curate.index.store import Index
+from oxe_curate.mixture.check import refuse
+from oxe_curate.mixture.data_checks import bounds_path
+from oxe_curate.mixture.kinds import KINDS
+from oxe_curate.mixture.problems import Problem
 from oxe_curate.mixture.published import resolve_mixture
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
@@ -78,7 +81,13 @@ class TokenizeOptions:
 
 @dataclass(frozen=True)
 class TokenizeResult:
-    """The manifest, how many shards this run wrote and found finished, and those it found damaged and wrote again."""
+    """The outcome of `tokenize`.
+
+    Attributes:
+        shards_done, shards_kept: that this run wrote, and found finished.
+        damaged: shards that it found damaged and wrote again.
+        warnings: what `mixture check` warns of in the data, and that no row is for validation.
+    """
 
     manifest: dict[str, Any]
     shards_done: int
@@ -86,6 +95,7 @@ class TokenizeResult:
     seconds: float
     tokens: ActionTokens = field(repr=False)
     damaged: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def run_tokenize(
@@ -122,9 +132,8 @@ def _tokenize(
     spec: Mixture, opened: Index, path: Path, folder: Folder, options: TokenizeOptions, start: float
 ) -> TokenizeResult:
     sources = resolve(spec, opened, str(path), options.cards)
-    drawn = {source.dataset: source.entry.splits for source in sources}
-    check_leaks(opened.datasets, drawn, bool(opened.criteria.get("allow_leak")))
     texts = open_texts(spec.texts, path.parent, str(path))
+    problems = refuse(path, opened, options.cards, options.statistics)
     folder.check_writable()
     folder.sweep()
     tokens = _tokens(spec, options)
@@ -142,9 +151,8 @@ def _tokenize(
     _check_out(folder, {task.output for task in planned}, ours, tokens, options.overwrite)
     todo = [task.output for task in planned if task.output not in found.hashes]
     if recorded and not todo and not folder.is_local and not options.verify and _same_files(folder, recorded, tokens):
-        return TokenizeResult(
-            manifest, 0, len(planned), time.monotonic() - start, tokens
-        )  # without a request per shard
+        seconds, warnings = time.monotonic() - start, _warnings(spec, problems, manifest)
+        return TokenizeResult(manifest, 0, len(planned), seconds, tokens, (), warnings)  # without a request per shard
     if todo:
         _check_roots(opened, sources)
         folder.remove(MANIFEST)
@@ -164,8 +172,22 @@ def _tokenize(
         options.verify,
     )  # fmt: skip
     return TokenizeResult(
-        manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens, tuple(found.damaged)
-    )
+        manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens, tuple(found.damaged),
+        _warnings(spec, problems, manifest),
+    )  # fmt: skip
+
+
+def _warnings(spec: Mixture, problems: Sequence[Problem], manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Findings in the data, without those of the cards, and that no row is for validation."""
+    lines = [f"{p.message}. {p.advice} [{p.code}]" for p in problems if KINDS[p.code].needs == "index"]
+    accepted = any(entry.finding == "no_held_out" for entry in spec.accept)
+    if not sum(manifest["rows"]["validation"].values()) and not accepted:
+        lines = [line for line in lines if not line.endswith("[no_held_out]")]
+        lines.append(
+            f"no row is for validation: validation {spec.validation:g} held out no episode. Raise `validation` in the "
+            "mixture, or evaluate on another split. [no_held_out]"
+        )
+    return tuple(lines)
 
 
 def _check_roots(index: Index, sources: Sequence[IndexedDataset]) -> None:
@@ -222,8 +244,7 @@ def _bounds(spec: Mixture, numbers: Numbers, source: IndexedDataset, base: Path)
     over = spec.bounds.over
     name = source.entry.name
     if over not in ("kept", "all"):
-        path = Path(over) if Path(over).is_absolute() or Path(over).exists() else base / over
-        return lookup(read_statistics(path), name, source.aliases)
+        return lookup(read_statistics(bounds_path(over, base)), name, source.aliases)
     try:
         fitted = Bounds.fit(
             numbers.column("action"), low=spec.bounds.low, high=spec.bounds.high, proprio=numbers.column("proprio")

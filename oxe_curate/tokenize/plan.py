@@ -23,7 +23,7 @@ from oxe_curate.errors import ConfigError
 from oxe_curate.index.layout import VALUE_TYPES
 from oxe_curate.index.store import Index, split_of
 from oxe_curate.mixture import sampling as samples
-from oxe_curate.mixture.spec import IndexedDataset, Mixture
+from oxe_curate.mixture.spec import IndexedDataset, Mixture, roles_to_read
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, pack_part, plan_schema
 
@@ -68,7 +68,7 @@ class Plan:
         own = self.episodes.slice(limits[0], limits[-1] - limits[0])
         shared = self.files.take(own["file"])
         columns = dict(zip([*own.schema.names, *shared.schema.names], [*own.columns, *shared.columns], strict=True))
-        schema = plan_schema(self.job.mixture.image.cameras)
+        schema = plan_schema(self.job.roles)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
         for start, stop in itertools.pairwise(limits):
             yield batch.slice(start - limits[0], stop - start)
@@ -107,11 +107,11 @@ def plan_shards(
 
     `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
-    cameras = spec.image.cameras
+    roles = roles_to_read(spec, sources)
     parts, costs, held = [], [], []
     files: list[dict[str, Any]] = []
     for number, source in enumerate(sources):
-        found = _read(index, source, number, len(files), spec)
+        found = _read(index, source, number, len(files), spec, roles)
         if found is not None:
             parts.append(found.episodes)
             files += found.files
@@ -153,7 +153,7 @@ def plan_shards(
     for name in names:  # one at a time, and dropped: the plan is in memory once
         columns.append(episodes[name].combine_chunks().take(take))
         episodes = episodes.drop_columns([name])
-    return Plan(job, tasks, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, cameras), limits)
+    return Plan(job, tasks, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, roles), limits)
 
 
 def _by_file(
@@ -179,7 +179,9 @@ class _Read:
     held: NDArray[np.bool_]
 
 
-def _read(index: Index, source: IndexedDataset, number: int, first_file: int, spec: Mixture) -> _Read | None:
+def _read(
+    index: Index, source: IndexedDataset, number: int, first_file: int, spec: Mixture, roles: tuple[str, ...]
+) -> _Read | None:
     paths = [path for path in index.files(source.dataset) if split_of(path) in source.entry.splits]
     if not paths:
         return None
@@ -201,7 +203,7 @@ def _read(index: Index, source: IndexedDataset, number: int, first_file: int, sp
         "row": row,
         "file": first_file + file,
     }
-    for role in spec.image.cameras:
+    for role in roles:
         columns |= dict(zip((f"{role}_offset", f"{role}_length", f"{role}_place"), spans.of(role), strict=True))
     keep = np.asarray(table["kept"])
     kept = pa.array(np.flatnonzero(keep))
@@ -211,7 +213,7 @@ def _read(index: Index, source: IndexedDataset, number: int, first_file: int, sp
     columns = {name: values[keep] for name, values in columns.items()}
     has_index = table["instruction_index"].is_valid()
     width = _proprio_width(index, paths)
-    schema = plan_schema(spec.image.cameras)
+    schema = plan_schema(roles)
     built: dict[str, Any] = {
         "source": np.full(len(table), number),
         **columns,
@@ -308,11 +310,13 @@ def _fingerprint(
     """Hash of everything that determines the shards, except their names."""
     mixture = asdict(spec)
     del mixture["texts"]  # they have their own shards
+    del mixture["image"]["random_view"]  # `views` has what it decides
+    del mixture["accept"]  # which decides only whether there are any
     if spec.stride == 1:
         del mixture["stride"]  # keeps the fingerprints of versions without this key
     parts = {
         "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
-        "sources": [(s.dataset, sorted(s.bgr)) for s in sources],
+        "sources": [(s.dataset, sorted(s.bgr), *s.views) for s in sources],
         "bounds": {name: b.to_json() for name, b in bounds.items()},
         "index": dict(hashes),
     }  # fmt: skip

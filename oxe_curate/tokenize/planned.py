@@ -23,7 +23,7 @@ from oxe_curate.index.episodes import Episode
 from oxe_curate.index.layout import VALUE_TYPES
 from oxe_curate.index.table import values_crc
 from oxe_curate.index.values import read_ranges
-from oxe_curate.mixture.spec import IndexedDataset, Mixture
+from oxe_curate.mixture.spec import IndexedDataset, Mixture, roles_to_read
 from oxe_curate.storage import Folder
 
 _CODEC = "zstd"
@@ -47,6 +47,11 @@ class TokenizeJob:
     bounds: dict[str, Bounds]
     plan: str = ""
     check_records: bool | None = None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles whose frames may be read."""
+        return roles_to_read(self.mixture, self.sources)
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def read_part(job: TokenizeJob, task: TokenizeTask) -> Any:
     if len(data) != task.length or crc32c.crc32c(data) != task.crc:
         raise DataError(f"{task.out}/{job.plan}: the plan of this run is damaged; run the same command again")
     message = pa.decompress(data[8:], int.from_bytes(data[:8], "little"), codec=_CODEC)
-    return pa.ipc.read_record_batch(message, plan_schema(job.mixture.image.cameras))
+    return pa.ipc.read_record_batch(message, plan_schema(job.roles))
 
 
 def planned_episodes(job: TokenizeJob, part: Any) -> Iterator[PlannedEpisode]:
@@ -209,7 +214,7 @@ def _episode(job: TokenizeJob, row: dict[str, Any], parts: Sequence[bytes]) -> E
         return None
     spans: dict[str, tuple[int, int]] = {}
     located: dict[str, NDArray[np.int64]] = {}
-    for role in job.mixture.image.cameras:
+    for role in job.roles:
         place = row[f"{role}_place"]
         if place < 0:
             continue

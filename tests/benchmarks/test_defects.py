@@ -247,3 +247,13 @@ def test_the_cost_is_compared_in_turn(shared: Path, tmp_path):
     runs = defects_cost.measure_all(chosen[:2], source, tmp_path, rounds=1, workers=1)
     assert [run.result["seen"] for found in runs.values() for run in found] == [50, 50]
     assert defects_cost.table(runs).splitlines()[2].startswith("| off | ")
+
+
+@pytest.mark.parametrize("by", [3, -3])
+def test_a_shifted_camera_shows_other_steps_and_repeats_none(clean, by):
+    before, camera = clean.episodes[0], PARTS.cameras[0]
+    after = scene(clean).shifted([camera], by)
+    assert after.steps == before.steps - 3
+    assert len(set(after.values[camera])) == after.steps
+    row = [step.tobytes() for step in before.values[STATE]].index(after.values[STATE][0].tobytes())
+    assert before.values[camera].index(after.values[camera][0]) == row - by

@@ -133,7 +133,7 @@ def _footer(data: bytes, rng: random.Random) -> Mutation:
 
 def _records(data: bytes, rng: random.Random) -> Mutation:
     """Damage of whole records, or of the bytes of one record with framing that fits them."""
-    from oxe_curate.rlds.encode import frame_record
+    from oxe_curate.rlds.tfrecord import frame_record
 
     records, offset = [], 0
     while offset + 12 <= len(data):

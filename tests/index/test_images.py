@@ -1,6 +1,8 @@
 import errno
 import io
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +13,11 @@ import simplejpeg
 from PIL import Image
 
 from oxe_curate.errors import DataError, StorageError
+from oxe_curate.filter.frames import grey_thumbnail
 from oxe_curate.index import images
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.index.spool import Spool
+from oxe_curate.train.data.assemble import decode_into, resize_image
 
 
 def image_of(height: int = 60, width: int = 80) -> np.ndarray:
@@ -115,3 +119,56 @@ def test_a_full_disk_is_a_storage_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(StorageError, match="temporary file for re-encoded frames: the disk is full"):
         Spool()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "I;16", "RGB"])
+def test_every_kind_of_png_decodes_to_the_same_rgb(mode: str) -> None:
+    """Grey is repeated, alpha dropped, a palette looked up, and of 16 bits the upper 8 are used, as TensorFlow does."""
+    grey = (np.mgrid[:20, :30][0] * 12).astype(np.uint8)
+    if mode == "1":
+        grey = np.where(grey > 100, 255, 0).astype(np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) << 8 | 200)
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(7)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    assert np.array_equal(images.decode(out.getvalue()), expected)
+    assert np.array_equal(np.asarray(images.open_image(out.getvalue())), expected)
+    assert np.array_equal(grey_thumbnail(out.getvalue()), np.asarray(Image.fromarray(grey).reduce(8)))
+    target = np.empty((20, 20, 3), np.uint8)
+    decode_into(out.getvalue(), target)
+    assert np.array_equal(target, resize_image(Image.fromarray(expected), 20))
+    small = images.decode(images.encode_picture(out.getvalue(), 16, 95))
+    assert np.abs(small.astype(int) - images.resize(expected, 16)).max() <= 12
+
+
+def test_other_formats_and_images_of_floats_are_refused() -> None:
+    with pytest.raises(ValueError, match="an image of floats"):
+        images.to_rgb(Image.fromarray(np.ones((4, 4), np.float32)))
+    for other in ("BMP", "TIFF", "WEBP", "GIF"):
+        out = io.BytesIO()
+        Image.fromarray(image_of()).save(out, other)
+        for read in (images.decode, images.open_image, grey_thumbnail):
+            with pytest.raises(ValueError, match="cannot identify"):
+                read(out.getvalue())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_16_bits_the_upper_8_are_used_in_every_kind_of_png(channels: int) -> None:
+    """Pillow writes no such colour images, so this writes the chunks of one."""
+    pixels = np.random.default_rng(channels).integers(0, 1 << 16, (6, 5, channels), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    found = images.decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    expected = (pixels >> 8).astype(np.uint8)
+    assert np.array_equal(found, expected[..., :3] if channels > 2 else expected[..., :1].repeat(3, axis=2))

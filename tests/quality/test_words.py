@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from oxe_curate.quality.episodes import EpisodeBatch
+from oxe_curate.quality.letters import Letters
 from oxe_curate.quality.text_damage import DAMAGE_KINDS, damage_kind
 from oxe_curate.quality.words import EMPTY_KINDS, Words, empty_kind
 
@@ -34,8 +35,9 @@ def batch_of(texts: list[str]) -> EpisodeBatch:
 
 
 def judged(texts: list[str]) -> dict[str, list[bool]]:
-    words = Words()
-    found = words.judge(words.part(batch_of(texts), None), None)
+    words, batch = Words(), batch_of(texts)
+    fitted = words.fit(batch)
+    found = words.judge(words.part(batch, fitted), fitted)
     return {name: judgement.exceeds.tolist() for name, judgement in found.items()}
 
 
@@ -54,7 +56,7 @@ def test_a_text_that_names_a_task_in_any_language_is_fine(text: str) -> None:
         ("an identifier, not words", ["/data/a/traj.pkl", "s3://bucket/x", "3f2504e0-4f89-11d3-9a0c-0305e82c3301"]),
         ("the same words again and again", ["lift lift lift lift", "lift the cup " * 9, "拿起杯子" * 4, "aaaaaa cup"]),
         ("an absurdly long text", [" ".join(f"lift cup {i}" for i in range(200))]),
-        ("no pronounceable words", ["zxcvt bnmk", "xkcd qrstv"]),
+        ("letters at random", ["zxcvt bnmk", "xkcd qrstv"]),
     ],
 )  # fmt: skip
 def test_texts_that_say_nothing(kind: str, texts: list[str]) -> None:
@@ -104,3 +106,21 @@ def test_texts_that_differ_by_a_serial_number_say_nothing() -> None:
     assert all(judged([f"bridge recording {i}" for i in range(20)])["meaningless_text"])
     assert not any(judged(["lift 1 cup", "lift 2 cups"] * 10)["meaningless_text"])
     assert not any(judged(["lift 1 cup", "push 2 cups", "stack 3 cups", "open 4 drawers"] * 5)["meaningless_text"])
+
+
+def test_letters_at_random_are_found_unless_other_texts_share_the_words() -> None:
+    texts = ["lift the cup", "open the drawer", "push the button"] * 4
+    assert judged([*texts, "bkzuw xvoq rtaeg", "wuxq zzko"])["meaningless_text"] == [False] * 12 + [True] * 2
+    assert not any(judged([*texts, *["grab the bkzuwq xvoq", "drop the bkzuwq xvoq"]])["meaningless_text"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wez zielony kubek i wloz do zlewu", "posun cervenou krabici doprava", "nosta kuppi ja aseta se poydalle",
+        "quetsche den schwamm", "prendi la tazza e mettila sul tavolo", "pick rxbar blueberry", "knock 7up can over",
+        "na qi bei zi fang zai zhuo shang", "skjut lada at hoger", "put ikea skadis pegboard on wall", "xylophone",
+    ],
+)  # fmt: skip
+def test_words_of_other_languages_are_not_letters_at_random(text: str) -> None:
+    assert not Letters().is_random(text)

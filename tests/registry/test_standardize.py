@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from oxe_curate import registry
 from oxe_curate.config import build
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.registry.card import DatasetCard
+from oxe_curate.registry.text import read_texts
 
 CASES = [
     "berkeley_autolab_ur5", "bridge_orig", "cmu_stretch", "droid", "fractal20220817_data",
@@ -230,3 +232,16 @@ def test_code_points_are_cut_at_the_first_zero():
     assert full.instructions == ("AA",)
     with pytest.raises(DataError, match=r"expected \(steps, code points\)"):
         make_card(PLAIN, kind="codepoints").standardize(steps())
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        np.array([[b"", b"pick"], [b"pick", b"place"], [b"", b""]], object),
+        np.array([[b"", b"pick"], [b"pick"], []], dtype=object),
+    ],
+    ids=["tensor", "sequence"],
+)
+def test_of_several_texts_per_step_the_first_that_is_not_empty_counts(texts: Any) -> None:
+    found, index = read_texts({"text": texts}, ("text",), False, 3, slice(0, 3, 1))
+    assert (found, index.tolist()) == (("pick",), [0, 0, -1])

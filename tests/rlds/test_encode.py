@@ -14,7 +14,8 @@ from tensorflow_datasets.core import features as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from oxe_curate.errors import DataError
-from oxe_curate.rlds.encode import encode_example, encode_image, flatten_episode, frame_record
+from oxe_curate.rlds.encode import encode_example, encode_image, flatten_episode
+from oxe_curate.rlds.tfrecord import frame_record
 
 
 def parse(record: bytes) -> dict:

@@ -9,7 +9,8 @@ from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError
 from oxe_curate.rlds.encode import encode_example, flatten_episode
-from oxe_curate.rlds.reader import RecordReader, leaves
+from oxe_curate.rlds.leaf import leaves
+from oxe_curate.rlds.reader import RecordReader
 
 T = 3
 STEP = {

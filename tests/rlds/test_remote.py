@@ -7,8 +7,10 @@ import pytest
 
 from oxe_curate.errors import StorageError
 from oxe_curate.rlds import example, memory, tfrecord
-from oxe_curate.rlds.encode import encode_example, frame_record
-from oxe_curate.rlds.remote import LocalShard, ShardBytes, open_shard
+from oxe_curate.rlds.encode import encode_example
+from oxe_curate.rlds.remote import LocalShard, ShardBytes
+from oxe_curate.rlds.shards import open_shard
+from oxe_curate.rlds.tfrecord import frame_record
 from oxe_curate.storage import Folder
 from tests import s3
 

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oxe_curate.errors import CorruptError
-from oxe_curate.rlds.encode import frame_record
-from oxe_curate.rlds.tfrecord import FOOTER, HEADER, check_data, masked_crc, records
+from oxe_curate.rlds.tfrecord import FOOTER, HEADER, check_data, frame_record, masked_crc, records
 
 
 def test_masked_crc_is_tfrecords() -> None:

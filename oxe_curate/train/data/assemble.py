@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.errors import DataError
+from oxe_curate.index.images import open_image
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.order import random_numbers
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
@@ -108,11 +108,7 @@ def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
             return
         decoded = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
     else:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                decoded = image.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise ValueError(str(error)) from None
+        decoded = open_image(data)
     out[:] = resize_image(decoded, out.shape[0])
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.errors import ConfigError, did_you_mean
+from oxe_curate.index.images import to_rgb
 from oxe_curate.train.data.assemble import resize_image
 from oxe_curate.train.data.augment import crop_middle
 from oxe_curate.train.data.rows import normalize_proprio
@@ -92,7 +93,10 @@ def _by_role(images: Any, cameras: Sequence[str]) -> dict[str, Any]:
 
 def _image(image: Any, role: str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        try:
+            return to_rgb(image)
+        except ValueError as error:
+            raise ConfigError(f"image: {role}: {error}") from None
     array = _array(image, role)
     if array.ndim != 3 or array.shape[-1] != 3 or 0 in array.shape:
         raise ConfigError(f"image: {role}: expected an RGB image (height, width, 3), got shape {array.shape}")
