@@ -23,7 +23,7 @@ from oxe_curate.quality.verdict import Test, factor_limit, judged, worst
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _SHIFTS = tuple(range(-6, 7))
-_EXACT = 2e-3
+_EXACT = 1e-4
 """Actions that leave less unexplained were computed from the state."""
 
 
