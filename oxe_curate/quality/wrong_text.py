@@ -206,7 +206,8 @@ def _describe(batch: EpisodeBatch, ranges: NDArray[np.float32]) -> NDArray[np.fl
     share = np.arange(1, _POINTS + 1) / _POINTS
     points = first[:, None] + np.ceil(batch.lengths[:, None] * share).astype(np.int64) - 1
     path = total[points] - (total[first] - action[first, :6])[:, None]
-    scaled = np.where(np.isfinite(batch.proprio), batch.proprio, 0) / np.where(ranges > 1e-9, ranges, np.inf)
+    proprio = batch.proprio if batch.proprio.shape[1] == len(ranges) else np.zeros((len(action), len(ranges)))
+    scaled = np.where(np.isfinite(proprio), proprio, 0) / np.where(ranges > 1e-9, ranges, np.inf)
     parts = (
         path.reshape(len(batch), -1), action[points, 6], scaled[first], scaled[last], np.log(batch.lengths)[:, None],
     )  # fmt: skip
