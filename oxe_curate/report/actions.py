@@ -32,14 +32,16 @@ class Actions:
     """Statistics of all finite actions and of the kept ones, and a histogram per dimension.
 
     Attributes:
-        steps: of the data set. The smallest and largest values are those of all of them.
-        counted: steps in the other statistics and in the histograms: fewer than `steps` in a large data set.
+        steps: of the data set.
+        read: steps of which the smallest and largest values are: fewer than `steps` in a large data set.
+        counted: steps in the other statistics and in the histograms, at most as many as were read.
     """
 
     seen: ActionSummary
     kept: ActionSummary | None
     histograms: list[Histogram]
     steps: int
+    read: int
     counted: int
 
 
@@ -50,7 +52,7 @@ class ActionPass:
     kept.
 
     Args:
-        steps: of the data set.
+        steps: that will be added.
         most: steps to keep, about.
     """
 
@@ -76,8 +78,13 @@ class ActionPass:
         self._kept.append(np.repeat(keep, lengths)[first :: self._every])
         self._steps += len(action)
 
-    def finish(self, all_kept: bool) -> Actions | None:
-        """The statistics; None if there are no finite actions. `all_kept`: whether every episode is kept."""
+    def finish(self, all_kept: bool, steps: int = 0) -> Actions | None:
+        """The statistics; None if there are no finite actions.
+
+        Args:
+            all_kept: whether every episode is kept.
+            steps: of the data set, if not all of them were added.
+        """
         if not self._parts:
             return None
         sample, keep = np.ascontiguousarray(np.concatenate(self._parts).T), np.concatenate(self._kept)
@@ -95,7 +102,8 @@ class ActionPass:
         for dimension, values in enumerate(sample):
             edges = _edges(seen, dimension)
             histograms.append(Histogram(edges, count(values, edges), count(values[keep], edges)))
-        return Actions(seen, kept, histograms, self._steps, sample.shape[1] if self._every > 1 else self._steps)
+        counted = sample.shape[1] if self._every > 1 else self._steps
+        return Actions(seen, kept, histograms, max(steps, self._steps), self._steps, counted)
 
 
 def _ranges(action: NDArray[np.float32], starts: NDArray[np.int64], keep: NDArray[np.bool_]) -> NDArray[np.float32]:

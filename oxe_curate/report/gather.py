@@ -6,32 +6,26 @@ Memory stays near a few numbers per episode.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.filter.tasks import Tasks, tasks_of
 from oxe_curate.index.store import SCHEMA, Index
 from oxe_curate.report.actions import STEPS, ActionPass, Actions, Histogram, count
+from oxe_curate.report.flags import Flagged, flag
 
 if TYPE_CHECKING:
     import polars as pl
 
 _METRICS = ("num_steps", "idle_share", "path_length")
-_COLUMNS = ["episode_id", "kept", "reason", "num_steps", "instructions", "metrics", "action"]
-_EXAMPLE = ["episode_id", "shard", "source_steps", "num_steps", "frame_index", "instruction", "cameras", "camera_spans"]
+_COLUMNS = ["episode_id", "kept", "reason", "num_steps", "instructions", "metrics", "marks", "duplicate_of"]
 
 Tick = Callable[[], object]
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """An episode to show; `row` holds the index columns that locate its frames."""
-
-    row: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +33,15 @@ class Gathered:
     """The report's numbers of one data set.
 
     Attributes:
-        examples: reason (None: kept) -> episodes to show.
+        flagged: what the criteria found.
+        kept: (file, row) of a few kept episodes.
         lengths, idle, path: histograms over episodes; None where there are no values.
         medians: of the kept episodes: steps, idle share, path length.
     """
 
     tasks: Tasks
-    examples: dict[str | None, list[Example]]
+    flagged: Flagged
+    kept: list[tuple[str, int]]
     lengths: Histogram | None
     idle: Histogram | None
     path: Histogram | None
@@ -57,7 +53,7 @@ def gather_dataset(
     index: Index,
     dataset: str,
     kept_examples: int,
-    dropped_examples: int,
+    flagged_examples: int,
     tick: Tick = lambda: None,
     steps: int = STEPS,
 ) -> Gathered:
@@ -66,26 +62,31 @@ def gather_dataset(
     Args:
         index: an opened index.
         dataset: one of its data sets.
-        kept_examples: how many kept episodes to show.
-        dropped_examples: how many to show for each reason.
-        tick: called after each index file whose actions were read.
+        kept_examples: how many kept episodes to choose.
+        flagged_examples: how many to choose for each criterion.
+        tick: called after each index file.
         steps: count the actions of about this many steps at most, evenly spaced.
     """
     import polars as pl
 
     summary = index.datasets[dataset].summary
-    actions = ActionPass(summary.steps_seen, steps)
-    parts = [_rows("", SCHEMA.empty_table().select(_COLUMNS))]
-    for path, table in index.tables(dataset, _COLUMNS):
-        actions.add(table)
-        parts.append(_rows(path, table))
+    paths = index.files(dataset)
+    every = max(1, min(len(paths), -(-summary.steps_seen // steps)))  # of the files, whose actions are read
+    actions = ActionPass(sum(index.entry(path).summary.steps_seen for path in paths[::every]), steps)
+    parts = [SCHEMA.empty_table().select(_COLUMNS)]
+    for number, path in enumerate(paths):
+        table = index.table(path, _COLUMNS if number % every else [*_COLUMNS, "action"])
+        if "action" in table.column_names:
+            actions.add(table)
+        parts.append(table.select(_COLUMNS))
         tick()
-    numbers = pl.concat(parts).with_columns(pl.col("episode_id").map_batches(_hashes, pl.UInt32).alias("hash"))
+    numbers = _rows(paths, parts)
     kept = numbers["kept"].to_numpy()
     by_name = {name: numbers[name].cast(pl.Float64).to_numpy() for name in _METRICS}
     return Gathered(
         tasks=tasks_of(numbers.lazy()),
-        examples=_examples(index, numbers, kept_examples, dropped_examples),
+        flagged=flag(numbers, index.criteria, flagged_examples),
+        kept=_examples(numbers, kept_examples),
         lengths=_histogram(by_name["num_steps"], kept, whole=True),
         idle=_histogram(by_name["idle_share"], kept, limits=(0.0, 1.0)),
         path=_histogram(by_name["path_length"], kept),
@@ -94,28 +95,31 @@ def gather_dataset(
             for name, values in by_name.items()
             if len(some := values[kept & np.isfinite(values)])
         },
-        actions=actions.finish(summary.kept == summary.seen),
+        actions=actions.finish(summary.kept == summary.seen, summary.steps_seen if every > 1 else 0),
     )
 
 
-def _rows(path: str, table: Any) -> pl.DataFrame:
+def _rows(paths: Sequence[str], tables: Sequence[Any]) -> pl.DataFrame:
+    """The rows of all files, the first of which is empty, with their file, row and hash."""
     import polars as pl
 
-    rows: Any = pl.from_arrow(table.drop_columns(["action"]))
-    return pl.DataFrame(rows).with_columns(file=pl.lit(path), row=pl.int_range(pl.len())).unnest("metrics")
+    counts = [len(table) for table in tables[1:]]
+    rows: Any = pl.from_arrow(pa.concat_tables(tables))
+    places = np.repeat(np.arange(len(paths)), counts)
+    return pl.DataFrame(rows).unnest("metrics").with_columns(
+        pl.Series("file", list(paths), pl.String).gather(places),
+        pl.Series("row", np.concatenate([np.arange(0), *map(np.arange, counts)])),
+        pl.col("episode_id").map_batches(_hashes, pl.UInt32).alias("hash"),
+    )  # fmt: skip
 
 
-def _examples(index: Index, rows: pl.DataFrame, kept: int, dropped: int) -> dict[str | None, list[Example]]:
-    """Of each reason, the episodes whose ids have the lowest hashes: an even draw that every run repeats."""
-    order = ["hash", "file", "row"]
-    found = {}
-    for (reason,), group in sorted(
-        rows.select("reason", *order).group_by("reason"), key=lambda item: (item[0][0] is not None, item[0][0] or "")
-    ):
-        lowest = group.bottom_k(kept if reason is None else dropped, by=order, reverse=[False, True, True])
-        picks = lowest.select("file", "row").sort("file", "row").rows()
-        found[reason] = [Example(index.table(path, _EXAMPLE).slice(row, 1).to_pylist()[0]) for path, row in picks]
-    return found
+def _examples(rows: pl.DataFrame, count: int) -> list[tuple[str, int]]:
+    """The kept, unmarked episodes whose ids have the lowest hashes: an even draw that every run repeats."""
+    import polars as pl
+
+    plain = pl.col("kept") & (pl.col("marks").list.len() == 0) & pl.col("duplicate_of").is_null()
+    lowest = rows.filter(plain).bottom_k(count, by=["hash", "file", "row"], reverse=[False, True, True])
+    return lowest.select("file", "row").sort("file", "row").rows()
 
 
 def _hashes(ids: pl.Series) -> pl.Series:

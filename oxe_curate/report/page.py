@@ -2,56 +2,106 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import heapq
+import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from oxe_curate.filter.tasks import Tasks
 from oxe_curate.index.index_json import DatasetEntry, Summary
-from oxe_curate.report.actions import AXES, Actions, Histogram
+from oxe_curate.report import words
+from oxe_curate.report.actions import AXES, Actions, Histogram, count
 from oxe_curate.report.gather import Gathered
-from oxe_curate.report.thumbnails import Thumbnail
+from oxe_curate.report.reasons import Criterion
 from oxe_curate.ui import svg
 from oxe_curate.ui.svg import Mark, number
+from oxe_curate.ui.tables import counted
 
 _TOP_TASKS = 30
+_FEWEST = 5
+"""Values above the limit that make a histogram worth its place."""
 _CHART_ORDER = (0, 1, 2, 6, 3, 4, 5)
 """Order of the action charts: x, y, z, gripper in one row of four, the rotation below."""
 _LISTED = 20
-"""Lost tasks and unreadable records that are listed one by one."""
-
-Shown = Mapping[str | None, Sequence[tuple[Mapping[str, Any], Sequence[Thumbnail]]]]
-"""reason (None: kept) -> (index row, thumbnails) of the episodes to show."""
+"""Lost tasks, unreadable records and data sets of a criterion that are listed one by one."""
 
 
 def head(title: str) -> str:
     """Everything before the body."""
-    return _render("head", title, Markup((files("oxe_curate.report") / "style.css").read_text()))
+    return _render("head", title, Markup(_file("style.css") + _file("page.css")), _script_hash())
 
 
-def overview(title: str, source: str, datasets: Mapping[str, DatasetEntry]) -> str:
-    """Title and the table of all data sets."""
-    total = Summary()
-    for entry in datasets.values():
-        total.add(entry.summary)
-    return _render("overview", title, source, datasets, total)
+def overview(title: str, source: str, total: Summary, marked: int, datasets: int, strict: str) -> str:
+    """Title, the counts of the whole index, and links to the parts of the page.
+
+    Args:
+        title: of the page.
+        source: root of the data sets.
+        total: counts of all data sets.
+        marked: kept episodes with a mark.
+        datasets: how many.
+        strict: the command that applies the preset `strict`.
+    """
+    return _render("overview", title, source, total, marked, datasets, strict)
 
 
-def dataset(name: str, entry: DatasetEntry, found: Gathered, shown: Shown) -> str:
-    """One data set's section."""
+def datasets(rows: Sequence[str]) -> str:
+    """The list of data sets: the results of `dataset`."""
+    return _render("datasets", [Markup(row) for row in rows])
+
+
+def dataset(name: str, entry: DatasetEntry, found: Gathered, nothing: Sequence[str]) -> str:
+    """One data set: a row of the list, and what is shown when it is opened.
+
+    Args:
+        name: of the data set.
+        entry: in index.json.
+        found: its numbers.
+        nothing: why it kept nothing, in sentences.
+    """
     charts = {"actions": _action_charts(found.actions), "episodes": _episode_charts(found)}
-    return _render("dataset", name, entry, found, shown, _tiles(entry.summary, found), charts)
+    shown = words.findings(entry)
+    return _render("dataset", name, entry, found, _tiles(entry.summary, found), charts, nothing, shown)
+
+
+def criteria(found: Sequence[Criterion]) -> str:
+    """One section for each criterion that drops or marks episodes."""
+    charts = [Markup(_excess_chart(one)) for one in found]
+    return _render("criteria", list(zip(found, charts, strict=True)))
+
+
+def episodes(entries: Sequence[Mapping[str, Any]], sampled: str) -> str:
+    """The browser of episodes, and the episodes as JSON.
+
+    Args:
+        entries: of `report.entries`.
+        sampled: which episodes they are, in words.
+    """
+    data = json.dumps(list(entries), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _render("episodes", Markup(data.replace("<", "\\u003c")), sampled, len(entries))
 
 
 def foot(criteria: Mapping[str, Any], defaults: Mapping[str, Any], software: str) -> str:
-    """Criteria, in bold where they differ from the defaults, and the end of the page."""
-    return _render("foot", criteria, {**dict.fromkeys(criteria), **defaults}, software)
+    """Criteria, in bold where they differ from the defaults, the script, and the end of the page."""
+    return _render("foot", criteria, {**dict.fromkeys(criteria), **defaults}, software, Markup(_file("page.js")))
+
+
+def _file(name: str) -> str:
+    return (files("oxe_curate.report") / name).read_text(encoding="utf-8")
+
+
+def _script_hash() -> str:
+    """Of page.js, the only script that the page allows."""
+    return base64.b64encode(hashlib.sha256(_file("page.js").encode()).digest()).decode()
 
 
 def anchor(name: str) -> str:
@@ -79,12 +129,20 @@ def _macros() -> Any:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"thousands": "{:,}".format, "number": number, "yaml": _yaml}
+    filters: dict[str, Any] = {
+        "thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose,
+    }  # fmt: skip
+    environment.filters |= filters
     environment.globals |= {
         "anchor": anchor, "share": share, "by_reason": _by_reason, "ranked_tasks": _ranked, "axes": AXES,
-        "listed": _LISTED,
+        "listed": _LISTED, "counted": counted, "meaning": words.meaning,
     }  # fmt: skip
     return environment.get_template("page.html.jinja").module
+
+
+def _prose(text: str) -> Markup:
+    """A sentence with its `code` in the font of code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _render(macro: str, *values: Any) -> str:
@@ -141,6 +199,17 @@ def _episode_charts(found: Gathered) -> list[Markup]:
     ]
 
 
+def _excess_chart(one: Criterion) -> str:
+    """Histogram of the values above the limit, in multiples of it; empty if there are few."""
+    values = one.excess
+    if len(values) < _FEWEST or not values.max() > values.min():
+        return ""
+    top = min(float(values.max()), 1.5 * float(np.quantile(values, 0.95)))
+    edges = np.linspace(min(1.0, float(values.min())), max(top, 1.01), 41)
+    h = Histogram(edges, counts := count(values, edges), counts)
+    return svg.histogram("Value / limit", h.edges, h.seen, None, (), _in_words(h))
+
+
 def _in_words(h: Histogram) -> str:
     filled = np.flatnonzero(h.seen)
     if not len(filled):
@@ -150,10 +219,4 @@ def _in_words(h: Histogram) -> str:
         f"{int(h.seen.sum()):,} episodes from {number(float(h.edges[filled[0]]))} to "
         f"{number(float(h.edges[filled[-1] + 1]))}, most between {number(float(h.edges[most]))} and "
         f"{number(float(h.edges[most + 1]))}"
-    )
-
-
-def _yaml(value: Any) -> str:
-    return (
-        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
     )

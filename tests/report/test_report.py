@@ -1,10 +1,13 @@
 """The report of small indexes whose contents are known."""
 
 import base64
+import hashlib
 import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,13 @@ from oxe_curate.errors import ConfigError, StorageError
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.filter.tasks import count_tasks, lost_tasks
+from oxe_curate.index.index_json import Judged
 from oxe_curate.index.store import Index
 from oxe_curate.report import page as pieces
 from oxe_curate.report import write_report
 from oxe_curate.report.gather import _hashes, gather_dataset
 from oxe_curate.report.page import share
-from oxe_curate.report.thumbnails import Thumbnail
+from oxe_curate.report.reasons import Criterion, InDataset
 from tests import bridge
 
 
@@ -51,7 +55,7 @@ def index(tmp_path: Path) -> Index:
 class Page(HTMLParser):
     """Collects tags and text; raises on an end tag that nothing opened."""
 
-    VOID = ("meta", "img", "br", "path")
+    VOID = ("meta", "img", "br", "path", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -59,6 +63,8 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words = ""
         self.feed(text)
+        (self.data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text) or [""]
+        self.episodes = json.loads(self.data) if self.data else []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
@@ -89,7 +95,8 @@ def test_the_page_lists_kept_episodes_and_reasons_for_drops(index: Index, tmp_pa
     assert "kept 6 66.7 % " in words
     for reason in ("no_language", "too_short", "not_finite"):
         assert f"{reason} 1 11.1 % " in words
-        assert f"Dropped: {reason}" in words
+    assert {one["reason"] for one in page.episodes} == {None, "no_language", "too_short", "not_finite"}
+    assert [one["state"] for one in page.episodes].count("dropped") == 3
     assert "1 task is lost: no episode with this instruction is kept pour <b>milk</b> (1)" in words
     assert "put & place 3 3 " in words
     assert "<b>milk" not in text
@@ -104,41 +111,55 @@ def test_texts_are_escaped(tmp_path: Path):
     ((name, entry),) = index.datasets.items()
     renamed = replace(entry, version=NAUGHTY, summary=replace(entry.summary, corrupt=[NAUGHTY], leaks={NAUGHTY: 1}))
     found = gather_dataset(index, name, 2, 2)
-    shown = {NAUGHTY: [(found.examples[None][0].row, [Thumbnail("", "", 0, problem=NAUGHTY)])]}
+    row = InDataset(NAUGHTY, 1, 1, Judged(limit=1, unit=NAUGHTY, measured=1, marked=1, dropped=1, worst=NAUGHTY))
+    criterion = Criterion(NAUGHTY, NAUGHTY, [row], np.empty(0), [(NAUGHTY, NAUGHTY)])
+    script = (files("oxe_curate.report") / "page.js").read_text()
     parts = [
         pieces.head(NAUGHTY),
-        pieces.overview(NAUGHTY, NAUGHTY, {NAUGHTY: renamed}),
-        pieces.dataset(NAUGHTY, renamed, found, shown),
+        pieces.overview(NAUGHTY, NAUGHTY, renamed.summary, 1, 1, NAUGHTY),
+        pieces.datasets([pieces.dataset(NAUGHTY, renamed, found, [NAUGHTY])]),
+        pieces.criteria([criterion]),
+        pieces.episodes([{"text": NAUGHTY, "id": "<!--<script>"}], NAUGHTY),
         pieces.foot({"idle": NAUGHTY}, {"idle": None}, NAUGHTY),
     ]
     for part in parts:
-        assert "<script" not in part
-        assert "alert(1)</" not in part.replace("&lt;/", "")
+        own = part.replace('<script type="application/json" id="data">', "").replace(f"<script>{script}</script>", "")
+        assert "<script" not in own
+        assert "<!--" not in own
+        assert "alert(1)</" not in own.replace("&lt;/", "").replace("\\u003c/", "")
     text = "".join(parts)
-    assert Page(text).open == []
-    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&amp;&#39;") >= 12
+    page = Page(text)
+    assert page.open == []
+    assert page.episodes[0]["text"] == NAUGHTY
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;&#34;&amp;&#39;") >= 20
 
 
 def test_the_page_loads_no_external_resources(index: Index, tmp_path: Path):
     text, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
     assert "default-src 'none'" in text
-    assert not re.search(r"https?://|url\(|@import|<script|<link", text)
-    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert sources
-    assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
+    assert not re.search(r"https?://(?!www.w3.org/2000/svg)|url\(|@import|<link|<script [^t]|src=\"[^$]", text)
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(script) == 1
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()}'" in text
+    assert not [tag for tag, _ in page.tags if tag == "img"]  # drawn from the data, when an episode is shown
 
 
-def test_images_are_frames_of_the_episode_with_alt_text(index: Index, tmp_path: Path):
+def test_images_are_frames_of_the_episode(index: Index, tmp_path: Path):
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 3 * 9
-    found = [a for a in images if a["alt"] == "primary camera at step 7: put & place"]
+    assert len(page.episodes) == 9
+    assert {one["camera"] for one in page.episodes} == {"primary"}
     colours = set()
-    for attributes in found:
-        image = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1])))
-        assert image.size == (160, 160)
-        colours.add(tuple(round(c / 20) for c in image.getpixel((80, 80))[:1]))
-    assert colours == {(0,), (2,), (4,)}  # red identifies the episode: 0, 40, 80
+    for one in page.episodes:
+        steps = one["steps"]
+        assert [frame[0] for frame in one["frames"]] == sorted(set(np.linspace(0, steps - 1, 5).round().astype(int)))
+        for step, width, height, jpeg, problem in one["frames"]:
+            image = Image.open(io.BytesIO(base64.b64decode(jpeg)))
+            assert (*image.size, problem) == (width, height, "") == (16, 16, "")
+            red, green, _ = image.getpixel((8, 8))
+            assert round((green - 10 * step) / 10) in (0, 1)  # green identifies the step of the source
+            if one["text"] == "put & place":
+                colours.add(round(red / 20))
+    assert colours == {0, 2, 4}  # red identifies the episode: 0, 40, 80
 
 
 def test_charts_and_tables_have_captions(index: Index, tmp_path: Path):
@@ -165,32 +186,35 @@ def test_statistics_are_those_of_all_and_of_the_kept(index: Index):
         assert (histogram.kept <= histogram.seen).all()
     assert (found.lengths.seen.sum(), found.lengths.kept.sum()) == (9, 6)
     assert found.lengths.kept[7] == 6  # nine steps are seven after the trim
-    assert {reason: len(examples) for reason, examples in found.examples.items()} == {
-        None: 2, "no_language": 1, "not_finite": 1, "too_short": 1,
+    assert {reason: len(examples) for reason, examples in found.flagged.worst.items()} == {
+        "no_language": 1, "not_finite": 1, "too_short": 1,
     }  # fmt: skip
+    assert len(found.kept) == 2
 
 
-def test_a_large_data_set_counts_evenly_spaced_steps_and_all_extremes(index: Index, tmp_path: Path, monkeypatch):
+def test_a_large_data_set_counts_evenly_spaced_steps_of_some_files(index: Index, tmp_path: Path, monkeypatch):
     every = gather_dataset(index, "bridge_dataset", 2, 2)
     part = gather_dataset(index, "bridge_dataset", 2, 2, steps=15)
     steps = index.datasets["bridge_dataset"].summary.steps_seen
     assert every.actions.counted == every.actions.steps == steps == 57
     assert part.actions.steps == steps
-    assert part.actions.counted == 14  # every fourth one, but one that is not finite
-    rows = [row for _, table in index.tables("bridge_dataset", ["kept", "action"]) for row in table.to_pylist()]
+    assert 0 < part.actions.counted < 15 < part.actions.read < steps
+    assert len(index.files("bridge_dataset")) == 2  # of which one is read
+    rows = index.table(index.files("bridge_dataset")[0], ["kept", "action"]).to_pylist()
     for some, chosen in ((part.actions.seen, rows), (part.actions.kept, [row for row in rows if row["kept"]])):
         actions = np.concatenate([np.float32(row["action"]).reshape(-1, 7) for row in chosen])
         actions = actions[np.isfinite(actions).all(axis=1)]
         assert np.array_equal(some.min, actions.min(axis=0))
         assert np.array_equal(some.max, actions.max(axis=0))
         assert not np.array_equal(some.mean, actions.mean(axis=0, dtype=np.float64))
-    assert all(h.seen.sum() == 14 for h in part.actions.histograms)
+    assert all(h.seen.sum() == part.actions.counted for h in part.actions.histograms)
     assert all(np.isfinite(values).all() for values in (part.actions.seen.min, part.actions.seen.max))
     assert (part.tasks, part.medians) == (every.tasks, every.medians)
     monkeypatch.setattr("oxe_curate.report.STEPS", 15)
     monkeypatch.setattr("oxe_curate.report._LEAST_STEPS", 1)
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    assert "Counted: 14 of 57 steps, evenly spaced" in page.words
+    assert f"Counted: {part.actions.counted} of 57 steps, evenly spaced" in page.words
+    assert f"of {part.actions.read} steps" in page.words
 
 
 def test_each_index_file_is_read_once_for_all_numbers(index: Index, monkeypatch):
@@ -206,7 +230,7 @@ def test_each_index_file_is_read_once_for_all_numbers(index: Index, monkeypatch)
 def test_a_data_set_without_rows_has_no_numbers(index: Index, monkeypatch):
     monkeypatch.setattr(Index, "files", lambda self, dataset: [])
     found = gather_dataset(index, "bridge_dataset", 2, 2)
-    assert (found.actions, found.lengths, found.examples, found.medians) == (None, None, {}, {})
+    assert (found.actions, found.lengths, found.flagged.worst, found.medians) == (None, None, {}, {})
 
 
 def test_two_reports_are_equal(index: Index, tmp_path: Path):
@@ -217,8 +241,10 @@ def test_two_reports_are_equal(index: Index, tmp_path: Path):
 def test_a_missing_source_still_shows_the_numbers(index: Index, tmp_path: Path):
     (tmp_path / "source").rename(tmp_path / "elsewhere")
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    assert "source shard not found" in page.words
-    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert len(page.episodes) == 9
+    for one in page.episodes:
+        assert one["frames"] == [[0, 144, 144, "", "source shard not found"]]
+        assert len(one["action"]) == 7
 
 
 def test_undecodable_frames_are_reported(tmp_path: Path):
@@ -226,13 +252,14 @@ def test_undecodable_frames_are_reported(tmp_path: Path):
     made["steps"]["observation"]["image_0"] = [b"\xff\xd8 damaged"] * 8
     index = filtered(tmp_path, [made, bridge.episode(2)])
     _, page = read(write_report(index.folder.uri, tmp_path / "report.html", progress=False))
-    assert page.words.count("cannot be decoded") == 3
+    assert [frame[4] for one in page.episodes for frame in one["frames"]].count("cannot be decoded") == 5
 
 
 def test_an_index_that_keeps_nothing_and_one_that_keeps_everything(tmp_path: Path):
     nothing = filtered(tmp_path / "a", [bridge.episode(i, text="") for i in range(2)])
     _, page = read(write_report(nothing.folder.uri, tmp_path / "a.html", progress=False))
-    assert "No episode is kept." in page.words
+    assert "kept 0 All 2 episodes of bridge_dataset are dropped: 2 for no_language." in re.sub(r"\s+", " ", page.words)
+    assert "The verdict of its card bridge_orig is pass" in page.words
     assert "No episode has an instruction." in page.words
     everything = filtered(tmp_path / "b", [bridge.episode(i) for i in range(2)])
     _, page = read(write_report(everything.folder.uri, tmp_path / "b.html", progress=False))
@@ -265,7 +292,7 @@ def test_the_real_shard(shared: Path, tmp_path: Path):
     run_filter(shared / "data/rlds", tmp_path / "index", options)
     out = write_report(tmp_path / "index", tmp_path / "report.html", progress=False)
     _, page = read(out)
-    assert out.stat().st_size < 1 << 20
+    assert out.stat().st_size < 2 << 20
     assert "duplicate 25 50.0 %" in re.sub(r"\s+", " ", page.words)
 
 
