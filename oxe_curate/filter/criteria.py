@@ -98,7 +98,7 @@ class Criteria:
             `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
-        image_motion_lag: the images lead or lag the motion. Needs `--look`.
+        changing_text: the instruction becomes another one within the episode, unlike in other episodes.
         wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
@@ -152,7 +152,7 @@ class Criteria:
     image_motion_lag: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
-    image_motion_lag: MeasuredSwitch = "report"
+    changing_text: MeasuredSwitch = "report"
     wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ _EXPLAINED, _FOLLOWS = 0.25, 0.6
 """Share of a state's variance that must be predicted, and the correlation of three of four episodes, to judge any."""
 _STILL = 0.1
 """Share of the usual motion below which an episode is not judged."""
-_LOST, _GAIN = (0.55, 0.85), (0.15, 0.3)
+_LOST, _GAIN = (0.7, 0.95), (0.15, 0.3)
 """The loss of correlation that counts, and the gain by a lag: at least, at most."""
 
 
