@@ -129,7 +129,10 @@ def _macros() -> Any:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose}
+    filters: dict[str, Any] = {
+        "thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose,
+    }  # fmt: skip
+    environment.filters |= filters
     environment.globals |= {
         "anchor": anchor, "share": share, "by_reason": _by_reason, "ranked_tasks": _ranked, "axes": AXES,
         "listed": _LISTED, "counted": counted, "meaning": words.meaning,
