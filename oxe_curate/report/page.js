@@ -53,11 +53,11 @@
     list.length ? make("div", {}, make("p", { class: "label" }, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark, named)))) : null;
 
   const strip = (one, mark) => {
-    const row = make("div", { class: "strip" });
+    const row = make("div", { class: "strip", title: `${one.camera} camera, by step` });
     for (const [step, width, height, jpeg, problem] of one.frames) {
       if (problem) { row.append(make("div", { class: "missing" }, `no image: ${problem}`)); continue; }
       const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, width, height, alt: `${one.camera} camera at step ${step}: ${one.text || "no instruction"}` });
-      row.append(make("figure", step === mark ? { class: "at" } : {}, image, make("figcaption", {}, `${step}`)));
+      row.append(make("figure", step === mark ? { class: "at" } : {}, image, make("figcaption", {}, row.childElementCount ? `${step}` : `${one.camera} ${step}`)));
     }
     return row;
   };
@@ -66,7 +66,7 @@
     const words = [];
     if (why.value !== null) words.push(`${number(why.value)}${unit}`);
     if (why.limit !== null) words.push(`limit ${number(why.limit)}${unit}`);
-    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)} × the limit`);
+    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)}\u00a0×\u00a0the\u00a0limit`);
     if (why.step >= 0) words.push(`step ${why.step}`);
     if (why.detail) words.push(why.detail);
     return make("li", {}, make("b", {}, why.criterion), words.length ? ` ${words.join(" · ")}` : "");
