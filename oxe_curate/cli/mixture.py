@@ -83,9 +83,11 @@ def check_(
 ) -> None:
     """Check a mixture; the exit code is 2 if there is an error.
 
-    Errors: unknown, duplicate or empty data sets, data sets that do not meet OpenVLA's criteria, versions known to be
-    broken. Warnings: epochs below 1 or above 10 (with --samples), no language, control rates more than 5 times apart,
-    undocumented gripper polarity or licence.
+    With --index, the errors are what tokenize refuses: unknown, absent, duplicate or empty data sets, missing cameras,
+    splits, bounds and sources, episodes counted twice, actions that are wrong for training. Warnings: actions that may
+    be, nothing held out, epochs below 1 or above 10 (with --samples), no language, control rates more than 5 times
+    apart, undocumented gripper polarity or licence. The mixture's key accept silences a finding by name, with a reason;
+    docs/decisions/findings.md lists them.
     """
     from oxe_curate.mixture import check
     from oxe_curate.mixture.published import resolve_mixture

@@ -89,7 +89,7 @@ def decide(files: IndexFiles, criteria: Criteria, progress: bool = False) -> Dec
         judged = _judge(files, parts, judgeable & _kept(reason), criteria, bar)
     near = _drop(judged, reason, criteria)
     original = _copies(hashes, near, reason, criteria)
-    marks = _marks(judged, near, original)
+    marks = _marks(judged, near)
     names = _names(files, parts, original)
     in_train = max((part.stop for path, part in parts.items() if split_of(path) == "train"), default=0)
     found = {}
@@ -189,7 +189,10 @@ def _drop(judged: Mapping[str, _Found], reason: NDArray[np.object_], criteria: C
 def _copies(
     hashes: Sequence[Any], near: NDArray[np.int64], reason: NDArray[np.object_], criteria: Criteria
 ) -> NDArray[np.int64]:
-    """The row of each episode's original, -1 for none; sets the reasons of copies that are dropped."""
+    """The row of each episode's original, -1 for none; sets the reasons of copies that are dropped.
+
+    What is not a near copy after all is removed from `near`.
+    """
     kept = _kept(reason)
     original = np.full(len(reason), -1, np.int64)
     if criteria.duplicate is not False:
@@ -198,8 +201,10 @@ def _copies(
         original = duplicates.exact_copies(values, kept & hashed)
         if criteria.duplicate is True:
             reason[original >= 0] = "duplicate"
-    alike = np.flatnonzero(kept & (original < 0) & (near >= 0))
-    alike = alike[kept[near[alike]] & (near[near[alike]] < 0)]
+    near[~kept | (original >= 0)] = -1  # an exact copy is not also a near one
+    near[(near >= 0) & ~kept[near]] = -1
+    alike = np.flatnonzero(near >= 0)
+    alike = alike[near[near[alike]] < 0]
     first = original[near[alike]]
     original[alike] = np.where(first >= 0, first, near[alike])
     further = np.flatnonzero(original >= 0)  # copies of an episode that is itself a near copy
@@ -210,14 +215,14 @@ def _copies(
     return original
 
 
-def _marks(judged: Mapping[str, _Found], near: NDArray[np.int64], original: NDArray[np.int64]) -> NDArray[np.object_]:
+def _marks(judged: Mapping[str, _Found], near: NDArray[np.int64]) -> NDArray[np.object_]:
     """The marks of every episode: object (n,) of lists of dicts as in `MARK`, None for none."""
-    marks = np.full(len(original), None, object)
+    marks = np.full(len(near), None, object)
     for rows, judgements in judged.values():
         for name, judgement in judgements.items():
             for i in np.flatnonzero(judgement.exceeds).tolist():
                 row = rows[i]
-                if judgement.copy_of is not None and not (near[row] >= 0 and original[row] >= 0):
+                if judgement.copy_of is not None and near[row] < 0:
                     continue
                 mark = {
                     "criterion": name, "value": float(judgement.value[i]), "limit": float(judgement.limit),

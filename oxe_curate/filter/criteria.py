@@ -96,6 +96,7 @@ class Criteria:
         image_cut: the image changes at once. Needs `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
+        image_motion_lag: the images lead or lag the motion. Needs `--look`.
         wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
@@ -148,6 +149,7 @@ class Criteria:
     image_cut: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
+    image_motion_lag: MeasuredSwitch = "report"
     wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.jpeg import MAGIC
-from oxe_curate.index.images import to_rgb
+from oxe_curate.index.images import FRAME_FORMATS, to_rgb
 from oxe_curate.quality.looks import COLOUR, GREY, LookedFrames, empty_looks
 
 _SIDE = 64
@@ -66,7 +66,7 @@ def _decode_small(data: bytes | memoryview) -> tuple[NDArray[np.uint8], tuple[in
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=_SIDE, min_width=_SIDE, strict=True)
             return np.asarray(pixels), (width, height, 1 if space == "Gray" else 3)
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FRAME_FORMATS) as opened:
             size = opened.width, opened.height, len(opened.getbands()) if opened.mode != "P" else 3
             factor = max(min(opened.width, opened.height) // _SIDE, 1)
             return np.asarray(to_rgb(opened).reduce(factor)), size

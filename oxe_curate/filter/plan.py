@@ -15,6 +15,7 @@ from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.keep_ranges import FIELDS, check_keys, identifies_episodes
 from oxe_curate.filter.scan import EXACT_BELOW, FilterTask
 from oxe_curate.index.index_json import FrameDetail
+from oxe_curate.registry.card import DatasetCard
 from oxe_curate.rlds.dataset import RldsDataset, Shard, find
 from oxe_curate.rlds.leaf import leaves
 from oxe_curate.storage import Folder
@@ -74,6 +75,7 @@ def plan_tasks(datasets: Sequence[RldsDataset], out: Folder, options: FilterOpti
             raise ConfigError(
                 f"{dataset.source}/{dataset.path}: {error} To filter other data sets only, select them with --dataset."
             ) from None
+        _check_answered(card, options.cards)
         recipe = recipe_for((dataset.name, card.name, *card.aliases), options.recipes)
         if card.recipes:
             card.recipe(recipe)
@@ -104,6 +106,18 @@ def _check_keep_ranges(path: str, datasets: Sequence[RldsDataset], tasks: Sequen
         )
     for dataset in keyed:
         check_keys(path, dataset, next(task.shard for task in tasks if task.dataset == dataset))
+
+
+def _check_answered(card: DatasetCard, cards: Path | None) -> None:
+    """Raise ConfigError for a draft that nobody has completed."""
+    if card.open_questions:
+        path = (cards or registry.CARDS_DIR) / f"{card.name}.yaml"
+        count = len(card.open_questions)
+        raise ConfigError(
+            f"{path}: open_questions: {'1 question is' if count == 1 else f'{count} questions are'} open: "
+            f"{' '.join(card.open_questions)} Correct the card, then remove each answered question from open_questions "
+            "(or write `open_questions: []`)."
+        )
 
 
 def recipe_for(names: Sequence[str], recipes: Sequence[str]) -> str:

@@ -61,9 +61,8 @@ def not_end_effector(candidate: Candidate, criteria: Criteria) -> bool:
 
 def failed(candidate: Candidate, criteria: Criteria) -> bool:
     """The card's own filters, such as kuka's success flag, reject the episode."""
-    return any(
-        find_metadata(candidate.episode.metadata, rule.field) != rule.equals for rule in candidate.card.episode_filters
-    )
+    metadata = candidate.episode.metadata
+    return not all(rule.accepts(find_metadata(metadata, rule.field)) for rule in candidate.card.episode_filters)
 
 
 def not_finite(candidate: Candidate, criteria: Criteria) -> bool:
@@ -110,7 +109,7 @@ def find_metadata(metadata: dict[str, Any], field: str) -> Any:
     value = metadata.get(field, metadata.get(f"episode_metadata/{field}"))
     if isinstance(value, np.generic):
         value = value.item()
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def find_flag(episode: RawEpisode, key: str) -> Any:

@@ -108,6 +108,10 @@ def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: ND
     return complete
 
 
+FRAME_FORMATS = ("PNG", "JPEG")
+"""Pillow's names of the formats that frames may have: those of tfds's images."""
+
+
 def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
     """Decode a JPEG or PNG to uint8 (H, W, 3), RGB. Raises ValueError on anything else."""
     if bytes(data[:2]) == b"\xff\xd8":
@@ -116,13 +120,13 @@ def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
-    """Decode an image of any format that Pillow reads to a Pillow image in mode RGB; see `to_rgb`.
+    """Decode a JPEG or PNG, the formats of frames, to a Pillow image in mode RGB; see `to_rgb`.
 
     Raises:
-        ValueError: the bytes are not an image, or one of floats.
+        ValueError: the bytes are neither, or damaged.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FRAME_FORMATS) as image:
             return to_rgb(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a damaged PNG
         raise ValueError(str(error)) from None

@@ -17,6 +17,7 @@ from oxe_curate.episode import Steps
 from oxe_curate.errors import ConfigError, DataError, did_you_mean
 from oxe_curate.inspection import gripper, matching, motion
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.leftovers import ARMS_QUESTION, JOINT_QUESTION
 from oxe_curate.inspection.report import SAMPLE_EPISODES, CameraFeature, Inspection, report_of
 from oxe_curate.inspection.sample import read_sample
 from oxe_curate.inspection.series import Columns, number_keys, pooled
@@ -165,6 +166,7 @@ def compare(card: DatasetCard, dataset: RldsDataset, report: Inspection, recipe:
     found += _language(card, report)
     found += _episode_filters(card, report)
     found += _native(card, report)
+    found += [Comparison("open question of the card", "open", "–", 0.0, q, "undecided") for q in card.open_questions]
     if fits and recipe is not None:
         found += _standardised(card, recipe, report)
     return tuple(found)
@@ -261,7 +263,9 @@ def _native(card: DatasetCard, report: Inspection) -> list[Comparison]:
     c = report.conventions
     kind = c.of(f"what does {c.position} mean?") if c.position else None
     expected = _KINDS.get(card.action_encoding)
-    joints = c.of("does the action move the end effector")
+    joints = c.of(JOINT_QUESTION)
+    if (two := c.of(ARMS_QUESTION)) and card.arms == "single":
+        found.append(_judge("arms", card.arms, two, False))
     if joints and card.is_end_effector and c.position and _reads(card, c.position.key):
         found.append(_judge("native action space", card.action_encoding, joints, False))
     elif kind and expected and kind.answer != "constant":

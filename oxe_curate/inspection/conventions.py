@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.arrays import Floats
-from oxe_curate.inspection import gripper, matching, motion, rotation, vision
+from oxe_curate.inspection import gripper, leftovers, matching, motion, rotation, vision
 from oxe_curate.inspection.finding import Finding, unknown
 from oxe_curate.inspection.matching import TURNS, Match
-from oxe_curate.inspection.motion import JOINTS
 from oxe_curate.inspection.sample import SampledCamera
 from oxe_curate.inspection.series import Columns, Episodes, number_keys, pooled, varies
 
@@ -66,20 +65,46 @@ def detect(episodes: Episodes, control_hz: float | None = None) -> Conventions:
     used = [c for c in (held, where_turned, *rotation.find_quaternions(episodes, states)) if c]
     command, aperture, found = _gripper(episodes, actions, states, taken, used)
     findings += [*found, *motion.idle_ends(episodes, taken), _control_rate(episodes, states)]
+    used = [*taken, *([command] if command else [])]
+    findings = _doubted(findings, _leftovers(episodes, actions, states, used, position, at))
     return Conventions(at, turns, command, held, where_turned, aperture, tuple(findings))
+
+
+def _leftovers(
+    episodes: Episodes, actions: list[Columns], states: list[Columns], used: list[Columns], position: Match | None,
+    at: Columns | None,
+) -> list[Finding]:  # fmt: skip
+    """What suggests that the action is more, or something else, than one end effector."""
+    held = position.state if position else None
+    found = (
+        leftovers.joints(episodes, actions, states, at, held), leftovers.arms(episodes, actions),
+        leftovers.unused(episodes, actions, used),
+    )  # fmt: skip
+    return [finding for finding in found if finding is not None]
+
+
+def _doubted(findings: list[Finding], against: list[Finding]) -> list[Finding]:
+    """What speaks against the others, and these, with less confidence in the meaning of the columns."""
+    if not against:
+        return findings
+    doubt = 1 - max(0.5 if f.question == leftovers.UNUSED_QUESTION else f.confidence for f in against)
+    reasons = "; ".join(f"{f.question} {f.answer}" for f in against)
+    lowered = [
+        replace(f, confidence=round(f.confidence * doubt, 2), why=f"{f.why}; but {reasons}")
+        if f.known and f.question.startswith(("what does", "which state columns", "is action"))
+        else f
+        for f in findings
+    ]
+    return [*against, *lowered]
 
 
 def _position_findings(
     episodes: Episodes, position: Match | None, at: Columns | None, control_hz: float | None
 ) -> list[Finding]:
-    """The meaning of the position columns, and whether they are joints."""
+    """The meaning of the position columns."""
     if at is None:
         return []
-    found = [motion.kind_of(episodes, position, control_hz) if position else motion.kind_without_state(episodes, at)]
-    named = [c for c in (at, position.state if position else at) if JOINTS.search(c.key)]
-    if named:
-        found.append(Finding("does the action move the end effector?", "joints", 0.9, f"from the key {named[0]}"))
-    return found
+    return [motion.kind_of(episodes, position, control_hz) if position else motion.kind_without_state(episodes, at)]
 
 
 def _rotation(

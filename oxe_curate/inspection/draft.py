@@ -15,6 +15,8 @@ from oxe_curate.config import build, parse_yaml
 from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.leftovers import ARMS_QUESTION, JOINT_QUESTION
+from oxe_curate.inspection.questions import questions_yaml
 from oxe_curate.inspection.report import INSTRUCTION_WORDS, CameraFeature, Inspection, not_usable
 from oxe_curate.inspection.series import Columns
 from oxe_curate.registry.card import DatasetCard
@@ -46,7 +48,9 @@ def draft_card(report: Inspection, name: str | None = None) -> str:
     ]
     if report.name != name:
         lines.append(f"aliases: [{_text(report.name)}]")
-    lines += [f"robot: unknown  # {_MARK}: maker and model", f"arms: single  # {_MARK}: assumed; one arm or two?"]
+    two = report.conventions.of(ARMS_QUESTION) is not None
+    arms = "bimanual" if two else "single"
+    lines += [f"robot: unknown  # {_MARK}: maker and model", f"arms: {arms}  # {_MARK}: assumed; one arm or two?"]
     lines += _rate(report)
     encoding, why = action_encoding(report)
     lines += [*_comment(why), f"action_encoding: {encoding}"]
@@ -54,8 +58,9 @@ def draft_card(report: Inspection, name: str | None = None) -> str:
     lines += ["", f"versions: {{{_text(report.version)}: as inspected}}", "splits:"]
     lines += [f"  {_text(s)}: {{episodes: {n['episodes']}, shards: {n['shards']}}}" for s, n in report.splits.items()]
     lines += ["", *_cameras(report), *_language(report), *_success(report), "", *_proprio(report.conventions)]
+    lines += questions_yaml(report.conventions)
     recipe = _recipe(report)
-    if encoding in ("UNKNOWN", "JOINT_POS"):
+    if encoding in ("UNKNOWN", "JOINT_POS") or two:
         lines += ["# The meaning of the action is unknown. If you know it, correct and uncomment these lines:"]
         lines += [f"# {line}" for line in recipe]
     else:
@@ -81,9 +86,11 @@ def write_draft(report: Inspection, path: Path) -> None:
 
 def action_encoding(report: Inspection) -> tuple[str, str]:
     """The card's action_encoding, and why."""
-    joints = report.conventions.of("does the action move the end effector")
+    joints, two = report.conventions.of(JOINT_QUESTION), report.conventions.of(ARMS_QUESTION)
     if joints:
-        return "JOINT_POS", _because(joints)
+        return ("JOINT_POS_BIMANUAL" if two else "JOINT_POS"), _because(joints)
+    if two:
+        return "EEF_POS_BIMANUAL", f"{_because(two)}; end effectors are assumed"
     kind = _kind(report)
     if kind is None or kind.answer not in _ENCODINGS:
         return "UNKNOWN", _because(kind) if kind else f"no numeric action was found{not_usable(report, ('action',))}"

@@ -17,6 +17,7 @@ from oxe_curate.inspection.series import WIDEST
 from oxe_curate.inspection.vision import Clip
 from oxe_curate.rlds import example, tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
+from oxe_curate.rlds.foreign import ForeignFileError
 from oxe_curate.rlds.leaf import Leaf, camera_problem, leaves
 from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.shards import open_shard
@@ -145,6 +146,8 @@ def _read_shard(dataset: RldsDataset, shard: Shard, records: list[int], reader: 
                 yield number, reader.read(buffer, offset, length, ensure), buffer, ensure
             if number >= records[-1]:
                 return
+    except ForeignFileError as error:
+        raise ForeignFileError(f"{where}: {error}") from None
     except (CorruptError, DataError) as error:
         raise type(error)(f"{where}, record {max(number, 0)}: {error}") from error
     raise CorruptError(f"{where}: dataset_info.json lists {shard.records} records, the file contains {number + 1}")

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from oxe_curate.inspection.check import Checked
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.questions import open_questions
 from oxe_curate.inspection.report import Inspection, NumberFeature
 from oxe_curate.quality.findings import sentences
 from oxe_curate.ui.tables import Column, ResultTable, counted
@@ -37,6 +38,7 @@ def inspected(report: Inspection) -> Group:
     if report.others:
         parts.append(_numbers("Other numbers", report.others))
     parts += [_instructions(report), *_notes(report), findings_table(report.findings)]
+    parts += [Text(f"open question: {question}", "bold red") for question in open_questions(report.conventions)]
     return Group(*parts)
 
 

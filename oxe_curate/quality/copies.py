@@ -27,13 +27,15 @@ _SHIFTS = 5
 """Steps that a copy may have lost at its start, plus 1."""
 _NUMBERS = 3
 """Random projections of the state and action of a step."""
-_CHANCE = 2000.0
-"""Two episodes this unlikely to be so close are copies: one in so many."""
+_CHANCE, _LIMIT = 2000.0, 500.0
+"""Two episodes may be copies, and are, if they are this close once in so many pairs of the data set, of neighbours."""
 _QUERIES, _PEERS = 256, 2048
 """Episodes from which the distances between neighbours are learned, and those among which the neighbours are sought."""
-_FEWEST = 8
+_FEWEST, _FEW = 8, 5
 _EQUAL = 1e-3
 """Episodes this close are copies, whose distance says nothing of neighbours."""
+_SAME = 1e-5
+"""Episodes this close have the same numbers."""
 _PAIRS = 1 << 20
 _AXES, _CELLS = 5, 1 << 12
 
@@ -103,10 +105,10 @@ class NearCopies:
         # an episode that is the copy of a copy is a copy of the first
         for j in np.flatnonzero(original >= 0).tolist():
             seen = original[j]
-            while original[seen] >= 0 and value[seen] > _CHANCE:
+            while original[seen] >= 0 and value[seen] > _LIMIT:
                 seen = original[seen]
             original[j] = seen
-        limit = _CHANCE if count >= _FEWEST else np.inf
+        limit = _LIMIT if count >= _FEWEST else np.inf
         copy_of = np.where(value > limit, original, -1)
         none = np.full(count, -1, np.int64)
         found = Judgement(
@@ -153,12 +155,38 @@ def _close(
             scale[part], dimension[part] = own
     near = scale * _CHANCE ** (-1 / dimension)
     for a, b, distance in _pairs_within(prints, near):
-        # the task that repeats itself more decides
-        ratio = np.minimum(scale[a], scale[b]) / np.maximum(distance, 1e-9)
-        power = np.minimum(dimension[a], dimension[b])
-        chance = np.minimum(ratio, 1e3) ** power
-        found = chance > _CHANCE
+        chance = np.minimum(*(_isolation(prints, task, one, distance) for one in (a, b)))
+        found = chance > _LIMIT
         yield a[found], b[found], chance[found]
+
+
+def _isolation(
+    prints: NDArray[np.float32], task: NDArray[np.int64], episodes: NDArray[np.int64], distance: Floats
+) -> Floats:
+    """How unlikely a neighbour at a distance is, one in so many, given the neighbours that are farther away.
+
+    Those within three times the distance may be further copies and do not count. The dimension is estimated from the
+    next few of the same task, since experts with and without noise may be in one data set. Equal prints are copies for
+    certain.
+    """
+    out = np.full(len(episodes), np.inf)
+    order = np.argsort(task, kind="stable")
+    first, last = (np.searchsorted(task[order], task[episodes], side) for side in ("left", "right"))
+    for row in np.flatnonzero(distance > _SAME).tolist():
+        here, near = episodes[row], distance[row]
+        peers = order[first[row] : last[row]]
+        alone = len(peers) <= _FEW  # then the nearest others may be of the same task, and all farther ones of others
+        peers = order if alone else peers
+        share = max(1, len(peers) // _PEERS)
+        apart = np.sqrt(((prints[peers[::share], 0] - prints[here, 0]) ** 2).sum(axis=1)).astype(np.float64)
+        apart = np.sort(apart[apart > 3 * near])[: _FEWEST + 1]
+        if len(apart) < _FEW or apart[0] < (7 if alone else 4) * near:
+            out[row] = 0
+            continue
+        dimension = 1 / max(float(np.mean(np.log(apart[-1] / apart[:-1]))), 0.1)
+        sure = 0.75 * min(len(apart) / _FEWEST, 1)
+        out[row] = min(apart[0] / near, 1e3) ** min(sure * dimension, 6.0) / share
+    return out
 
 
 def _scale_of(prints: NDArray[np.float32]) -> tuple[float, float] | None:

@@ -75,7 +75,7 @@ class Endings:
                 step=part["steps"] - 1, unit="deviations",
             ),
             "unusual_start": judged(
-                ends.start, robust_limit(ends.start, least=_LIMIT, times=6),
+                ends.start, robust_limit(ends.start, least=_LIMIT, times=6, within=3),
                 lambda i: _words(_AT_START, ends.at_start[i]), step=np.zeros(len(ends.start), np.int64),
                 unit="deviations",
             ),
@@ -134,7 +134,7 @@ class _Ends:
         shorter = np.clip(0.4 + 0.3 * np.maximum(at_end[:, 1], at_end[:, 2]), 0, 1)
         either = np.column_stack([np.abs(z[:, 1:]), grips[:, 1], elsewhere])
         return cls(
-            at_end, at_start, _length(np.minimum(at_end, 5)) * shorter,
+            at_end, at_start, _length(np.minimum(at_end, 4)) * shorter,
             _length(np.minimum(at_start, [5, 5, 10])), _length(np.minimum(either, 8)),
         )  # fmt: skip
 

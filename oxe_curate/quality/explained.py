@@ -118,6 +118,7 @@ class _Group:
         local, at: (n,), the unexplained share of the worst block, and its first step.
         exact: whether the data set's actions were computed from its state.
         loose: how far noise and few steps move the numbers of a clean episode.
+        typical: steps of a typical episode.
     """
 
     names: Sequence[str]
@@ -132,6 +133,7 @@ class _Group:
     at: Floats
     exact: bool
     loose: float
+    typical: float
 
     @classmethod
     def of(cls, rows: Floats, steps: Floats, response: Response) -> _Group:
@@ -147,8 +149,9 @@ class _Group:
         axes = AXES[response.action : response.action + 3]
         names = [axes[a] for a in _main_axes(response)]
         exact = response.share < _EXACT
-        loose = 0.0 if exact else 1.5 * response.share + 1 / float(np.median(steps))
-        return cls(names, explained, real, cross, enough, shift, gain, share - gain, local, at, exact, loose)
+        typical = float(np.median(steps))
+        loose = 0.0 if exact else 1.5 * response.share + 1 / typical
+        return cls(names, explained, real, cross, enough, shift, gain, share - gain, local, at, exact, loose, typical)
 
     @property
     def power(self) -> Floats:
@@ -233,9 +236,12 @@ def _unexplained(groups: Sequence[_Group]) -> Judgement:
 
 
 def _shifted(groups: Sequence[_Group]) -> Judgement:
-    tests = [(g.gain, robust_limit(g.gain, least=0.02 if g.exact else 0.04 + g.loose)) for g in groups]
+    tests: list[Test] = []
+    for g in groups:
+        better = g.gain / (g.gain + g.rest + 0.01)
+        tests.append((better, robust_limit(better, least=0.35 + 1 / g.typical, within=2)))
     value, limit, which = worst(tests)
-    return judged(value, limit, lambda i: _steps(groups[int(which[i])].shift[i]))
+    return judged(value, limit, lambda i: _steps(groups[int(which[i])].shift[i]), unit="of the unexplained")
 
 
 def _scaled(groups: Sequence[_Group]) -> Judgement:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from oxe_curate.arrays import Floats
 from oxe_curate.quality.episodes import EpisodeBatch
@@ -33,29 +34,49 @@ class Opening:
 def learn_opening(sample: EpisodeBatch, taken: Sequence[int] = ()) -> Opening | None:
     """The column that correlates best with the command, at the best lag; None if none does.
 
+    Episodes in which it has the other sign are left out, since their commands may be inverted.
+
     Args:
         sample: some episodes.
         taken: columns to leave out, those of the pose.
     """
-    command = sample.actions[6].astype(np.float64)
+    command = np.clip(sample.actions[6], -2, 3)
     if len(sample) < 4 or np.ptp(command) < 0.1:
         return None
+    columns = [c for c, row in enumerate(sample.states) if c not in taken and np.ptp(row) > 1e-6 * np.abs(row).max()]
     best, found = _SURE, None
     for lag in _LAGS:
         if lag > np.median(sample.lengths) / 4:
             break
         use = sample.place >= lag
-        c = delayed(command, lag, sample)[use]
-        for column in range(len(sample.states)):
-            s = sample.states[column][use].astype(np.float64)
-            if column in taken or len(c) < 3 or np.ptp(s) <= 1e-6 * np.abs(s).max() or np.ptp(c) < 0.1:
-                continue
-            dc, ds = c - c.mean(), s - s.mean()
-            r = float(dc @ ds / np.sqrt((dc @ dc) * (ds @ ds)))
+        x = delayed(command, lag, sample)
+        for column in columns:
+            r, opening = _line(x, sample.states[column], use, sample.starts, Opening(column, lag, 0.0, 0.0))
             if abs(r) > best + 1e-3:
-                factor = float(dc @ ds / (dc @ dc))
-                best, found = abs(r), Opening(column, lag, float(s.mean() - factor * c.mean()), factor)
+                best, found = abs(r), opening
     return found
+
+
+def _line(
+    x: NDArray[np.float32], y: NDArray[np.float32], use: NDArray[np.bool_], starts: NDArray[np.int64], at: Opening
+) -> tuple[float, Opening]:
+    """Correlation and line of y over x, without the episodes in which it falls where it should rise."""
+    rows = np.array([np.ones_like(x), x, y, x * x, y * y, x * y], np.float64) * use
+    sums = sum_each(rows, starts)
+    keep = np.ones(len(starts) - 1, bool)
+    r = 0.0
+    for _ in range(2):
+        n, sx, sy, sxx, syy, sxy = sums[:, keep].sum(axis=1)
+        vx, vy, vxy = sxx - sx * sx / n, syy - sy * sy / n, sxy - sx * sy / n
+        if vx <= 1e-6 * n or vy <= 1e-12 * syy:
+            return 0.0, at
+        r, factor = float(vxy / np.sqrt(vx * vy)), float(vxy / vx)
+        at = Opening(at.column, at.lag, float((sy - factor * sx) / n), factor)
+        if abs(r) < _SURE / 2:
+            break
+        n, sx, sy, sxx, syy, sxy = sums
+        keep = (sxy - sx * sy / np.maximum(n, 1)) * factor >= 0
+    return r, at
 
 
 def gripper_part(batch: EpisodeBatch, fitted: Opening) -> dict[str, Floats]:
@@ -78,11 +99,12 @@ def gripper_part(batch: EpisodeBatch, fitted: Opening) -> dict[str, Floats]:
 def judge_gripper(part: Part) -> Judgement:
     """`gripper_mismatch`: compare how every episode's gripper follows the command."""
     count, c, z, cc, zz, apart = part["gripper sums"].T
-    count = np.maximum(count, 1)
+    count = np.maximum(count, 4)
     power = (cc - c * c / count), np.maximum(zz - z * z / count, 0)
-    # at least three steps of each command
-    used = power[0] > 3 * 0.8 * (1 - 3 / np.maximum(count, 3.01))
-    scale = np.sqrt(np.maximum(power[0], 1e-12) * np.maximum(power[1], 0.02 * count))
+    # at least three steps of each command, or an opening that changes without one
+    few = 3 * (1 - 3 / count)
+    used = (power[0] > 0.8 * few) | (power[1] > 0.4 * few)
+    scale = np.sqrt(np.maximum(power[0], 0.02 * count) * np.maximum(power[1], 0.02 * count))
     r = part["gripper products"] / scale[:, None]
     zero = _SHIFTS.index(0)
     disagree = np.where(used, 1 - r[:, zero], np.nan)
@@ -93,7 +115,7 @@ def judge_gripper(part: Part) -> Judgement:
     far = np.where(count >= 4, apart / count, np.nan)
     tests: list[Test] = [
         (disagree, robust_limit(disagree, least=0.75)),
-        (far, robust_limit(far, least=0.55)),
+        (far, robust_limit(far, least=0.7)),
         (late, robust_limit(late, least=0.3)),
     ]
     value, limit, _ = worst(tests)

@@ -7,6 +7,7 @@ from oxe_curate.quality.endings import Endings
 from oxe_curate.quality.explained import ExplainedMotion
 from oxe_curate.quality.frozen import FrozenFrames
 from oxe_curate.quality.idling import Idling
+from oxe_curate.quality.in_step import InStep
 from oxe_curate.quality.measure import Measure
 from oxe_curate.quality.pictures import Pictures
 from oxe_curate.quality.states import StateValues
@@ -26,6 +27,7 @@ MEASURES: tuple[Measure, ...] = (
     FrozenFrames(),
     Pictures(),
     Views(),
+    InStep(),
     Words(),
     WrongText(),
 )

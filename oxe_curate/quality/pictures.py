@@ -125,19 +125,19 @@ class Worst:
         count = len(next(iter(part.values())))
         self._value, self._limit = np.full(count, np.nan), limit
         self._step, self._what = np.full(count, -1), np.full(count, -1)
-        self._words: list[str] = []
+        self.words: list[str] = []
 
     def add(self, value: _Floats, words: str, step: NDArray[Any] | None = None) -> None:
         """Take over the values (n,) that are larger than those so far, with their words and steps."""
         better = np.nan_to_num(value, nan=-1) > np.nan_to_num(self._value, nan=-1)
-        self._value[better], self._what[better] = value[better], len(self._words)
+        self._value[better], self._what[better] = value[better], len(self.words)
         self._step[better] = -1 if step is None else step[better]
-        self._words.append(words)
+        self.words.append(words)
 
     def judgement(self, unit: str) -> Judgement:
         """The largest values, with the limit."""
         return Judgement(
-            value=self._value, limit=self._limit, step=self._step, what=self._what, words=self._words, unit=unit
+            value=self._value, limit=self._limit, step=self._step, what=self._what, words=self.words, unit=unit
         )
 
 

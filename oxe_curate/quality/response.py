@@ -27,7 +27,7 @@ _POOR = 0.5
 """Share of the displacement that stays unexplained, from 0 to 2, 1 by chance: a response above this is not used."""
 _GOOD = 0.05
 _CLIP = 5
-"""Actions and displacements count up to this multiple of large but usual ones."""
+"""Actions and displacements count up to this multiple of the largest of a typical episode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def learn_responses(sample: EpisodeBatch) -> list[Response]:
 
 
 def _learn(sample: EpisodeBatch, first: int, taken: Sequence[int]) -> Response | None:
-    width, moves = len(sample.states), usual_size(sample.actions[first : first + 3])
+    width, moves = len(sample.states), usual_size(sample.actions[first : first + 3], sample.starts)
     axes = min(2, int((moves > 0).sum()))
     if len(sample) < 4 or width < 3 or axes < (2 if first == POSITION else 1):
         return None
@@ -87,7 +87,7 @@ def _learn(sample: EpisodeBatch, first: int, taken: Sequence[int]) -> Response |
     delays = tuple(k for k in _DELAYS if k <= max(typical // 5, 1))
     wraps = bool((np.abs(sample.state_steps) > np.pi).any())
     steps = full_turns_removed(sample.state_steps) if wraps else sample.state_steps
-    usual = usual_size(steps)
+    usual = usual_size(steps, sample.starts)
     moving = usual > 1e-6 * np.abs(sample.states).max(axis=1, initial=0)
     free = [c for c in range(width - 2) if moving[c : c + 3].sum() >= axes and all(abs(c - t) >= 3 for t in taken)]
     if not free:
@@ -115,7 +115,7 @@ def _fit(xx: Floats, xy: Floats, yy: Floats) -> tuple[Floats, float]:
     """The factors, and what is left unexplained of episodes that they were not fitted to; infinite if nothing moves."""
     keep = np.ones(len(xx), bool)
     for _ in range(4):
-        share = _unexplained(_solve(xx[keep], xy[keep]), xx, xy, yy)
+        share = _unexplained(_solve(xx[keep], xy[keep], yy[keep]), xx, xy, yy)
         known = np.isfinite(share)
         if known.sum() < 4:
             return np.empty((0, 3)), float("inf")
@@ -123,12 +123,11 @@ def _fit(xx: Floats, xy: Floats, yy: Floats) -> tuple[Floats, float]:
         spread = 1.4826 * float(np.median(np.abs(share[known] - middle)))
         keep = known & (share <= max(middle + 3 * spread, 1e-3))
     half = np.arange(len(xx)) % 2 == 0
-    other = [
-        _unexplained(_solve(xx[keep & part], xy[keep & part]), xx[keep & ~part], xy[keep & ~part], yy[keep & ~part])
-        for part in (half, ~half)
-    ]
-    both = np.concatenate(other)
-    return _solve(xx[keep], xy[keep]), float(np.nanmedian(both)) if np.isfinite(both).any() else float("inf")
+    both = np.concatenate([
+        _unexplained(_solve(xx[a], xy[a], yy[a]), xx[b], xy[b], yy[b])
+        for a, b in ((keep & half, keep & ~half), (keep & ~half, keep & half))
+    ])  # fmt: skip
+    return _solve(xx[keep], xy[keep], yy[keep]), float(np.nanmedian(both)) if np.isfinite(both).any() else float("inf")
 
 
 def _moments(x: NDArray[np.float32], y: NDArray[np.float32], sample: EpisodeBatch) -> tuple[Floats, Floats, Floats]:
@@ -142,9 +141,9 @@ def _moments(x: NDArray[np.float32], y: NDArray[np.float32], sample: EpisodeBatc
     return xx, xy, sum_each(b * b, sample.starts).T
 
 
-def _solve(xx: Floats, xy: Floats) -> Floats:
+def _solve(xx: Floats, xy: Floats, yy: Floats) -> Floats:
     """(K, 3): least squares over the episodes, each of which counts the same, with a little ridge."""
-    power = np.trace(xx, axis1=1, axis2=2)
+    power = np.sqrt(np.trace(xx, axis1=1, axis2=2) * yy.sum(axis=1))
     weight = np.divide(1.0, power, out=np.zeros_like(power), where=power > 0)
     left: Floats = np.einsum("n,nkl->kl", weight, xx)
     ridge = 1e-6 * max(float(np.trace(left)), 1e-12) * np.eye(len(left))

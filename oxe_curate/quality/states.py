@@ -58,7 +58,7 @@ class StateValues:
         column = part["column"]
         jump = part["jump"].astype(float)
         jumps = judged(
-            jump, factor_limit(jump, least=6.0, times=8, within=3), lambda i: f"proprio {column[i]}",
+            jump, factor_limit(jump, least=4.0, times=8, within=3), lambda i: f"proprio {column[i]}",
             step=part["jump_at"], unit="times a large step",
         )  # fmt: skip
         run = part["frozen"].astype(float)
@@ -76,7 +76,7 @@ class StateValues:
         beyond = part["beyond"].astype(float)
         far = beyond.max(axis=1)
         offset = judged(
-            far, robust_limit(far, least=0.5), lambda i: f"proprio {columns[beyond[i].argmax()]}",
+            far, robust_limit(far, least=1.5, within=4), lambda i: f"proprio {columns[beyond[i].argmax()]}",
             unit="of the usual range outside it",
         )  # fmt: skip
         return dict(zip(self.criteria, (jumps, frozen, noise, offset), strict=True))

@@ -34,12 +34,11 @@ class ActionValues:
 
     def part(self, batch: EpisodeBatch, fitted: Scales) -> Part:
         """Extremes and counts of each episode."""
-        pose, starts = batch.actions[:6] / fitted.size[:, None], batch.starts
-        inside = np.clip(batch.actions[:6], fitted.low[:, None], fitted.high[:, None]) / fitted.size[:, None]
-        outside = np.abs(pose - inside)
+        scaled, starts = batch.actions / fitted.size[:, None], batch.starts
+        outside = np.abs(scaled - np.clip(scaled, *((v / fitted.size)[:, None] for v in (fitted.low, fitted.high))))
         out, out_at = peak_each(outside.max(axis=0), starts)
         out_axis = outside[:, starts[:-1] + out_at].argmax(axis=0)
-        pose = np.clip(pose, -1e3, 1e3)
+        pose = np.clip(scaled[:6], -1e3, 1e3)
         peak = _peaks(pose, batch)
         spike, spike_at = peak_each(peak.max(axis=0), starts)
         spike_axis = peak[:, starts[:-1] + spike_at].argmax(axis=0)
@@ -47,7 +46,7 @@ class ActionValues:
         np.subtract(pose[:, 1:], pose[:, :-1], out=change[:, 1:])
         change[:, starts[:-1]] = 0
         moving = np.abs(batch.actions[:6] / fitted.motion[:, None]).max(axis=0) > 0.05
-        low, high = fitted.low / fitted.size + 1e-3, fitted.high / fitted.size - 1e-3
+        low, high = fitted.low[:6] / fitted.size[:6] + 1e-3, fitted.high[:6] / fitted.size[:6] - 1e-3
         # a controller at its limit commands the same again and again
         free = (pose > low[:, None]) & (pose < high[:, None]) & (np.abs(pose) > 0.02)
         same = moving & free.any(axis=0) & (np.abs(change).max(axis=0) < 1e-4) & (batch.place > 0)
@@ -77,7 +76,7 @@ class ActionValues:
         axis = part["out_axis"]
         out = part["out"].astype(float)
         far = judged(
-            out, robust_limit(out, least=2.0, times=10), lambda i: _far(AXES[axis[i]], out[i]),
+            out, robust_limit(out, least=2.5, times=10), lambda i: _far((*AXES, "gripper")[axis[i]], out[i]),
             step=part["out_at"], unit="of the usual range",
         )  # fmt: skip
         spike = part["spike"].astype(float)

@@ -110,11 +110,27 @@ class Split:
 
 @dataclass(frozen=True, config=STRICT)
 class EpisodeFilter:
-    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value."""
+    """Keep the episodes whose `field` (flat key outside `steps`: success, episode_metadata/...) has a value.
+
+    Attributes:
+        equals: the value.
+        contains: in place of `equals`, a part of a text: openpi keeps DROID's episodes whose path contains success.
+    """
 
     field: str
-    equals: bool | int | float | str
+    equals: bool | int | float | str | None = None
     note: str | None = None
+    contains: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.equals is None) == (self.contains is None):
+            raise ValueError("an episode filter needs exactly one of the keys 'equals' and 'contains'")
+
+    def accepts(self, value: object) -> bool:
+        """Whether an episode with this value (None if it has none) is kept."""
+        if self.contains is not None:
+            return isinstance(value, str) and self.contains in value
+        return value == self.equals
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -158,6 +174,7 @@ class DatasetCard:
         why: the reason for the verdict, in words.
         judgement: overrides the verdict if the facts below do not suffice for one.
         notes: disagreements between sources, and other remarks for users.
+        open_questions: what a draft could not decide; filter refuses the card until the list is empty.
     """
 
     name: str
@@ -185,6 +202,7 @@ class DatasetCard:
     state_layout: str | None = None
     judgement: Literal["conditional", "unknown"] | None = None
     notes: tuple[str, ...] = ()
+    open_questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.frame_filter, str):

@@ -19,7 +19,7 @@ from oxe_curate.rlds.naming import is_incomplete, is_version, newest, snake_case
 from oxe_curate.storage import Folder
 
 INFO, FEATURES = "dataset_info.json", "features.json"
-FORMATS = ("tfrecord", "array_record")
+SHARD_FORMATS = ("tfrecord", "array_record")
 """The formats of shards that can be read."""
 _DEPTH = 3  # <name>/<config>/<version>
 _METADATA = "Download the file again, or write it with `tfds.folder_dataset.write_metadata`"
@@ -120,9 +120,9 @@ class RldsDataset:
         """
         info = self._json[0]
         where = f"{self.source}/{self.path}/{INFO}"
-        if (info.file_format or "tfrecord") not in FORMATS:
+        if (info.file_format or "tfrecord") not in SHARD_FORMATS:
             raise DataError(
-                f"{where}: the shards have the format {info.file_format!r}, expected {' or '.join(FORMATS)}; "
+                f"{where}: the shards have the format {info.file_format!r}, expected {' or '.join(SHARD_FORMATS)}; "
                 "convert them with `python -m tensorflow_datasets.scripts.convert_format "
                 f"--dataset_version_dir={self.source}/{self.path} --out_file_format=tfrecord --out_dir=NEW_FOLDER`"
             )

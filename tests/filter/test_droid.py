@@ -16,6 +16,7 @@ from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.keep_ranges import read_keep_ranges
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.images import decode
+from oxe_curate.registry.card import EpisodeFilter
 from oxe_curate.rlds.synthetic import write_dataset
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 
@@ -189,6 +190,17 @@ def test_one_of_the_texts_is_drawn(tmp_path: Path) -> None:
     assert {*said[65:85]} == {"pick", "take"}
     assert rows[85]["reason"] == "no_language"
     assert [row["instruction"] for row in filtered(tmp_path / "in", tmp_path / "again")] == said
+
+
+def test_a_part_of_a_text_decides_which_episodes_are_kept() -> None:
+    rule = EpisodeFilter("episode_metadata/file_path", contains="success")
+    assert [rule.accepts(value) for value in ("gs://lab/success/1", "gs://lab/failure/1", None, True)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="exactly one of the keys 'equals' and 'contains'"):
+        EpisodeFilter("success")
+    with pytest.raises(ValueError, match="exactly one of the keys 'equals' and 'contains'"):
+        EpisodeFilter("success", True, contains="x")
 
 
 def test_a_rule_in_words_becomes_a_note() -> None:

@@ -1,6 +1,8 @@
 import errno
 import io
+import struct
 import tempfile
+import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -144,8 +146,29 @@ def test_every_kind_of_png_decodes_to_the_same_rgb(mode: str) -> None:
     assert np.abs(small.astype(int) - images.resize(expected, 16)).max() <= 12
 
 
-def test_an_image_of_floats_is_refused() -> None:
-    out = io.BytesIO()
-    Image.fromarray(np.ones((4, 4), np.float32)).save(out, "TIFF")
+def test_other_formats_and_images_of_floats_are_refused() -> None:
     with pytest.raises(ValueError, match="an image of floats"):
-        images.open_image(out.getvalue())
+        images.to_rgb(Image.fromarray(np.ones((4, 4), np.float32)))
+    for other in ("BMP", "TIFF", "WEBP", "GIF"):
+        out = io.BytesIO()
+        Image.fromarray(image_of()).save(out, other)
+        for read in (images.decode, images.open_image, grey_thumbnail):
+            with pytest.raises(ValueError, match="cannot identify"):
+                read(out.getvalue())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_16_bits_the_upper_8_are_used_in_every_kind_of_png(channels: int) -> None:
+    """Pillow writes no such colour images, so this writes the chunks of one."""
+    pixels = np.random.default_rng(channels).integers(0, 1 << 16, (6, 5, channels), np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    chunks = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
+    found = images.decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    expected = (pixels >> 8).astype(np.uint8)
+    assert np.array_equal(found, expected[..., :3] if channels > 2 else expected[..., :1].repeat(3, axis=2))

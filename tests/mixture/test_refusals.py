@@ -18,6 +18,7 @@ from oxe_curate.mixture.show import problems_text
 from oxe_curate.quality.findings import ACTION_FINDINGS
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, TokenizeResult, run_tokenize
+from tests import ROOT
 from tests.mixture.sets import episode, flat_image, index_of
 
 NAME = "bridge_dataset"
@@ -247,3 +248,8 @@ def test_stored_findings_stop_tokenize_unless_they_are_accepted(world: Path, tmp
 def test_every_kind_says_what_it_is() -> None:
     assert all(kind.text for kind in KINDS.values())
     assert set(ACTION_FINDINGS) <= set(KINDS)
+
+
+def test_the_documentation_names_every_kind() -> None:
+    page = (ROOT / "docs" / "decisions" / "findings.md").read_text()
+    assert [name for name in KINDS if f"`{name}`" not in page] == []
