@@ -20,6 +20,8 @@ _COLUMNS = (
 )  # fmt: skip
 _TEXT = 400
 """Characters of an instruction that are shown."""
+_DIMENSIONS = 24
+"""Dimensions of the state whose curves are shown."""
 
 Bgr = Callable[[str], frozenset[str]]
 
@@ -79,12 +81,12 @@ def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bg
     first: dict[str, Any] = why[0] if why else {"step": -1, "detail": ""}
     steps = steps_to_show(row["num_steps"], first["step"], frames)
     seen = read_thumbnails(index.source_of(dataset), row, steps, first["detail"], bgr(dataset))
-    text = row["instruction"] or ""
+    proprio = _array(row["proprio"])
     return {
         "id": row["episode_id"],
         "data": dataset,
         "split": split_of(path),
-        "text": text if len(text) <= _TEXT else text[:_TEXT] + " …",
+        "text": brief(row["instruction"] or ""),
         "more": max(0, len(row["instructions"] or ()) - 1),
         "steps": row["num_steps"],
         "state": "dropped" if not row["kept"] else "marked" if why else "kept",
@@ -94,8 +96,14 @@ def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bg
         "camera": seen[0].role if seen else "",
         "frames": [[one.step, one.width, one.height, one.jpeg, one.problem] for one in seen],
         "action": curves(_array(row["action"]), AXES),
-        "proprio": curves(_array(row["proprio"])),
+        "proprio": curves(proprio[:, :_DIMENSIONS]),
+        "hidden": max(0, proprio.shape[1] - _DIMENSIONS),
     }
+
+
+def brief(text: str) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= _TEXT else text[:_TEXT] + " …"
 
 
 def _array(values: Any) -> Any:

@@ -87,7 +87,7 @@
       node.append(make("p", { class: "label" }, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
       if (original) node.append(original.text === one.text ? "" : make("p", {}, original.text || "no instruction"), strip(original, -1));
     }
-    for (const [name, key] of [["Action", "action"], ["State", "proprio"]]) {
+    for (const [name, key] of [["Action", "action"], [one.hidden ? `State, without ${one.hidden} further dimensions` : "State", "proprio"]]) {
       const drawn = curves(name + beside, one[key], original ? original[key] : [], one.steps, mark, key === "action" ? named : []);
       if (drawn) node.append(drawn);
     }

@@ -15,6 +15,7 @@ from oxe_curate.index.index_json import IndexJson
 from oxe_curate.index.store import Index
 from oxe_curate.quality.findings import DataFinding
 from oxe_curate.report import write_report
+from oxe_curate.report.entries import _COLUMNS, _entry
 from tests import bridge
 from tests.report.marked import mark, write_marks
 from tests.report.test_report import Page
@@ -121,6 +122,22 @@ def test_the_page_is_bounded(plain: Index, tmp_path: Path, monkeypatch):
     assert "4 of the 8 dropped and marked episodes, those furthest above the limit" in words_of(page)
     for one in page.episodes:
         assert len(one["frames"]) <= 6
+
+
+def test_long_texts_and_wide_states_are_cut(tmp_path: Path):
+    bridge.write(tmp_path / "source", episodes={"train": [bridge.episode(1, 20, "lift " * 40_000)]})
+    run_filter(tmp_path / "source", tmp_path / "index", FilterOptions(workers=1, progress=False))
+    text, page = written(Index.open(tmp_path / "index"), tmp_path)
+    assert len(text) < 200_000
+    assert page.episodes[0]["text"] == "lift " * 80 + " …"
+    assert page.episodes[0]["hidden"] == 0
+    row = {**dict.fromkeys(_COLUMNS), "proprio": [[0.5] * 60] * 3, "num_steps": 3, "camera_spans": [], "kept": True}
+    one = _entry(Index.open(tmp_path / "index"), "bridge_dataset/1.0.0/train-00000-of-00001.parquet", row, 5, _none)
+    assert (len(one["proprio"]), one["hidden"]) == (24, 36)
+
+
+def _none(dataset: str) -> frozenset[str]:
+    return frozenset()
 
 
 def test_numbers_that_json_does_not_have(plain: Index, tmp_path: Path):
