@@ -124,7 +124,7 @@ def _why(index: Index, dataset: str, row: Mapping[str, Any]) -> list[dict[str, A
         unit = "steps" if own and own[0] == "num_steps" else ""
         found[reason] = _saw(reason, value, own[1] if own else None, unit=unit)
         if reason == "too_short" and own and value is not None:
-            found[reason]["excess"] = own[1] / max(value, 0.5)
+            found[reason] |= {"excess": own[1] / max(value, 0.5), "least": True}
     if row["duplicate_of"] and not {DUPLICATE, "near_duplicate"} & set(found):
         found[DUPLICATE] = _saw(DUPLICATE, None, None)
     return sorted(found.values(), key=lambda saw: (saw["criterion"] != reason, -saw["excess"], saw["criterion"]))
@@ -136,7 +136,7 @@ def _saw(
     ratio = excess(value, limit)
     return {
         "criterion": criterion, "value": _finite(value), "limit": _finite(limit), "step": -1 if step is None else step,
-        "detail": detail or "", "unit": unit, "excess": ratio if math.isfinite(ratio) else 1e9,
+        "detail": detail or "", "unit": unit, "excess": ratio if math.isfinite(ratio) else 1e9, "least": False,
     }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def test_episodes_say_what_the_criterion_saw(marked: Index, tmp_path: Path):
     assert by_id[b]["why"] == [
         {
             "criterion": "action_spike", "value": 9, "limit": 1.5, "step": 7, "detail": "yaw",
-            "unit": "of the usual", "excess": 6,
+            "unit": "of the usual", "excess": 6, "least": False,
         }
     ]  # fmt: skip
     assert [frame[0] for frame in by_id[b]["frames"]] == [1, 6, 7, 8, 13]
@@ -85,6 +85,19 @@ def test_episodes_say_what_the_criterion_saw(marked: Index, tmp_path: Path):
     assert {len(curve["points"]) for curve in by_id[b]["action"] + by_id[b]["proprio"]} == {by_id[b]["steps"]}
     assert by_id[d]["copy"] == a
     assert by_id[d]["why"][0]["criterion"] == "duplicate"
+
+
+def test_the_numbers_of_criteria_that_look_at_one_episode(plain: Index, tmp_path: Path):
+    first, second, *_ = ids(plain)
+    criteria = {**plain.criteria, "too_short": 30, "too_long": 9}
+    replace(IndexJson.read(plain.folder), criteria=criteria).finish(plain.folder)
+    index = write_marks(Index.open(plain.folder), {}, {first: "too_short", second: "too_long"})
+    _, page = written(index, tmp_path)
+    by_reason = {one["reason"]: one["why"] for one in page.episodes}
+    (short,), (long,) = by_reason["too_short"], by_reason["too_long"]
+    steps = page.episodes[0]["steps"]
+    assert (short["value"], short["limit"], short["least"], short["excess"]) == (steps, 30, True, 30 / steps)
+    assert (long["value"], long["limit"], long["least"], long["excess"]) == (steps, 9, False, steps / 9)
 
 
 def test_commands_to_act_are_next_to_each_section(marked: Index, tmp_path: Path):
