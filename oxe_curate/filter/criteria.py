@@ -90,14 +90,16 @@ class Criteria:
         success_contradicted: the success flag contradicts how the episode moves and ends.
         near_duplicate: its numbers agree with another episode's far better than neighbours' do.
         frozen_frames: the images stay the same while the arm moves.
-        flat_image: an image of one colour, of noise, or far too dark, bright or blurred. Needs `--look`.
-        missing_camera: a camera is black, missing or undecodable that other episodes have. Needs `--look`.
+        flat_image: an image of one colour, of noise, or far too dark, bright or blurred; more with `--look`.
+        missing_camera: a camera has no, black or undecodable frames, unlike in other episodes; more with `--look`.
         image_format: size, channels or their order differ from the other images. Needs `--look`.
         wrong_camera: a camera shows what another one shows, or another scene than it does. Needs `--look`.
         image_cut: the image changes at once. Needs `--look`.
+        image_motion_lag: the images do not follow the motion: late, in another order, or of another episode. Needs
+            `--look`.
         meaningless_text: the instruction is a placeholder or says nothing.
         damaged_text: the instruction has encoding damage or the like.
-        image_motion_lag: the images lead or lag the motion. Needs `--look`.
+        changing_text: the instruction becomes another one within the episode, unlike in other episodes.
         wrong_text: the instruction fits other trajectories of the data set but not its own.
     """
 
@@ -149,9 +151,10 @@ class Criteria:
     image_format: MeasuredSwitch = "report"
     wrong_camera: MeasuredSwitch = "report"
     image_cut: MeasuredSwitch = "report"
+    image_motion_lag: MeasuredSwitch = "report"
     meaningless_text: MeasuredSwitch = "report"
     damaged_text: MeasuredSwitch = "report"
-    image_motion_lag: MeasuredSwitch = "report"
+    changing_text: MeasuredSwitch = "report"
     wrong_text: MeasuredSwitch = "report"
 
     def __post_init__(self) -> None:

@@ -19,8 +19,8 @@ from oxe_curate.quality.measure import SAMPLE, Judgement, Measure, judge_batches
 
 _SAMPLED_FILES = 32
 _COLUMNS = {
-    "proprio": "proprio", "instruction": "instruction", "success": "success", "frame_bytes": "cameras",
-    "looks": "look",
+    "proprio": "proprio", "instruction": "instruction", "instructions": "instructions", "success": "success",
+    "frame_bytes": "cameras", "looks": "look",
 }  # fmt: skip
 """What a measure uses -> the column of the index that has it."""
 
@@ -111,6 +111,7 @@ def episodes_of(table: pa.Table, rows: NDArray[np.int64], used: Collection[str])
         proprio=proprio,
         starts=starts,
         instruction=table["instruction"].take(rows).to_pylist() if "instruction" in used else [""] * len(rows),
+        instructions=table["instructions"].take(rows).to_pylist() if "instructions" in used else (),
         success=flags,
         looks=_looks(table["look"], rows) if "looks" in used else {},
         frame_bytes=_frame_bytes(table["cameras"].combine_chunks(), rows, counts) if "frame_bytes" in used else {},

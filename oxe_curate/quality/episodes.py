@@ -21,6 +21,7 @@ class EpisodeBatch:
         proprio: float32 (N, P), as the card lists it; P = 0 where the card has none.
         starts: int64 (n + 1,), the first step of each episode, and N. No episode is empty.
         instruction: n texts, "" where there is none.
+        instructions: all different texts of each episode, in order of appearance; () if they are not known.
         success: int8 (n,): 1, 0, or -1 where the data set has no flag.
         frame_bytes: role -> int32 (N,), length of each step's encoded frame; only cameras whose frames were located.
         looks: role -> the frames that were decoded; only cameras that were looked at.
@@ -31,6 +32,7 @@ class EpisodeBatch:
     proprio: NDArray[np.float32]
     starts: NDArray[np.int64]
     instruction: Sequence[str] = ()
+    instructions: Sequence[Sequence[str]] = ()
     success: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     frame_bytes: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     looks: Mapping[str, LookedFrames] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class EpisodeBatch:
             proprio=self.proprio[steps],
             starts=starts,
             instruction=[self.instruction[i] for i in episodes.tolist()],
+            instructions=[self.instructions[i] for i in episodes.tolist()] if self.instructions else (),
             success=self.success[episodes],
             frame_bytes={role: lengths[steps] for role, lengths in self.frame_bytes.items()},
             looks={role: looks.take(episodes) for role, looks in self.looks.items()},
@@ -119,6 +122,7 @@ def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
             *(batch.starts[:-1] + count for batch, count in zip(batches, counts.tolist(), strict=False)), counts[-1:]
         ]),
         instruction=[text for batch in batches for text in batch.instruction],
+        instructions=[texts for batch in batches for texts in batch.instructions],
         success=np.concatenate([batch.success for batch in batches]),
         frame_bytes={role: np.concatenate([batch.frame_bytes[role] for batch in batches]) for role in sorted(roles)},
         looks={

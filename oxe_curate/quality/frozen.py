@@ -26,8 +26,9 @@ _LAGS = 8
 """Steps; frames that come again later than this are not looked for."""
 _CHANCE = 1e-3
 """Runs of equal lengths that an episode may have by chance."""
-_COMMON = 0.15
-"""Share of neighbouring frames with equal lengths above which lengths tell nothing: very small or plain images."""
+_FEW, _COMMON = 0.03, 0.15
+"""Share of neighbouring frames with equal lengths that is likely in any data set, as few episodes do not tell, and the
+share above which lengths tell nothing: very small or plain images."""
 _BLANK = 3.0
 """Grey levels: the deviation of an image without contents."""
 _SAME = 0.03
@@ -195,10 +196,11 @@ def _repeats(
     run, begin = longest_run(equal, counted, batch.starts)
     yield run, begin, 0
     count = np.add.reduceat((equal & counted).astype(np.int64), first)
-    expected = usual * np.add.reduceat(counted.astype(np.int64), first)
+    moving = np.add.reduceat(counted.astype(np.int64), first)
+    expected = max(usual, _FEW) * moving
     with np.errstate(divide="ignore", invalid="ignore"):  # Chernoff's bound of a Poisson variable
         excess = count * np.log(count / expected) - count + expected
-    often = (count > np.maximum(expected, 2 * run)) & (excess > -math.log(_CHANCE))
+    often = (count > np.maximum(0.4 * moving, 2 * run)) & (excess > -math.log(_CHANCE))
     yield np.where(often, count, 0), begin, 1
     for lag in range(2, _LAGS + 1):
         again = _equal_later(lengths, lag, batch)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.quality.episodes import EpisodeBatch
 from oxe_curate.quality.limits import robust_limit
+from oxe_curate.quality.looks import GREY
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.pictures import Worst, has_contents
 
@@ -25,7 +26,7 @@ _LAGS = (-12, -8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8, 12)
 """Steps by which the images may be late (positive) or early."""
 _FRAMES = 5
 """Looked-at frames with contents that an episode needs."""
-_EPISODES = 16
+_EPISODES = 24
 _FOLDS = 5
 """Each episode is predicted by a model of the episodes of other folds."""
 _COMPONENTS = 16
@@ -35,7 +36,7 @@ _EXPLAINED, _FOLLOWS = 0.25, 0.6
 """Share of a state's variance that must be predicted, and the correlation of three of four episodes, to judge any."""
 _STILL = 0.1
 """Share of the usual motion below which an episode is not judged."""
-_LOST, _GAIN = (0.55, 0.85), (0.15, 0.3)
+_LOST, _GAIN = (0.7, 0.95), (0.15, 0.3)
 """The loss of correlation that counts, and the gain by a lag: at least, at most."""
 
 
@@ -44,12 +45,14 @@ class StepModel:
     """Predicts state changes from image changes of one camera.
 
     Attributes:
+        actions: whether the states are accumulated actions, see `_states`.
         weights: float64 (folds, 256, d), from thumbnails to states; fold k is learned without the episodes of fold k.
         mean, scale: float64 (d,), of the states.
         trust: float64 (d,), share of each state's variance that is predicted.
         usual: median motion of an episode.
     """
 
+    actions: bool
     weights: _Values
     mean: _Values
     scale: _Values
@@ -105,9 +108,9 @@ class InStep:
 _REVERSED = 999
 
 
-def _states(batch: EpisodeBatch) -> _Values:
-    """float64 (N, d): the proprio, or the accumulated pose actions where there is none."""
-    if batch.proprio.shape[1] and np.nanmax(np.ptp(batch.proprio, axis=0), initial=0) > 1e-6:
+def _states(batch: EpisodeBatch, actions: bool) -> _Values:
+    """float64 (N, d): the proprio or, with `actions`, the accumulated pose actions."""
+    if not actions:
         return np.nan_to_num(batch.proprio.astype(np.float64), posinf=0, neginf=0)
     total = np.cumsum(np.nan_to_num(batch.action[:, :6].astype(np.float64), posinf=0, neginf=0), axis=0)
     return np.asarray(total - np.repeat(total[batch.starts[:-1]], batch.lengths, axis=0))
@@ -122,7 +125,7 @@ class _Frames:
         enough = np.bincount(looks.episode[seen], minlength=len(batch)) >= _FRAMES
         rows = np.flatnonzero(seen & enough[looks.episode])
         self.batch, self.episode, self.step = batch, looks.episode[rows], looks.step[rows].astype(np.int64)
-        self.images = self.centred(looks.grey[rows].reshape(len(rows), -1).astype(np.float64))
+        self.images = self.centred(looks.grey[rows].astype(np.float64).reshape(len(rows), GREY * GREY))
         first = np.zeros(len(batch), np.int64)
         first[self.episode[::-1]] = looks.checksum[rows][::-1]
         self.fold = first[self.episode] % _FOLDS
@@ -153,7 +156,8 @@ def _learn(role: str, sample: EpisodeBatch) -> StepModel | None:
     frames = _Frames(role, sample)
     if len(np.unique(frames.episode)) < _EPISODES:
         return None
-    states = _states(sample)
+    actions = not sample.proprio.size or not np.ptp(_states(sample, False), axis=0).max() > 1e-6
+    states = _states(sample, actions)
     mean, scale = states.mean(axis=0), states.std(axis=0)
     scale = np.where(scale > 1e-6, scale, np.inf)
     targets = frames.states((states - mean) / scale)
@@ -179,7 +183,7 @@ def _learn(role: str, sample: EpisodeBatch) -> StepModel | None:
     if not trust.any():
         return None
     motion = frames.sums(targets**2) @ trust
-    return StepModel(weights, mean, scale, trust, float(np.median(motion[np.unique(frames.episode)])))
+    return StepModel(actions, weights, mean, scale, trust, float(np.median(motion[np.unique(frames.episode)])))
 
 
 def _correlation(frames: _Frames, predicted: _Values, targets: _Values, trust: _Values) -> _Values:
@@ -200,7 +204,11 @@ def _ridge(images: _Values, targets: _Values) -> _Values:
 def _compare(role: str, batch: EpisodeBatch, model: StepModel) -> tuple[_Values, _Values, NDArray[np.int64]]:
     """1 - correlation (n,), the largest gain of correlation by a lag (n,), and that lag (n,)."""
     frames = _Frames(role, batch)
-    states = (_states(batch) - model.mean) / model.scale
+    states = _states(batch, model.actions)
+    if states.shape[1] != len(model.mean):
+        nothing = np.full(len(batch), np.nan)
+        return nothing, nothing, np.zeros(len(batch), np.int64)
+    states = (states - model.mean) / model.scale
     predicted = np.zeros((len(frames.step), len(model.trust)))
     for fold in range(_FOLDS):
         mine = frames.fold == fold

@@ -14,7 +14,7 @@ from oxe_curate.quality.states import StateValues
 from oxe_curate.quality.values import ActionValues, FullTurns
 from oxe_curate.quality.views import Views
 from oxe_curate.quality.words import Words
-from oxe_curate.quality.wrong_text import WrongText
+from oxe_curate.quality.wrong_text import ChangingText, WrongText
 
 MEASURES: tuple[Measure, ...] = (
     ExplainedMotion(),
@@ -29,5 +29,6 @@ MEASURES: tuple[Measure, ...] = (
     Views(),
     InStep(),
     Words(),
+    ChangingText(),
     WrongText(),
 )

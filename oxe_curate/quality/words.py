@@ -200,9 +200,9 @@ class Words:
         columns = {
             "empty": np.array([fitted.kind(text) for text in listed], np.int64),
             "damage": np.array([damage_kind(text) for text in listed], np.int64),
-            "text": np.array([hash(text) for text in listed], np.int64),
+            "text": np.array([_hash(text) for text in listed], np.int64),
             "numbered": np.array(
-                [hash(re.sub(r"\d+", "0", t)) if re.search(r"\d", t) else 0 for t in listed], np.int64
+                [_hash(re.sub(r"\d+", "0", t)) if re.search(r"\d", t) else 0 for t in listed], np.int64
             ),
         }
         return {name: values[place] for name, values in columns.items()}

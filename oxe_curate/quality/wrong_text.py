@@ -9,6 +9,7 @@ paraphrases agree and "open" and "close the drawer" do not.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ _LEAST = 0.5
 """By how much another text must be better."""
 _ALIKE = 0.5
 """Similarity of texts from which on they may name the same task."""
+_SEVERAL = 0.25
+"""Share of episodes with several texts from which on that is how the data set is."""
 _OTHERS, _CANDIDATES = 4, 1000
 """Other episodes with a text that are needed to know its motion; and texts that are tried."""
 _FARTHER = 1.4
@@ -47,6 +50,36 @@ _STOP = frozenset(
     ("a", "an", "the", "to", "of", "in", "on", "at", "it", "its", "and", "with", "for", "is", "that", "this")
 )
 _WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class ChangingText:
+    """Criterion `changing_text`."""
+
+    criteria = ("changing_text",)
+    columns = frozenset({"instruction", "instructions"})
+
+    def fit(self, sample: EpisodeBatch) -> None:
+        """Nothing."""
+
+    def part(self, batch: EpisodeBatch, fitted: None) -> Part:
+        """Different texts of each episode that share no word; paraphrases and spellings of a task do."""
+        texts = np.ones(len(batch))
+        for episode, said in enumerate(batch.instructions):
+            if len(said) > 1:
+                words = [_said(text) for text in said]
+                texts[episode] = 1 + sum(not a & b for a, b in itertools.pairwise(words))
+        return {
+            "texts": texts,
+            "several": np.array([len(said) > 1 for said in batch.instructions] or np.ones(len(batch)), bool),
+        }
+
+    def judge(self, part: Part, fitted: None) -> Mapping[str, Judgement]:
+        """How many tasks the texts of an episode name; nothing where many episodes have several texts."""
+        nothing = np.full(len(part["texts"]), -1)
+        if part["several"].mean() > _SEVERAL:
+            return {}
+        return {"changing_text": Judgement(value=part["texts"], limit=1, step=nothing, what=nothing, unit="texts")}
 
 
 @dataclass(frozen=True)
@@ -173,7 +206,7 @@ def text_vectors(texts: list[str], counts: NDArray[np.int64]) -> NDArray[np.floa
         texts: n different texts.
         counts: int64 (n,), episodes of each.
     """
-    words = [{_stem(w) for w in _WORD.findall(text.casefold())} - _STOP or {text.casefold()} for text in texts]
+    words = [_said(text) or {text.casefold()} for text in texts]
     episodes: dict[str, int] = {}
     for said, count in zip(words, counts.tolist(), strict=True):
         for word in said:
@@ -188,6 +221,11 @@ def text_vectors(texts: list[str], counts: NDArray[np.int64]) -> NDArray[np.floa
                 vectors[row, bits % _WORDS] += weight * (1 if bits & 1 << 12 else -1)
                 bits >>= 13
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9))
+
+
+def _said(text: str) -> set[str]:
+    """The stems of a text's words that name something."""
+    return {_stem(word) for word in _WORD.findall(text.casefold())} - _STOP
 
 
 def _stem(word: str) -> str:
@@ -206,7 +244,8 @@ def _describe(batch: EpisodeBatch, ranges: NDArray[np.float32]) -> NDArray[np.fl
     share = np.arange(1, _POINTS + 1) / _POINTS
     points = first[:, None] + np.ceil(batch.lengths[:, None] * share).astype(np.int64) - 1
     path = total[points] - (total[first] - action[first, :6])[:, None]
-    scaled = np.where(np.isfinite(batch.proprio), batch.proprio, 0) / np.where(ranges > 1e-9, ranges, np.inf)
+    proprio = batch.proprio if batch.proprio.shape[1] == len(ranges) else np.zeros((len(action), len(ranges)))
+    scaled = np.where(np.isfinite(proprio), proprio, 0) / np.where(ranges > 1e-9, ranges, np.inf)
     parts = (
         path.reshape(len(batch), -1), action[points, 6], scaled[first], scaled[last], np.log(batch.lengths)[:, None],
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oxe_curate.quality.episodes import EpisodeBatch
-from oxe_curate.quality.wrong_text import WrongText, text_vectors
+from oxe_curate.quality.wrong_text import ChangingText, WrongText, text_vectors
 from tests.quality.seen import judged, marked
 
 TASKS = {
@@ -89,3 +89,12 @@ def test_texts_are_compared_by_their_rare_words() -> None:
     assert likeness[0, 2] == pytest.approx(1)
     assert likeness[0, 1] < 0.6
     assert likeness[0, 3] < 0.3
+
+
+def test_a_text_that_changes_within_an_episode() -> None:
+    usual = [["lift the cup"]] * 17
+    some = [["lift the cup", "open the drawer"], ["lift the cup", "lift the red cup"], ["open drawer", "Opens Drawers"]]
+    batch = replace(episodes(20), instructions=[*usual, *some])
+    assert marked(judged(ChangingText(), batch)["changing_text"]) == [17]
+    assert judged(ChangingText(), replace(batch, instructions=[["lift the cup", "open the drawer"]] * 20)) == {}
+    assert judged(ChangingText(), replace(batch, instructions=[])) == {}
