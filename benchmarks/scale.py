@@ -112,11 +112,21 @@ def _bounds_aims(figures: Figures, rows: Rows) -> list[Aim]:
     ]
 
 
+def _screen_aims(figures: Figures, rows: Rows) -> list[Aim]:
+    per_step = figures["judge_cpu"] / figures["steps"] * 1e6
+    return [
+        Aim("all criteria, CPU seconds per million steps", per_step, 5, False, " s"),
+        Aim("all criteria, memory", figures["anonymous"] / MB, 2000, False, " MB"),
+    ]
+
+
 MEASURES = (
     Measure("open_index", "open the index", _cpu(2)),
     Measure("mixture_check", "`mixture check` of all data sets", _cpu(10)),
     Measure("mixture_show", "`mixture show` of all data sets", _cpu(10)),
     Measure("report", "`report`", _cpu(20), lambda f: f"page of {f['page'] / MB:.2g} MB"),
+    Measure("screen", "`screen --preset strict` of a part of the data sets", _screen_aims,
+            lambda f: f"{f['steps'] / 1e6:.3g} million steps, {f['judge_cpu']:.3g} CPU s"),
     Measure("editor", "`edit`: the first page of a mixture of all data sets", _cpu(20),
             lambda f: f"answers of {f['answers'] / MB:.2g} MB"),
     Measure("editor_samples", "`edit`: 64 samples; examples and histograms of the largest data set", _cpu(20)),

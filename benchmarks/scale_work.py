@@ -97,6 +97,21 @@ def report(folder: Path) -> Result:
     return {"page": write_report(folder / "index", out, progress=False).stat().st_size}
 
 
+def screen(folder: Path) -> Result:
+    """Every criterion, for every fifth data set."""
+    from oxe_curate.filter import across
+    from oxe_curate.filter.criteria import read_criteria
+    from oxe_curate.index.store import Index, IndexFiles
+
+    index = Index.open(folder / "index")
+    names = _names(folder)[::5]
+    entries = {path: index.entry(path) for name in names for path in index.files(name)}
+    before = _cpu()
+    made = across.decide(IndexFiles(index.folder, entries), read_criteria(preset="strict"))
+    steps = sum(index.datasets[name].summary.steps_seen for name in names)
+    return {"judge_cpu": _cpu() - before, "steps": steps, "files": len(made.files)}
+
+
 def _editor(folder: Path) -> Any:
     from oxe_curate.editor.catalogue import Catalogue
     from oxe_curate.editor.files import MixtureFile
@@ -294,6 +309,7 @@ def large_frames(folder: Path) -> Result:
 
 WORK: dict[str, Callable[[Path], Result]] = {
     "open_index": open_index, "mixture_check": mixture_check, "mixture_show": mixture_show, "report": report,
+    "screen": screen,
     "editor": editor, "editor_samples": editor_samples, "propose": propose, "plan": plan, "bounds": bounds,
     "plain_scan": plain_scan, "filter": filter_, "filter_again": filter_again, "long_episode": long_episode,
     "large_frames": large_frames,

@@ -17,7 +17,7 @@ from oxe_curate.editor.spans import Document, TextError, Utf16, parse
 from oxe_curate.errors import ConfigError, did_you_mean, quoted
 from oxe_curate.mixture import shares
 from oxe_curate.mixture.check import check_text
-from oxe_curate.mixture.spec import MAX_ENTRIES, MAX_NAME, Mixture
+from oxe_curate.mixture.spec import MAX_ENTRIES, MAX_NAME, MAX_WEIGHT, Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
@@ -207,7 +207,7 @@ def _row(
     item, place = document.find(("datasets", i)), _place(document, i)
     assert item is not None
     start = item.span.start if item.alias else document.start(item.node)
-    valid = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= 1e300
+    valid = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight <= MAX_WEIGHT
     row: dict[str, Any] = {
         "row": i,
         "name": entry["name"],
@@ -219,7 +219,7 @@ def _row(
         "weightTo": units.units(place[1]) if place else None,
         "splits": splits,
         "id": entry["name"],
-        "problem": None if valid else "weight: expected a number above zero",
+        "problem": None if valid else f"weight: expected a number above zero, at most {MAX_WEIGHT:,.0f}",
         "steps": None, "episodes": None, "hours": None, "hz": None, "origin": "unknown", "bytes": None,
     }  # fmt: skip
     try:

@@ -30,6 +30,7 @@ from oxe_curate.quality.measure import Judgement
 from oxe_curate.quality.measures import MEASURES
 
 _NEAR = "near_duplicate"
+_LARGEST = 1e30
 _DECIDED = ("reason", "marks", "duplicate_of")
 """Columns that this pass writes."""
 
@@ -102,7 +103,7 @@ def decide(files: IndexFiles, criteria: Criteria, progress: bool = False) -> Dec
         summary.copies = int((_kept(reason[part]) & (original[part] >= 0)).sum())
         summary.leaks = {split_of(path): int(leaking.sum())} if leaking.any() and split_of(path) != "train" else {}
         found[path] = _decision(before[path], reason[part], marks[part], names[part], summary)
-    return Decisions(found, {name: _summary(files, parts, *rest, marks, reason) for name, rest in judged.items()})
+    return Decisions(found, _summaries(files, parts, judged, marks, reason))
 
 
 def _kept(reason: Any) -> NDArray[np.bool_]:
@@ -232,48 +233,56 @@ def _marks(judged: Mapping[str, _Found], near: NDArray[np.int64]) -> NDArray[np.
     return marks
 
 
-def _summary(
+def _summaries(
     files: IndexFiles,
     parts: Mapping[str, slice],
-    rows: NDArray[np.int64],
-    judgements: Mapping[str, Judgement],
+    judged: Mapping[str, _Found],
     marks: NDArray[np.object_],
     reason: NDArray[np.object_],
-) -> dict[str, Judged]:
-    """What each criterion found in a data set."""
-    marked = Counter(mark["criterion"] for row in rows.tolist() if reason[row] is None for mark in marks[row] or ())
-    dropped = Counter(reason[rows].tolist())
-    found = {}
-    for name, judgement in judgements.items():
-        measured = np.isfinite(judgement.value)
-        worst = int(np.nanargmax(np.where(measured, judgement.value, -np.inf))) if measured.any() else None
-        found[name] = Judged(
-            limit=float(judgement.limit) if math.isfinite(judgement.limit) else None,
-            unit=judgement.unit,
-            measured=int(measured.sum()),
-            marked=marked[name],
-            dropped=dropped[name],
-            worst=None if worst is None else _id(files, parts, int(rows[worst])),
-            value=None if worst is None else float(judgement.value[worst]),
-        )
+) -> dict[str, dict[str, Judged]]:
+    """Data set -> criterion -> what it found."""
+    worst = {
+        (dataset, name): int(np.nanargmax(judgement.value))
+        for dataset, (_, judgements) in judged.items()
+        for name, judgement in judgements.items()
+        if not np.isnan(judgement.value).all()
+    }
+    ids = _ids(files, parts, np.array([judged[dataset][0][i] for (dataset, _), i in worst.items()], np.int64))
+    found: dict[str, dict[str, Judged]] = {}
+    for dataset, (rows, judgements) in judged.items():
+        marked = Counter(mark["criterion"] for row in rows.tolist() if reason[row] is None for mark in marks[row] or ())
+        dropped = Counter(reason[rows].tolist())
+        found[dataset] = {}
+        for name, judgement in judgements.items():
+            at = worst.get((dataset, name))
+            found[dataset][name] = Judged(
+                limit=float(judgement.limit) if math.isfinite(judgement.limit) else None,
+                unit=judgement.unit,
+                measured=int((~np.isnan(judgement.value)).sum()),
+                marked=marked[name],
+                dropped=dropped[name],
+                worst=None if at is None else ids[int(rows[at])],
+                value=None if at is None else min(float(judgement.value[at]), _LARGEST),
+            )
     return found
-
-
-def _id(files: IndexFiles, parts: Mapping[str, slice], row: int) -> str:
-    path, part = next((path, part) for path, part in parts.items() if part.start <= row < part.stop)
-    return str(files.table(path, ["episode_id"])["episode_id"][row - part.start].as_py())
 
 
 def _names(files: IndexFiles, parts: Mapping[str, slice], original: NDArray[np.int64]) -> NDArray[np.object_]:
     """The id of each episode's original, None for none."""
     names = np.full(len(original), None, object)
+    copies = np.flatnonzero(original >= 0)
+    ids = _ids(files, parts, original[copies])
+    names[copies] = [ids[row] for row in original[copies].tolist()]
+    return names
+
+
+def _ids(files: IndexFiles, parts: Mapping[str, slice], rows: NDArray[np.int64]) -> dict[int, str]:
+    """Row -> id of its episode; each file is read once."""
     ids: dict[int, str] = {}
-    wanted = np.unique(original[original >= 0])
+    wanted = np.unique(rows)
     for path, part in parts.items():
         mine = wanted[(wanted >= part.start) & (wanted < part.stop)]
         if len(mine):
             column = files.table(path, ["episode_id"])["episode_id"]
             ids |= {row: column[row - part.start].as_py() for row in mine.tolist()}
-    copies = np.flatnonzero(original >= 0)
-    names[copies] = [ids[row] for row in original[copies].tolist()]
-    return names
+    return ids

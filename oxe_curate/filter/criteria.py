@@ -75,6 +75,7 @@ class Criteria:
         saturated_actions: actions clipped at a bound, more than usual.
         noisy_actions: actions change from step to step more than usual.
         gripper_flicker: the gripper's action changes more often than usual.
+        missing_actions: the actions are zero for a moment, again and again.
         full_turn: an angle of the action or the state jumps by 2 pi.
         state_jump: the state jumps.
         frozen_state: the state stays the same while the actions move.
@@ -130,6 +131,7 @@ class Criteria:
     saturated_actions: MeasuredSwitch = "report"
     noisy_actions: MeasuredSwitch = "report"
     gripper_flicker: MeasuredSwitch = "report"
+    missing_actions: MeasuredSwitch = "report"
     full_turn: MeasuredSwitch = "report"
     state_jump: MeasuredSwitch = "report"
     frozen_state: MeasuredSwitch = "report"

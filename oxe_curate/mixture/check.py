@@ -205,7 +205,7 @@ class _Checker:
     def _with_index(self, index: Index, base: Path | None) -> Iterator[Fault]:
         usable, faults = resolve_entries(self.mixture, index, self.cards)
         yield from faults
-        yield from data_faults(self.mixture, index, usable, base)
+        yield from data_faults(self.mixture, index, usable, base, self.cards)
 
     def _without_index(self, base: Path | None) -> Iterator[Fault]:
         for member in self.members:

@@ -29,7 +29,9 @@ from oxe_curate.quality.kin import UsedBounds, judge_bounds
 from oxe_curate.quality.plausibility import judge_actions
 
 
-def data_faults(mixture: Mixture, index: Index, found: Sequence[IndexedDataset], base: Path | None) -> Iterator[Fault]:
+def data_faults(
+    mixture: Mixture, index: Index, found: Sequence[IndexedDataset], base: Path | None, cards: Path | None = None
+) -> Iterator[Fault]:
     """Everything that the index shows about the entries that it has.
 
     Args:
@@ -37,6 +39,7 @@ def data_faults(mixture: Mixture, index: Index, found: Sequence[IndexedDataset],
         index: the opened index.
         found: the entries, as `resolve` finds them.
         base: folder of the mixture file; None: a relative path of the bounds is relative to the working folder.
+        cards: the user's own cards; None: those that filter was given.
 
     Raises:
         DataError: an index file is damaged.
@@ -48,7 +51,7 @@ def data_faults(mixture: Mixture, index: Index, found: Sequence[IndexedDataset],
         yield from _leaks(index, source)
         usable += [] if any(fault.code == "empty" for fault in mine) else [source]
     yield from _counted_twice(index, usable)
-    yield from _implausible(mixture, index, usable, base)
+    yield from _implausible(mixture, index, usable, base, index.find_cards(cards))
     yield from _not_held_out(mixture, index, usable)
 
 
@@ -133,11 +136,13 @@ def _copied(copies: dict[str, set[str]], one: str, two: str) -> int:
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _implausible(mixture: Mixture, index: Index, found: Sequence[IndexedDataset], base: Path | None) -> Iterator[Fault]:
+def _implausible(
+    mixture: Mixture, index: Index, found: Sequence[IndexedDataset], base: Path | None, cards: Path | None
+) -> Iterator[Fault]:
     statistics, faults = given_bounds(mixture, [(s.entry.name, s.aliases) for s in found], base)
     yield from faults
     for source in found:
-        measured = _measured(index, source)
+        measured = _measured(index, source, cards)
         if measured is None:
             continue
         facts, card, findings = measured
@@ -149,12 +154,14 @@ def _implausible(mixture: Mixture, index: Index, found: Sequence[IndexedDataset]
             yield Fault(f.name, name, "datasets", f"{name}: {f.text}", f.advice, f.severity)
 
 
-def _measured(index: Index, source: IndexedDataset) -> tuple[ActionFacts, CardFacts, tuple[DataFinding, ...]] | None:
+def _measured(
+    index: Index, source: IndexedDataset, cards: Path | None
+) -> tuple[ActionFacts, CardFacts, tuple[DataFinding, ...]] | None:
     """Facts and findings of a data set; measured here if an older version wrote the index."""
     entry = index.datasets[source.dataset]
     if entry.recipe is None or not entry.summary.kept:
         return None
-    card = CardFacts.of(registry.load(entry.card or source.dataset, index.find_cards()), entry.recipe)
+    card = CardFacts.of(registry.load(entry.card or source.dataset, cards), entry.recipe)
     if entry.facts is not None:
         return entry.facts, card, entry.findings
     facts = _facts(_Opened(index.contents, index.files_sha256 or ""), source.dataset, entry.version)

@@ -90,5 +90,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         if key == "texts":
             item = {text["name"]: {k: v for k, v in text.items() if k != "name"} for text in item}
+        if key == "accept":
+            item = {".".join(filter(None, (a["finding"], a["dataset"]))): a["reason"] for a in item}
         flat |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
     return flat

@@ -27,8 +27,9 @@ _Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """Neither a text ("1.0") nor true."""
 _Whole = Annotated[int, Field(strict=True)]
-_Weight = Annotated[_Number, Field(gt=0, le=1e6)]
+MAX_WEIGHT = 1e6
 """Copies of a step; a million of each is a mistake."""
+_Weight = Annotated[_Number, Field(gt=0, le=MAX_WEIGHT)]
 
 
 @dataclass(frozen=True, config=config.STRICT)

@@ -18,6 +18,8 @@ LEVELS = (0, .001, .005, .01, .02, .05, .1, .25, .5, .75, .9, .95, .98, .99, .99
 _NEAR = 0.1
 """A jump differs from a full turn by the motion of the step: up to 36 degrees."""
 _DISTINCT = 6
+_COMPARED = 100_000
+"""Steps that are compared with proprio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,6 @@ def measure_actions(
     spread = [bool(q[-1] - q[0] > 1e-6 * np.abs(q).max() + 1e-9) for q in quantiles]
     net, path = _distances(x[:, :3], episode)
     steps, turning = np.linalg.norm(x[:, :3], axis=1), np.linalg.norm(x[:, 3:6], axis=1)
-    state = _state(proprio)
     return ActionFacts(
         episodes=len(starts) - 1, steps=len(x), not_finite=bad,
         quantiles=tuple(_rounded(q) for q in quantiles), mean=_rounded(x.mean(axis=0)), std=_rounded(std),
@@ -144,9 +145,7 @@ def measure_actions(
         ),
         net=net, path=path, still=float((np.abs(x[:, :6]).max(axis=1) < 1e-6).mean()),
         speed=_median(steps), turning=_median(turning), pulses=_pulses(x[:, 6], episode),
-        xyz=follow(x[:, :3], state[:, :3], episode) if state.shape[1] >= 3 else None,
-        rpy=follow(x[:, 3:6], state[:, 3:6], episode, angles=True) if state.shape[1] >= 6 else None,
-        aperture=aperture(x[:, 6], proprio, episode), opens_high=opens_high(proprio, episode),
+        **_followed(x, proprio, episode),
     )  # fmt: skip
 
 
@@ -218,8 +217,17 @@ def _pulses(gripper: Floats, episode: NDArray[np.int64]) -> float | None:
     return round(float((lengths <= 2).mean()), 6) if len(lengths) >= 10 and high > low else None
 
 
-def _state(proprio: NDArray[np.float32] | None) -> Floats:
-    """The proprio as float64 (N, P); without columns if a value is not finite."""
+def _followed(x: Floats, proprio: NDArray[np.float32] | None, episode: NDArray[np.int64]) -> dict[str, Any]:
+    """The facts that need proprio; every n-th episode is enough for a correlation."""
     if proprio is None or not np.isfinite(proprio).all():
-        return np.empty((0, 0))
-    return proprio.astype(np.float64)
+        return {}
+    if len(x) > _COMPARED:
+        part = episode % -(-len(x) // _COMPARED) == 0
+        x, proprio, episode = x[part], proprio[part], episode[part]
+    state = proprio.astype(np.float64)
+    return {
+        "xyz": follow(x[:, :3], state[:, :3], episode) if state.shape[1] >= 3 else None,
+        "rpy": follow(x[:, 3:6], state[:, 3:6], episode, angles=True) if state.shape[1] >= 6 else None,
+        "aperture": aperture(x[:, 6], proprio, episode),
+        "opens_high": opens_high(proprio, episode),
+    }

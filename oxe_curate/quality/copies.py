@@ -32,6 +32,7 @@ _CHANCE, _LIMIT = 2000.0, 500.0
 _QUERIES, _PEERS = 256, 2048
 """Episodes from which the distances between neighbours are learned, and those among which the neighbours are sought."""
 _FEWEST, _FEW = 8, 5
+_CERTAIN = 1e9
 _EQUAL = 1e-3
 """Episodes this close are copies, whose distance says nothing of neighbours."""
 _SAME = 1e-5
@@ -155,7 +156,7 @@ def _close(
             scale[part], dimension[part] = own
     near = scale * _CHANCE ** (-1 / dimension)
     for a, b, distance in _pairs_within(prints, near):
-        chance = np.minimum(*(_isolation(prints, task, one, distance) for one in (a, b)))
+        chance = np.minimum(np.minimum(*(_isolation(prints, task, one, distance) for one in (a, b))), _CERTAIN)
         found = chance > _LIMIT
         yield a[found], b[found], chance[found]
 

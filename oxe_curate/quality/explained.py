@@ -23,7 +23,7 @@ from oxe_curate.quality.verdict import Test, factor_limit, judged, worst
 
 AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _SHIFTS = tuple(range(-6, 7))
-_EXACT = 2e-3
+_EXACT = 1e-4
 """Actions that leave less unexplained were computed from the state."""
 
 
@@ -226,8 +226,7 @@ def _steps(shift: float) -> str:
 def _unexplained(groups: Sequence[_Group]) -> Judgement:
     tests: list[Test] = []
     for g in groups:
-        low, high = (0.05, 0.1) if g.exact else (0.3, 0.35)
-        tests.append((g.whole, max(min(factor_limit(g.whole, least=low), high), robust_limit(g.whole, least=low))))
+        tests.append((g.whole, _whole_limit(g)))
         floor = 0.1 if g.exact else 0.8 + 2 * g.loose
         tests.extend((share, robust_limit(share, least=floor)) for share in (*g.shares, g.local))
     value, limit, which = worst(tests)
@@ -235,11 +234,20 @@ def _unexplained(groups: Sequence[_Group]) -> Judgement:
     return judged(value, limit, lambda i: groups[int(which[i]) // 5].fault(i), step=at)
 
 
+def _whole_limit(group: _Group) -> float:
+    """A few times what is usual, within absolute bounds unless the response explains little in all episodes."""
+    whole = group.whole[np.isfinite(group.whole)]
+    if group.exact or len(whole) < 8:
+        return robust_limit(whole, least=0.05)
+    usual = float(np.quantile(whole, 0.8))
+    return max(float(np.clip(7 * usual, 0.15, 0.35)), robust_limit(whole, least=0.15, within=2.5))
+
+
 def _shifted(groups: Sequence[_Group]) -> Judgement:
     tests: list[Test] = []
     for g in groups:
         better = g.gain / (g.gain + g.rest + 0.01)
-        tests.append((better, robust_limit(better, least=0.35 + 1 / g.typical, within=2)))
+        tests.append((better, robust_limit(better, least=0.28 + 1 / g.typical, within=2)))
     value, limit, which = worst(tests)
     return judged(value, limit, lambda i: _steps(groups[int(which[i])].shift[i]), unit="of the unexplained")
 

@@ -17,8 +17,9 @@ Severity = Literal["error", "warning"]
 
 ACTION_FINDINGS: dict[str, str] = {
     "not_finite": "NaN or infinite actions in kept episodes",
-    "never_moves": "xyz and rpy are zero at every step",
+    "never_moves": "xyz, or xyz and rpy, do not change",
     "same_action": "every step has the same xyz and rpy",
+    "one_sided": "a displacement that is zero or of one sign",
     "bounds_collapse": "the bounds are equal, though the values vary",
     "rotation_jumps": "angles or their differences jump by a full turn",
     "gripper_range": "gripper values outside 0 (closed) to 1 (open)",

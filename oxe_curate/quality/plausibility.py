@@ -28,7 +28,7 @@ def judge_actions(facts: ActionFacts, card: CardFacts) -> list[DataFinding]:
         still = [*_never_moves(facts)]
         found += still
         if not still:
-            found += [*_collapse(facts, card), *_identical(facts), *_jumps(facts, card)]
+            found += [*_half_still(facts, card), *_collapse(facts, card), *_identical(facts), *_jumps(facts, card)]
             found += [*_translation(facts, card), *_rotation(facts, card), *_axes(facts)]
         found += _gripper(facts, card)
     return sorted(found, key=lambda f: f.severity != "error")
@@ -64,6 +64,23 @@ def _never_moves(facts: ActionFacts) -> Iterator[DataFinding]:
         text = f"xyz and rpy have the same value at all {facts.steps:,} steps"
         name = "same_action"
     yield _finding(facts, name, "error", None, text, _OTHER_COLUMNS)
+
+
+def _half_still(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
+    """xyz that are constant or of one sign, although rpy or other dimensions move."""
+    if not any(facts.varies(d) or card.constant[d] for d in range(3)):
+        text = f"xyz have the same value at all {facts.steps:,} steps, and only rpy changes"
+        yield _finding(facts, "never_moves", "error", "xyz", text, _OTHER_COLUMNS)
+    for d in range(3):
+        low, high = facts.low(d), facts.high(d)
+        if not facts.varies(d) or (low < 0 < high) or facts.zeros[d] < 0.1:
+            continue
+        text = (
+            f"{DIMENSIONS[d]} is never {'negative' if low >= 0 else 'positive'} ({digits(low)} to {digits(high)}), and "
+            f"zero at {as_percent(facts.zeros[d])} of the steps"
+        )
+        advice = "A displacement has both signs: remove clip from xyz in the card's recipe, or correct cols."
+        yield _finding(facts, "one_sided", "warning", DIMENSIONS[d], text, advice)
 
 
 def _collapse(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
@@ -242,7 +259,12 @@ def _axes(facts: ActionFacts) -> Iterator[DataFinding]:
                 text = f"{name} of the state falls when the action raises it (r = {r:.2f})"
                 advice = f"Invert {name} in the card's recipe ({{op: affine, scale: -1}}), or use the state's frame."
                 yield _finding(facts, "inverted_axis", "warning", name, text, advice)
-            elif abs(crossed) > 0.9 and abs(r) < 0.4 and other != d and (first == 0 or 0.7 < abs(gain) < 1.4):
+            elif (
+                abs(crossed) > 0.9
+                and abs(crossed) - abs(r) > 0.3
+                and other != d
+                and (first == 0 or 0.7 < abs(gain) < 1.4)
+            ):
                 text = (
                     f"the action's {name} moves the state's {DIMENSIONS[first + other]} (r = {crossed:.2f}), not its "
                     f"{name} (r = {r:.2f})"

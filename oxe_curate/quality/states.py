@@ -70,7 +70,7 @@ class StateValues:
         usual = np.median(rough, axis=0)
         # a column that rarely moves has no usual roughness
         rough = np.where(usual > 0.05, rough / np.maximum(usual, 0.05), np.nan)
-        value, limit, which = worst([(r, factor_limit(r, least=3.0 + 24 / fitted.length, within=2)) for r in rough.T])
+        value, limit, which = worst([(r, factor_limit(r, least=4.0 + 24 / fitted.length, within=2.5)) for r in rough.T])
         columns = np.flatnonzero(fitted.state_step > 1e-6 * np.maximum(abs(fitted.state_low), abs(fitted.state_high)))
         noise = judged(value, limit, lambda i: f"proprio {columns[which[i]]}", unit="times the usual roughness")
         beyond = part["beyond"].astype(float)

@@ -13,7 +13,7 @@ from oxe_curate.quality.explained import AXES
 from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.scales import Scales
-from oxe_curate.quality.segments import max_each, peak_each, runs, sum_each
+from oxe_curate.quality.segments import delayed, max_each, peak_each, runs, sum_each
 from oxe_curate.quality.verdict import factor_limit, judged, worst
 
 _TURN = 2 * np.pi
@@ -21,10 +21,11 @@ _TURN = 2 * np.pi
 
 @dataclass(frozen=True)
 class ActionValues:
-    """`action_outlier`, `action_spike`, `repeated_actions`, `saturated_actions`, `noisy_actions`, `gripper_flicker`."""
+    """Six criteria of the actions' values, from `action_outlier` to `gripper_flicker`, and `missing_actions`."""
 
     criteria: tuple[str, ...] = (
         "action_outlier", "action_spike", "repeated_actions", "saturated_actions", "noisy_actions", "gripper_flicker",
+        "missing_actions",
     )  # fmt: skip
     columns: frozenset[str] = frozenset()
 
@@ -51,6 +52,8 @@ class ActionValues:
         free = (pose > low[:, None]) & (pose < high[:, None]) & (np.abs(pose) > 0.02)
         same = moving & free.any(axis=0) & (np.abs(change).max(axis=0) < 1e-4) & (batch.place > 0)
         longest, at = peak_each(runs(same, starts), starts)
+        zero = ~batch.actions[:6].any(axis=0)
+        lost = zero & delayed(moving, 1, batch)
         again = _again(pose, moving & free.any(axis=0), batch)
         bend = np.abs(np.diff(change, axis=1, prepend=0))
         bend[:, batch.place < 2] = 0
@@ -60,12 +63,13 @@ class ActionValues:
             for values in (bend, size)
             for group in (slice(0, 3), slice(3, 6))
         ]
-        toggles = np.abs(np.diff(batch.actions[6], prepend=0)) > 0.5
+        toggles = np.abs(np.diff(batch.actions[6], prepend=0)) > 0.3
         toggles[starts[:-1]] = False
         return {
             "out": out, "out_at": out_at, "out_axis": out_axis, "spike": spike, "spike_at": spike_at,
             "spike_axis": spike_axis, "same": longest, "same_at": at - longest, "again": again,
             "moving": sum_each(moving, starts), "rough": np.array(rough).T, "toggles": sum_each(toggles, starts),
+            "lost": sum_each(lost, starts), "lost_at": peak_each(lost, starts)[1],
             "clipped": _at_ends(pose, batch, low, high), "bound": sum_each(moving & ~free.any(axis=0), starts),
             "steps": batch.lengths,
         }  # fmt: skip
@@ -111,7 +115,7 @@ class ActionValues:
         rough = bend / np.maximum(steps[:, None] * (each + 0.5 * np.median(each, axis=0)), 1e-30)
         usual = np.median(rough, axis=0)
         times = np.where((usual > 0) & (steps[:, None] > 4), rough / np.maximum(usual, 1e-30), np.nan)
-        value, limit, group = worst([(t, factor_limit(t, least=2.0, within=1.6)) for t in times.T])
+        value, limit, group = worst([(t, factor_limit(t, least=2.1, within=1.5)) for t in times.T])
         noise = judged(
             value, limit, lambda i: f"{('position', 'rotation')[group[i]]}: rough", unit="times the usual roughness"
         )
@@ -119,7 +123,12 @@ class ActionValues:
         flicker = judged(
             toggles, robust_limit(toggles, least=6.5), lambda i: f"it changes {toggles[i]:.0f} times", unit="changes"
         )
-        return dict(zip(self.criteria, (far, peaks, repeated, ends, noise, flicker), strict=True))
+        gaps = np.where(part["lost"] >= 3, part["lost"] / steps, 0.0)
+        missing = judged(
+            gaps, robust_limit(gaps, least=0.08 + 1 / fitted.length, within=2),
+            lambda i: f"it stops for a moment {part['lost'][i]:.0f} times", step=part["lost_at"], unit="of the steps",
+        )  # fmt: skip
+        return dict(zip(self.criteria, (far, peaks, repeated, ends, noise, flicker, missing), strict=True))
 
 
 def _far(axis: str, value: float) -> str:

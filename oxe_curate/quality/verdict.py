@@ -21,9 +21,11 @@ def factor_limit(
 ) -> float:
     """`robust_limit` of values that differ by factors: spread and distance are those of their logarithms."""
     known = value[np.isfinite(value) & (value > 0)]
-    limit = float(np.exp(min(robust_limit(np.log(known), least=float(np.log(least)), times=times), 700.0)))
-    most = float(np.quantile(known, 0.8)) if len(known) else 0.0
-    return limit if np.isinf(within) else max(least, min(limit, within * most))
+    with np.errstate(over="ignore"):
+        limit = float(np.exp(robust_limit(np.log(known), least=float(np.log(least)), times=times)))
+    if np.isinf(within) or not len(known) or np.isinf(limit):
+        return limit
+    return max(least, min(limit, within * float(np.quantile(known, 0.8))))
 
 
 def worst(tests: Sequence[Test]) -> tuple[Floats, float, NDArray[np.int64]]:

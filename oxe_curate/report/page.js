@@ -37,7 +37,7 @@
     });
     return path;
   };
-  const curve = (one, other, steps, mark) => {
+  const curve = (one, other, steps, mark, named) => {
     const low = Math.min(one.low, other ? other.low : one.low), high = Math.max(one.high, other ? other.high : one.high);
     const range = one.low === one.high ? `always ${number(one.low)}` : `${number(one.low)} to ${number(one.high)}`;
     const svg = draw("svg", { viewBox: "0 0 100 26", preserveAspectRatio: "none", role: "img", "aria-label": `${one.label}: ${range}` });
@@ -47,17 +47,17 @@
     }
     if (other) svg.append(draw("path", { class: "curve other", d: line(other, low, high) }));
     svg.append(draw("path", { class: "curve", d: line(one, low, high) }));
-    return make("div", {}, make("span", {}, one.label), make("small", {}, range), svg);
+    return make("div", named.includes(one.label) ? { class: "named" } : {}, make("span", {}, one.label), make("small", {}, range), svg);
   };
-  const curves = (title, list, others, steps, mark) =>
-    list.length ? make("div", {}, make("p", { class: "label" }, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark)))) : null;
+  const curves = (title, list, others, steps, mark, named = []) =>
+    list.length ? make("div", {}, make("p", { class: "label" }, title), make("div", { class: "curves" }, ...list.map((one, i) => curve(one, others[i], steps, mark, named)))) : null;
 
   const strip = (one, mark) => {
-    const row = make("div", { class: "strip" });
+    const row = make("div", { class: "strip", title: `${one.camera} camera, by step` });
     for (const [step, width, height, jpeg, problem] of one.frames) {
       if (problem) { row.append(make("div", { class: "missing" }, `no image: ${problem}`)); continue; }
       const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, width, height, alt: `${one.camera} camera at step ${step}: ${one.text || "no instruction"}` });
-      row.append(make("figure", step === mark ? { class: "at" } : {}, image, make("figcaption", {}, `${step}`)));
+      row.append(make("figure", step === mark ? { class: "at" } : {}, image, make("figcaption", {}, row.childElementCount ? `${step}` : `${one.camera} ${step}`)));
     }
     return row;
   };
@@ -66,7 +66,7 @@
     const words = [];
     if (why.value !== null) words.push(`${number(why.value)}${unit}`);
     if (why.limit !== null) words.push(`limit ${number(why.limit)}${unit}`);
-    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)} × the limit`);
+    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)}\u00a0×\u00a0the\u00a0limit`);
     if (why.step >= 0) words.push(`step ${why.step}`);
     if (why.detail) words.push(why.detail);
     return make("li", {}, make("b", {}, why.criterion), words.length ? ` ${words.join(" · ")}` : "");
@@ -75,19 +75,20 @@
 
   const card = (one, focus) => {
     const first = one.why.find((why) => why.criterion === focus) || one.why[0];
-    const mark = first ? first.step : -1;
+    const mark = first ? first.step : -1, named = first ? first.detail.match(/[a-z]+/g) || [] : [];
+    const whys = first ? [first, ...one.why.filter((why) => why !== first)] : [];
     const title = make("p", { class: "text" }, one.text || make("span", { class: "soft" }, "no instruction"));
     if (one.more) title.append(make("span", { class: "soft" }, ` and ${count(one.more, "other text")}`));
     const original = one.copy ? byId.get(one.copy) : null, beside = original ? ", pale: of the original" : "";
     const node = make("article", { class: `episode ${one.state}`, "data-id": one.id },
       make("p", { class: "line" }, make("b", { class: `badge ${one.state}` }, one.state), make("span", { class: "soft" }, ` ${one.data} `), make("code", { title: one.id }, short(one.id)), make("span", { class: "soft" }, ` · ${count(one.steps, "step")}`)),
-      title, make("ul", { class: "why" }, ...one.why.map(saw)), strip(one, mark));
+      title, make("ul", { class: "why" }, ...whys.map(saw)), strip(one, mark));
     if (one.copy) {
       node.append(make("p", { class: "label" }, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
       if (original) node.append(original.text === one.text ? "" : make("p", {}, original.text || "no instruction"), strip(original, -1));
     }
     for (const [name, key] of [["Action", "action"], ["State", "proprio"]]) {
-      const drawn = curves(name + beside, one[key], original ? original[key] : [], one.steps, mark);
+      const drawn = curves(name + beside, one[key], original ? original[key] : [], one.steps, mark, key === "action" ? named : []);
       if (drawn) node.append(drawn);
     }
     return node;

@@ -205,9 +205,9 @@ def _excess_chart(one: Criterion) -> str:
     if len(values) < _FEWEST or not values.max() > values.min():
         return ""
     top = min(float(values.max()), 1.5 * float(np.quantile(values, 0.95)))
-    edges = np.linspace(min(1.0, float(values.min())), max(top, 1.01), 41)
+    edges = np.linspace(min(0.0, float(values.min())), max(top, 1.01), 61)
     h = Histogram(edges, counts := count(values, edges), counts)
-    return svg.histogram("Value / limit", h.edges, h.seen, None, (), _in_words(h))
+    return svg.histogram("Value / limit", h.edges, h.seen, h.kept, [Mark(1.0, "after")], _in_words(h))
 
 
 def _in_words(h: Histogram) -> str:

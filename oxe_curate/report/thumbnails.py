@@ -83,14 +83,13 @@ def steps_to_show(count: int, step: int, frames: int) -> list[int]:
     Args:
         count: steps of the episode.
         step: of interest, or -1.
-        frames: how many, of which some more are spread over the episode if the step is near an end.
+        frames: how many.
     """
     if not 0 <= step < count:
         return list(evenly(count, frames))
     around = {step + offset for offset in _AROUND if 0 <= step + offset < count}
-    for other in evenly(count, 2 * frames):
-        if len(around) < min(frames, len(_AROUND)):
-            around.add(other)
+    while len(around) < min(frames, count):  # near an end: those furthest from the others
+        around.add(max(range(count), key=lambda step: min(abs(step - other) for other in around)))
     return sorted(around)
 
 

@@ -135,8 +135,9 @@ class RldsDataset:
             if base not in self.split_names:
                 raise ConfigError(f"{self.label} has no split {base!r}. {did_you_mean(base, self.split_names)}")
             (proto,) = (proto for proto in info.splits if proto.name == base)
-            if not any(proto.shard_lengths):
-                has = "shardLengths of 0 episodes" if proto.shard_lengths else "no shardLengths"
+            if not any(proto.shard_lengths) or min(proto.shard_lengths) < 0:
+                lengths = ", ".join(map(str, proto.shard_lengths[:4]))
+                has = f"the shardLengths {lengths}" if proto.shard_lengths else "no shardLengths"
                 raise DataError(
                     f"{where}: the split {base!r} has {has}, so its shards are not known. {_METADATA}, or select other "
                     "splits with --split"
@@ -180,9 +181,11 @@ def find(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
         everything = _walk(source)  # for the closest name
     by_name: dict[str, dict[str, RldsDataset]] = {}
     others: dict[str, list[str]] = {}
+    named = {choice.partition(":")[::2] for choice in chosen_names}  # (name, version)
     for dataset in everything:
         is_root = f"{dataset.source}/{dataset.path}" == source.uri.rstrip("/")  # the user named this very folder
-        if is_version(dataset.version) or is_root:
+        is_named = (dataset.name, dataset.version) in named and not is_incomplete(dataset.version)
+        if is_version(dataset.version) or is_root or is_named:
             by_name.setdefault(dataset.name, {})[dataset.version] = dataset
         else:
             others.setdefault(dataset.name, []).append(dataset.version)

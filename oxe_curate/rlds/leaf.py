@@ -52,6 +52,10 @@ def leaves(features: Any) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     Raises:
         DataError: there is no `steps` sequence, so the data set is not RLDS.
     """
+    from oxe_curate.rlds.structure import Unreadable
+
+    if STEPS in features and isinstance(features[STEPS], Unreadable):
+        raise DataError(f"features.json: the feature {STEPS!r} {features[STEPS].why}")
     if STEPS not in features or not hasattr(features[STEPS], "feature"):
         raise DataError(f"features.json has no sequence {STEPS!r}, so it does not describe an RLDS data set")
     steps = _flatten(features[STEPS].feature, "", f"{STEPS}/")

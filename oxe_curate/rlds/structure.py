@@ -92,7 +92,7 @@ def _leaf(node: Mapping[str, Any], name: str, content: Any) -> Any:
         article = "an" if short[:1] in "AEIOU" else "a"
         return Unreadable(f"is {article} {short}, expected numbers, texts or an Image per step")
     if dtype and dtype not in (BFLOAT16, "string", "bool") and not _is_numpy(dtype):
-        return Unreadable(f"has the dtype {dtype}, which numpy does not have")
+        return Unreadable(f"has the dtype {dtype}, expected numbers, booleans or texts of a type that numpy has")
     try:
         if dtype == BFLOAT16:
             if short not in ("Tensor", "Scalar"):

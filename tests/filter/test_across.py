@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate.filter import across
-from oxe_curate.filter.criteria import Criteria
+from oxe_curate.filter.criteria import MEASURED, Criteria
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, IndexJson
 from oxe_curate.index.store import Index
@@ -177,3 +177,27 @@ def test_the_real_val_split_repeats_the_train_split(shared, tmp_path):
     assert (summary.kept, summary.dropped) == (25, {"duplicate": [25, 200]})
     assert {name.split("/")[0] for name in reasons(tmp_path)} == {"val"}
     assert len(set(copies(tmp_path).values())) == 25
+
+
+def test_what_is_unlike_its_data_set_is_marked_and_strict_drops_it(tmp_path):
+    made = [bridge.episode(i, 8) for i in range(12)]
+    for step in range(8):
+        made[5]["steps"]["language_instruction"][step] = "TODO"
+    bridge.write(tmp_path / "source", episodes={"train": made}, shards=1)
+    off: dict[str, Any] = dict.fromkeys(MEASURED, False)
+    result = run(tmp_path / "source", tmp_path / "index", Criteria(**off | {"meaningless_text": "report"}))
+    (marked,) = [(name, row) for name, row in rows(tmp_path / "index").items() if row["marks"]]
+    assert (marked[0], marked[1]["kept"], marked[1]["reason"]) == ("train/00000/00005", True, None)
+    (mark,) = marked[1]["marks"]
+    assert mark["criterion"] == "meaningless_text"
+    assert mark["value"] > mark["limit"]
+    judged = result.judged["bridge_dataset"]["meaningless_text"]
+    assert (judged.measured, judged.marked, judged.dropped) == (12, 1, 0)
+    assert judged.worst == "bridge_dataset/1.0.0/train/00000/00005"
+    strict = run(tmp_path / "source", tmp_path / "index", Criteria(**off | {"meaningless_text": True}))
+    assert strict.shards_done == 0
+    assert reasons(tmp_path / "index") == {"train/00000/00005": "meaningless_text"}
+    assert strict.judged["bridge_dataset"]["meaningless_text"].dropped == 1
+    for criteria in (off, off | {"meaningless_text": "report", "limits": {"meaningless_text": 1e9}}):
+        run(tmp_path / "source", tmp_path / "index", Criteria(**criteria))
+        assert [name for name, row in rows(tmp_path / "index").items() if row["marks"]] == []

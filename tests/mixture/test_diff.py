@@ -52,3 +52,12 @@ def test_texts_are_compared_source_by_source() -> None:
     assert settings.pop("texts.vqa.weight") == [1.0, 0.5]
     assert settings.pop("texts.web.path") == [None, "web"]
     assert {key.split(".")[1] for key in settings} == {"web"}
+
+
+def test_accepted_findings_are_settings() -> None:
+    from oxe_curate.mixture.kinds import AcceptedFinding
+
+    before = Mixture("a", (MixtureEntry("viola", 1.0),))
+    after = Mixture("b", before.datasets, accept=(AcceptedFinding("licence", "asked", "viola"),))
+    result = diff((before, members(before)), (after, members(after)))
+    assert result.settings == (("accept.licence.viola", None, "asked"),)

@@ -253,3 +253,19 @@ def test_every_kind_says_what_it_is() -> None:
 def test_the_documentation_names_every_kind() -> None:
     page = (ROOT / "docs" / "decisions" / "findings.md").read_text()
     assert [name for name in KINDS if f"`{name}`" not in page] == []
+
+
+def test_an_older_index_is_measured_here(world: Path, tmp_path: Path) -> None:
+    """An index without facts, whose cards have moved."""
+    import shutil
+
+    shutil.copytree(world / "index", tmp_path / "index")
+    shutil.copytree(world / "cards", tmp_path / "moved")
+    folder = Folder.of(tmp_path / "index")
+    data = IndexJson.read(folder)
+    older = {name: replace(entry, facts=None, findings=()) for name, entry in data.datasets.items()}
+    replace(data, datasets=older, cards=str(tmp_path / "gone")).write(folder)
+    path = write(world, BAD["bounds too narrow"])
+    found = check_file(path, Index.open(folder), cards=tmp_path / "moved")
+    assert [f.code for f in found if f.level == "error"] == ["outside_bounds"]
+    assert "gripper_pulses" in [f.code for f in found]

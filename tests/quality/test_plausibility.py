@@ -96,6 +96,8 @@ DEFECTS: dict[str, tuple[str, str, str, Callable[[np.ndarray], np.ndarray]]] = {
     "never moves": ("never_moves", "error", "src and cols", part(slice(0, 6), 0.0)),
     "only noise": ("never_moves", "error", "src and cols", lambda a: np.hstack([NOISE, a[:, 6:]])),
     "one action": ("same_action", "error", "src and cols", lambda a: np.hstack([np.full_like(NOISE, 0.01), a[:, 6:]])),
+    "xyz never change": ("never_moves", "error", "src and cols", part(XYZ, 0.0)),
+    "negative values are cut": ("one_sided", "warning", "clip", column(1, lambda x: np.maximum(x, 0))),
     "not finite": ("not_finite", "error", "not_finite: true", column(2, lambda x: np.r_[np.nan, x[1:]])),
     "gripper -1 to 1": ("gripper_range", "error", "scale: 0.5, offset: 0.5", column(GRIP, lambda g: 2 * g - 1)),
     "gripper 0 to 255": ("gripper_range", "error", "scale: 0.003922", column(GRIP, lambda g: 255 * g)),

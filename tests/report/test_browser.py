@@ -1,6 +1,7 @@
 """The page in a real browser, from a file. Skipped without Chromium (see docs/editor.md)."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,8 @@ def test_a_section_shows_its_worst_episodes_first(page):
     cards = page.locator("#reason-action_spike article")
     expect(cards).to_have_count(6)
     expect(cards.first.locator(".why")).to_have_text("action_spike 99 · limit 2 · 49.5 × the limit · step 5 · yaw")
+    expect(cards.first.locator(".named")).to_have_text(re.compile("^yaw"))
+    expect(cards.nth(1).locator(".named")).to_have_text(re.compile("^x"))
     expect(cards.nth(1).locator(".why")).to_contain_text("13 · limit 2 · 6.5 × the limit")
     expect(cards.first.locator("figure.at figcaption")).to_have_text("5")
     expect(cards.first.locator("path.at")).to_have_count(7 + 8)  # of every curve

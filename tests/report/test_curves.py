@@ -18,6 +18,7 @@ def test_a_long_one_keeps_a_spike_of_one_step_in_its_place():
     (high,), (low,) = np.flatnonzero(found[:, 0] == 9), np.flatnonzero(found[:, 0] == -3)
     assert (low, high) == (70, 71)  # the lower one comes first
     assert np.isfinite(found).all()
+    assert reduced(-values, 100)[70:72, 0].tolist() == [3, -9]
 
 
 def test_a_part_without_finite_values_is_a_gap():

@@ -135,9 +135,9 @@ def test_numbers_that_json_does_not_have(plain: Index, tmp_path: Path):
 
 def test_a_histogram_of_the_values_above_the_limit(plain: Index, tmp_path: Path):
     some = ids(plain)
-    index = write_marks(plain, {id: [mark("odd", 2.0 + i, 2.0)] for i, id in enumerate(some[1:7])})
+    index = write_marks(plain, {id: [mark("odd", 3.0 + i, 2.0)] for i, id in enumerate(some[1:7])})
     text, page = written(index, tmp_path)
-    assert "6 episodes from 1 to 3.5" in re.search(r'aria-label="Value / limit. (.*?)"', text)[1]
+    assert "6 episodes from 1.47 to 4," in re.search(r'aria-label="Value / limit. (.*?)"', text)[1]
     assert "values of the others are not stored" in words_of(page)
 
 

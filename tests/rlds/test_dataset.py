@@ -107,6 +107,9 @@ def test_a_version_is_the_whole_name_of_a_folder(tmp_path: Path) -> None:
     assert find(Folder.of(tmp_path / "franka/v3.0.0"))[0].version == "v3.0.0"  # named by the user
     with pytest.raises(ConfigError, match=r"2\.0\.0\.incompleteA1B2: tfds had not finished writing this folder"):
         find(Folder.of(tmp_path / "franka/2.0.0.incompleteA1B2"))
+    assert find(root, ["franka:v3.0.0"])[0].version == "v3.0.0"
+    with pytest.raises(ConfigError, match=r"no version '2\.0\.0\.incompleteA1B2'"):
+        find(root, ["franka:2.0.0.incompleteA1B2"])
     with pytest.raises(ConfigError, match=r"no version '3\.0\.0'"):
         find(root, ["franka:3.0.0"])
 
@@ -148,7 +151,8 @@ def test_names_of_classes_and_configs_are_resolved_as_tfds_does(tmp_path: Path) 
     [
         ({"splits": []}, r"dataset_info\.json: lists no splits"),
         ({"splits": [{"name": "train"}]}, r"dataset_info\.json: the split 'train' has no shardLengths"),
-        ({"splits": [{"name": "train", "shardLengths": ["0"]}]}, "the split 'train' has shardLengths of 0 episodes"),
+        ({"splits": [{"name": "train", "shardLengths": ["0"]}]}, "the split 'train' has the shardLengths 0, so"),
+        ({"splits": [{"name": "train", "shardLengths": ["3", "-1"]}]}, "the split 'train' has the shardLengths 3, -1"),
     ],
 )
 def test_a_data_set_without_shard_lengths_is_an_error(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,6 +1,7 @@
 """features.json with features that cannot be read: the others are read, and these are refused by name if asked for."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,14 @@ import pytest
 from tensorflow_datasets.core import features as tfds
 
 from oxe_curate.errors import DataError
+from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.inspection.draft import draft_card
+from oxe_curate.inspection.report import inspect_dataset
 from oxe_curate.rlds.encode import encode_example, flatten_episode
 from oxe_curate.rlds.leaf import camera_problem, leaves
 from oxe_curate.rlds.reader import RecordReader
 from oxe_curate.rlds.structure import parse_features
+from tests import bridge
 
 TFDS = "tensorflow_datasets.core.features"
 UNKNOWN = {"pythonClassName": "lab.features.PointCloud", "tensor": {"shape": {"dimensions": ["3"]}, "dtype": "float32"}}
@@ -74,7 +79,7 @@ def test_a_feature_that_cannot_be_read_hides_no_other() -> None:
         ("unknown", "has the class lab.features.PointCloud, which tensorflow_datasets does not have"),
         ("legacy", "has the class lab.features.PointCloud"),
         ("newer", "is a Hologram, expected numbers, texts or an Image per step"),
-        ("f8", "has the dtype float8_e4m3fn, which numpy does not have"),
+        ("f8", "has the dtype float8_e4m3fn, expected numbers, booleans or texts of a type that numpy has"),
         ("quantised", "has the dtype qint8"),
         ("complex", "has the dtype complex64"),
         ("audio", "is an Audio, expected numbers, texts or an Image per step"),
@@ -124,6 +129,29 @@ def test_several_values_per_step() -> None:
     assert read["several"].tolist() == [[b"a", b"b"], [b"c", b""]]
     assert read["fixed"].dtype == np.float32
     assert read["fixed"].tolist() == steps["fixed"]
+
+
+def test_a_data_set_with_such_features_is_inspected_and_filtered(tmp_path: Path) -> None:
+    bridge.write(tmp_path / "in", episodes={"train": [bridge.episode(i) for i in range(2)]})
+    file = next((tmp_path / "in").glob("*/*/features.json"))
+    node = json.loads(file.read_text())
+    content = node["content"] if "content" in node else node["featuresDict"]
+    below = content["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    below |= ODD | {"language_embedding": tensor("qint8")}
+    file.write_text(json.dumps(node))
+    report = inspect_dataset(file.parent)
+    assert {*ODD, "language_embedding"} <= set(report.not_read)
+    assert report.not_read["unknown"].startswith("has the class lab.features.PointCloud")
+    draft_card(report)
+    result = run_filter(tmp_path / "in", tmp_path / "out", FilterOptions(progress=False, workers=1))
+    assert result.summaries["bridge_dataset"].seen == 2
+
+
+def test_steps_of_an_unknown_class_are_an_error() -> None:
+    node = features_json()
+    node["content"]["features"]["steps"] = UNKNOWN
+    with pytest.raises(DataError, match=r"the feature 'steps' has the class lab\.features\.PointCloud"):
+        leaves(parse_features(node))
 
 
 @pytest.mark.parametrize(
