@@ -13,14 +13,19 @@ from oxe_curate import registry
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import DatasetEntry, IndexJson
+from oxe_curate.index.looks import read_looked_frames
 from oxe_curate.index.store import IndexFiles, dataset_of
 from oxe_curate.quality.action_facts import ActionFacts, measure_actions
+from oxe_curate.quality.camera_roles import judge_cameras
 from oxe_curate.quality.findings import CardFacts
 from oxe_curate.quality.kin import judge_kin
+from oxe_curate.quality.looks import LookedFrames, join_looks
 from oxe_curate.quality.plausibility import judge_actions
 
 MOST_STEPS = 500_000
 """Steps of a data set that are measured: whole index files, spread evenly over it."""
+_LOOKED_FILES, _LOOKED_ROWS = 8, 64
+"""Index files, and rows of each, whose looked-at frames are measured."""
 
 
 def facts_of_index(files: IndexFiles, dataset: str, version: str) -> ActionFacts | None:
@@ -49,6 +54,21 @@ def facts_of_index(files: IndexFiles, dataset: str, version: str) -> ActionFacts
     starts = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
     same_width = len({state.shape[1] for state in states}) == 1 and states[0].shape[1] > 0
     return measure_actions(np.concatenate(actions), starts, np.concatenate(states) if same_width else None)
+
+
+def looks_of_index(files: IndexFiles, dataset: str, version: str) -> dict[str, LookedFrames]:
+    """Role -> looked-at frames of some index files; {} if the scan did not look.
+
+    Raises:
+        DataError: an index file is damaged or changed.
+    """
+    paths = [p for p in sorted(files.entries) if dataset_of(p) == (dataset, version) and files.entries[p].summary.kept]
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(len(paths), _LOOKED_FILES)).round().astype(int))
+    found: dict[str, list[LookedFrames]] = {}
+    for i in chosen.tolist():
+        for role, frames in read_looked_frames(files.table(paths[i], ["look"])["look"]).items():
+            found.setdefault(role, []).append(frames.take(np.arange(min(len(frames), _LOOKED_ROWS))))
+    return {role: join_looks(parts) for role, parts in found.items()}
 
 
 def _spread(paths: Sequence[str], steps: Sequence[int]) -> list[str]:
@@ -90,7 +110,13 @@ def with_findings(
         elif found := facts_of_index(files, name, entry.version):
             facts[name] = found
     kin = judge_kin(facts, cards)
-    found_in = {name: (*judge_actions(facts[name], cards[name]), *kin.get(name, ())) for name in facts}
+    found_in = {
+        name: (
+            *judge_actions(facts[name], cards[name]), *kin.get(name, ()),
+            *judge_cameras(looks_of_index(files, name, now.datasets[name].version)),
+        )
+        for name in facts
+    }  # fmt: skip
     return {
         name: replace(entry, facts=facts.get(name), findings=tuple(found_in.get(name, ())))
         for name, entry in now.datasets.items()

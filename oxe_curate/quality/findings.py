@@ -37,6 +37,8 @@ ACTION_FINDINGS: dict[str, str] = {
     "constant_dimension": "a dimension is constant here, but not in data sets of the same robot",
     "outside_bounds": "values outside the bounds, which are clipped",
     "wide_bounds": "bounds much wider than the values, so that few bins are used",
+    "moving_camera": "a camera that should be fixed moves with the hand",
+    "fixed_camera": "a camera that should be on the hand does not move",
 }
 """The names of all findings, and what they say."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate.quality.episodes import EpisodeBatch
+
+_REST = 0.1
+"""Share of a usual pose action below which the arm rests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,26 +22,35 @@ class MotionUnit:
             are used instead.
         action: float32 (6,), the same of the pose part of the actions.
         usual: median length of a step that moves, in these units; 0 if nothing moves.
+        pose: the same of the pose actions.
     """
 
     proprio: NDArray[np.float32]
     action: NDArray[np.float32]
     usual: float
+    pose: float
 
 
 def learn_motion(sample: EpisodeBatch) -> MotionUnit:
     """The unit of motion of a data set."""
-    unit = MotionUnit(_range(sample.proprio), _range(sample.action[:, :6], centred=True), 1.0)
-    lengths = _lengths(sample, unit)
-    moving = lengths[lengths > 1e-6]
-    return MotionUnit(unit.proprio, unit.action, float(np.median(moving)) if len(moving) else 0.0)
+    unit = MotionUnit(_range(sample.proprio), _range(sample.action[:, :6], centred=True), 1.0, 1.0)
+    return replace(unit, usual=_usual(_lengths(sample, unit)), pose=_usual(_pose_lengths(sample, unit)))
 
 
 def step_motion(batch: EpisodeBatch, unit: MotionUnit) -> NDArray[np.float32]:
-    """float32 (N,): motion from each step to the next in usual steps; 0 at the last step of an episode."""
+    """float32 (N,): motion from each step to the next in usual steps; 0 at the last step of an episode.
+
+    A step whose pose actions rest does not count: a gripper that closes changes few pixels.
+    """
     if not unit.usual:
         return np.zeros(len(batch.action), np.float32)
-    return _lengths(batch, unit) / np.float32(unit.usual)
+    motion = _lengths(batch, unit) / np.float32(unit.usual)
+    return np.where(_pose_lengths(batch, unit) >= _REST * unit.pose, motion, np.float32(0))
+
+
+def _usual(lengths: NDArray[np.float32]) -> float:
+    moving = lengths[lengths > 1e-6]
+    return float(np.median(moving)) if len(moving) else 0.0
 
 
 def _lengths(batch: EpisodeBatch, unit: MotionUnit) -> NDArray[np.float32]:
@@ -49,10 +61,14 @@ def _lengths(batch: EpisodeBatch, unit: MotionUnit) -> NDArray[np.float32]:
         difference = np.diff(values, axis=0)
         lengths[:-1] = np.sqrt(np.einsum("ij,ij->i", difference, difference))
     else:
-        values = batch.action[:, :6] / unit.action
-        lengths[:] = np.sqrt(np.einsum("ij,ij->i", values, values))
+        lengths = _pose_lengths(batch, unit)
     lengths[batch.starts[1:] - 1] = 0
     return np.nan_to_num(lengths, copy=False, nan=0, posinf=0, neginf=0)
+
+
+def _pose_lengths(batch: EpisodeBatch, unit: MotionUnit) -> NDArray[np.float32]:
+    values = batch.action[:, :6] / unit.action
+    return np.asarray(np.nan_to_num(np.sqrt(np.einsum("ij,ij->i", values, values)), posinf=0), np.float32)
 
 
 def _range(values: NDArray[np.float32], centred: bool = False) -> NDArray[np.float32]:

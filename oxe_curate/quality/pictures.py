@@ -34,8 +34,8 @@ FLAT_KINDS = {
     "exposure": ("far brighter or darker than usual", 1.2),
 }
 """What makes an image flat: words, and the least deviation that counts, as a logarithm; of exposure in 40 levels."""
-_REFERENCES = 96
-"""Episodes that hues are compared with."""
+_REFERENCES, _FEWEST = 96, 16
+"""Episodes that hues are compared with, at most and at least."""
 _MISSING = ("off", "off or without frames at some steps", "frames that cannot be decoded")
 
 
@@ -284,7 +284,7 @@ def _looked(role: str, batch: EpisodeBatch, facts: CameraFacts, found: dict[str,
         found[f"{role} size"] = (np.bincount(episode[other], minlength=len(looks)) > 0).astype(np.float64)
     change = (sizes[known[1:]] != sizes[known[:-1]]).any(axis=1) & (episode[known[1:]] == episode[known[:-1]])
     found[f"{role} sizes"] = (np.bincount(episode[known[1:]][change], minlength=len(looks)) > 0).astype(np.float64)
-    if len(facts.hues) >= 8:
+    if len(facts.hues) >= _FEWEST:
         found[f"{role} swapped"] = _swap_gain(looks, contents, facts.hues)
     if facts.colour > 6:
         grey = (_saturation(looks) < 2) & contents

@@ -21,8 +21,8 @@ from oxe_curate.quality.pictures import Worst, has_contents
 
 _Floats = NDArray[np.floating[Any]]
 
-_REFERENCES = 96
-"""Episodes that every view is compared with."""
+_REFERENCES, _FEWEST = 96, 16
+"""Episodes that every view is compared with, at most and at least."""
 _NEAREST = 0.3
 """Share of them that it must resemble; more than the share of episodes that may be defective."""
 _GAIN, _SURE = (0.05, 0.15), 0.2
@@ -57,7 +57,7 @@ class Views:
         for role in sorted(sample.looks):
             looks = sample.looks[role]
             frames, episodes = _two_frames(looks)
-            if len(episodes) >= 8:
+            if len(episodes) >= _FEWEST:
                 chosen = np.linspace(0, len(episodes) - 1, min(len(episodes), _REFERENCES)).round().astype(int)
                 frames = frames[:, chosen]
                 found[role] = ViewFacts(_normalised(looks.grey[frames]), looks.checksum[frames])
@@ -157,7 +157,7 @@ def _cuts(looks: LookedFrames, role: str, found: dict[str, NDArray[Any]]) -> Non
     """
     seen = np.flatnonzero(has_contents(looks))
     episodes, first, counts = np.unique(looks.episode[seen], return_index=True, return_counts=True)
-    for count in np.unique(counts[counts >= 4]).tolist():
+    for count in np.unique(counts[counts >= 5]).tolist():
         mine = np.flatnonzero(counts == count)
         for start in range(0, len(mine), _CHUNK):
             chosen = mine[start : start + _CHUNK]
@@ -165,7 +165,7 @@ def _cuts(looks: LookedFrames, role: str, found: dict[str, NDArray[Any]]) -> Non
             grey = looks.grey[frames].reshape(len(chosen), count, -1).astype(np.int16)
             cut, flash = _changes(grey)
             rows = np.arange(len(chosen))
-            for name, change, offset in (("cut", cut, 2), ("flash", flash, 0)):
+            for name, change, offset in (("cut", cut, 2), ("flash", flash, 0))[: 2 if count > 5 else 1]:
                 place = change.argmax(axis=1)
                 found[f"{role} {name}"][episodes[chosen]] = change[rows, place]
                 found[f"{role} {name} at"][episodes[chosen]] = looks.step[frames[rows, place + offset]]
