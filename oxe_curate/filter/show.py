@@ -81,7 +81,13 @@ def planned(tasks: Sequence[FilterTask]) -> ResultTable:
 def filter_warnings(summaries: Mapping[str, Summary], index: str) -> list[str]:
     """What the tables do not show: findings about the actions, `count_warnings`, and lost tasks."""
     opened = Index.open(index)
-    lines = [line for name in summaries for line in sentences(opened.datasets[name].findings, name)]
+    lines = [
+        f"{finding.severity}: {line}"
+        for name in summaries
+        for finding, line in zip(
+            opened.datasets[name].findings, sentences(opened.datasets[name].findings, name), strict=True
+        )
+    ]
     lines += count_warnings(summaries)
     for name, texts in lost_tasks(opened).items():
         if summaries[name].kept:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from oxe_curate.errors import ConfigError
 from oxe_curate.inspection.conventions import Conventions, detect, detect_cameras
 from oxe_curate.inspection.finding import Finding
+from oxe_curate.inspection.questions import open_questions
 from oxe_curate.inspection.sample import Sample, SampledCamera, read_sample
 from oxe_curate.inspection.series import WIDEST, as_columns
 from oxe_curate.inspection.vision import black_share
@@ -134,6 +135,7 @@ class Inspection:
             name: None if getattr(c, name) is None else str(getattr(c, name))
             for name in ("position", "rotation", "gripper", "state_position", "state_rotation", "aperture")
         }
+        out["open_questions"] = open_questions(c)
         return out
 
 

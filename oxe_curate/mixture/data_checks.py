@@ -161,7 +161,10 @@ def _measured(
     entry = index.datasets[source.dataset]
     if entry.recipe is None or not entry.summary.kept:
         return None
-    card = CardFacts.of(registry.load(entry.card or source.dataset, cards), entry.recipe)
+    try:
+        card = CardFacts.of(registry.load(entry.card or source.dataset, cards), entry.recipe)
+    except ConfigError:  # the card has no longer the recipe that filter used
+        return None
     if entry.facts is not None:
         return entry.facts, card, entry.findings
     facts = _facts(_Opened(index.contents, index.files_sha256 or ""), source.dataset, entry.version)

@@ -27,7 +27,7 @@ _SHIFTS = 5
 """Steps that a copy may have lost at its start, plus 1."""
 _NUMBERS = 3
 """Random projections of the state and action of a step."""
-_CHANCE, _LIMIT = 2000.0, 500.0
+_CHANCE, _LIMIT = 2000.0, 1000.0
 """Two episodes may be copies, and are, if they are this close once in so many pairs of the data set, of neighbours."""
 _QUERIES, _PEERS = 256, 2048
 """Episodes from which the distances between neighbours are learned, and those among which the neighbours are sought."""

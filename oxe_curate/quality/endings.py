@@ -21,10 +21,10 @@ _WIDEST = 16
 """State columns compared."""
 _LAST = 3
 """Steps whose motion counts as that of an end."""
-_LIMIT, _CUT = 5.0, 4.5
+_LIMIT, _CUT = 5.0, 3.6
 """Deviations of an episode's start, and of its end and length together, that are never too many."""
 _BACKWARDS = 2.0
-_ALIKE = 0.1
+_ALIKE = 0.05
 """A failure is doubted if this share of the successes differ more from each other than it differs from them."""
 _FEWEST = 8
 
@@ -67,7 +67,7 @@ class Endings:
         ends = _Ends.of(part, fitted.length)
         shortness = np.quantile(part["steps"], 0.2) / part["steps"]
         cut, limit, _ = worst([
-            (ends.cut, robust_limit(ends.cut, least=_CUT, within=4)), (shortness, factor_limit(shortness, least=2.5))
+            (ends.cut, robust_limit(ends.cut, least=_CUT, within=5)), (shortness, factor_limit(shortness, least=2.5))
         ])  # fmt: skip
         found = {
             "truncated": judged(
@@ -169,7 +169,7 @@ def _contradicted(part: Part, length: float) -> Judgement:
     cut = np.where(good, ends.cut, np.nan)
     usual = float(np.median(part["path"]))
     still = np.where(good, usual / np.maximum(part["path"], 1e-3 * usual + 1e-9), np.nan)
-    tests: list[Test] = [(cut, robust_limit(cut, least=_CUT, within=4)), (still, 20.0 if usual > 0 else np.inf)]
+    tests: list[Test] = [(cut, robust_limit(cut, least=_CUT, within=5)), (still, 20.0 if usual > 0 else np.inf)]
     alike = np.full(len(flag), np.nan)
     if good.sum() >= 2 * _FEWEST and (flag == 0).any():
         among = np.sort(ends.any[good])

@@ -261,7 +261,7 @@ def _scaled(groups: Sequence[_Group]) -> Judgement:
             usual = np.median(known) if len(known) else 1.0
             times.append(factor / usual)
             off = np.maximum(times[-1], 1 / times[-1])
-            least = (1.1 if g.exact else 1.3 + g.loose) if number == 3 else (1.15 if g.exact else 1.6 + 2 * g.loose)
+            least = (1.15 if g.exact else 1.3 + g.loose) if number == 3 else (1.25 if g.exact else 1.8 + 3 * g.loose)
             tests.append((off, factor_limit(off, least=least)))
     order = sorted(range(len(tests)), key=lambda k: k % 4 != 3)
     value, limit, which = worst([tests[k] for k in order])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.arrays import Floats
 from oxe_curate.quality.episodes import EpisodeBatch
+from oxe_curate.quality.limits import robust_limit
 from oxe_curate.quality.measure import Judgement, Part
 from oxe_curate.quality.segments import delayed, sum_each
 from oxe_curate.quality.verdict import Test, judged, worst
@@ -114,9 +115,9 @@ def judge_gripper(part: Part) -> Judgement:
     late = np.where(used & (np.abs(shift) >= 3) & (better > 0.04), better / (1 - r[:, zero] + 0.05), 0.0)
     far = np.where(count >= 4, apart / count, np.nan)
     tests: list[Test] = [
-        (disagree, _limit(disagree, 0.75)),
-        (far, _limit(far, 0.7)),
-        (late, _limit(late, 0.5)),
+        (disagree, _limit(disagree, 0.75, 0.95)),
+        (far, _limit(far, 0.7, 0.9)),
+        (late, _limit(late, 0.5, 0.8)),
     ]
     value, limit, _ = worst(tests)
 
@@ -130,7 +131,8 @@ def judge_gripper(part: Part) -> Judgement:
     return judged(value, limit, words)
 
 
-def _limit(value: Floats, usual: float) -> float:
-    """The limit; infinite with few episodes, or if a fifth of them are above it, so that the opening says little."""
+def _limit(value: Floats, least: float, most: float) -> float:
+    """Learned between absolute bounds; infinite if half of the episodes are above them: the opening says little."""
     known = value[np.isfinite(value)]
-    return float("inf") if len(known) < 8 or np.quantile(known, 0.8) > usual else usual
+    informative = len(known) >= 8 and float(np.median(known)) < least
+    return min(robust_limit(known, least=least), most) if informative else float("inf")

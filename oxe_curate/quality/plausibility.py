@@ -288,7 +288,7 @@ def _gripper(facts: ActionFacts, card: CardFacts) -> Iterator[DataFinding]:
         advice = "If the robot uses its gripper, correct src and cols of gripper in the card's recipe."
         yield _finding(facts, "gripper_constant", "warning", "gripper", text, advice)
         return
-    elif high - low < 0.3 or high < 0.65 or (low > 0.2 and high < 0.8):
+    elif high - low < 0.3 or high < 0.65 or low > 0.35 or (low > 0.2 and high < 0.8):
         severity = "error" if high - low < 0.3 and not card.published else "warning"
         end = "either end" if low > 0.2 and high < 0.8 else "1 (open)" if high < 0.8 else "0 (closed)"
         text = f"{span}, never near {end}; bounds do not rescale the gripper"

@@ -54,6 +54,7 @@ class ActionValues:
         longest, at = peak_each(runs(same, starts), starts)
         zero = ~batch.actions[:6].any(axis=0)
         lost = zero & delayed(moving, 1, batch)
+        held = sum_each(same, starts)
         again = _again(pose, moving & free.any(axis=0), batch)
         bend = np.abs(np.diff(change, axis=1, prepend=0))
         bend[:, batch.place < 2] = 0
@@ -67,7 +68,7 @@ class ActionValues:
         toggles[starts[:-1]] = False
         return {
             "out": out, "out_at": out_at, "out_axis": out_axis, "spike": spike, "spike_at": spike_at,
-            "spike_axis": spike_axis, "same": longest, "same_at": at - longest, "again": again,
+            "spike_axis": spike_axis, "same": longest, "same_at": at - longest, "again": again, "held": held,
             "moving": sum_each(moving, starts), "rough": np.array(rough).T, "toggles": sum_each(toggles, starts),
             "lost": sum_each(lost, starts), "lost_at": peak_each(lost, starts)[1],
             "clipped": _at_ends(pose, batch, low, high), "bound": sum_each(moving & ~free.any(axis=0), starts),
@@ -90,14 +91,21 @@ class ActionValues:
         )  # fmt: skip
         run = part["same"] + 1.0
         share = np.where(part["again"] >= 4, part["again"] / np.maximum(moving, 1), 0.0)
-        tests = [(run, robust_limit(run, least=4.5, within=2)), (share, robust_limit(share, least=0.15, within=2))]
-        value, limit, kinds = worst(tests)
+        held = np.where(part["held"] >= 4, part["held"] / np.maximum(moving, 1), 0.0)
+        value, limit, kinds = worst([
+            (run, robust_limit(run, least=4.5, within=2)), (share, robust_limit(share, least=0.15, within=2)),
+            (held, robust_limit(held, least=0.25, within=2)),
+        ])  # fmt: skip
+
+        def repeats(i: int) -> str:
+            if kinds[i] == 0:
+                return f"{run[i]:.0f} equal actions in a row"
+            what = "are those of other steps" if kinds[i] == 1 else "are equal to the step before"
+            return f"{(share, held)[kinds[i] - 1][i]:.0%} of the moving steps {what}"
+
         repeated = judged(
-            value, limit,
-            lambda i: f"{run[i]:.0f} equal actions in a row" if kinds[i] == 0
-            else f"{share[i]:.0%} of the moving steps have the action of another step",
-            step=np.where(kinds == 0, np.maximum(part["same_at"], 0), -1), unit="steps",
-        )  # fmt: skip
+            value, limit, repeats, step=np.where(kinds == 0, np.maximum(part["same_at"], 0), -1), unit="steps"
+        )
         clipped = part["clipped"]
         most = np.where(clipped.max(axis=1) >= 3, clipped.max(axis=1) / steps, 0.0)
         bound = part["bound"] / np.maximum(moving, 1)
@@ -147,12 +155,17 @@ def _peaks(pose: NDArray[np.float32], batch: EpisodeBatch) -> NDArray[np.float32
 
 
 def _again(pose: NDArray[np.float32], moving: NDArray[np.bool_], batch: EpisodeBatch) -> NDArray[np.float64]:
-    """(n,): moving steps whose pose action occurs at another step of the episode, too, to a thousandth of its range."""
-    at = np.flatnonzero(moving)
-    grid = np.round(pose[:, at] * 1e3).astype(np.int64)
+    """(n,): moving steps that, with their next one, have the pose actions of two other steps, to a thousandth.
+
+    Two in a row, since a profile that accelerates and decelerates alike has every action twice.
+    """
+    at = np.flatnonzero(moving[:-1] & moving[1:] & (batch.left[:-1] > 0))
     primes = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63,
                        0x27D4EB2F165667C5, 0xFF51AFD7ED558CCD], np.uint64)  # fmt: skip
-    key = (grid.view(np.uint64) * primes[:, None]).sum(axis=0, dtype=np.uint64)
+    key = np.zeros(len(at), np.uint64)
+    for step in (0, 1):
+        grid = np.round(pose[:, at + step] * 1e3).astype(np.int64).view(np.uint64)
+        key = key * np.uint64(0x9FB21C651E98DF25) + (grid * primes[:, None]).sum(axis=0, dtype=np.uint64)
     key += batch.episode[at].astype(np.uint64) * np.uint64(0xC4CEB9FE1A85EC53)
     order = np.argsort(key)
     equal = key[order][1:] == key[order][:-1]

@@ -20,6 +20,8 @@ _COLUMNS = (
 )  # fmt: skip
 _TEXT = 400
 """Characters of an instruction that are shown."""
+_DIMENSIONS = 24
+"""Dimensions of the state whose curves are shown."""
 
 Bgr = Callable[[str], frozenset[str]]
 
@@ -79,12 +81,12 @@ def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bg
     first: dict[str, Any] = why[0] if why else {"step": -1, "detail": ""}
     steps = steps_to_show(row["num_steps"], first["step"], frames)
     seen = read_thumbnails(index.source_of(dataset), row, steps, first["detail"], bgr(dataset))
-    text = row["instruction"] or ""
+    proprio = _array(row["proprio"])
     return {
         "id": row["episode_id"],
         "data": dataset,
         "split": split_of(path),
-        "text": text if len(text) <= _TEXT else text[:_TEXT] + " …",
+        "text": brief(row["instruction"] or ""),
         "more": max(0, len(row["instructions"] or ()) - 1),
         "steps": row["num_steps"],
         "state": "dropped" if not row["kept"] else "marked" if why else "kept",
@@ -94,8 +96,14 @@ def _entry(index: Index, path: str, row: Mapping[str, Any], frames: int, bgr: Bg
         "camera": seen[0].role if seen else "",
         "frames": [[one.step, one.width, one.height, one.jpeg, one.problem] for one in seen],
         "action": curves(_array(row["action"]), AXES),
-        "proprio": curves(_array(row["proprio"])),
+        "proprio": curves(proprio[:, :_DIMENSIONS]),
+        "hidden": max(0, proprio.shape[1] - _DIMENSIONS),
     }
+
+
+def brief(text: str) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= _TEXT else text[:_TEXT] + " …"
 
 
 def _array(values: Any) -> Any:
@@ -116,7 +124,7 @@ def _why(index: Index, dataset: str, row: Mapping[str, Any]) -> list[dict[str, A
         unit = "steps" if own and own[0] == "num_steps" else ""
         found[reason] = _saw(reason, value, own[1] if own else None, unit=unit)
         if reason == "too_short" and own and value is not None:
-            found[reason]["excess"] = own[1] / max(value, 0.5)
+            found[reason] |= {"excess": own[1] / max(value, 0.5), "least": True}
     if row["duplicate_of"] and not {DUPLICATE, "near_duplicate"} & set(found):
         found[DUPLICATE] = _saw(DUPLICATE, None, None)
     return sorted(found.values(), key=lambda saw: (saw["criterion"] != reason, -saw["excess"], saw["criterion"]))
@@ -128,7 +136,7 @@ def _saw(
     ratio = excess(value, limit)
     return {
         "criterion": criterion, "value": _finite(value), "limit": _finite(limit), "step": -1 if step is None else step,
-        "detail": detail or "", "unit": unit, "excess": ratio if math.isfinite(ratio) else 1e9,
+        "detail": detail or "", "unit": unit, "excess": ratio if math.isfinite(ratio) else 1e9, "least": False,
     }  # fmt: skip
 
 

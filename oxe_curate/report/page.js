@@ -59,14 +59,15 @@
       const image = make("img", { src: `data:image/jpeg;base64,${jpeg}`, width, height, alt: `${one.camera} camera at step ${step}: ${one.text || "no instruction"}` });
       row.append(make("figure", step === mark ? { class: "at" } : {}, image, make("figcaption", {}, row.childElementCount ? `${step}` : `${one.camera} ${step}`)));
     }
+    if (!one.frames.length) row.append(make("div", { class: "missing" }, "no image: no step is left"));
     return row;
   };
   const saw = (why) => {
     const unit = why.unit ? ` ${why.unit}` : "";
     const words = [];
     if (why.value !== null) words.push(`${number(why.value)}${unit}`);
-    if (why.limit !== null) words.push(`limit ${number(why.limit)}${unit}`);
-    if (why.value !== null && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)}\u00a0×\u00a0the\u00a0limit`);
+    if (why.limit !== null) words.push(`${why.least ? "at least" : "limit"} ${number(why.limit)}${unit}`);
+    if (why.value !== null && !why.least && why.limit > 0 && why.excess > 1) words.push(`${number(why.excess)}\u00a0×\u00a0the\u00a0limit`);
     if (why.step >= 0) words.push(`step ${why.step}`);
     if (why.detail) words.push(why.detail);
     return make("li", {}, make("b", {}, why.criterion), words.length ? ` ${words.join(" · ")}` : "");
@@ -87,7 +88,7 @@
       node.append(make("p", { class: "label" }, "Copy of ", make("code", { title: one.copy }, short(one.copy)), original ? ` · ${original.data} · ${count(original.steps, "step")} · ${original.state}` : " (not on this page)"));
       if (original) node.append(original.text === one.text ? "" : make("p", {}, original.text || "no instruction"), strip(original, -1));
     }
-    for (const [name, key] of [["Action", "action"], ["State", "proprio"]]) {
+    for (const [name, key] of [["Action", "action"], [one.hidden ? `State, without ${one.hidden} further dimensions` : "State", "proprio"]]) {
       const drawn = curves(name + beside, one[key], original ? original[key] : [], one.steps, mark, key === "action" ? named : []);
       if (drawn) node.append(drawn);
     }

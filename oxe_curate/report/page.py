@@ -17,9 +17,10 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from oxe_curate.filter.tasks import Tasks
-from oxe_curate.index.index_json import DatasetEntry, Summary
+from oxe_curate.index.index_json import DatasetEntry, Judged, Summary
 from oxe_curate.report import words
 from oxe_curate.report.actions import AXES, Actions, Histogram, count
+from oxe_curate.report.entries import brief
 from oxe_curate.report.gather import Gathered
 from oxe_curate.report.reasons import Criterion
 from oxe_curate.ui import svg
@@ -130,12 +131,12 @@ def _macros() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     filters: dict[str, Any] = {
-        "thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose,
+        "thousands": "{:,}".format, "number": number, "yaml": words.yaml, "prose": _prose, "brief": brief,
     }  # fmt: skip
     environment.filters |= filters
     environment.globals |= {
         "anchor": anchor, "share": share, "by_reason": _by_reason, "ranked_tasks": _ranked, "axes": AXES,
-        "listed": _LISTED, "counted": counted, "meaning": words.meaning,
+        "by_marks": _by_marks, "listed": _LISTED, "counted": counted, "meaning": words.meaning,
     }  # fmt: skip
     return environment.get_template("page.html.jinja").module
 
@@ -168,6 +169,11 @@ def _by_reason(summary: Summary) -> list[tuple[str, int, int, str]]:
     """Rows (reason, episodes, steps, CSS class of the bar)."""
     dropped = sorted(summary.dropped.items(), key=lambda item: -item[1][0])
     return [("kept", summary.kept, summary.steps_kept, ""), *((r, n, s, "dropped") for r, (n, s) in dropped)]
+
+
+def _by_marks(judged: Mapping[str, Judged]) -> list[tuple[str, Judged]]:
+    """The criteria that mark or drop the most come first."""
+    return sorted(judged.items(), key=lambda item: -item[1].marked - item[1].dropped)
 
 
 def _ranked(tasks: Tasks) -> list[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from oxe_curate.filter.criteria import MEASURED, Criteria
+from oxe_curate.filter.criteria import MEASURED, PRESETS, Criteria
 from oxe_curate.filter.decisions import ORDER
 from oxe_curate.index.index_json import DatasetEntry
 from oxe_curate.quality.findings import DataFinding
@@ -62,16 +62,20 @@ def command(index: str, criteria: Mapping[str, Any], *changes: str, preset: str 
         changes: settings such as "idle=0.8".
         preset: name of a preset.
     """
+    now = asdict(Criteria()) | {key: value for key, value in criteria.items() if key in Criteria.__dataclass_fields__}
+    base = preset or min(PRESETS, key=lambda name: len(_settings(now, name)))
     changed = {change.partition("=")[0] for change in changes}
-    carried = [setting for setting in _settings(criteria) if setting.partition("=")[0] not in changed]
-    words = ["oxe-curate", "screen", index, *(["--preset", preset] if preset else [])]
+    if preset:  # what only marks now follows the preset; what is off stays off
+        now |= {key: value for key, value in PRESETS[preset].items() if now[key] == "report"}
+    carried = [setting for setting in _settings(now, base) if setting.partition("=")[0] not in changed]
+    words = ["oxe-curate", "screen", index, *(["--preset", base] if base != "default" else [])]
     return shlex.join(words + [word for setting in (*carried, *changes) for word in ("--criterion", setting)])
 
 
-def _settings(criteria: Mapping[str, Any]) -> list[str]:
-    """The settings of an index that differ from the defaults."""
-    defaults = asdict(Criteria())
-    changed = {key: value for key, value in criteria.items() if key in defaults and value != defaults[key]}
+def _settings(criteria: Mapping[str, Any], preset: str) -> list[str]:
+    """The settings that differ from those of a preset."""
+    usual = asdict(Criteria()) | PRESETS[preset]
+    changed = {key: value for key, value in criteria.items() if value != usual[key]}
     limits = changed.pop("limits", None) or {}
     return [f"{key}={yaml(value)}" for key, value in changed.items()] + [
         f"limits.{key}={yaml(value)}" for key, value in limits.items()

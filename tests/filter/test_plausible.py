@@ -46,7 +46,7 @@ def test_the_findings_are_stored_and_printed(tmp_path: Path) -> None:
     assert entry.facts is not None
     assert (entry.facts.episodes, entry.facts.steps) == (10, 200)
     lines = show.filter_warnings({"bridge_dataset": entry.summary}, str(tmp_path / "index"))
-    assert [line for line in lines if line.startswith("bridge_dataset: yaw is near 2 pi at 20 % of the steps")]
+    assert [line for line in lines if line.startswith("error: bridge_dataset: yaw is near 2 pi at 20 % of the steps")]
 
 
 def test_a_second_run_keeps_the_facts_of_unchanged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

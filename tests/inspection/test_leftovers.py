@@ -1,17 +1,20 @@
 """Joints, second arms and unused columns are found, doubt the rest, and stop filter until somebody answers."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.inspection import check_dataset, inspect_dataset, write_draft
 from oxe_curate.inspection.conventions import Conventions, detect
 from oxe_curate.inspection.leftovers import ARMS_QUESTION, JOINT_QUESTION, UNUSED_QUESTION
+from oxe_curate.inspection.show import inspected
 from oxe_curate.registry.card import read_card
 from oxe_curate.rlds.synthetic import write_dataset
 from tests.inspection.constructed import Truth, episodes
@@ -162,6 +165,9 @@ def test_filter_refuses_an_unedited_draft(
     made: list[dict[str, np.ndarray]], questions: int, encoding: str, arms: str, tmp_path: Path
 ) -> None:
     report = inspect_dataset(folder(tmp_path / "raw", made))
+    out = io.StringIO()
+    Console(file=out, width=1000).print(inspected(report))
+    assert out.getvalue().count("open question: ") == questions == len(report.to_json()["open_questions"])
     (tmp_path / "cards").mkdir()
     path = tmp_path / "cards" / "arm.yaml"
     write_draft(report, path)

@@ -42,7 +42,7 @@ DEFECTS = {
     "3 steps early": ("shifted_actions", pose(lambda a: np.roll(a, -3, axis=0))),
     "2 times": ("scaled_actions", pose(lambda a: 2 * a)),
     "0.5 times": ("scaled_actions", pose(lambda a: a / 2)),
-    "z: the actions are 3 times": ("scaled_actions", edit(np.s_[:, 2], lambda a: 3 * a)),
+    "z: the actions are 0.4 times": ("scaled_actions", edit(np.s_[:, 2], lambda a: 0.4 * a)),
 }
 
 

@@ -161,6 +161,9 @@ def test_a_link_opens_the_data_set(page):
 def test_accessible_and_within_a_narrow_screen(page, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 400, "height": 800})
+    for place in (".line .soft", ".row .name"):
+        for one in page.locator(place).all():
+            one.evaluate("node => node.prepend('a_long_name_of_a_'.repeat(4))")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
     page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
     assert page.evaluate("document.documentElement.scrollWidth") == 400

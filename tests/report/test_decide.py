@@ -15,6 +15,7 @@ from oxe_curate.index.index_json import IndexJson
 from oxe_curate.index.store import Index
 from oxe_curate.quality.findings import DataFinding
 from oxe_curate.report import write_report
+from oxe_curate.report.entries import _COLUMNS, _entry
 from tests import bridge
 from tests.report.marked import mark, write_marks
 from tests.report.test_report import Page
@@ -76,7 +77,7 @@ def test_episodes_say_what_the_criterion_saw(marked: Index, tmp_path: Path):
     assert by_id[b]["why"] == [
         {
             "criterion": "action_spike", "value": 9, "limit": 1.5, "step": 7, "detail": "yaw",
-            "unit": "of the usual", "excess": 6,
+            "unit": "of the usual", "excess": 6, "least": False,
         }
     ]  # fmt: skip
     assert [frame[0] for frame in by_id[b]["frames"]] == [1, 6, 7, 8, 13]
@@ -84,6 +85,19 @@ def test_episodes_say_what_the_criterion_saw(marked: Index, tmp_path: Path):
     assert {len(curve["points"]) for curve in by_id[b]["action"] + by_id[b]["proprio"]} == {by_id[b]["steps"]}
     assert by_id[d]["copy"] == a
     assert by_id[d]["why"][0]["criterion"] == "duplicate"
+
+
+def test_the_numbers_of_criteria_that_look_at_one_episode(plain: Index, tmp_path: Path):
+    first, second, *_ = ids(plain)
+    criteria = {**plain.criteria, "too_short": 30, "too_long": 9}
+    replace(IndexJson.read(plain.folder), criteria=criteria).finish(plain.folder)
+    index = write_marks(Index.open(plain.folder), {}, {first: "too_short", second: "too_long"})
+    _, page = written(index, tmp_path)
+    by_reason = {one["reason"]: one["why"] for one in page.episodes}
+    (short,), (long,) = by_reason["too_short"], by_reason["too_long"]
+    steps = page.episodes[0]["steps"]
+    assert (short["value"], short["limit"], short["least"], short["excess"]) == (steps, 30, True, 30 / steps)
+    assert (long["value"], long["limit"], long["least"], long["excess"]) == (steps, 9, False, steps / 9)
 
 
 def test_commands_to_act_are_next_to_each_section(marked: Index, tmp_path: Path):
@@ -121,6 +135,22 @@ def test_the_page_is_bounded(plain: Index, tmp_path: Path, monkeypatch):
     assert "4 of the 8 dropped and marked episodes, those furthest above the limit" in words_of(page)
     for one in page.episodes:
         assert len(one["frames"]) <= 6
+
+
+def test_long_texts_and_wide_states_are_cut(tmp_path: Path):
+    bridge.write(tmp_path / "source", episodes={"train": [bridge.episode(1, 20, "lift " * 40_000)]})
+    run_filter(tmp_path / "source", tmp_path / "index", FilterOptions(workers=1, progress=False))
+    text, page = written(Index.open(tmp_path / "index"), tmp_path)
+    assert len(text) < 200_000
+    assert page.episodes[0]["text"] == "lift " * 80 + " …"
+    assert page.episodes[0]["hidden"] == 0
+    row = {**dict.fromkeys(_COLUMNS), "proprio": [[0.5] * 60] * 3, "num_steps": 3, "camera_spans": [], "kept": True}
+    one = _entry(Index.open(tmp_path / "index"), "bridge_dataset/1.0.0/train-00000-of-00001.parquet", row, 5, _none)
+    assert (len(one["proprio"]), one["hidden"]) == (24, 36)
+
+
+def _none(dataset: str) -> frozenset[str]:
+    return frozenset()
 
 
 def test_numbers_that_json_does_not_have(plain: Index, tmp_path: Path):

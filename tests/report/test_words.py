@@ -29,6 +29,10 @@ def test_a_command_repeats_the_criteria_of_the_index_and_changes_one():
     assert options[::2] == ["--criterion"] * 3
     assert read_criteria(None, options[1::2]) == Criteria(too_short=10, limits={MEASURED[0]: 2.5})
     assert words.command("i", {}, preset="strict") == "oxe-curate screen i --preset strict"
+    strict = asdict(read_criteria(preset="strict"))
+    off = f"{MEASURED[0]}=false"
+    assert words.command("i", strict, off) == f"oxe-curate screen i --preset strict --criterion {off}"
+    assert words.command("i", {MEASURED[0]: False}, preset="strict") == words.command("i", strict, off)
 
 
 @pytest.mark.parametrize("drops", [True, False])
