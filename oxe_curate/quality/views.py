@@ -68,9 +68,9 @@ class Views:
         found: dict[str, NDArray[Any]] = {}
         for role, facts in fitted.items():
             others = [other for other in fitted if other != role]
-            for name in ("fit", *_TURNS, *others, "cut", "flash"):
+            for name in ("fit", *_TURNS, *others, "cut", "flash", "disorder"):
                 found[f"{role} {name}"] = np.full(len(batch), np.nan)
-            for name in ("cut at", "flash at"):
+            for name in ("cut at", "flash at", "disorder at"):
                 found[f"{role} {name}"] = np.full(len(batch), -1)
             if role not in batch.looks:
                 continue
@@ -107,7 +107,8 @@ class Views:
             strange = part[f"{role} fit"]
             wrong.add(strange / robust_limit(strange, least=0.3, times=5), f"{role}: no other episode looks like it")
             for name, words, least, times in (
-                ("cut", "another scene from here on", 6.0, 6), ("flash", "single frames of another scene", 10.0, 8)
+                ("cut", "another scene from here on", 6.0, 6), ("flash", "single frames of another scene", 10.0, 8),
+                ("disorder", "the frames do not follow each other", 0.93, 3),
             ):  # fmt: skip
                 value = part[f"{role} {name}"]
                 limit = robust_limit(value, least=least, times=times)
@@ -164,6 +165,8 @@ def _cuts(looks: LookedFrames, role: str, found: dict[str, NDArray[Any]]) -> Non
             frames = seen[first[chosen, None] + np.arange(count)]
             grey = looks.grey[frames].reshape(len(chosen), count, -1).astype(np.int16)
             cut, flash = _changes(grey)
+            if count > 5:
+                found[f"{role} disorder"][episodes[chosen]] = _disorder(grey)
             rows = np.arange(len(chosen))
             for name, change, offset in (("cut", cut, 2), ("flash", flash, 0))[: 2 if count > 5 else 1]:
                 place = change.argmax(axis=1)
@@ -181,3 +184,15 @@ def _changes(grey: NDArray[np.int16]) -> tuple[_Floats, _Floats]:
     below = two[:, 1][:, None] - grey  # only the lowest can be below the second lowest
     above = grey - two[:, -2][:, None]
     return np.maximum(gap, 0).mean(axis=2), np.maximum(np.maximum(below, above), 0).mean(axis=2)
+
+
+def _disorder(grey: NDArray[np.int16]) -> _Floats:
+    """float (k,): mean distance of neighbours of frames (k, c, p), relative to that of any two; 1 for random order."""
+    values = grey.astype(np.float32)
+    count = values.shape[1]
+    length = np.einsum("kcp,kcp->kc", values, values)
+    square = length[:, :, None] + length[:, None] - 2 * values @ values.transpose(0, 2, 1)
+    distance = np.sqrt(np.maximum(square, 0) / values.shape[2])
+    any_two = distance.sum(axis=(1, 2)) / (count * (count - 1))
+    neighbours = np.diagonal(distance, 1, axis1=1, axis2=2).mean(axis=1)
+    return np.where(any_two > 1, neighbours / np.maximum(any_two, 1), np.nan)

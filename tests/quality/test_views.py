@@ -70,3 +70,13 @@ def test_a_pushed_camera_is_a_cut() -> None:
 
 def test_few_episodes_tell_nothing() -> None:
     assert judged(Views(), drawn(5)) == {}
+
+
+def test_frames_in_random_order_are_found_without_the_state() -> None:
+    def shuffled(frames: list[bytes], role: str) -> list[bytes]:
+        return [frames[t] for t in (0, 5, 12, 7, 3, 9, 14, 2, 6, 1, 8, 10, 11, 4, 15, 13)]
+
+    found = judged(Views(), drawn(20, BAD, shuffled))["image_cut"]
+    assert set(marked(found)) <= set(BAD)
+    assert len(marked(found)) >= 2
+    assert found.detail(marked(found)[0]) == "primary: the frames do not follow each other"
