@@ -27,8 +27,8 @@ _SHIFTS = 5
 """Steps that a copy may have lost at its start, plus 1."""
 _NUMBERS = 3
 """Random projections of the state and action of a step."""
-_CHANCE, _LIMIT = 2000.0, 1000.0
-"""Two episodes may be copies, and are, if they are this close once in so many pairs of the data set, of neighbours."""
+_CHANCE, _LIMIT = 2000.0, 400.0
+"""Episodes are compared further, and are copies, if by chance one pair in so many is this close."""
 _QUERIES, _PEERS = 256, 2048
 """Episodes from which the distances between neighbours are learned, and those among which the neighbours are sought."""
 _FEWEST, _FEW = 8, 5
@@ -59,7 +59,7 @@ class Prints:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """`near_duplicate`."""
+    """`near_duplicate`. Looked-at frames would be further numbers of the prints, or a last test in `_isolation`."""
 
     criteria: tuple[str, ...] = ("near_duplicate",)
     columns: frozenset[str] = frozenset({"proprio", "instruction"})
