@@ -81,7 +81,12 @@ class NearCopies:
     def part(self, batch: EpisodeBatch, fitted: Prints) -> Part:
         """The prints of each episode in its class of length and the next shorter one: float32, 60 numbers each."""
         own = np.searchsorted(fitted.lengths, batch.lengths, side="right") - 1
-        prints = [_prints(batch, np.maximum(own - back, 0), own - back >= 0, fitted) for back in (0, 1)]
+        # the first few steps of a long episode do not tell it from others
+        below = fitted.lengths[np.maximum(own - 1, 0)]
+        short = (own > 0) & (2 * below + 2 * _SHIFTS >= batch.lengths)
+        prints = [
+            _prints(batch, np.maximum(own - back, 0), known, fitted) for back, known in ((0, own >= 0), (1, short))
+        ]
         task = np.array([task_of(text) for text in batch.instruction], np.int64)
         return {"class": own, "own": prints[0], "shorter": prints[1], "task": task}
 
