@@ -27,8 +27,8 @@ _SHIFTS = 5
 """Steps that a copy may have lost at its start, plus 1."""
 _NUMBERS = 3
 """Random projections of the state and action of a step."""
-_CHANCE, _LIMIT = 2000.0, 1000.0
-"""Two episodes may be copies, and are, if they are this close once in so many pairs of the data set, of neighbours."""
+_CHANCE, _LIMIT = 2000.0, 400.0
+"""Episodes are compared further, and are copies, if by chance one pair in so many is this close."""
 _QUERIES, _PEERS = 256, 2048
 """Episodes from which the distances between neighbours are learned, and those among which the neighbours are sought."""
 _FEWEST, _FEW = 8, 5
@@ -59,7 +59,7 @@ class Prints:
 
 @dataclass(frozen=True)
 class NearCopies:
-    """`near_duplicate`."""
+    """`near_duplicate`. Looked-at frames would be further numbers of the prints, or a last test in `_isolation`."""
 
     criteria: tuple[str, ...] = ("near_duplicate",)
     columns: frozenset[str] = frozenset({"proprio", "instruction"})
@@ -81,7 +81,12 @@ class NearCopies:
     def part(self, batch: EpisodeBatch, fitted: Prints) -> Part:
         """The prints of each episode in its class of length and the next shorter one: float32, 60 numbers each."""
         own = np.searchsorted(fitted.lengths, batch.lengths, side="right") - 1
-        prints = [_prints(batch, np.maximum(own - back, 0), own - back >= 0, fitted) for back in (0, 1)]
+        # the first few steps of a long episode do not tell it from others
+        below = fitted.lengths[np.maximum(own - 1, 0)]
+        short = (own > 0) & (2 * below + 2 * _SHIFTS >= batch.lengths)
+        prints = [
+            _prints(batch, np.maximum(own - back, 0), known, fitted) for back, known in ((0, own >= 0), (1, short))
+        ]
         task = np.array([task_of(text) for text in batch.instruction], np.int64)
         return {"class": own, "own": prints[0], "shorter": prints[1], "task": task}
 

@@ -90,7 +90,7 @@ class ActionValues:
             step=part["spike_at"], unit="of the usual range",
         )  # fmt: skip
         run = part["same"] + 1.0
-        share = np.where(part["again"] >= 4, part["again"] / np.maximum(moving, 1), 0.0)
+        share = np.where(part["again"] >= 2, part["again"] / np.maximum(moving, 1), 0.0)
         held = np.where(part["held"] >= 4, part["held"] / np.maximum(moving, 1), 0.0)
         value, limit, kinds = worst([
             (run, robust_limit(run, least=4.5, within=2)), (share, robust_limit(share, least=0.15, within=2)),
