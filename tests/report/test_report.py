@@ -302,7 +302,7 @@ def test_the_real_shard(shared: Path, tmp_path: Path):
     run_filter(shared / "data/rlds", tmp_path / "index", options)
     out = write_report(tmp_path / "index", tmp_path / "report.html", progress=False)
     _, page = read(out)
-    assert out.stat().st_size < 2 << 20
+    assert out.stat().st_size < 1 << 20
     assert "duplicate 25 50.0 %" in re.sub(r"\s+", " ", page.words)
 
 
