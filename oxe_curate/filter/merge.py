@@ -62,7 +62,7 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
         merged = _merged_json(opened, selected)
         merged.retract(folder)
         files = _copy(folder, origin, progress)
-        contents = IndexFiles(folder, files)
+        contents = IndexFiles.to_read_again(folder, files)
         made = across.decide(contents, Criteria(**merged.criteria), progress)
         files |= across.apply_decisions(contents, made)
         write_looks(folder, {path: look for index in opened for path, look in read_looks(index.folder).items()})
@@ -75,7 +75,7 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
                 for name, entry in merged.datasets.items()
             },
         )
-        replace(done, datasets=with_findings(IndexFiles(folder, files), {}, merged, done)).finish(folder)
+        replace(done, datasets=with_findings(contents.with_entries(files), {}, merged, done)).finish(folder)
     missing = {name: _missing(dataset, shards) for name, (dataset, shards) in selected.items()}
     return MergeResult(summaries, len(files), {name: splits for name, splits in missing.items() if splits})
 

@@ -94,14 +94,15 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
         written = files | describe_files(folder, [task.output for task in todo])
         # decisions are a function of the files and the criteria: the same as before if neither changed
         same = not resumed and written == known and previous.criteria == asdict(options.criteria)
-        made = None if same else across.decide(IndexFiles(folder, written), options.criteria, options.progress)
+        index_files = IndexFiles.to_read_again(folder, written)
+        made = None if same else across.decide(index_files, options.criteria, options.progress)
     except BaseException:
         _restore(folder, previous, scanned, files)
         raise
     if made and not todo and any(decision.changed for decision in made.files.values()):
         previous.retract(folder)
     judged = made.judged if made else {name: entry.judged for name, entry in previous.datasets.items()}
-    written |= across.apply_decisions(IndexFiles(folder, written), made) if made else {}
+    written |= across.apply_decisions(index_files, made) if made else {}
     seconds = time.monotonic() - start
     entries = {d.name: _entry(d, tasks, options, previous.datasets.get(d.name), scanned, seconds) for d in datasets}
     roots = {name: entry.source or previous.source for name, entry in previous.datasets.items()}
@@ -122,7 +123,7 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
             for name, entry in (previous.datasets | entries).items()
         },
     )
-    found = plausible.with_findings(IndexFiles(folder, written), known, previous, index)
+    found = plausible.with_findings(index_files.with_entries(written), known, previous, index)
     index = replace(index, datasets=found)
     write_looks(folder, before | now)
     index.finish(folder)

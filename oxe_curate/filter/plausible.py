@@ -16,8 +16,8 @@ from oxe_curate.index.index_json import DatasetEntry, IndexJson
 from oxe_curate.index.looks import read_looked_frames
 from oxe_curate.index.store import IndexFiles, dataset_of
 from oxe_curate.quality.action_facts import ActionFacts, measure_actions
-from oxe_curate.quality.camera_roles import judge_cameras
-from oxe_curate.quality.findings import CardFacts
+from oxe_curate.quality.camera_roles import CAMERA_FINDINGS, judge_cameras
+from oxe_curate.quality.findings import CardFacts, DataFinding
 from oxe_curate.quality.kin import judge_kin
 from oxe_curate.quality.looks import LookedFrames, join_looks
 from oxe_curate.quality.plausibility import judge_actions
@@ -99,6 +99,7 @@ def with_findings(
     """
     facts: dict[str, ActionFacts] = {}
     cards: dict[str, CardFacts] = {}
+    cameras: dict[str, Sequence[DataFinding]] = {}
     for name, entry in now.datasets.items():
         card = _card(name, entry, now)
         old = before.datasets.get(name)
@@ -107,16 +108,12 @@ def with_findings(
         cards[name] = card
         if old is not None and old.facts and _files(files.entries, name, entry) == _files(known, name, old):
             facts[name] = old.facts
+            cameras[name] = [finding for finding in old.findings if finding.name in CAMERA_FINDINGS]
         elif found := facts_of_index(files, name, entry.version):
             facts[name] = found
+            cameras[name] = list(judge_cameras(looks_of_index(files, name, entry.version)))
     kin = judge_kin(facts, cards)
-    found_in = {
-        name: (
-            *judge_actions(facts[name], cards[name]), *kin.get(name, ()),
-            *judge_cameras(looks_of_index(files, name, now.datasets[name].version)),
-        )
-        for name in facts
-    }  # fmt: skip
+    found_in = {name: (*judge_actions(facts[name], cards[name]), *kin.get(name, ()), *cameras[name]) for name in facts}
     return {
         name: replace(entry, facts=facts.get(name), findings=tuple(found_in.get(name, ())))
         for name, entry in now.datasets.items()

@@ -54,12 +54,13 @@ def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False, pro
         return _result(before, across.decide(index.contents, criteria, progress), index)
     with hold_output(str(out), "index"):
         data = IndexJson.read(index.folder)
-        made = across.decide(index.contents, criteria, progress)
+        contents = IndexFiles.to_read_again(index.folder, index.contents.entries)
+        made = across.decide(contents, criteria, progress)
         result = _result(before, made, index)
         files = dict(index.contents.entries)
         if result.changed:
             data.retract(index.folder)
-            files |= across.apply_decisions(index.contents, made)
+            files |= across.apply_decisions(contents, made)
         screened = replace(
             data,
             criteria=asdict(criteria),
@@ -69,7 +70,7 @@ def screen_index(out: str | Path, criteria: Criteria, dry_run: bool = False, pro
                 for name, entry in data.datasets.items()
             },
         )
-        found = with_findings(IndexFiles(index.folder, files), index.contents.entries, data, screened)
+        found = with_findings(contents.with_entries(files), index.contents.entries, data, screened)
         replace(screened, datasets=found).finish(index.folder)
     return result
 

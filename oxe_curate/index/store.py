@@ -25,10 +25,13 @@ from oxe_curate.index.files import IndexFile, SourceShard, read_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary, existing_cards
 from oxe_curate.index.layout import WRITE_OPTIONS, value_offsets
 from oxe_curate.index.table import SCHEMA
+from oxe_curate.lru import LruCache
 from oxe_curate.sealed import check_seal, seal
 from oxe_curate.storage import Folder
 
 _META = b"oxe_curate"
+_KEPT = 256 << 20
+"""Bytes of index files in an object store that a command keeps in memory."""
 _TAIL = 32 << 10  # bytes; a footer has about 10 KB
 _AGAIN = "run the same `oxe-curate filter` again (finished files are kept)"
 
@@ -127,13 +130,28 @@ def _changed(out: Folder, path: str) -> str:
     return f"{out}/{path}: changed after filter wrote it (its footer differs from files.json); delete it and {_AGAIN}"
 
 
-def read_table(out: Folder, path: str, entry: IndexFile, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    out: Folder, path: str, entry: IndexFile, columns: Sequence[str] | None = None, keep: LruCache[bytes] | None = None
+) -> pa.Table:
     """Read an index file, or some of its columns, comparing the footer and every page read with their checksums.
+
+    Args:
+        out: the index.
+        path: of the file.
+        entry: what files.json says of it.
+        columns: None for all.
+        keep: whole files that were read before; such a file is read whole.
 
     Raises:
         DataError: the file is damaged, or is not the one that files.json describes.
     """
-    with _damaged(f"{out}/{path}"), out.open(path) as file:
+
+    def whole() -> tuple[bytes, int]:
+        data = out.read_bytes(path)
+        return data, len(data)
+
+    kept = None if keep is None else pa.BufferReader(keep.get((path, entry.footer_sha256), whole))
+    with _damaged(f"{out}/{path}"), kept or out.open(path) as file:
         if int(file.size()) != entry.bytes:
             raise DataError(_changed(out, path))
         footer = read_footer(file)
@@ -160,10 +178,24 @@ def dataset_of(path: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class IndexFiles:
-    """The index files of a folder, as files.json (or a run that is about to write it) describes them."""
+    """The index files of a folder, as files.json (or a run that is about to write it) describes them.
+
+    Attributes:
+        keep: keeps whole files of an object store in memory, for a command that reads them several times; else None.
+    """
 
     folder: Folder
     entries: Mapping[str, IndexFile]
+    keep: LruCache[bytes] | None = None
+
+    @classmethod
+    def to_read_again(cls, folder: Folder, entries: Mapping[str, IndexFile]) -> IndexFiles:
+        """For a command that reads files several times."""
+        return cls(folder, entries, None if folder.is_local else LruCache(_KEPT))
+
+    def with_entries(self, entries: Mapping[str, IndexFile]) -> IndexFiles:
+        """The same folder after files have changed."""
+        return IndexFiles(self.folder, entries, self.keep)
 
     def entry(self, path: str) -> IndexFile:
         """What files.json says of an index file. Raises DataError if it is not in the index."""
@@ -173,7 +205,7 @@ class IndexFiles:
 
     def table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one index file. Raises DataError if it is damaged or changed."""
-        return read_table(self.folder, path, self.entry(path), columns)
+        return read_table(self.folder, path, self.entry(path), columns, self.keep)
 
 
 @dataclass(frozen=True, eq=False)

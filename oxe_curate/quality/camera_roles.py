@@ -23,6 +23,9 @@ Measured: 0.58 to 0.82 for the fixed cameras of Bridge, Meta-World and the demo,
 _THIRD_PERSON = ("primary", "secondary", "extra")
 
 
+CAMERA_FINDINGS = ("moving_camera", "fixed_camera")
+
+
 def judge_cameras(looks: Mapping[str, LookedFrames]) -> Iterator[DataFinding]:
     """Findings about the roles of cameras.
 

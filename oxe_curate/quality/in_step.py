@@ -24,6 +24,8 @@ _Values = NDArray[np.floating[Any]]
 
 _LAGS = (-12, -8, -6, -5, -4, -3, -2, 2, 3, 4, 5, 6, 8, 12)
 """Steps by which the images may be late (positive) or early."""
+_ON_THE_ROBOT = ("wrist", "egocentric")
+"""Cameras whose images change with everything around them."""
 _FRAMES = 5
 """Looked-at frames with contents that an episode needs."""
 _EPISODES = 24
@@ -69,7 +71,8 @@ class InStep:
 
     def fit(self, sample: EpisodeBatch) -> dict[str, StepModel]:
         """A model for each camera whose images tell the state."""
-        return {role: model for role in sorted(sample.looks) if (model := _learn(role, sample)) is not None}
+        roles = [role for role in sorted(sample.looks) if role not in _ON_THE_ROBOT]
+        return {role: model for role in roles if (model := _learn(role, sample)) is not None}
 
     def part(self, batch: EpisodeBatch, fitted: Mapping[str, StepModel]) -> Part:
         """Per camera: correlation of predicted and real state changes, the largest gain by a lag, and which."""

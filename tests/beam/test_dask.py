@@ -62,7 +62,10 @@ class Gated(DaskProcesses):
 
 
 def test_filter_and_tokenize_write_the_same_bytes(tmp_path: Path, source: Path) -> None:
-    (tmp_path / "m.yaml").write_text("name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]")
+    (tmp_path / "m.yaml").write_text(
+        "name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]\n"
+        "accept: [{finding: gripper_pulses, reason: the actions are random numbers}]"
+    )
     with DaskProcesses(tmp_path / "dask") as cluster:
         cluster.add_worker()
         cluster.add_worker()
