@@ -31,6 +31,8 @@ _FEW, _COMMON = 0.03, 0.15
 share above which lengths tell nothing: very small or plain images."""
 _BLANK = 3.0
 """Grey levels: the deviation of an image without contents."""
+_BLANK_LENGTH = 0.7
+"""Of the usual encoded length; an image without contents is shorter."""
 _SAME = 0.03
 """Share of the usual change of consecutive looked-at frames below which they count as the same."""
 _KINDS = ("the same frame", "every frame twice", "the same frames again", "the same image")
@@ -124,14 +126,19 @@ class FrozenFrames:
 def blank_lengths(lengths: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[np.int32]:
     """The encoded lengths that all frames of two or more episodes have: a camera that is off, not a frozen image.
 
+    Frames of other episodes are longer; two frozen episodes of one scene may have equal lengths, too.
+
     Args:
         lengths: int32 (N,), of the frames of one camera.
         starts: as in `EpisodeBatch`.
     """
     first = starts[:-1]
     least = np.minimum.reduceat(lengths, first)
-    steady, times = np.unique(least[np.maximum.reduceat(lengths, first) == least], return_counts=True)
-    return np.asarray(steady[times > 1])
+    same = np.maximum.reduceat(lengths, first) == least
+    steady, times = np.unique(least[same], return_counts=True)
+    others = lengths[~np.repeat(same, np.diff(starts))]
+    usual = np.median(others) if len(others) else np.inf
+    return np.asarray(steady[(times > 1) & (steady < _BLANK_LENGTH * usual)])
 
 
 def look_changes(
