@@ -196,7 +196,15 @@ def filter_(
     if as_json:
         from dataclasses import asdict
 
-        print_json({name: asdict(summary) for name, summary in result.summaries.items()})
+        from oxe_curate.index.store import Index
+
+        found = {name: asdict(entry) for name, entry in Index.open(out).datasets.items()}
+        print_json(
+            {
+                name: {**asdict(summary), **{key: found[name][key] for key in ("judged", "findings")}}
+                for name, summary in result.summaries.items()
+            }
+        )
         return
     from oxe_curate.filter import show
     from oxe_curate.ui.tables import counted
