@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from oxe_curate import registry
 from oxe_curate.episode import EpisodeId, Trajectory
+from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import IndexFile, SourceShard, write_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary
-from oxe_curate.index.store import SCHEMA, describe_file, write_table
+from oxe_curate.index.store import SCHEMA, IndexFiles, describe_file, write_table
 from oxe_curate.index.table import IndexRow, index_table, with_decisions
 from oxe_curate.storage import Folder
 
@@ -102,7 +103,9 @@ def make_index(folder: Path, size: IndexSize) -> None:
     out = Folder.of(folder)
     sha256 = write_files(out, entries)
     source = str(folder / "source")
-    IndexJson(source=source, criteria=CRITERIA, datasets=datasets, files_sha256=sha256).finish(out)
+    index = IndexJson(source=source, criteria=CRITERIA, datasets=datasets, files_sha256=sha256)
+    nothing = replace(index, datasets={})
+    replace(index, datasets=with_findings(IndexFiles(out, entries), {}, nothing, index)).finish(out)
 
 
 def mixture_text(names: Sequence[str], over: str = "kept") -> str:
