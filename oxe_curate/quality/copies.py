@@ -38,6 +38,8 @@ _EQUAL = 1e-3
 _SAME = 1e-5
 """Episodes this close have the same numbers."""
 _PAIRS = 1 << 20
+_MOST = 8192
+"""Episodes that are compared with each other."""
 _AXES, _CELLS = 5, 1 << 12
 
 
@@ -99,7 +101,7 @@ class NearCopies:
             own, longer = (np.flatnonzero(part["class"] == number + more) for more in (0, 1))
             episodes = np.concatenate([own, longer])
             prints = np.concatenate([part["own"][own], part["shorter"][longer]])
-            for later, earlier, chance in _close(prints, part["task"][episodes]):
+            for later, earlier, chance in _close_in_blocks(prints, part["task"][episodes]):
                 a, b = episodes[later], episodes[earlier]
                 first, second = np.minimum(a, b), np.maximum(a, b)
                 order = np.argsort(-chance, kind="stable")
@@ -143,6 +145,16 @@ def _prints(
     with np.errstate(invalid="ignore"):
         prints[(prints[:, 0] == prints[:, 1]).all(axis=1)] = np.nan
     return prints
+
+
+def _close_in_blocks(
+    prints: NDArray[np.float32], task: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
+    """`_close`; of many episodes, only those of the same or few tasks are compared, so that the time is linear."""
+    order = np.arange(len(task)) if len(task) <= _MOST else np.argsort(task, kind="stable")
+    for block in np.array_split(order, max(1, -(-len(task) // _MOST))):
+        for a, b, chance in _close(prints[block], task[block]):
+            yield block[a], block[b], chance
 
 
 def _close(
