@@ -10,8 +10,11 @@ import typer
 from oxe_curate.cli.options import CriteriaFile, Criterion, Json, Preset, Quiet, print_json, print_result, reads_stores
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from oxe_curate.filter.plan import FilterOptions
     from oxe_curate.filter.rescreen import ScreenResult
+    from oxe_curate.index.index_json import Judged
 
 
 @reads_stores
@@ -35,8 +38,10 @@ def screen(
     result = screen_index(index, read_criteria(criteria, criterion or (), preset), dry_run, not quiet)
     _show(result, index, as_json)
     if not as_json:
+        from oxe_curate.ui.tables import counted
+
         done = "would change" if dry_run else "changed"
-        typer.echo(f"{result.changed:,} index {'file' if result.changed == 1 else 'files'} {done}. Index: {index}")
+        typer.echo(f"{counted(result.changed, 'index file')} {done}. Index: {index}")
 
 
 def filter_dry_run(source: str, out: str, options: FilterOptions, as_json: bool) -> None:
@@ -62,9 +67,7 @@ def filter_dry_run(source: str, out: str, options: FilterOptions, as_json: bool)
         )
         return
     print_result(show.planned(tasks))
-    typer.echo(
-        f"Dry run: nothing was read but the list of shards, and nothing was written. There is no index at {out}."
-    )
+    typer.echo(f"Dry run: only the list of shards was read, and nothing was written. There is no index at {out}.")
 
 
 def _show(result: ScreenResult, index: str, as_json: bool) -> None:
@@ -85,10 +88,10 @@ def _show(result: ScreenResult, index: str, as_json: bool) -> None:
         typer.secho(line, fg="yellow")
 
 
-def print_findings(judged: object) -> None:
+def print_findings(judged: Mapping[str, Mapping[str, Judged]]) -> None:
     """Print the table of the criteria that compare episodes, if there is something in it."""
     from oxe_curate.filter import show
 
-    table = show.compared(judged)  # type: ignore[arg-type]
+    table = show.compared(judged)
     if table is not None:
         print_result(table)
