@@ -15,7 +15,7 @@ from oxe_curate.filter.plan import present_splits
 from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import IndexFile, write_files
 from oxe_curate.index.index_json import DatasetEntry, IndexJson, Summary
-from oxe_curate.index.store import Index, IndexFiles, dataset_of, describe_file
+from oxe_curate.index.store import Index, IndexFiles, count_episodes, describe_file
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.progress import Bar
 from oxe_curate.rlds.dataset import RldsDataset, Shard, find
@@ -66,7 +66,7 @@ def merge_indexes(parts: Sequence[str | Path], out: str | Path, progress: bool =
         made = across.decide(contents, Criteria(**merged.criteria), progress)
         files |= across.apply_decisions(contents, made)
         write_looks(folder, {path: look for index in opened for path, look in read_looks(index.folder).items()})
-        summaries = {name: _count(files, name, entry) for name, entry in merged.datasets.items()}
+        summaries = {name: count_episodes(files, name, entry.version) for name, entry in merged.datasets.items()}
         done = replace(
             merged,
             files_sha256=write_files(folder, files),
@@ -205,11 +205,3 @@ def _copy(out: Folder, origin: Mapping[str, Index], progress: bool) -> dict[str,
             files[path] = entry
             bar.add(entry.bytes)
     return files
-
-
-def _count(files: Mapping[str, IndexFile], name: str, entry: DatasetEntry) -> Summary:
-    summary = Summary()
-    for path in sorted(files):
-        if dataset_of(path) == (name, entry.version):
-            summary.add(files[path].summary)
-    return summary

@@ -17,7 +17,7 @@ from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
 from oxe_curate.filter.scan import FilterTask
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
-from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, describe_files, split_of
+from oxe_curate.index.store import IndexFiles, count_episodes, dataset_of, describe_file, describe_files, split_of
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
@@ -116,7 +116,7 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
         datasets={
             name: replace(
                 entry,
-                summary=_count(written, name, entry.version),
+                summary=count_episodes(written, name, entry.version),
                 source=roots[name] if roots[name] != root_uri else None,
                 judged=dict(judged.get(name, {})),
             )
@@ -256,14 +256,6 @@ def _entry(
         seconds=round(seconds, 3) if dataset.name in scanned else before.seconds if before else 0.0,
         summary=Summary(),
     )
-
-
-def _count(files: Mapping[str, IndexFile], name: str, version: str) -> Summary:
-    summary = Summary()
-    for path in sorted(files):
-        if dataset_of(path) == (name, version):
-            summary.add(files[path].summary)
-    return summary
 
 
 __all__ = ["FilterOptions", "FilterResult", "run_filter"]

@@ -176,6 +176,15 @@ def dataset_of(path: str) -> tuple[str, str]:
     return dataset, version
 
 
+def count_episodes(files: Mapping[str, IndexFile], dataset: str, version: str) -> Summary:
+    """The counts of a data set's index files together."""
+    summary = Summary()
+    for path in sorted(files):
+        if dataset_of(path) == (dataset, version):
+            summary.add(files[path].summary)
+    return summary
+
+
 @dataclass(frozen=True, eq=False)
 class IndexFiles:
     """The index files of a folder, as files.json (or a run that is about to write it) describes them.
@@ -321,6 +330,6 @@ class Index:
 
 
 __all__ = [
-    "SCHEMA", "Index", "IndexFiles", "dataset_of", "describe_file", "describe_files", "read_footer",
+    "SCHEMA", "Index", "IndexFiles", "count_episodes", "dataset_of", "describe_file", "describe_files", "read_footer",
     "read_table", "split_of", "verify_file", "write_table",
 ]  # fmt: skip
