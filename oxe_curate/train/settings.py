@@ -16,6 +16,7 @@ FamilyName = Literal["openvla", "roboflamingo"]
 AdapterKind = Literal["lora", "qlora", "int8", "none"]
 Tuning = Literal["full", "last-layer", "frozen-vision", "sandwich"]
 OptimizerKind = Literal["adamw", "adamw8bit"]
+ResizeFilter = Literal["bicubic", "lanczos3"]
 
 FAMILY_DEFAULTS: dict[FamilyName, dict[str, Any]] = {
     "openvla": {},
