@@ -32,6 +32,7 @@ from oxe_curate.train.data.rows import (
     TEXT_RECORD,
     Located,
     SampleFormat,
+    damaged_copy,
     read_records,
     stored_observations,
 )
@@ -169,6 +170,14 @@ class LocalBlock:
         """Read an encoded image. Raises StorageError, or DataError if the file became shorter."""
         offset, length = self.records["frame"][row, observation, camera].tolist()
         return self.source._file(self.number).read_exactly(offset, length)
+
+    def swapped(self, row: int, camera: int) -> bool:
+        """See `RowBlock`."""
+        return False
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """See `RowBlock`."""
+        return damaged_copy(self, row, reason)
 
     def where(self, row: int) -> str:
         """See `RowBlock`."""

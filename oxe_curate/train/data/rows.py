@@ -128,6 +128,12 @@ class RowBlock(Protocol):
     def frame(self, row: int, observation: int, camera: int) -> bytes | memoryview:
         """Read an encoded image."""
 
+    def swapped(self, row: int, camera: int) -> bool:
+        """Whether the frame is stored as BGR, as some sources do; a copying mixture has converted it."""
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """The error for an image that cannot be decoded."""
+
     def where(self, row: int) -> str:
         """Shard and row, for messages."""
 
@@ -137,6 +143,14 @@ class RowBlock(Protocol):
 
 Located = tuple[RowBlock, int]
 """A sample: its row group, and the index in it."""
+
+
+def damaged_copy(block: RowBlock, row: int, reason: str) -> DataError:
+    """See `RowBlock.damaged`; of a shard that holds the image itself."""
+    return DataError(
+        f"{block.where(row)} ({block.sample_id(row)}): cannot decode the image ({reason}). "
+        "The shard is damaged; remove it and run tokenize again."
+    )
 
 
 def read_records(table: Any, sample_format: SampleFormat) -> tuple[NDArray[Any], list[str]]:

@@ -24,6 +24,7 @@ from oxe_curate.train.data.rows import (
     TEXT_RECORD,
     Located,
     SampleFormat,
+    damaged_copy,
     read_records,
     stored_observations,
 )
@@ -236,6 +237,14 @@ class RemoteBlock:
         """See `RowBlock`."""
         start, length = self.records["frame"][row, observation, camera].tolist()
         return self.images[camera][start : start + length]
+
+    def swapped(self, row: int, camera: int) -> bool:
+        """See `RowBlock`."""
+        return False
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """See `RowBlock`."""
+        return damaged_copy(self, row, reason)
 
     def where(self, row: int) -> str:
         """See `RowBlock`."""
