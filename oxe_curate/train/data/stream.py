@@ -25,6 +25,7 @@ from oxe_curate.train.data.rows import (
     Located,
     SampleFormat,
     damaged_copy,
+    dictionary,
     read_records,
     stored_observations,
 )
@@ -176,10 +177,12 @@ class RemoteRows:
     def _table(self, group: int, columns: Sequence[str]) -> Any:
         number = int(self._shard_of[group])
         name, local = self._name(number), group - int(self._first_group[number])
+        shard = self._shards[number]
 
         def read() -> Any:
             file, footer = self._open(number)
-            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader is not thread-safe
+            # a reader is not thread-safe
+            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, read_dictionary=dictionary(shard.text))
             return reader.read_row_group(local, list(columns), use_threads=False)
 
         try:
@@ -197,7 +200,7 @@ class RemoteRows:
         """Read a row group with its images."""
         number = int(self._shard_of[group])
         text = self._shards[number].text
-        cameras = ["image"] if text else [f"image_{role}" for role in self.sample_format.cameras]
+        cameras = ["image"] if text else [] if self.sample_format.reference else self.sample_format.images()
         listed = not text and self.sample_format.stored_window > 1
         leaves = [image_leaf(camera, listed) for camera in cameras]
         table = self._table(group, [*(TEXT_COLUMNS if text else self.sample_format.columns()), *leaves])
