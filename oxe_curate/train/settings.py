@@ -145,6 +145,10 @@ class TrainSettings:
     proprio: Annotated[bool, Help("Add the robot state (proprio) to the input")] = False
     chunk: Annotated[int | None, Ge(1), Help("Actions predicted at once", default="the mixture's")] = None
     augment: Annotated[bool, Help("Random crop and color changes, as in OpenVLA's training")] = True
+    resize: Annotated[
+        ResizeFilter,
+        Help("Filter for images of another size: bicubic (OpenVLA's processor) or lanczos3 (OpenVLA's training data)"),
+    ] = "bicubic"
     text_factor: Annotated[float, Ge(0), Help("Factor of the language loss on image-text rows")] = 1.0
     workers: Annotated[int | None, Ge(1), Help("Decoding threads", default="one per core, 2 to 8")] = None
     log: Annotated[Literal["tensorboard", "wandb", "none"], Help("Where to log, in addition to log.jsonl")] = (

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oxe_curate.train.data.augment import cut_middle
+from oxe_curate.train.data.augment import crop_middle, cut_middle
 from oxe_curate.train.data.resize import resize_images
 from oxe_curate.train.settings import ResizeFilter
 
@@ -62,7 +62,7 @@ class MixedImages:
         return replace(self, groups=tuple(kept), order=np.searchsorted(used, order))
 
     def sources(self) -> Iterator[NDArray[np.uint8]]:
-        """The images of a flat array at their own sizes."""
+        """The image of each entry of the array, at its own size."""
         images = [image for group in self.groups for image in group.numpy()]
         return (images[i] for i in self.order.ravel())
 
@@ -92,6 +92,21 @@ class MixedImages:
             images = images[torch.from_numpy(flat).to(device, non_blocking=True)]
         return images.unflatten(0, self.order.shape)
 
-    def array(self) -> NDArray[np.uint8]:
-        """The images at the model's size on the CPU, uint8 (..., S, S, 3)."""
-        return np.asarray(self.resized(torch.device("cpu")).numpy())
+
+PixelArray = NDArray[np.uint8] | MixedImages
+"""uint8 (..., S, S, 3), or the same before resizing."""
+
+
+def crop_images(images: PixelArray) -> PixelArray:
+    """Crop the center of each image as `crop_middle` does, or mark mixed images for it."""
+    return replace(images, crop=True) if isinstance(images, MixedImages) else crop_middle(images)
+
+
+def pixels_of(images: PixelArray, device: torch.device) -> NDArray[np.uint8]:
+    """The images at the model's size, uint8 (..., S, S, 3), resized on a device."""
+    return np.asarray(images.resized(device).cpu().numpy()) if isinstance(images, MixedImages) else images
+
+
+def packed(images: PixelArray) -> torch.Tensor | MixedImages:
+    """The entry of a batch: a tensor if all images have the model's size."""
+    return images.packed() if isinstance(images, MixedImages) else torch.from_numpy(np.ascontiguousarray(images))
