@@ -21,7 +21,7 @@ from oxe_curate.sealed import seal
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.checksum import FileHashes, hash_file
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
+from oxe_curate.tokenize.fingerprints import TOKENIZE_FORMAT
 from oxe_curate.tokenize.planned import TokenizeTask
 from oxe_curate.tokenize.roundtrip import RoundTrip
 from oxe_curate.tokenize.text_build import TextTask

@@ -32,10 +32,11 @@ from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, text_build
 from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
+from oxe_curate.tokenize.fingerprints import index_hashes
 from oxe_curate.tokenize.finished import find_finished
 from oxe_curate.tokenize.folder import read_manifest
 from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, plan_id
-from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
+from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
 
