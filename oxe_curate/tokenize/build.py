@@ -95,9 +95,8 @@ def sample_ids(episodes: Any, steps: NDArray[np.int64], copies: NDArray[np.int64
     again = np.flatnonzero(copies)
     if not len(again):
         return names
-    copied = pc.binary_join_element_wise(
-        names.take(pa.array(again)), pc.cast(pa.array(copies[again]), pa.string()), "#"
-    )
+    numbers = pc.cast(pa.array(copies[again]), pa.string())
+    copied = pc.binary_join_element_wise(names.take(pa.array(again)), numbers, "#")
     return pc.replace_with_mask(names, pa.array(copies > 0), copied)
 
 
@@ -169,7 +168,8 @@ def gather_frames(
         The draws in the order of the index; int64 (draws,), the number of each one's first frame; and the frames by
         camera role.
     """
-    pools = {role: FramePool(role) for role in job.mixture.image.cameras}
+    image = job.mixture.image
+    pools: dict[str, FramePool] = {role: FramePool(role, headers=not image.copy) for role in image.cameras}
     draws: list[EpisodeDraw] = []
     first: list[int] = []
     for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
@@ -216,12 +216,11 @@ def shard_rows(
     for drawn in draws:
         values, chosen = drawn.instructions()
         said.append(np.array([texts.setdefault(value, len(texts)) for value in values], np.int32)[chosen])
+    copies = _joined([drawn.copies for drawn in draws], np.int64)
     ids = [episode.id for episode in episodes]
     proprio = [episode.proprio[drawn.steps].ravel() for episode, drawn in zip(episodes, draws, strict=True)]
     return shards.ShardRows(
-        sample_id=sample_ids(
-            pa.array(ids, pa.string()).take(pa.array(of)), steps, _joined([d.copies for d in draws], np.int64)
-        ),
+        sample_id=sample_ids(pa.array(ids, pa.string()).take(pa.array(of)), steps, copies),
         texts={"dataset": list(names), "episode_id": ids, "instruction": list(texts)},
         codes={"dataset": dataset[of], "episode_id": of.astype(np.int32), "instruction": _joined(said, np.int32)},
         step=steps.astype(np.int32),

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Protocol
 
 from oxe_curate import __version__
 from oxe_curate.actions.bounds import Bounds
@@ -15,6 +16,23 @@ from oxe_curate.mixture.spec import IndexedDataset, Mixture
 TOKENIZE_FORMAT = 2
 REFERENCE_FORMAT = 3
 """Of mixtures by reference."""
+
+
+class ShardTask(Protocol):
+    """A task that writes one shard of a mixture."""
+
+    @property
+    def output(self) -> str:
+        """The shard's name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that determines the shard."""
+
+
+def plan_id(tasks: Sequence[ShardTask]) -> str:
+    """Hash of everything that determines the shards: two runs with the same one write the same shards."""
+    return hashlib.sha256("\n".join(f"{task.output} {task.fingerprint}" for task in tasks).encode()).hexdigest()
 
 
 def format_of(spec: Mixture) -> int:

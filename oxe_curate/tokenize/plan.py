@@ -49,6 +49,7 @@ class Plan:
         job: common to all tasks.
         tasks: one per output shard, not yet located in a file.
         sources: the source shard of each index file.
+        copying: `mixture_fingerprint` of the mixture that copies its frames.
         episodes: the columns of `plan_schema`, except those of the files; ordered by output shard.
         files: the columns that are the same for all rows of an index file; `file` numbers its rows.
         limits: int64 (shards + 1,), where the episodes of each shard begin and the last ones end.
@@ -57,6 +58,7 @@ class Plan:
     job: TokenizeJob
     tasks: list[TokenizeTask]
     sources: list[ReferencedShard]
+    copying: str
     episodes: Any
     files: Any
     limits: NDArray[np.int64]
@@ -160,7 +162,9 @@ def plan_shards(
         ReferencedShard(sources[file["source"]].entry.name, job.roots[file["source"]], index.entry(file["path"]).shard)
         for file in files
     ]
-    return Plan(job, tasks, shards, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, roles), limits)
+    copying = mixture_fingerprint(replace(spec, image=replace(spec.image, copy=True)), sources, bounds, hashes)
+    planned = pa.RecordBatch.from_arrays(columns, names)
+    return Plan(job, tasks, shards, copying, planned, _files_batch(files, roles), limits)
 
 
 def _by_file(
@@ -243,7 +247,8 @@ def _read(
     if spec.validation:
         held = _in_pieces(original, lambda ids: samples.held_out(ids, spec.validation))
     images = sum(np.maximum(columns[f"{role}_length"], 0) for role in spec.image.cameras)
-    stored = samples.stored_frames(table["num_steps"].to_numpy(), spec.window, spec.stride) * source.entry.weight
+    frames = samples.stored_frames(table["num_steps"].to_numpy(), spec.window, spec.stride)
+    stored = np.asarray(frames * source.entry.weight, np.float64)
     cost = _expected_bytes(table, np.asarray(images), spec, stored)
     files = [{**_file(index, path), "source": number} for path in paths]
     return _Read(episodes, files, stored, cost, held)
