@@ -85,7 +85,7 @@ def make_index(folder: Path, size: IndexSize, soup: str = "") -> None:
     Args:
         folder: of the index.
         size: of the index.
-        soup: a published mixture: its data sets are made, with every frame located; "": `size.datasets` of the registry.
+        soup: a published mixture, whose data sets are made with every frame located; "": `size.datasets` others.
     """
     names = soup_names(soup) if soup else dataset_names(size.datasets)
     wanted = {"format": FORMAT, **asdict(replace(size, datasets=len(names))), **({"soup": soup} if soup else {})}

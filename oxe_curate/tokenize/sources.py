@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from oxe_curate.errors import CurateError, DataError, StorageError
 from oxe_curate.index.files import SourceShard
-from oxe_curate.index.source_shards import list_shards, matches_shard
+from oxe_curate.index.source_shards import list_shards, matches_shard, read_looks
+from oxe_curate.index.store import Index
 from oxe_curate.progress import Bar
 from oxe_curate.storage import Folder, StoredFile
 
@@ -148,6 +149,39 @@ class MixtureSources(Sequence[ReferencedShard]):
         if others and len(missing) < count:
             what += f"; {others:,} more of {count:,} source shards are missing or have changed"
         return DataError(f"{first.name}: {what}. The mixture refers to frames in this file. {ADVICE}")
+
+
+def compare_sources(
+    index: Index, shards: Sequence[ReferencedShard], progress: bool = False
+) -> tuple[MixtureSources, tuple[str, ...]]:
+    """Compare source shards with what is on disk, as far as their folders are there.
+
+    Args:
+        index: that describes them; it knows how they looked when they were filtered.
+        shards: to compare.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The shards with their identities, and a warning for each data set whose folder is not there.
+
+    Raises:
+        DataError: shards are missing, or have changed. StorageError: they cannot be read.
+    """
+    looks = read_looks(index.folder)
+    folders = {name.rpartition("/")[0] for name in list_shards((shard.root, shard.folder) for shard in shards)}
+    there = [f"{shard.root}/{shard.folder}" in folders for shard in shards]
+    known = [replace(s, identity=looks.get(s.name, "")) for s, found in zip(shards, there, strict=True) if found]
+    compared = iter(MixtureSources(tuple(known)).compare(progress))
+    rows = tuple(next(compared) if found else shard for shard, found in zip(shards, there, strict=True))
+    absent = sorted({f"{s.root}/{s.folder}" for s, found in zip(shards, there, strict=True) if not found})
+    if not absent:
+        return MixtureSources(rows), ()
+    more = f" and {len(absent) - 1} other folders of data sets were" if len(absent) > 1 else " was"
+    line = (
+        f"{absent[0]}{more} not found, so their shards were not compared with the index. Training compares them before "
+        "it reads them; if they have moved, give their folder with --source there."
+    )
+    return MixtureSources(rows), (line,)
 
 
 def _changed(rows: Sequence[ReferencedShard], progress: bool) -> list[ReferencedShard]:
