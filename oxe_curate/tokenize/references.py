@@ -110,7 +110,7 @@ def reference_table(rows: shards.ShardRows, source: NDArray[np.int32], permutati
         "source": pa.array(source[permutation]),
         **{f"image_{role}": _places(found, frame, window) for role, found in rows.frames.items()},
     }
-    return pa.table([columns.get(name) or numbers[name] for name in plain.names], schema=plain)
+    return pa.table([columns[name] if name in columns else numbers[name] for name in plain.names], schema=plain)
 
 
 def _places(found: EncodedFrames, frame: NDArray[np.int64], window: int) -> Any:
