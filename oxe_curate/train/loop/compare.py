@@ -46,7 +46,8 @@ def with_compared_sources(
     found = dist.together(first)
     (compared, *_) = dist.gather(None if found is None else found.sources)
     assert compared is not None  # of the first process
-    return found or dist.together(lambda: replace(mixture, compared=mixture.sources.identified(compared).compare()))
+    # together: also in the first process
+    return dist.together(lambda: found or replace(mixture, compared=mixture.sources.identified(compared).compare()))
 
 
 def with_known_sources(mixture: MixtureFolder, run: RunFolder) -> MixtureFolder:
