@@ -186,13 +186,14 @@ def _gather_rows(
     window = mixture.window
     folder = task.out.path() if task.out.is_local else None
     chunk = window + mixture.chunk - 1
+    shown = draft.joined("frame", np.int64, window)
     rows = shards.ShardRows(
         sample_id=pa.array(draft.sample_id, pa.string()),
         texts={name: list(known) for name, known in draft.texts.items()},
         codes={name: np.concatenate(codes) if codes else np.empty(0, np.int32) for name, codes in draft.codes.items()},
         step=draft.joined("step", np.int32),
-        frame=draft.joined("frame", np.int64, window),
-        frames={role: frames.finish(mixture.image, folder) for role, frames in pool.items()},
+        frame=shown,
+        frames={role: frames.recoded(mixture.image, shown, folder) for role, frames in pool.items()},
         action=draft.joined("action", np.float32, chunk, NUM_DIMENSIONS),
         bins=draft.joined("bins", np.uint8, chunk, NUM_DIMENSIONS),
         action_mask=draft.joined("action_mask", np.bool_, chunk),

@@ -314,6 +314,8 @@ def _fingerprint(
     del mixture["accept"]  # which decides only whether there are any
     if spec.stride == 1:
         del mixture["stride"]  # keeps the fingerprints of versions without this key
+    if spec.image.size is not None:
+        mixture["image"]["filter"] = "fixed-point Lanczos-3"  # not Pillow's, whose shards an earlier version wrote
     parts = {
         "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr), *s.views) for s in sources],
