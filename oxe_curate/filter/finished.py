@@ -35,7 +35,7 @@ def read_looks(out: Folder) -> Looks:
 def write_looks(out: Folder, looks: Looks) -> None:
     """Publish sources.json."""
     data = {"sources": {path: looks[path] for path in sorted(looks)}}
-    out.publish_bytes(SOURCES_JSON, (json.dumps(data, indent=0) + "\n").encode())
+    out.publish_bytes(SOURCES_JSON, (json.dumps(data, indent=0) + "\n").encode(), sync=False)
 
 
 def look_at(tasks: Iterable[FilterTask]) -> Looks:
