@@ -45,8 +45,7 @@ def build_reference(job: TokenizeJob, task: TokenizeTask) -> Built:
     """
     records = _UnreadRecords(job.mixture.image.cameras, job.check_records)
     draws, first, pools = build.gather_frames(job, task, records)
-    frames = {role: pool.places() for role, pool in pools.items()}
-    rows = build.shard_rows(job, draws, first, frames)
+    rows = build.shard_rows(job, draws, first, pools)
     lengths = [len(drawn.steps) for drawn in draws]
     source = np.repeat(np.array([drawn.shard for drawn in draws], np.int32), lengths)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": build.count_rows(draws)}
