@@ -106,10 +106,11 @@ def reference_table(rows: shards.ShardRows, source: NDArray[np.int32], permutati
     numbers = shards.shard_table(replace(rows, frames={}), permutation)
     frame = rows.frame[permutation].ravel()
     columns = {
+        **dict(zip(numbers.column_names, numbers.columns, strict=True)),
         "source": pa.array(source[permutation]),
         **{f"image_{role}": _places(found, frame, window) for role, found in rows.frames.items()},
     }
-    return pa.table([columns.get(name) or numbers[name] for name in plain.names], schema=plain)
+    return pa.table([columns[name] for name in plain.names], schema=plain)
 
 
 def _places(found: EncodedFrames, frame: NDArray[np.int64], window: int) -> Any:
