@@ -23,7 +23,6 @@ from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.errors import DataError
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool, ranges_needed
-from oxe_curate.index.images import EncodedFrames
 from oxe_curate.index.records import Record, SourceRecords
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
@@ -31,7 +30,7 @@ from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
-_AHEAD = 32  # episodes, whose parts an object store sends meanwhile
+AHEAD = 32  # episodes, whose parts an object store sends meanwhile
 
 
 @dataclass
@@ -135,8 +134,9 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     records = SourceRecords(job.check_records)
     draws, first, pools = gather_frames(job, task, records)
     folder = task.out.path() if task.out.is_local else None
-    frames = {role: pool.finish(job.mixture.image, folder) for role, pool in pools.items()}
-    rows = shard_rows(job, draws, first, frames)
+    rows = shard_rows(job, draws, first, pools)
+    recoded = {role: pool.recoded(job.mixture.image, rows.frame, folder) for role, pool in pools.items()}
+    rows = replace(rows, frames=recoded)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": count_rows(draws)}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
@@ -192,15 +192,15 @@ def _requested(
         ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))
-        if len(waiting) > _AHEAD:
+        if len(waiting) > AHEAD:
             yield waiting.popleft()
     yield from waiting
 
 
 def shard_rows(
-    job: TokenizeJob, draws: Sequence[EpisodeDraw], first: NDArray[np.int64], frames: Mapping[str, EncodedFrames]
+    job: TokenizeJob, draws: Sequence[EpisodeDraw], first: NDArray[np.int64], pools: Mapping[str, FramePool]
 ) -> shards.ShardRows:
-    """The rows of some draws, in their order; the frames of a draw begin at `first` in `frames`."""
+    """The rows of some draws, in their order, with frames as in the source; see `gather_frames`."""
     mixture, episodes = job.mixture, [drawn.episode for drawn in draws]
     steps = _joined([drawn.steps for drawn in draws], np.int64)
     of = np.repeat(np.arange(len(draws)), [len(drawn.steps) for drawn in draws])
@@ -225,7 +225,7 @@ def shard_rows(
         codes={"dataset": dataset[of], "episode_id": of.astype(np.int32), "instruction": _joined(said, np.int32)},
         step=steps.astype(np.int32),
         frame=np.where(seen_mask, seen + first[of][:, None], -1),
-        frames=frames,
+        frames={role: pool.frames() for role, pool in pools.items()},
         action=action[ahead],
         bins=ActionBins(mixture.bins).encode(action)[ahead],
         action_mask=ahead_mask,

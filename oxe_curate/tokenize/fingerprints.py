@@ -63,6 +63,8 @@ def mixture_fingerprint(
         del mixture["image"]["copy"]
     if spec.stride == 1:
         del mixture["stride"]  # both keep the fingerprints of versions without this key
+    if spec.image.size is not None:
+        mixture["image"]["filter"] = "fixed-point Lanczos-3"  # not Pillow's, whose shards an earlier version wrote
     parts = {
         "format": format_of(spec), "version": __version__, "mixture": mixture,
         "sources": [(s.dataset, sorted(s.bgr), *s.views) for s in sources],

@@ -23,7 +23,7 @@ from oxe_curate.mixture.data_checks import bounds_path
 from oxe_curate.mixture.kinds import KINDS
 from oxe_curate.mixture.problems import Problem
 from oxe_curate.mixture.published import resolve_mixture
-from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resolve, with_statistics
+from oxe_curate.mixture.spec import ImageSpec, IndexedDataset, Mixture, read_mixture, resolve, with_statistics
 from oxe_curate.mixture.texts import open_texts
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.storage import Folder
@@ -157,14 +157,11 @@ def _tokenize(
         folder.remove(MANIFEST)
         job, located = plan.write(folder, found.todo)
         del plan
-        worth = _REFERENCE_BYTES_PER_WORKER
-        if spec.image.copy:
-            worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
         try:
             runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in todo)],
-                functools.partial(_work, job), title="tokenize", workers=options.workers, bytes_per_worker=worth,
-                beam_args=options.beam_args, progress=options.progress,
+                functools.partial(_work, job), title="tokenize", workers=options.workers,
+                bytes_per_worker=bytes_per_worker(spec.image), beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)
@@ -176,6 +173,13 @@ def _tokenize(
         manifest, len(todo), kept, time.monotonic() - start, tokens, tuple(found.found.damaged),
         (*unseen, *_warnings(spec, problems, manifest)),
     )  # fmt: skip
+
+
+def bytes_per_worker(image: ImageSpec) -> int:
+    """Bytes to write that justify one more process."""
+    if not image.copy:
+        return _REFERENCE_BYTES_PER_WORKER
+    return _BYTES_PER_WORKER if image.size is None else _RESIZED_BYTES_PER_WORKER
 
 
 def _reads_source(spec: Mixture, index: Index, source: IndexedDataset, options: TokenizeOptions) -> bool:

@@ -45,8 +45,7 @@ def build_reference(job: TokenizeJob, task: TokenizeTask) -> Built:
     """
     records = _UnreadRecords(job.mixture.image.cameras, job.check_records)
     draws, first, pools = build.gather_frames(job, task, records)
-    frames = {role: pool.places() for role, pool in pools.items()}
-    rows = build.shard_rows(job, draws, first, frames)
+    rows = build.shard_rows(job, draws, first, pools)
     lengths = [len(drawn.steps) for drawn in draws]
     source = np.repeat(np.array([drawn.shard for drawn in draws], np.int32), lengths)
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": build.count_rows(draws)}
@@ -107,10 +106,11 @@ def reference_table(rows: shards.ShardRows, source: NDArray[np.int32], permutati
     numbers = shards.shard_table(replace(rows, frames={}), permutation)
     frame = rows.frame[permutation].ravel()
     columns = {
+        **dict(zip(numbers.column_names, numbers.columns, strict=True)),
         "source": pa.array(source[permutation]),
         **{f"image_{role}": _places(found, frame, window) for role, found in rows.frames.items()},
     }
-    return pa.table([columns[name] if name in columns else numbers[name] for name in plain.names], schema=plain)
+    return pa.table([columns[name] for name in plain.names], schema=plain)
 
 
 def _places(found: EncodedFrames, frame: NDArray[np.int64], window: int) -> Any:
