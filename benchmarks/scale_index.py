@@ -28,11 +28,12 @@ from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJ
 from oxe_curate.index.store import SCHEMA, IndexFiles, describe_file, write_table
 from oxe_curate.index.table import IndexRow, index_table, with_decisions
 from oxe_curate.mixture.published import resolve_mixture
-from oxe_curate.mixture.spec import read_mixture
+from oxe_curate.mixture.spec import MixtureEntry, read_mixture
 from oxe_curate.storage import Folder
 
 VERSION = "1.0.0"
 FRAME_BYTES = 25_000  # a JPEG of 256 px
+SOUP = "openvla_oxe_magic_soup_plus"
 CRITERIA: dict[str, Any] = {}
 _MADE = "made.json"
 _HELD_OUT = 0.1  # share of the files that belong to the split val
@@ -79,16 +80,16 @@ class _File:
         return f"{self.dataset}/{VERSION}/{self.dataset}-{self.split}.tfrecord-{end}"
 
 
-def make_index(folder: Path, size: IndexSize, soup: str = "") -> None:
+def make_index(folder: Path, size: IndexSize, soup: bool = False) -> None:
     """Write an index to `folder`, unless it is there. Exits if `folder` has an index of another size or format.
 
     Args:
         folder: of the index.
         size: of the index.
-        soup: a published mixture: its data sets are made, with every frame located; "": `size.datasets` of the registry.
+        soup: make the data sets of `SOUP`, with every frame located, instead of `size.datasets` others.
     """
-    names = soup_names(soup) if soup else dataset_names(size.datasets)
-    wanted = {"format": FORMAT, **asdict(replace(size, datasets=len(names))), **({"soup": soup} if soup else {})}
+    names = [registry.load(entry.name).name for entry in _soup()] if soup else dataset_names(size.datasets)
+    wanted = {"format": FORMAT, **asdict(replace(size, datasets=len(names))), **({"soup": SOUP} if soup else {})}
     note = folder / _MADE
     if note.exists() and json.loads(note.read_text()) != wanted:
         raise SystemExit(f"{folder} contains another index, {note.read_text()}; delete it or choose another folder")
@@ -96,7 +97,7 @@ def make_index(folder: Path, size: IndexSize, soup: str = "") -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(wanted))
-    files = _files(size, names, located=bool(soup))
+    files = _files(size, names, located=soup)
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         entries = dict(pool.map(_write, [folder] * len(files), files, chunksize=4))
     datasets = {}
@@ -132,11 +133,19 @@ def dataset_names(count: int) -> list[str]:
     return found[:count]
 
 
-def soup_names(name: str) -> list[str]:
-    """The data sets of a published mixture that meet OpenVLA's criteria and have a primary camera."""
-    known = {card.name for card in _cards() if card.verdict == "pass" and "primary" in card.cameras_by_role()}
-    found = [registry.load(entry.name).name for entry in read_mixture(resolve_mixture(name)).datasets]
-    return [name for name in found if name in known]
+def soup_text(name: str, weight: float) -> str:
+    """The published mixture by reference, with another weight of one data set."""
+    rows = "".join(
+        f"  - {{name: {entry.name}, weight: {weight if entry.name == name else entry.weight}}}\n" for entry in _soup()
+    )
+    accepted = "accept: [{finding: broken_version, reason: the data is synthetic}]\n"
+    return f"name: soup\nimage: {{copy: false}}\n{accepted}datasets:\n{rows}"
+
+
+def _soup() -> list[MixtureEntry]:
+    """The entries of the published mixture whose data sets have a primary camera."""
+    entries = read_mixture(resolve_mixture(SOUP)).datasets
+    return [entry for entry in entries if "primary" in registry.load(entry.name).cameras_by_role()]
 
 
 def _cards() -> list[Any]:

@@ -97,8 +97,8 @@ class ImageSpec:
         quality: JPEG quality of frames that are resized or whose channels are swapped.
         random_view: whether the cameras that a card names as `random_view` change places at random, per episode (droid:
             its two exterior cameras, as in OpenVLA and openpi).
-        copy: whether the shards hold the frames. If not, they hold the place of each frame in the source, and `size` and
-            `quality` are those that `materialize` writes.
+        copy: whether the shards hold the frames. If not, they hold the place of each frame in the source, and `size`
+            and `quality` are those that `materialize` writes.
     """
 
     cameras: tuple[IndexedRole, ...] = ("primary",)

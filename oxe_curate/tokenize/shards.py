@@ -169,7 +169,7 @@ def write_shard_file(
 ) -> None:
     """Publish a shard, its rows in the order of `permutation`; `check` is called after the last image was read."""
     window = rows.frame.shape[1]
-    sizes = sum(np.where(rows.frame >= 0, f.length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
+    sizes = sum(np.where(rows.frame >= 0, f.stored_length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
     _write(
         out, path, schema(list(rows.frames), window), meta, lambda chosen: shard_table(rows, chosen), permutation,
         np.asarray(sizes), -(-_ROW_GROUP // window), check,

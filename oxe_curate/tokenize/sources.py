@@ -7,7 +7,7 @@ a data set can be replaced when its shards have moved; what identifies a shard i
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from oxe_curate.errors import CurateError, DataError, StorageError
 from oxe_curate.index.files import SourceShard
-from oxe_curate.index.source_shards import list_shards, matches_shard
+from oxe_curate.index.source_shards import list_shards, matches_shard, read_looks
+from oxe_curate.index.store import Index
 from oxe_curate.progress import Bar
 from oxe_curate.storage import Folder, StoredFile
 
@@ -89,6 +90,24 @@ class MixtureSources(Sequence[ReferencedShard]):
         """The same shards below another root, which holds all data sets."""
         return MixtureSources(tuple(replace(row, root=root) for row in self.rows))
 
+    def identified(self, other: MixtureSources) -> MixtureSources:
+        """The same shards with the identities that `other` has of them, of a later comparison."""
+        known = {(row.name, row.shard): row.identity for row in other}
+        return self._with({row.name: known.get((row.name, row.shard), row.identity) for row in self.rows})
+
+    def find(self) -> dict[str, StoredFile]:
+        """The files ("root/path" -> file), by one listing per folder.
+
+        Raises:
+            DataError: shards are missing, or have another size. StorageError: a folder cannot be listed.
+        """
+        found = list_shards((row.root, row.folder) for row in self.rows)
+        missing = [row for row in self.rows if row.name not in found]
+        resized = [row for row in self.rows if row.name in found and found[row.name].size != row.shard.bytes]
+        if missing or resized:
+            raise self._different(missing, resized)
+        return found
+
     def compare(self, progress: bool = False) -> MixtureSources:
         """Compare the shards with what is on disk, by one listing per folder.
 
@@ -104,16 +123,65 @@ class MixtureSources(Sequence[ReferencedShard]):
         Raises:
             DataError: shards are missing, or have changed. StorageError: they cannot be read.
         """
-        found = list_shards((row.root, row.folder) for row in self.rows)
-        missing = [row for row in self.rows if row.name not in found]
-        other = [row for row in self.rows if row.name in found and found[row.name].size != row.shard.bytes]
-        if missing or other:
-            raise _different(self.rows, missing, other)
+        found = self.find()
         unknown = {row.name: row for row in self.rows if row.identity != found[row.name].identity}
-        changed = _changed(list(unknown.values()), progress)
-        if changed:
-            raise _different(self.rows, [], changed, found)
-        return MixtureSources(tuple(replace(row, identity=found[row.name].identity) for row in self.rows))
+        if changed := _changed(list(unknown.values()), progress):
+            raise self._different([], changed, contents=True)
+        return self._with({name: file.identity for name, file in found.items()})
+
+    def _with(self, identities: Mapping[str, str]) -> MixtureSources:
+        return MixtureSources(tuple(replace(row, identity=identities[row.name]) for row in self.rows))
+
+    def _different(
+        self, missing: Sequence[ReferencedShard], other: Sequence[ReferencedShard], contents: bool = False
+    ) -> DataError:
+        """The error that names the first of the shards that are missing or differ, and counts them."""
+        first, count = (missing or other)[0], len(self.rows)
+        if missing:
+            what = "not found"
+            if len(missing) == count > 1:
+                what += f", and neither is any other of the {count:,} source shards"
+        elif contents:
+            what = f"its records are not those that were filtered ({first.shard.records:,} records were recorded)"
+        else:
+            what = f"its size differs from the {first.shard.bytes:,} bytes that were filtered"
+        others = len(missing) + len(other) - 1
+        if others and len(missing) < count:
+            what += f"; {others:,} more of {count:,} source shards are missing or have changed"
+        return DataError(f"{first.name}: {what}. The mixture refers to frames in this file. {ADVICE}")
+
+
+def compare_sources(
+    index: Index, shards: Sequence[ReferencedShard], progress: bool = False
+) -> tuple[MixtureSources, tuple[str, ...]]:
+    """Compare source shards with what is on disk, as far as their folders are there.
+
+    Args:
+        index: that describes them; it knows how they looked when they were filtered.
+        shards: to compare.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The shards with their identities, and a warning for each data set whose folder is not there.
+
+    Raises:
+        DataError: shards are missing, or have changed. StorageError: they cannot be read.
+    """
+    looks = read_looks(index.folder)
+    folders = {name.rpartition("/")[0] for name in list_shards((shard.root, shard.folder) for shard in shards)}
+    there = [f"{shard.root}/{shard.folder}" in folders for shard in shards]
+    known = [replace(s, identity=looks.get(s.name, "")) for s, found in zip(shards, there, strict=True) if found]
+    compared = iter(MixtureSources(tuple(known)).compare(progress))
+    rows = tuple(next(compared) if found else shard for shard, found in zip(shards, there, strict=True))
+    absent = sorted({f"{s.root}/{s.folder}" for s, found in zip(shards, there, strict=True) if not found})
+    if not absent:
+        return MixtureSources(rows), ()
+    more = f" and {len(absent) - 1} other folders of data sets were" if len(absent) > 1 else " was"
+    line = (
+        f"{absent[0]}{more} not found, so their shards were not compared with the index. Training compares them before "
+        "it reads them; if they have moved, give their folder with --source there."
+    )
+    return MixtureSources(rows), (line,)
 
 
 def _changed(rows: Sequence[ReferencedShard], progress: bool) -> list[ReferencedShard]:
@@ -132,28 +200,6 @@ def _changed(rows: Sequence[ReferencedShard], progress: bool) -> list[Referenced
             pool.shutdown(cancel_futures=True)
             raise
         return changed
-
-
-def _different(
-    rows: Sequence[ReferencedShard],
-    missing: Sequence[ReferencedShard],
-    other: Sequence[ReferencedShard],
-    found: dict[str, StoredFile] | None = None,
-) -> DataError:
-    """The error that names the first of the shards that are missing or differ, and counts them."""
-    first = (missing or other)[0]
-    if missing:
-        what = "not found"
-        if len(missing) == len(rows):
-            what += f", and neither is any other of the {len(rows):,} source shards" if len(rows) > 1 else ""
-    elif found is None:
-        what = f"its size differs from the {first.shard.bytes:,} bytes that were filtered"
-    else:
-        what = f"its records are not those that were filtered ({first.shard.records:,} records were recorded)"
-    others = len(missing) + len(other) - 1
-    if others and len(missing) < len(rows):
-        what += f"; {others:,} more of {len(rows):,} source shards are missing or have changed"
-    return DataError(f"{first.name}: {what}. The mixture refers to frames in this file. {ADVICE}")
 
 
 def write_sources(out: Folder, sources: Sequence[ReferencedShard]) -> None:

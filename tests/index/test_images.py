@@ -55,36 +55,51 @@ def test_png_and_jpeg_decode() -> None:
     assert np.array_equal(images.decode(png(image_of())), image_of())
     jpeg = simplejpeg.encode_jpeg(image_of(), 95, colorsubsampling="444")
     assert np.abs(images.decode(jpeg).astype(int) - image_of()).mean() < 3
+    for data in (jpeg, png(image_of())):
+        assert np.array_equal(images.decode(data, bgr=True)[:, :, ::-1], images.decode(data))
     with pytest.raises(ValueError, match="cannot identify"):
         images.decode(b"neither")
 
 
-def test_resize_is_lanczos_and_ignores_the_aspect() -> None:
-    expected = np.asarray(Image.fromarray(image_of()).resize((32, 32), Image.Resampling.LANCZOS))
-    assert np.array_equal(images.resize(image_of(), 32), expected)
-    assert images.resize(image_of(32, 32), 32).shape == (32, 32, 3)
-
-
-def test_recode_changes_only_what_it_must(tmp_path: Path) -> None:
+def test_recode_changes_only_what_it_must() -> None:
     source = frames(png(image_of()), png(image_of()), b"not needed")
-    needed, swap = np.array([True, True, False]), np.array([False, True, True])
-    found = images.recode(source, needed, swap, None, 95, tmp_path)
-    assert found.read(0) == png(image_of())
-    assert np.abs(images.decode(found.read(1))[:, :, ::-1].astype(int) - image_of()).mean() < 3
+    shown, swap = np.array([[1], [0], [-1]]), np.array([False, True, True])
+    found = images.recode(source, shown, swap, None, 95)
+    data, ends = found.gather(shown.ravel())
+    assert data[ends[1] : ends[2]].tobytes() == png(image_of())
+    assert ends[3] == ends[2]
+    assert np.abs(images.decode(data[: ends[1]])[:, :, ::-1].astype(int) - image_of()).mean() < 3
+    assert np.array_equal(found.stored_length, source.length)
+    small = images.recode(source, shown, np.zeros(3, bool), 24, 95)
+    data, ends = small.gather(np.array([0]))
+    assert images.decode(data).shape == (24, 24, 3)
+    assert np.array_equal(small.stored_length, [24 * 24] * 3)
+    assert images.recode(source, shown, np.zeros(3, bool), None, 95) is source
+
+
+@pytest.mark.parametrize("shown", [[[0, 1], [1, -1]], [[0], [1], [1]]], ids=["windows", "copies"])
+def test_frames_of_several_rows_are_re_encoded_once(tmp_path: Path, shown: list[list[int]]) -> None:
+    source = frames(png(image_of()), png(image_of(40, 40)), b"not needed")
+    once = images.recode(source, np.array([[1], [0]]), np.zeros(3, bool), 24, 95)
+    found = images.recode(source, np.array(shown), np.zeros(3, bool), 24, 95, tmp_path)
+    chosen = np.array([1, 0, 1])
+    for mine, expected in zip(found.gather(chosen), once.gather(chosen), strict=True):
+        assert np.array_equal(mine, expected)
+    assert np.array_equal(found.stored_length[:2], np.diff(found.gather(np.array([0, 1]))[1]))
     assert found.read(2) == b"not needed"
-    small = images.recode(source, needed, np.zeros(3, bool), 24, 95)
-    assert images.decode(small.read(0)).shape == (24, 24, 3)
-    assert images.recode(source, needed, np.zeros(3, bool), None, 95) is source
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_frame_is_named() -> None:
-    source = frames(b"\xff\xd8 neither, nor", where="episode {}".format)
+@pytest.mark.parametrize("shown", [[[0]], [[0, -1]]], ids=["when gathered", "at once"])
+def test_a_damaged_frame_is_named(shown: list[list[int]]) -> None:
+    def recoded(data: bytes) -> None:
+        source = frames(data, where="episode {}".format)
+        images.recode(source, np.array(shown), np.array([False]), 24, 95).gather(np.array([0]))
+
     with pytest.raises(DataError, match="episode 0: expected a complete JPEG or PNG"):
-        images.recode(source, np.array([True]), np.array([False]), 24, 95)
-    source = frames(b"\xff\xd8 complete, but no JPEG\xff\xd9", where="episode {}".format)
+        recoded(b"\xff\xd8 neither, nor")
     with pytest.raises(DataError, match="episode 0: cannot be decoded"):
-        images.recode(source, np.array([True]), np.array([False]), 24, 95)
+        recoded(b"\xff\xd8 complete, but no JPEG\xff\xd9")
 
 
 def test_frames_are_gathered_and_checked() -> None:

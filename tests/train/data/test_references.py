@@ -12,6 +12,7 @@ import pytest
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize import references
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import source_frames
 from oxe_curate.train.data.episodes import EpisodeReader
@@ -22,7 +23,6 @@ from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
 from oxe_curate.train.data.stream import RemoteRows
 from tests import s3
 from tests.train import mixtures
-from tests.train.references import by_reference
 
 pytest.importorskip("torch")
 FIELDS = (
@@ -48,15 +48,24 @@ def both(request, place):
     out = place / request.param
     text = f"{TEXTS[request.param]}\ntexts: [{{name: vqa, path: {place / 'vqa'}, weight: 1}}]"
     copied = mixtures.build(place / "index", out, text, shard_bytes=12_000)
-    return copied, by_reference(copied, place / "index", place / f"{request.param}-reference")
+    return copied, by_reference(place / "index", place / f"{request.param}-reference", text)
+
+
+def by_reference(index, out, text):
+    """The mixture without copies, in row groups of few rows."""
+    without = (
+        text.replace("image: {", "image: {copy: false, ") if "image: " in text else f"{text}\nimage: {{copy: false}}"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(references, "_ROW_GROUP", 7)
+        return mixtures.build(index, out, without, shard_bytes=12_000)
 
 
 @pytest.fixture
 def moving(place, tmp_path):
     """A mixture by reference, and its source below tmp_path/in, which a test may damage."""
     shutil.copytree(place / "in", tmp_path / "in")
-    copied = mixtures.build(place / "index", tmp_path / "copied", TEXTS["single"], shard_bytes=12_000)
-    by_reference(copied, place / "index", tmp_path / "out")
+    by_reference(place / "index", tmp_path / "out", TEXTS["single"])
     return MixtureFolder.open(str(tmp_path / "out"), source=tmp_path / "in"), tmp_path / "in"
 
 
