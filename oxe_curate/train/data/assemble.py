@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.errors import DataError
-from oxe_curate.index.images import open_image
+from oxe_curate.index import images
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.mixed import MixedImages, PixelArray
 from oxe_curate.train.data.order import random_numbers
-from oxe_curate.train.data.resize import resize_images
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
 from oxe_curate.train.settings import ResizeFilter
 
@@ -171,7 +170,7 @@ def _shape(data: bytes | memoryview) -> tuple[int, int]:
     if bytes(data[12:16]) == b"IHDR":
         width, height = struct.unpack(">II", data[16:24])
         return height, width
-    width, height = open_image(data).size
+    width, height = images.open_image(data).size
     return height, width
 
 
@@ -197,23 +196,22 @@ def decode_into(
             return
         out[:] = resize_image(Image.fromarray(simplejpeg.decode_jpeg(data, order)), out.shape[0], resize)
     else:
-        image = open_image(data)
+        image = images.open_image(data)
         same = image.size[::-1] == out.shape[:2]
         pixels = np.asarray(image) if same else resize_image(image, out.shape[0], resize)
         out[:] = pixels[:, :, ::-1] if swapped else pixels
 
 
-def resize_image(image: Image.Image, size: int, resize: ResizeFilter = "bicubic") -> NDArray[np.uint8]:
-    """Resize one RGB image on the CPU, with the result of `resize_images`: uint8 (size, size, 3).
+def resize_image(picture: Image.Image, size: int, resize: ResizeFilter = "bicubic") -> NDArray[np.uint8]:
+    """Resize an RGB image on the CPU: uint8 (size, size, 3), within one level of `resize_images` (bicubic: equal).
 
     The aspect ratio is ignored: "resize-naive" of the released models.
     """
-    if image.size != (size, size) and resize == "bicubic":
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, np.uint8)
-    if image.size == (size, size):
-        return pixels
-    return np.ascontiguousarray(resize_images(torch.from_numpy(pixels.copy())[None], size, resize)[0].numpy())
+    if resize == "lanczos3":
+        return images.resize(np.asarray(picture, np.uint8), size)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.uint8)
 
 
 class _SampleIds(Sequence[str]):

@@ -72,9 +72,14 @@ def make(blocks, **options):
     return assemble(np.arange(len(samples)), samples, FORM, 16, 0, **options)
 
 
-@pytest.mark.parametrize("kind", ["bicubic", "lanczos3"])
+def assert_close(found, expected, levels):
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= levels
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("bicubic", 0), ("lanczos3", 1)])
 @pytest.mark.parametrize("swap", [False, True])
-def test_the_device_gets_what_the_loader_would_have_resized(kind, swap):
+def test_the_device_gets_what_the_loader_would_have_resized(kind, levels, swap):
     block, texts = Block(swap=swap), Block(text=True)
     before = make([block, texts], resize=kind)
     assert sorted(set(block.reads)) == sorted(block.reads)  # padding is not read again
@@ -90,13 +95,13 @@ def test_the_device_gets_what_the_loader_would_have_resized(kind, swap):
     for crop in (False, True):
         given = (crop_images(x) if crop else x for x in (before.images, images))
         one, two = (to_device({"images": packed(x)}, CPU)["images"].numpy() for x in given)
-        assert np.array_equal(one, two)
-    assert np.array_equal(pixels_of(after.texts.images, CPU), before.texts.images)
+        assert_close(two, one, 2 * levels)  # cropping resizes again
+    assert_close(pixels_of(after.texts.images, CPU), before.texts.images, levels)
     seen = before.observation_mask
-    assert np.array_equal(pixels_of(images[seen], CPU), before.images[seen])
+    assert_close(pixels_of(images[seen], CPU), before.images[seen], levels)
     part = images[2:4, -1]
     assert part.nbytes < images.nbytes
-    assert np.array_equal(pixels_of(part, CPU), before.images[2:4, -1])
+    assert_close(pixels_of(part, CPU), before.images[2:4, -1], levels)
     assert [image.shape[:2] for image in part.sources()] == [
         Image.open(io.BytesIO(block.frame(row, 2, camera))).size[::-1] for row in (2, 3) for camera in (0, 1)
     ]
