@@ -83,6 +83,8 @@ def test_the_device_gets_what_the_loader_would_have_resized(kind, levels, swap):
     block, texts = Block(swap=swap), Block(text=True)
     before = make([block, texts], resize=kind)
     assert sorted(set(block.reads)) == sorted(block.reads)  # padding is not read again
+    stored = make([Block()], resize=kind).images[:, :, 1]
+    assert np.array_equal(before.images[:, :, 1], stored[..., ::-1] if swap else stored)
     block.reads.clear()
     after = make([block, texts], resize=kind, mixed=True)
     assert sorted(set(block.reads)) == sorted(block.reads)
@@ -115,7 +117,7 @@ def test_images_of_the_models_size_are_passed_on(monkeypatch):
     assert packed(last).data_ptr() == last.groups[0].data_ptr()  # no copy
     assert packed(images) is images  # padding is shown again
     assert isinstance(packed(crop_images(last)), MixedImages)
-    assert packed(images[:0]).shape == (0, 3, 2, 16, 16, 3)
+    assert packed(images[:0]).shape == pixels_of(images[:0], CPU).shape == (0, 3, 2, 16, 16, 3)
 
 
 def test_very_large_images_are_resized_where_they_are_decoded(monkeypatch):
