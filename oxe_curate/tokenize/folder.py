@@ -29,6 +29,7 @@ class MixtureFolder:
         statistics_json: the same as OpenVLA's dictionaries, as in the file.
         hashes: SHA-256 of the files that a run depends on: "statistics", "tokens", "mixture".
         moved: root that replaces those of all data sets in `sources` (`--source`).
+        compared: `sources` as they were found on the disk.
     """
 
     folder: Folder
@@ -39,6 +40,7 @@ class MixtureFolder:
     tokens: ActionTokens
     hashes: dict[str, str]
     moved: Folder | None = None
+    compared: MixtureSources | None = None
 
     @classmethod
     def open(cls, uri: str, source: str | Path | None = None) -> MixtureFolder:
@@ -109,6 +111,8 @@ class MixtureFolder:
         Raises:
             DataError: their list is damaged or changed.
         """
+        if self.compared is not None:
+            return self.compared
         if self.copies:
             return MixtureSources(())
         _read_recorded(self.folder, self.manifest, SOURCES)

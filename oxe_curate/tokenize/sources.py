@@ -7,7 +7,7 @@ a data set can be replaced when its shards have moved; what identifies a shard i
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,6 +90,24 @@ class MixtureSources(Sequence[ReferencedShard]):
         """The same shards below another root, which holds all data sets."""
         return MixtureSources(tuple(replace(row, root=root) for row in self.rows))
 
+    def identified(self, other: MixtureSources) -> MixtureSources:
+        """The same shards with the identities that `other` has of them, of a later comparison."""
+        known = {(row.name, row.shard): row.identity for row in other}
+        return self._with({row.name: known.get((row.name, row.shard), row.identity) for row in self.rows})
+
+    def find(self) -> dict[str, StoredFile]:
+        """The files ("root/path" -> file), by one listing per folder.
+
+        Raises:
+            DataError: shards are missing, or have another size. StorageError: a folder cannot be listed.
+        """
+        found = list_shards((row.root, row.folder) for row in self.rows)
+        missing = [row for row in self.rows if row.name not in found]
+        resized = [row for row in self.rows if row.name in found and found[row.name].size != row.shard.bytes]
+        if missing or resized:
+            raise self._different(missing, resized)
+        return found
+
     def compare(self, progress: bool = False) -> MixtureSources:
         """Compare the shards with what is on disk, by one listing per folder.
 
@@ -105,16 +123,32 @@ class MixtureSources(Sequence[ReferencedShard]):
         Raises:
             DataError: shards are missing, or have changed. StorageError: they cannot be read.
         """
-        found = list_shards((row.root, row.folder) for row in self.rows)
-        missing = [row for row in self.rows if row.name not in found]
-        other = [row for row in self.rows if row.name in found and found[row.name].size != row.shard.bytes]
-        if missing or other:
-            raise _different(self.rows, missing, other)
+        found = self.find()
         unknown = {row.name: row for row in self.rows if row.identity != found[row.name].identity}
-        changed = _changed(list(unknown.values()), progress)
-        if changed:
-            raise _different(self.rows, [], changed, found)
-        return MixtureSources(tuple(replace(row, identity=found[row.name].identity) for row in self.rows))
+        if changed := _changed(list(unknown.values()), progress):
+            raise self._different([], changed, contents=True)
+        return self._with({name: file.identity for name, file in found.items()})
+
+    def _with(self, identities: Mapping[str, str]) -> MixtureSources:
+        return MixtureSources(tuple(replace(row, identity=identities[row.name]) for row in self.rows))
+
+    def _different(
+        self, missing: Sequence[ReferencedShard], other: Sequence[ReferencedShard], contents: bool = False
+    ) -> DataError:
+        """The error that names the first of the shards that are missing or differ, and counts them."""
+        first, count = (missing or other)[0], len(self.rows)
+        if missing:
+            what = "not found"
+            if len(missing) == count > 1:
+                what += f", and neither is any other of the {count:,} source shards"
+        elif contents:
+            what = f"its records are not those that were filtered ({first.shard.records:,} records were recorded)"
+        else:
+            what = f"its size differs from the {first.shard.bytes:,} bytes that were filtered"
+        others = len(missing) + len(other) - 1
+        if others and len(missing) < count:
+            what += f"; {others:,} more of {count:,} source shards are missing or have changed"
+        return DataError(f"{first.name}: {what}. The mixture refers to frames in this file. {ADVICE}")
 
 
 def compare_sources(
@@ -166,28 +200,6 @@ def _changed(rows: Sequence[ReferencedShard], progress: bool) -> list[Referenced
             pool.shutdown(cancel_futures=True)
             raise
         return changed
-
-
-def _different(
-    rows: Sequence[ReferencedShard],
-    missing: Sequence[ReferencedShard],
-    other: Sequence[ReferencedShard],
-    found: dict[str, StoredFile] | None = None,
-) -> DataError:
-    """The error that names the first of the shards that are missing or differ, and counts them."""
-    first = (missing or other)[0]
-    if missing:
-        what = "not found"
-        if len(missing) == len(rows):
-            what += f", and neither is any other of the {len(rows):,} source shards" if len(rows) > 1 else ""
-    elif found is None:
-        what = f"its size differs from the {first.shard.bytes:,} bytes that were filtered"
-    else:
-        what = f"its records are not those that were filtered ({first.shard.records:,} records were recorded)"
-    others = len(missing) + len(other) - 1
-    if others and len(missing) < len(rows):
-        what += f"; {others:,} more of {len(rows):,} source shards are missing or have changed"
-    return DataError(f"{first.name}: {what}. The mixture refers to frames in this file. {ADVICE}")
 
 
 def write_sources(out: Folder, sources: Sequence[ReferencedShard]) -> None:
