@@ -129,7 +129,7 @@ def test_a_changed_source_is_one_error(index: Path, tmp_path: Path) -> None:
     assert not absent(tokenize(index, tmp_path / "out", "", copy=False, source=str(moved)))
     shutil.rmtree(moved / "bridge_dataset")
     bridge.write(moved, episodes={"train": [bridge.episode(i, 6 + i % 5) for i in range(11)]})
-    with pytest.raises(DataError, match=r"moved/bridge_dataset.*(size differs|records are not those).*1 more of 3"):
+    with pytest.raises(DataError, match=r"moved/bridge_dataset.*(size differs|records are not those)"):
         tokenize(index, tmp_path / "out", "", copy=False, source=str(moved))
 
 
