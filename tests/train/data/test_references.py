@@ -1,5 +1,6 @@
 """Mixtures by reference: the same batches as from copies, and one clear error when a source has changed."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -212,13 +213,22 @@ def test_a_change_during_a_run_is_one_error(moving, change, open_files, monkeypa
     assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
 
 
-def test_a_touched_source_is_compared_and_used(moving, both):
+def test_a_touched_source_is_compared_once_and_used(moving, monkeypatch):
+    monkeypatch.setattr(source_frames, "_OPEN_FILES", 1)
+    compared, compare = [], source_frames.matches_shard
+    monkeypatch.setattr(
+        source_frames, "matches_shard", lambda root, path, shard: (compared.append(path), compare(root, path, shard))[1]
+    )
     mixture, source = moving
+    mixture = dataclasses.replace(mixture, compared=mixture.sources.compare())
     batches = iter(load(mixture, steps=60))
     first = next(batches)
     for path in shards(source):
         os.utime(path)
-    all_same([first, *batches], load(MixtureFolder.open(mixture.folder.uri), steps=60))
+    assert compared == []
+    batches = [first, *batches]
+    assert sorted(compared) == sorted({row.shard.path for row in mixture.sources})
+    all_same(batches, load(MixtureFolder.open(mixture.folder.uri), steps=60))
 
 
 def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
