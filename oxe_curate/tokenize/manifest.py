@@ -32,6 +32,7 @@ MANIFEST, STATISTICS, TOKENS, RESOLVED = (
 REFERENCE_KEYS = "images", "swap", "copying", "shard_bytes"
 """Keys of the manifest that only a mixture by reference has."""
 _THREADS = 8
+_AT_ONCE = 2  # data sets: numpy releases the GIL for most of the time
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,12 @@ def _texts(texts: Sequence[TextSource], rows: Mapping[str, Mapping[str, int]]) -
 
 def _round_trip(spec: Mixture, numbers: dict[str, Numbers], bounds: dict[str, Bounds]) -> dict[str, dict[str, Any]]:
     """The error of binning per data set, in metres and degrees."""
-    report = {}
-    for name, found in numbers.items():
-        check = RoundTrip(bounds[name], ActionBins(spec.bins))
-        for block in found.column("action"):
-            check.add(block)
-        report[name] = check.result()
-    return report
+
+    def check(name: str) -> dict[str, Any]:
+        done = RoundTrip(bounds[name], ActionBins(spec.bins))
+        for block in numbers[name].column("action"):
+            done.add(block)
+        return done.result()
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return dict(zip(numbers, pool.map(check, numbers), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ from oxe_curate.tokenize.text_build import TextTask, plan_texts
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
 _BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
 _REFERENCE_BYTES_PER_WORKER = 32 << 20  # a process takes two seconds to start; it writes this much in as many
+
+
+_AT_ONCE = 2  # data sets whose numbers are read at once: numpy and pyarrow release the GIL for most of the time
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ def _tokenize(
     tokens = _tokens(spec, options)
     over = spec.bounds.over if spec.bounds.over == "all" else "kept"
     numbers = {s.entry.name: Numbers(opened, s.dataset, over) for s in sources}
-    statistics = {s.entry.name: _bounds(spec, numbers[s.entry.name], s, path.parent) for s in sources}
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        fitted = pool.map(lambda s: _bounds(spec, numbers[s.entry.name], s, path.parent), sources)
+        statistics = dict(zip(numbers, fitted, strict=True))
     hashes = index_hashes(opened, sources)
     plan = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes, options.check_records)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)

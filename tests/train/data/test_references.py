@@ -1,5 +1,6 @@
 """Mixtures by reference: the same batches as from copies, and one clear error when a source has changed."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.rlds import tfrecord
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import references
 from oxe_curate.tokenize.folder import MixtureFolder
@@ -21,7 +24,7 @@ from oxe_curate.train.data.references import ReferenceRows
 from oxe_curate.train.data.rows import SampleFormat
 from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
 from oxe_curate.train.data.stream import RemoteRows
-from tests import s3
+from tests import bridge, s3
 from tests.train import mixtures
 
 pytest.importorskip("torch")
@@ -210,13 +213,22 @@ def test_a_change_during_a_run_is_one_error(moving, change, open_files, monkeypa
     assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
 
 
-def test_a_touched_source_is_compared_and_used(moving, both):
+def test_a_touched_source_is_compared_once_and_used(moving, monkeypatch):
+    monkeypatch.setattr(source_frames, "_OPEN_FILES", 1)
+    compared, compare = [], source_frames.matches_shard
+    monkeypatch.setattr(
+        source_frames, "matches_shard", lambda root, path, shard: (compared.append(path), compare(root, path, shard))[1]
+    )
     mixture, source = moving
+    mixture = dataclasses.replace(mixture, compared=mixture.sources.compare())
     batches = iter(load(mixture, steps=60))
     first = next(batches)
     for path in shards(source):
         os.utime(path)
-    all_same([first, *batches], load(MixtureFolder.open(mixture.folder.uri), steps=60))
+    assert compared == []
+    batches = [first, *batches]
+    assert sorted(compared) == sorted({row.shard.path for row in mixture.sources})
+    all_same(batches, load(MixtureFolder.open(mixture.folder.uri), steps=60))
 
 
 def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
@@ -267,6 +279,54 @@ def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
         assert np.array_equal(rows.images[:, :, 1:], plain.images[:, :, 1:])
     finally:
         reference.manifest["swap"] = {}
+
+
+# array_record
+
+
+def as_array_record(source):
+    """Turn the TFRecord shards below a folder into array_record files."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    for path in shards(source):
+        data = path.read_bytes()
+        writer = module.ArrayRecordWriter(str(path).replace(".tfrecord-", ".array_record-"), "group_size:1")
+        for offset, length in tfrecord.records(memoryview(data)):
+            writer.write(data[offset : offset + length])
+        writer.close()
+        path.unlink()
+    (info,) = source.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("tfrecord", "array_record"))
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """A mixture as copies and by reference, from array_record files."""
+    place = tmp_path_factory.mktemp("compressed")
+    bridge.write(place / "in", episodes={"train": [bridge.episode(i, 6 + i % 5) for i in range(14)]})
+    as_array_record(place / "in")
+    run_filter(place / "in", place / "index", FilterOptions(progress=False, workers=1))
+    copied = mixtures.build(place / "index", place / "copied", TEXTS["single"], shard_bytes=12_000)
+    return copied, by_reference(place / "index", place / "out", TEXTS["single"])
+
+
+@pytest.mark.parametrize("kept", [1, 1 << 20])
+def test_frames_of_array_record_files_equal_copies(compressed, kept, monkeypatch):
+    monkeypatch.setattr(source_frames, "_ARRAY_RECORDS", kept)
+    assert "array_record" in compressed[1].sources[0].name
+    all_same(*(load(mixture, workers=4) for mixture in compressed))
+
+
+def test_a_damaged_array_record_file_is_an_error(compressed, tmp_path):
+    root = compressed[1].sources[0].root.path()
+    shutil.copytree(root, tmp_path / "in")
+    mixture = MixtureFolder.open(compressed[1].folder.uri, source=tmp_path / "in")
+    assert list(load(mixture))
+    for path in (tmp_path / "in").rglob("*.array_record-*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/in/.*array_record-.*needed for sample"):
+        list(load(mixture))
 
 
 # object stores
