@@ -21,8 +21,8 @@ from oxe_curate.train.data.order import random_numbers
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
 from oxe_curate.train.settings import ResizeFilter
 
-_LARGEST = 1 << 21
-"""Pixels, 1080p: larger images are resized where they are decoded, whatever `mixed` says."""
+_BYTES = 256 << 20
+"""Bytes of the mixed images of a batch: images that exceed an equal part are resized where they are decoded."""
 
 
 def assemble(
@@ -149,8 +149,7 @@ def _decode_mixed(
             height, width = _shape(data)
         except ValueError as error:
             raise frame.error(error) from None
-        # the batches that are prepared ahead would take too much memory
-        shape = (height, width) if height * width <= _LARGEST else (size, size)
+        shape = (height, width) if 3 * height * width * len(frames) <= _BYTES else (size, size)
         members.setdefault(shape, []).append(number)
     groups = []
     for shape, numbers in members.items():
@@ -167,7 +166,7 @@ def _shape(data: bytes | memoryview) -> tuple[int, int]:
     if bytes(data[:2]) == b"\xff\xd8":
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         return height, width
-    if bytes(data[12:16]) == b"IHDR":
+    if len(data) >= 24 and bytes(data[12:16]) == b"IHDR":
         width, height = struct.unpack(">II", data[16:24])
         return height, width
     width, height = images.open_image(data).size
