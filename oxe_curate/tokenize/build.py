@@ -24,6 +24,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
+from oxe_curate.tokenize.checksum import FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
 _AHEAD = 32  # episodes, whose parts an object store sends meanwhile
@@ -32,9 +33,14 @@ _TEXTS = ("dataset", "episode_id", "instruction")
 
 @dataclass
 class Built:
-    """Result of a task."""
+    """Result of a task.
 
-    steps_seen: int = 0
+    Attributes:
+        result: hashes of the shard, as it was written.
+    """
+
+    steps_seen: int
+    result: FileHashes
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +116,9 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta, records.check_unchanged)
-    return Built(steps_seen=len(keys))
+    check = records.check_unchanged
+    hashes = shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta, check)
+    return Built(len(keys), hashes)
 
 
 @dataclass

@@ -34,7 +34,7 @@ from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
 from oxe_curate.tokenize.finished import find_finished
 from oxe_curate.tokenize.folder import read_manifest
-from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, plan_id
+from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, hashes_of_written, plan_id
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
@@ -153,6 +153,7 @@ def _tokenize(
     if recorded and not todo and not folder.is_local and not options.verify and _same_files(folder, recorded, tokens):
         seconds, warnings = time.monotonic() - start, _warnings(spec, problems, manifest)
         return TokenizeResult(manifest, 0, len(planned), seconds, tokens, (), warnings)  # without a request per shard
+    known = dict(found.hashes)
     if todo:
         _check_roots(opened, sources)
         folder.remove(MANIFEST)
@@ -160,15 +161,16 @@ def _tokenize(
         del plan
         worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
         try:
-            runner.run_tasks(
+            written = runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in set(todo))],
                 functools.partial(_work, job), title="tokenize", workers=options.workers, bytes_per_worker=worth,
                 beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)
+        known |= hashes_of_written(folder, written, options.verify)
     manifest = finish(
-        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder, found.hashes,
+        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder, known,
         options.verify,
     )  # fmt: skip
     return TokenizeResult(
