@@ -28,6 +28,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
+from oxe_curate.tokenize.checksum import FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
 AHEAD = 32  # episodes, whose parts an object store sends meanwhile
@@ -35,9 +36,14 @@ AHEAD = 32  # episodes, whose parts an object store sends meanwhile
 
 @dataclass
 class Built:
-    """Result of a task."""
+    """Result of a task.
 
-    steps_seen: int = 0
+    Attributes:
+        result: hashes of the shard, as it was written.
+    """
+
+    steps_seen: int
+    result: FileHashes
 
 
 class RecordSource(Protocol):
@@ -141,8 +147,8 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
     order = sampling.order(order_keys(draws))
-    shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
-    return Built(steps_seen=len(order))
+    hashes = shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
+    return Built(len(order), hashes)
 
 
 def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
