@@ -110,6 +110,7 @@ class OpenVLAFamily(Family):
             tokens=None if config.openvla.head == "l1" else tuple(mixture.tokens.token_id.tolist()),
             bins=mixture.tokens.action_bins.kind,
             hashes=dict(mixture.hashes),
+            resize=config.resize,
         )
         family = cls(attach(_load(config, spec, device), config, _parts(config)), config, spec)
         family.texts = bool(mixture.mixture.texts)
