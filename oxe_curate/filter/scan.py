@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from oxe_curate.filter.decisions import own_reasons
 from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.keep_ranges import FIELDS, episode_key, identifies_episodes, read_keep_ranges
 from oxe_curate.filter.looking import look_at_camera
-from oxe_curate.filter.screen import Candidate, screen, success
+from oxe_curate.filter.screen import Candidate, no_third_person_camera, screen, success
 from oxe_curate.index.files import SourceShard
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.index.idle import drop_idle_frames, keep_frames
@@ -48,6 +48,8 @@ EXACT_BELOW = 256 << 20
 """Every frame of a data set below this many bytes is located while it is scanned. Above it, only each camera's list of
 frames is located: finding every frame reads one disk page each, a fifth of the data with 256 px images. Later readers
 locate the frames then (see `locate`)."""
+_TOGETHER = 256
+"""Episodes that are standardised at once."""
 
 
 @dataclass(frozen=True)
@@ -133,24 +135,49 @@ def _read_rows(task: FilterTask, shard: ShardBytes, framing: tfrecord.Framing) -
     buffer, ensure = shard.buffer, shard.ensure
     rows: list[IndexRow] = []
     corrupt: list[str] = []
-    number, read = -1, 0
-    first, last = task.shard.skip, task.shard.skip + task.shard.take
-    try:
-        for number, (offset, length) in enumerate(tfrecord.records(buffer, ensure, framing)):
-            if not first <= number < last:
-                continue
+    read = 0
+    waiting: list[_Found] = []
+    # frames are read record by record, since it is the order of the bytes
+    together = 1 if shard.remote or task.look or task.criteria.bad_image else _TOGETHER
+
+    def failed(number: int, offset: int, error: Exception) -> None:
+        where = f"record {number} at byte {offset}: {error}"
+        if not task.skip_corrupt:
+            raise type(error)(where) from error
+        corrupt.append(f"{task.shard.path}: {where}")
+
+    def finish() -> None:
+        """Make rows of the records that were read, in order, before a later record is complained about."""
+        nonlocal read
+        found, waiting[:] = list(waiting), []
+        for record, trajectory in zip(found, scanner.standardize(found), strict=True):
             try:
-                if task.verify:
-                    ensure(offset, length + tfrecord.FOOTER)
-                    tfrecord.check_data(buffer, offset, length)
-                row, touched = scanner.row(task, buffer, number, offset, length, ensure)
+                row, touched = scanner.row(task, record, trajectory(), buffer, ensure)
                 rows.append(row)
                 read += touched
             except (CorruptError, DataError) as error:
-                where = f"record {number} at byte {offset}: {error}"
-                if not task.skip_corrupt:
-                    raise type(error)(where) from error
-                corrupt.append(f"{task.shard.path}: {where}")
+                failed(record.number, record.offset, error)
+
+    number, first, last = -1, task.shard.skip, task.shard.skip + task.shard.take
+    try:
+        try:
+            for number, (offset, length) in enumerate(tfrecord.records(buffer, ensure, framing)):
+                if not first <= number < last:
+                    continue
+                try:
+                    if task.verify:
+                        ensure(offset, length + tfrecord.FOOTER)
+                        tfrecord.check_data(buffer, offset, length)
+                    waiting.append(scanner.read(task, buffer, number, offset, length, ensure))
+                except (CorruptError, DataError) as error:
+                    finish()
+                    failed(number, offset, error)
+                if len(waiting) == together:
+                    finish()
+        except (CorruptError, DataError):
+            finish()
+            raise
+        finish()
         if number + 1 != task.shard.records:
             raise CorruptError(f"dataset_info.json lists {task.shard.records} records, the file has {number + 1}")
     except (CorruptError, DataError) as error:
@@ -168,6 +195,27 @@ _ADVICE = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A record that was read, but not standardised.
+
+    Attributes:
+        name: of the episode.
+        number, offset, length: of the record in its shard.
+        episode: what was read of it.
+        look: looks at its frames.
+        dark: whether no third-person camera shows anything, or the error that looking at them raised.
+    """
+
+    name: EpisodeId
+    number: int
+    offset: int
+    length: int
+    episode: RawEpisode
+    look: FrameLook
+    dark: bool | CorruptError | DataError
+
+
 class Scanner:
     """Reads the records of one data set according to its card. Created once per process and data set."""
 
@@ -176,7 +224,7 @@ class Scanner:
         where = f"{dataset.label} features.json"
         if card.recipes:
             check_features(card, {key: leaf.shape for key, leaf in steps.items()}, where, recipe)
-        self._standardize: Callable[[Any], Trajectory] | None = card.standardizer(recipe) if card.recipes else None
+        self._standardize = card.standardizer(recipe) if card.recipes else None
         cameras = {camera_key(key, steps): c.role for key, c in card.cameras.items() if c.role in ROLES}
         self.cameras = {key: role for key, role in cameras.items() if key in steps}
         fields = {}
@@ -203,20 +251,50 @@ class Scanner:
             where=where,
         )
 
-    def row(
-        self, task: FilterTask, buffer: memoryview, number: int, offset: int, length: int, ensure: Any
-    ) -> tuple[IndexRow, int]:
-        """Return the record's row, and the number of bytes read."""
+    def read(
+        self, task: FilterTask, buffer: memoryview, number: int, offset: int, length: int, ensure: tfrecord.Ensure
+    ) -> _Found:
+        """Read a record, as far as the rest does not depend on its actions."""
         episode, shard = self.reader.read(buffer, offset, length, ensure), task.shard
         name = EpisodeId(shard.dataset, shard.version, shard.split, shard.number, number)
         if self._choice:
             episode = replace(episode, steps=draw_text(episode.steps, self._choice, str(name)))
-        trajectory = self._standardize(episode.steps) if self._standardize else None
-        if trajectory is not None:
-            trajectory = self._keep(trajectory, episode, task.criteria)
-        criteria = task.criteria
         look = FrameLook(buffer, ensure)
-        candidate = Candidate(task.card, episode, trajectory, look)
+        dark: bool | CorruptError | DataError
+        try:  # now, since the first frames begin in the pages that have just been read
+            dark = no_third_person_camera(Candidate(task.card, episode, None, look), task.criteria)
+        except (CorruptError, DataError) as error:
+            dark = error
+        return _Found(name, number, offset, length, episode, look, dark)
+
+    def standardize(self, found: Sequence[_Found]) -> Iterator[Callable[[], Trajectory | None]]:
+        """For each record, a function that returns its trajectory, None without a recipe, or raises DataError."""
+        one_by_one = self._standardize
+        if one_by_one is None:
+            yield from [lambda: None] * len(found)
+            return
+        try:
+            together = one_by_one.many([record.episode.steps for record in found]) if found else []
+        except DataError:
+            yield from (partial(one_by_one, record.episode.steps) for record in found)
+        else:
+            yield from (partial(_identity, trajectory) for trajectory in together)
+
+    def row(
+        self,
+        task: FilterTask,
+        record: _Found,
+        trajectory: Trajectory | None,
+        buffer: memoryview,
+        ensure: tfrecord.Ensure,
+    ) -> tuple[IndexRow, int]:
+        """Return the record's row, and the number of bytes read."""
+        episode, look, criteria = record.episode, record.look, task.criteria
+        if trajectory is not None:
+            trajectory = self._keep(trajectory, episode, criteria)
+        if not isinstance(record.dark, bool):
+            raise record.dark
+        candidate = Candidate(task.card, episode, trajectory, look, record.dark)
         applies = screen(candidate, criteria)
         spans: dict[str, tuple[int, int]] = {}
         frames: dict[str, NDArray[np.int64]] = {}
@@ -234,9 +312,9 @@ class Scanner:
             if task.look:
                 looks[role] = look_at_camera(look, located, task.look)
         row = IndexRow(
-            id=name, shard=shard.path, record=(offset, length), record_crc=0, source_steps=episode.num_steps,
-            applies=applies, success=success(candidate), trajectory=trajectory, frames=frames, spans=spans,
-            control_hz=task.card.control_hz, looks=looks if task.look else None,
+            id=record.name, shard=task.shard.path, record=(record.offset, record.length), record_crc=0,
+            source_steps=episode.num_steps, applies=applies, success=success(candidate), trajectory=trajectory,
+            frames=frames, spans=spans, control_hz=task.card.control_hz, looks=looks if task.look else None,
         )  # fmt: skip
         return row, _touched(episode, frames) + look.touched
 
@@ -250,6 +328,10 @@ class Scanner:
             rule = None if rule == "card" else rule
         rule = self._rule if rule == "card" else rule
         return drop_idle_frames(trajectory, rule) if rule else trajectory
+
+
+def _identity(trajectory: Trajectory) -> Trajectory:
+    return trajectory
 
 
 def _touched(episode: RawEpisode, frames: dict[str, NDArray[np.int64]]) -> int:
