@@ -137,6 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _serve_forever(root: Path, delay: float, bandwidth: float, pipe: Any) -> None:
     server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 256, "daemon_threads": True})
+    server.handle_error = lambda *_: None  # type: ignore[attr-defined]  # of clients that ended meanwhile
     facts = {"root": root, "delay": delay, "bandwidth": bandwidth, "counts": Counts()}
     made = server(("127.0.0.1", 0), type("Handler", (_Handler,), facts))
     pipe.send(made.server_port)

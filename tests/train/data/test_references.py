@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,9 @@ from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.data.loader import Loader, ValidationLoader
 from oxe_curate.train.data.mixed import pixels_of
 from oxe_curate.train.data.references import ReferenceRows
+from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
+from oxe_curate.train.data.shards import split_shards
 from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
 from oxe_curate.train.data.stream import RemoteRows
 from tests import bridge, s3
@@ -269,8 +272,15 @@ def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
         frames.read((row["source"], 0, 1 << 30))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "null", "length"])
-def test_damaged_references_are_an_error_of_the_shard(moving, kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bytes", "row group 0: expected offsets and lengths of frames, got struct<bytes"),
+        ("null", r"row group 0: expected \d+ frames, got \d+"),
+        ("length", r"refers to no frame.* \(needed for sample .*: row 0\)"),
+    ],
+)
+def test_damaged_references_are_an_error_of_the_shard(moving, kind, message):
     mixture, _ = moving
     name = mixture.shards("train")[0]
     table = pq.read_table(mixture.folder.path(name))
@@ -283,8 +293,9 @@ def test_damaged_references_are_an_error_of_the_shard(moving, kind):
     table = table.set_column(table.column_names.index("image_primary"), "image_primary", changed)
     pq.write_table(table, mixture.folder.path(name))
     mixture.manifest["outputs"][name]["bytes"] = mixture.folder.size(name)
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=message) as caught:
         list(load(mixture))
+    assert name in str(caught.value)
 
 
 def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
@@ -419,6 +430,26 @@ def test_a_replaced_object_is_an_error(both, place, store, tmp_path):
             list(load(mixture))
     source.publish_bytes(path, good)
     assert list(load(mixture))
+
+
+def test_frames_of_several_batches_are_requested_ahead(both, far, monkeypatch):
+    monkeypatch.setenv("OXE_CURATE_STORE_REQUESTS", "2")
+    mixture = MixtureFolder.open(both[1].folder.uri, source=far[0].uri)
+    sample_format = SampleFormat.of(mixture)
+    rows = open_rows(mixture, split_shards(mixture, "train"), sample_format)
+    begun, begin = [], rows._frames.begin
+    monkeypatch.setattr(rows._frames, "begin", lambda places: (begun.append(places), begin(places))[1])
+    claims = rows.batches(iter(np.arange(len(rows)).reshape(-1, 1)))
+    claim = next(claims)
+    assert claim()
+    images = sample_format.window * len(sample_format.cameras)
+    ahead = 32 // images
+    deadline = time.monotonic() + 60
+    while len(begun) <= ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(begun) == ahead + 1  # and no more
+    claims.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
 
 
 def test_neighbouring_frames_are_requested_together():
