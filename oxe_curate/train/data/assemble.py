@@ -23,6 +23,8 @@ from oxe_curate.train.settings import ResizeFilter
 
 _BYTES = 256 << 20
 """Bytes of the mixed images of a batch: images that exceed an equal part are resized where they are decoded."""
+_GROUPS = 8
+"""Sizes in a batch of mixed images, since each costs the device some calls: images of the rarest are resized here."""
 
 
 def assemble(
@@ -151,7 +153,12 @@ def _decode_mixed(
             raise frame.error(error) from None
         shape = (height, width) if 3 * height * width * len(frames) <= _BYTES else (size, size)
         members.setdefault(shape, []).append(number)
+    by_pixels = sorted(members, key=lambda shape: len(members[shape]) * shape[0] * shape[1], reverse=True)
+    own = members.setdefault((size, size), [])
+    for shape in set(by_pixels[_GROUPS:]) - {(size, size)}:
+        own += members.pop(shape)
     groups = []
+    members = {shape: numbers for shape, numbers in members.items() if numbers}
     for shape, numbers in members.items():
         groups.append(torch.empty((len(numbers), *shape, 3), dtype=torch.uint8, pin_memory=pin))
         for number, out in zip(numbers, groups[-1].numpy(), strict=True):

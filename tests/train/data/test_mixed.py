@@ -127,6 +127,15 @@ def test_very_large_images_are_resized_where_they_are_decoded(monkeypatch):
     assert np.array_equal(pixels_of(images, CPU), expected)
 
 
+def test_rare_sizes_are_resized_where_they_are_decoded(monkeypatch):
+    expected = make([Block()]).images
+    for count in (1, 2):
+        monkeypatch.setattr(assembling, "_GROUPS", count)
+        images = make([Block()], mixed=True).images
+        assert {tuple(group.shape[1:3]) for group in images.groups} == {(16, 16), *[(48, 20), (30, 30)][:count]}
+        assert np.array_equal(pixels_of(images, CPU), expected)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["here", "on the device"])
 @pytest.mark.parametrize("data", [b"no image", b"", picture(2)[:9], picture(2)[:-99], picture(2, "PNG")[:20]])
 def test_a_damaged_image_names_its_row(mixed, data, monkeypatch):
