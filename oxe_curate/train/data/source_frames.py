@@ -215,8 +215,8 @@ class BatchFrames:
 
 def is_image(data: bytes | memoryview) -> bool:
     """Whether bytes begin and end like a JPEG, or begin like a PNG: what tokenize requires of a frame."""
-    jpeg = bytes(data[:2]) == b"\xff\xd8" and bytes(data[-2:]) == b"\xff\xd9"
-    return jpeg or bytes(data[:8]) == b"\x89PNG\r\n\x1a\n"
+    head = bytes(data[:8])
+    return (head[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9") or head == b"\x89PNG\r\n\x1a\n"
 
 
 class _UnknownObjectError(Exception):
