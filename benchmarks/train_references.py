@@ -66,7 +66,7 @@ def encoded(mixture: Any, workers: int) -> Iterator[Any]:
     def job(claim: Any) -> Any:
         return {"rows": [(block.records[row], block.texts[0][row], block.frame(row, 0, 0)) for block, row in claim()]}
 
-    for batch in prefetched((functools.partial(job, claim) for claim in claims), workers, workers + 1):
+    for batch in prefetched((functools.partial(job, claim) for claim in claims), workers):
         yield batch["rows"]
 
 

@@ -21,6 +21,7 @@ from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import source_frames
 from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.data.loader import Loader, ValidationLoader
+from oxe_curate.train.data.mixed import pixels_of
 from oxe_curate.train.data.references import ReferenceRows
 from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
@@ -30,7 +31,8 @@ from oxe_curate.train.data.stream import RemoteRows
 from tests import bridge, s3
 from tests.train import mixtures
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+CPU = torch.device("cpu")
 FIELDS = (
     "position", "dataset", "images", "actions", "bins", "action_mask", "observation_mask", "proprio", "random",
 )  # fmt: skip
@@ -116,6 +118,21 @@ def test_batches_equal_those_of_copies(both, options):
     copied, reference = both
     assert not reference.copies
     all_same(load(copied, **options), load(reference, **options))
+
+
+def test_the_device_resizes_frames_of_the_source(both):
+    copied, reference = both
+
+    def resized(batches):
+        for batch in batches:
+            rows, texts = batch["rows"], batch["rows"].texts
+            assert {tuple(group.shape[1:]) for group in rows.images.groups} <= {(16, 16, 3)}
+            if texts is not None:
+                texts = dataclasses.replace(texts, images=pixels_of(texts.images, CPU))
+            yield {"rows": dataclasses.replace(rows, images=pixels_of(rows.images, CPU), texts=texts)}
+
+    options = {"steps": 10, "image_size": 24}
+    all_same(load(copied, **options), resized(load(reference, **options, mixed=True)))
 
 
 def test_part_of_the_window_and_cameras(both):
