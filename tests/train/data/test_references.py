@@ -396,8 +396,9 @@ def by_id(batches):
     return found
 
 
-def test_a_mixture_in_a_store_has_the_same_rows(both, far):
-    mixture = MixtureFolder.open(far[1].uri, source=far[0].uri)
+@pytest.mark.parametrize("local", [False, True])
+def test_a_mixture_in_a_store_has_the_same_rows(both, far, local):
+    mixture = MixtureFolder.open(far[1].uri, source=None if local else far[0].uri)
     ours, theirs = by_id(load(both[0])), by_id(load(mixture))
     assert set(ours) == set(theirs)
     for name, values in ours.items():
