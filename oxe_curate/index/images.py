@@ -17,6 +17,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.index.resample import lanczos_resized
 from oxe_curate.index.spool import Spool
 
+_PREFIX = 4  # bytes of the length before each value
 _REPEATED = 1.1  # rows per frame up to which frames are re-encoded once for each row
 
 
@@ -63,54 +64,51 @@ class EncodedFrames:
         source: ByteSource = self.sources[self.source[i]]
         return source.read(int(self.offset[i]), int(self.length[i]))
 
-    def gather(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def gather(self, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read some frames.
 
         Args:
-            chosen: int64 (m,), numbers of frames; -1 gives an empty value.
+            chosen: int64 (m,), numbers of frames; -1 is left out.
 
         Returns:
-            uint8 (b,), their bytes one after the other, and int64 (m + 1,), where each begins and the last one ends.
+            uint8 (b,), their bytes one after the other, each after its length as uint32, little-endian: Parquet's PLAIN
+            encoding of them.
 
         Raises:
             DataError: a frame is neither a JPEG nor a PNG, is incomplete, or cannot be decoded to re-encode it.
         """
-        if self.recoding is not None:
-            return self._recoded(self.recoding, chosen)
-        lengths = np.where(chosen >= 0, self.length[chosen], 0) if len(self.length) else np.zeros(len(chosen), np.int64)
-        ends = np.concatenate(([0], np.cumsum(lengths)))
-        data = np.empty(int(ends[-1]), np.uint8)
-        present = np.flatnonzero(lengths)
+        frames: NDArray[np.int64] = chosen[chosen >= 0]
         # in the order of the files, which disks and read-ahead prefer
-        present = present[np.lexsort((self.offset[chosen[present]], self.source[chosen[present]]))]
-        view, frames = memoryview(data.data), chosen[present]
-        columns = self.source[frames], self.offset[frames], ends[present], ends[present + 1]
+        order = np.lexsort((self.offset[frames], self.source[frames]))
+        if self.recoding is not None:
+            return self._recoded(self.recoding, frames, order)
+        lengths = self.length[frames]
+        ends = np.cumsum(_PREFIX + lengths, dtype=np.int64)
+        starts = (ends - lengths).astype(np.int64)
+        data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        data[starts[:, None] + np.arange(-_PREFIX, 0)] = lengths.astype("<u4").view(np.uint8).reshape(-1, _PREFIX)
+        view, ordered = memoryview(data.data), frames[order]
+        columns = self.source[ordered], self.offset[ordered], starts[order], ends[order]
         for number, offset, start, stop in zip(*(column.tolist() for column in columns), strict=True):
             self.sources[number].read_into(offset, view[start:stop])
-        if self.where is not None:
-            wanted = np.flatnonzero(chosen >= 0)
-            if len(bad := wanted[~are_complete(data, ends[wanted], lengths[wanted])]):
-                raise DataError(damaged_frame(self.where(int(chosen[bad[0]]))))
-        return data, ends
+        if self.where is not None and len(bad := np.flatnonzero(~are_complete(data, starts, lengths))):
+            raise DataError(damaged_frame(self.where(int(frames[bad[0]]))))
+        return data
 
-    def _recoded(self, recoding: Recoding, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        parts = [b""] * len(chosen)
-        present = np.flatnonzero(chosen >= 0)
-        frames = chosen[present]
-        order = np.lexsort((self.offset[frames], self.source[frames]))
-        for place, i in zip(present[order].tolist(), frames[order].tolist(), strict=True):
-            parts[place] = recoding.frame(self, i) if recoding.chosen[i] else bytes(self.checked(i))
-        ends = np.cumsum([0, *map(len, parts)])
-        return np.frombuffer(b"".join(parts), np.uint8), ends
+    def _recoded(self, recoding: Recoding, frames: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
+        parts = [b""] * (2 * len(frames))
+        for place, i in zip(order.tolist(), frames[order].tolist(), strict=True):
+            data = recoding.frame(self, i) if recoding.chosen[i] else self.checked(i)
+            parts[2 * place : 2 * place + 2] = len(data).to_bytes(_PREFIX, "little"), bytes(data)
+        return np.frombuffer(b"".join(parts), np.uint8)
 
     def checked(self, i: int) -> bytes | memoryview:
         """The bytes of one frame. Raises DataError if it is neither a JPEG nor a PNG, or is incomplete."""
         data = self.read(i)
-        if self.where is not None:
-            whole = np.array([len(data)])
-            if not are_complete(np.frombuffer(data, np.uint8), np.zeros(1, np.int64), whole)[0]:
-                raise DataError(damaged_frame(self.where(i)))
-        return data
+        jpeg = data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
+        if self.where is None or (len(data) >= len(_SIGNATURE) and (jpeg or data[: len(_SIGNATURE)] == _SIGNATURE)):
+            return data
+        raise DataError(damaged_frame(self.where(i)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +145,8 @@ def damaged_frame(where: str) -> str:
     )
 
 
-_PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG = np.frombuffer(_SIGNATURE, np.uint8)
 
 
 def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -57,7 +57,7 @@ def _blocks(source: int, size: int, bits: int, rows: int) -> tuple[tuple[int, in
 
 
 @functools.lru_cache(maxsize=64)
-def _pixel_blocks(source: int, size: int) -> tuple[tuple[int, int, NDArray[np.float32]], ...]:
+def _pixels(source: int, size: int) -> tuple[tuple[int, int, NDArray[np.float32]], ...]:
     """The same for the second pass, for pixels of three interleaved values: (first value, last + 1, block)."""
     channels = np.eye(3, dtype=np.float32)
     return tuple(
@@ -71,40 +71,45 @@ class _Resizer:
 
     def __init__(self, height: int, width: int, size: int) -> None:
         self._size = size
-        self._vertical = [
-            (first, last, block * np.float32(_BETWEEN))
-            for first, last, block in _blocks(height, size, _FIRST_BITS, _VERTICAL)
-        ]
-        self._horizontal = _pixel_blocks(width, size)
-        longest = max(last - first for first, last, _ in self._vertical)
-        self._strip = max(1, min(_STRIP, 3 * width, _PRODUCT // (longest * _VERTICAL)))
-        self._source = np.empty((height, self._strip), np.float32)
+        vertical = _blocks(height, size, _FIRST_BITS, _VERTICAL)
+        longest = max(last - first for first, last, _ in vertical)
+        strip = max(1, min(_STRIP, 3 * width, _PRODUCT // (longest * _VERTICAL)))
+        self._source = np.empty((height, strip), np.float32)
         self._between = np.empty((size, 3 * width), np.float32)
         self._result = np.empty((size, 3 * size), np.float32)
+        self._strips = [slice(left, min(left + strip, 3 * width)) for left in range(0, 3 * width, strip)]
+        self._vertical = [
+            (slice(first, last), slice(top, top + len(block)), block * np.float32(_BETWEEN))
+            for top, (first, last, block) in zip(range(0, size, _VERTICAL), vertical, strict=True)
+        ]
+        self._products = [
+            (self._between[rows, first:last], block, self._result[rows, left : left + block.shape[1]])
+            for left, (first, last, block) in zip(
+                range(0, 3 * size, 3 * _HORIZONTAL), _pixels(width, size), strict=True
+            )
+            for rows in _rows(size, block)
+        ]
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         flat = image.reshape(len(image), -1)
-        for left in range(0, flat.shape[1], self._strip):
-            source = self._source[:, : min(self._strip, flat.shape[1] - left)]
-            right = left + source.shape[1]
-            source[:] = flat[:, left:right]
-            for number, (first, last, block) in enumerate(self._vertical):
-                top = _VERTICAL * number
-                np.matmul(block, source[first:last], out=self._between[top : top + len(block), left:right])
+        for strip in self._strips:
+            source = self._source[:, : strip.stop - strip.start]
+            source[:] = flat[:, strip]
+            between = self._between[:, strip]
+            for rows, result, block in self._vertical:
+                np.matmul(block, source[rows], out=between[result])
         np.rint(self._between, out=self._between)
-        for number, (first, last, block) in enumerate(self._horizontal):
-            left = 3 * _HORIZONTAL * number
-            right = left + block.shape[1]
-            for rows in self._rows(block):
-                np.matmul(self._between[rows, first:last], block, out=self._result[rows, left:right])
-        result = self._result
-        result += np.float32(0.5)
-        np.clip(result, 0, 255, out=result)
-        return result.astype(np.uint8).reshape(self._size, self._size, 3)
+        for values, block, out in self._products:
+            np.matmul(values, block, out=out)
+        np.add(self._result, 0.5, out=self._result)
+        np.clip(self._result, 0, 255, out=self._result)
+        return self._result.astype(np.uint8).reshape(self._size, self._size, 3)
 
-    def _rows(self, block: NDArray[np.float32]) -> Iterator[slice]:
-        count = max(1, _PRODUCT // block.size)
-        return (slice(top, top + count) for top in range(0, self._size, count))
+
+def _rows(count: int, block: NDArray[np.float32]) -> Iterator[slice]:
+    """Rows to multiply with a block at a time."""
+    step = max(1, _PRODUCT // block.size)
+    return (slice(top, top + step) for top in range(0, count, step))
 
 
 class _Kept(threading.local):

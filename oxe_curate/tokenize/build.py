@@ -28,6 +28,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
+from oxe_curate.tokenize.checksum import FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
 AHEAD = 32  # episodes, whose parts an object store sends meanwhile
@@ -35,9 +36,14 @@ AHEAD = 32  # episodes, whose parts an object store sends meanwhile
 
 @dataclass
 class Built:
-    """Result of a task."""
+    """Result of a task.
 
-    steps_seen: int = 0
+    Attributes:
+        result: hashes of the shard, as it was written.
+    """
+
+    steps_seen: int
+    result: FileHashes
 
 
 class RecordSource(Protocol):
@@ -140,9 +146,9 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": count_rows(draws)}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    order = sampling.order(order_keys(draws))
-    shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
-    return Built(steps_seen=len(order))
+    order = sampling.order(row_keys(draws))
+    hashes = shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
+    return Built(len(order), hashes)
 
 
 def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
@@ -154,7 +160,7 @@ def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
     return counts
 
 
-def order_keys(draws: Sequence[EpisodeDraw]) -> NDArray[np.uint64]:
+def row_keys(draws: Sequence[EpisodeDraw]) -> NDArray[np.uint64]:
     """The key of each row, uint64 (n,), in the order of the draws."""
     return np.concatenate([drawn.keys for drawn in draws] or [np.empty(0, np.uint64)])
 
@@ -188,7 +194,9 @@ def _requested(
     waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
     for drawn in draws:
         seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
-        needed = np.unique(seen[seen_mask])
+        shown = np.zeros(drawn.episode.num_steps, bool)
+        shown[seen[seen_mask]] = True
+        needed = np.flatnonzero(shown)
         ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))

@@ -97,16 +97,18 @@ def materialize_shard(job: MaterializeJob, task: MaterializeTask) -> Built:
     if job.window > 1:
         made["frames"] = shards.stored(rows)
     order = np.arange(len(table))
-    shards.write_shard_file(task.out, task.output, rows, order, made, source_records.check_unchanged)
-    return Built(steps_seen=len(table))
+    hashes = shards.write_shard_file(task.out, task.output, rows, order, made, source_records.check_unchanged)
+    return Built(len(table), hashes)
 
 
 def _copy_texts(job: MaterializeJob, task: MaterializeTask) -> Built:
     """Copy a shard of image-text rows."""
-    if hash_file(job.mixture, task.output).footer_sha256 != task.footer_sha256:
+    hashes = hash_file(job.mixture, task.output)
+    if hashes.footer_sha256 != task.footer_sha256:
         raise DataError(_changed(job, task))
     task.out.publish_bytes(task.output, job.mixture.read_bytes(task.output))
-    return Built(steps_seen=shards.read_shard_meta(job.mixture, task.output)["rows"])
+    rows = shards.read_shard_meta(job.mixture, task.output)["rows"]
+    return Built(rows, replace(hashes, identity=task.out.identity(task.output) if task.out.is_local else ""))
 
 
 def _changed(job: MaterializeJob, task: MaterializeTask, reason: str = "it is not the file in the manifest") -> str:

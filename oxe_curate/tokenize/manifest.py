@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from oxe_curate import __version__
@@ -83,7 +83,7 @@ def finish(
         hashes: of the index, see `index_hashes`.
         texts: image-text sources.
         out: the mixture's folder.
-        known: hashes of the shards that were checked before.
+        known: hashes of the shards that were checked before, or written just now.
         verify: read shards in an object store to hash them; local ones always are.
         references: of a mixture by reference.
 
@@ -166,7 +166,7 @@ def describe_outputs(
     frames: Counts = {}
     names = [task.output for task in tasks]
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing and waiting release the GIL
-        found = pool.map(lambda n: known.get(n) or hash_file(out, n, whole=verify or out.is_local), names)
+        found = pool.map(lambda name: _hashes(out, name, known.get(name), verify), names)
         outputs = {name: _entry(entry) for name, entry in zip(names, found, strict=True)}
     outputs |= {name: _hash(out.read_bytes(name)) for name in small}
     for name in names:
@@ -185,6 +185,23 @@ def _roots(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, dict[st
     roots = {s.entry.name: index.source_of(s.dataset).uri for s in sources}
     moved = {name: root for name, root in roots.items() if root != index.source.uri}
     return {"sources": moved} if moved else {}
+
+
+def _hashes(out: Folder, name: str, known: FileHashes | None, verify: bool) -> FileHashes:
+    """A shard's hashes: those that are known, unless a local file has been written to since."""
+    if known is not None and (not known.identity or known.identity == out.identity(name)):
+        return known
+    return hash_file(out, name, whole=verify or out.is_local)
+
+
+def hashes_of_written(out: Folder, written: Mapping[str, FileHashes], verify: bool) -> dict[str, FileHashes]:
+    """What is recorded of the shards that this run wrote: of objects only the footer's hash, or nothing if `verify`.
+
+    So a manifest does not depend on which run wrote which shard.
+    """
+    if out.is_local:
+        return dict(written)
+    return {} if verify else {name: replace(hashes, sha256="") for name, hashes in written.items()}
 
 
 def _entry(found: FileHashes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from oxe_curate.tokenize.manifest import (
     STATISTICS,
     TOKENS,
     describe_outputs,
+    hashes_of_written,
     publish_manifest,
 )
 from oxe_curate.tokenize.pipeline import TokenizeResult, bytes_per_worker
@@ -86,6 +87,7 @@ def _materialize(opened: MixtureFolder, folder: Folder, options: MaterializeOpti
     todo, kept = set(found.todo), len(planned) - len(found.todo)
     if found.complete:
         return TokenizeResult(found.manifest, 0, kept, time.monotonic() - start, opened.tokens)
+    known = dict(found.found.hashes)
     if todo:
         spec = opened.mixture
         sources = opened.sources.compare(options.progress)
@@ -93,12 +95,13 @@ def _materialize(opened: MixtureFolder, folder: Folder, options: MaterializeOpti
         image = replace(spec.image, copy=True)
         actions = spec.window + spec.chunk - 1
         job = MaterializeJob(opened.folder, sources, opened.swapped, image, spec.window, actions, options.check_records)
-        runner.run_tasks(
+        written = runner.run_tasks(
             [task for task in planned if task.output in todo], functools.partial(materialize_shard, job),
             title="materialize", workers=options.workers, bytes_per_worker=bytes_per_worker(job.image),
             beam_args=options.beam_args, progress=options.progress,
         )  # fmt: skip
-    manifest = _finish(opened, planned, folder, found.found.hashes, options.verify)
+        known |= hashes_of_written(folder, written, options.verify)
+    manifest = _finish(opened, planned, folder, known, options.verify)
     seconds = time.monotonic() - start
     return TokenizeResult(manifest, len(todo), kept, seconds, opened.tokens, tuple(found.found.damaged))
 

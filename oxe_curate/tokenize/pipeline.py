@@ -32,7 +32,7 @@ from oxe_curate.tokenize import build, references, text_build
 from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
 from oxe_curate.tokenize.fingerprints import index_hashes
-from oxe_curate.tokenize.manifest import MANIFEST, References, finish
+from oxe_curate.tokenize.manifest import MANIFEST, References, finish, hashes_of_written
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 from oxe_curate.tokenize.resume import resume
@@ -58,7 +58,8 @@ class TokenizeOptions:
         statistics: a published dataset_statistics.json that replaces the mixture's bounds.
         cards: a folder of the user's own cards, as given to filter.
         source: root of all data sets, if they were moved or are read from a mirror.
-        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`.
+        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`,
+            and not for a mixture by reference, which reads no record.
         verify: read every byte of finished shards in an object store; local ones always are.
         shard_bytes: bytes of images per output shard; a worker's memory is proportional to it.
         overwrite: replace another finished mixture, or its action tokens, in the output folder.
@@ -150,7 +151,7 @@ def _tokenize(
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
     planned: list[TokenizeTask | TextTask] = [*plan.tasks, *text_tasks]
     found = resume(folder, planned, tokens, options.overwrite, options.verify)
-    todo, kept = set(found.todo), len(planned) - len(found.todo)
+    todo, kept, known = set(found.todo), len(planned) - len(found.todo), dict(found.found.hashes)
     if found.complete:
         seconds, warnings = time.monotonic() - start, _warnings(spec, problems, found.manifest)
         return TokenizeResult(found.manifest, 0, kept, seconds, tokens, (), warnings)
@@ -164,16 +165,17 @@ def _tokenize(
         job, located = plan.write(folder, found.todo)
         del plan
         try:
-            runner.run_tasks(
+            written = runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in todo)],
                 functools.partial(_work, job), title="tokenize", workers=options.workers,
                 bytes_per_worker=bytes_per_worker(spec.image), beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)
+        known |= hashes_of_written(folder, written, options.verify)
     manifest = finish(
-        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder,
-        found.found.hashes, options.verify, referring,
+        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder, known, options.verify,
+        referring,
     )  # fmt: skip
     return TokenizeResult(
         manifest, len(todo), kept, time.monotonic() - start, tokens, tuple(found.found.damaged),

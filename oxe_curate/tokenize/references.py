@@ -25,7 +25,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink
+from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink, FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 
 RECORDS_KEY = b"oxe_curate_records"
@@ -52,9 +52,9 @@ def build_reference(job: TokenizeJob, task: TokenizeTask) -> Built:
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
     found = {drawn.episode.id: (*drawn.episode.record, drawn.episode.record_crc) for drawn in draws}
-    order = sampling.order(build.order_keys(draws))
-    _write(task.out, task.output, rows, source, order, meta, pack_records(found), records.check_unchanged)
-    return Built(steps_seen=len(order))
+    order = sampling.order(build.row_keys(draws))
+    check = records.check_unchanged
+    return Built(len(order), _write(task.out, task.output, rows, source, order, meta, pack_records(found), check))
 
 
 class _UnreadShard(ShardReader):
@@ -149,11 +149,13 @@ def _write(
     meta: Mapping[str, Any],
     records: bytes,
     check: Callable[[], None],
-) -> None:
+) -> FileHashes:
     window = rows.frame.shape[1]
     plain = reference_schema(list(rows.frames), window)
     metadata = {_META: json.dumps(meta, sort_keys=True).encode()}
     group = -(-_ROW_GROUP // window)
+
+    hashes: list[FileHashes] = []
 
     def save(sink: Any) -> None:
         summed = ChecksumSink(sink)
@@ -171,9 +173,10 @@ def _write(
             check()
             writer.add_key_value_metadata({**metadata, RECORDS_KEY: records, CHECKSUM_KEY: PLACEHOLDER})
             summed.begin_footer()
-        summed.finish()
+        hashes.append(summed.finish())
 
     out.publish(path, save)
+    return replace(hashes[-1], identity=out.identity(path) if out.is_local else "")
 
 
 _FLOATS = ("action.list.element.list.element", "proprio.list.element")
