@@ -194,7 +194,9 @@ def _requested(
     waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
     for drawn in draws:
         seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
-        needed = np.unique(seen[seen_mask])
+        shown = np.zeros(drawn.episode.num_steps, bool)
+        shown[seen[seen_mask]] = True
+        needed = np.flatnonzero(shown)
         ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))

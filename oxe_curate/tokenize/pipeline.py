@@ -58,7 +58,8 @@ class TokenizeOptions:
         statistics: a published dataset_statistics.json that replaces the mixture's bounds.
         cards: a folder of the user's own cards, as given to filter.
         source: root of all data sets, if they were moved or are read from a mirror.
-        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`.
+        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`,
+            and not for a mixture by reference, which reads no record.
         verify: read every byte of finished shards in an object store; local ones always are.
         shard_bytes: bytes of images per output shard; a worker's memory is proportional to it.
         overwrite: replace another finished mixture, or its action tokens, in the output folder.
