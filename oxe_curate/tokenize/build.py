@@ -146,7 +146,7 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": count_rows(draws)}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    order = sampling.order(order_keys(draws))
+    order = sampling.order(row_keys(draws))
     hashes = shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
     return Built(len(order), hashes)
 
@@ -160,7 +160,7 @@ def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
     return counts
 
 
-def order_keys(draws: Sequence[EpisodeDraw]) -> NDArray[np.uint64]:
+def row_keys(draws: Sequence[EpisodeDraw]) -> NDArray[np.uint64]:
     """The key of each row, uint64 (n,), in the order of the draws."""
     return np.concatenate([drawn.keys for drawn in draws] or [np.empty(0, np.uint64)])
 

@@ -52,7 +52,7 @@ def build_reference(job: TokenizeJob, task: TokenizeTask) -> Built:
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
     found = {drawn.episode.id: (*drawn.episode.record, drawn.episode.record_crc) for drawn in draws}
-    order = sampling.order(build.order_keys(draws))
+    order = sampling.order(build.row_keys(draws))
     check = records.check_unchanged
     return Built(len(order), _write(task.out, task.output, rows, source, order, meta, pack_records(found), check))
 

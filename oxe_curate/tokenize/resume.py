@@ -21,7 +21,7 @@ _SHARD_NAME = re.compile(r"(train|validation|text)-\d{5}-of-\d{5}\.parquet")
 
 
 @dataclass(frozen=True)
-class Resumed:
+class FoundOutput:
     """What a run can keep.
 
     Attributes:
@@ -37,7 +37,9 @@ class Resumed:
     complete: bool
 
 
-def resume(out: Folder, planned: Sequence[ShardTask], tokens: ActionTokens, overwrite: bool, verify: bool) -> Resumed:
+def resume(
+    out: Folder, planned: Sequence[ShardTask], tokens: ActionTokens, overwrite: bool, verify: bool
+) -> FoundOutput:
     """Find what an earlier run finished; remove the shards of another mixture, if it is unfinished or given up.
 
     Args:
@@ -58,7 +60,7 @@ def resume(out: Folder, planned: Sequence[ShardTask], tokens: ActionTokens, over
     todo = [task.output for task in planned if task.output not in found.hashes]
     # in an object store, this takes a request per shard less
     complete = bool(recorded) and not todo and not out.is_local and not verify and _same_files(out, recorded, tokens)
-    return Resumed(todo, found, manifest, complete)
+    return FoundOutput(todo, found, manifest, complete)
 
 
 def _recorded(out: Folder, plan: str) -> dict[str, Any]:

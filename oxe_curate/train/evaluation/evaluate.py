@@ -34,7 +34,7 @@ from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
 from oxe_curate.train.loop.compare import with_known_sources
 from oxe_curate.train.loop.saved import Saved, open_saved
 from oxe_curate.train.models.weights import Quantization
-from oxe_curate.train.serving.policy import restore_model
+from oxe_curate.train.serving.policy import choose_device, restore_model
 
 _EPISODES = 20
 _DRAWN = 12
@@ -139,7 +139,10 @@ def evaluate_run(
         folder.check_writable()
         folder.sweep()
         restore = functools.partial(restore_model, saved, quantize=quantize, device=device)
-        result, done = _evaluate(saved, mixture, Path(folder.uri), restore, split, episodes, crop, batch_size, progress)
+        on_gpu = choose_device(device).type == "cuda"
+        result, done = _evaluate(
+            saved, mixture, Path(folder.uri), restore, split, episodes, crop, batch_size, progress, on_gpu
+        )
         _write(folder, result, done, saved)
     return result
 
@@ -154,11 +157,12 @@ def _evaluate(
     crop: bool,
     batch_size: int,
     progress: bool,
+    on_gpu: bool,
 ) -> tuple[Evaluation, _Done]:
     started, spec = time.monotonic(), saved.spec
     reader = EpisodeReader(
         mixture, split=split, image_size=spec.image_size, cameras=spec.cameras, window=spec.window,
-        chunk=spec.chunk, proprio=spec.proprio > 0,
+        chunk=spec.chunk, proprio=spec.proprio > 0, resize=spec.resize, mixed=on_gpu,
     )  # fmt: skip
     chosen = choose_episodes(reader.by_dataset, episodes or _EPISODES)
     model = restore().eval().requires_grad_(False)

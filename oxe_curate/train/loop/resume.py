@@ -91,7 +91,9 @@ def check_same_run(
     now = json.loads(json.dumps(asdict(config)))
     differing = [
         f"{name}: was {before!r}, is now {found!r}"
-        for name, before, found in _differences(progress.config, now)
+        for name, before, found in _differences(
+            {"resize": "bicubic"} | progress.config, now
+        )  # of a run from before there was a choice
         if name.partition(".")[0] not in _MAY_CHANGE
     ]
     for name in sorted(set(progress.hashes) | set(hashes)):
