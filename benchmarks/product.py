@@ -30,10 +30,9 @@ from oxe_curate.index.store import Index
 from oxe_curate.tokenize import pipeline as tokenizing
 
 
-def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> None:
+def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> dict[str, Any]:
     """Replaces `runner.run_tasks`: the same tasks, run one after another."""
-    for task in tasks:
-        work(task)
+    return {task.output: getattr(work(task), "result", None) for task in tasks}
 
 
 def run_filter(args: argparse.Namespace) -> dict[str, Any]:

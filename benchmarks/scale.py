@@ -100,6 +100,13 @@ def _plan_more(figures: Figures) -> str:
     )
 
 
+def _reference_aims(figures: Figures, rows: Rows) -> list[Aim]:
+    return [
+        Aim("wall seconds", figures["seconds"], 120, False, " s"),
+        Aim("places of the frames, bytes per frame", figures["places"] / figures["rows"], 40, False, " B"),
+    ]
+
+
 def _filter_aims(figures: Figures, rows: Rows) -> list[Aim]:
     if "cpu" not in rows.get("plain_scan", {}):
         return []
@@ -134,6 +141,8 @@ MEASURES = (
     Measure("plan", "`tokenize` up to its tasks, with given bounds", _plan_aims, _plan_more),
     Measure("bounds", "`tokenize` up to its tasks, for a part of the data sets, with bounds computed", _bounds_aims,
             lambda f: f"{f['steps'] / 1e6:.3g} million steps, {f['bounds_cpu']:.3g} CPU s"),
+    Measure("reference", "`tokenize` of a mixture by reference, 25 million steps", _reference_aims,
+            lambda f: f"{f['rows']:,} rows, {f['written'] / f['rows']:.3g} B each, files and all", data="soup"),
     Measure("plain_scan", "scan the tiny shards in a loop", lambda figures, rows: [],
             lambda f: f"{f['shards']:,} shards", data="small"),
     Measure("filter", "`filter` of the tiny shards", _filter_aims, data="small"),
@@ -232,10 +241,15 @@ def _makers(scale: Scale) -> dict[str, Callable[[Path], object]]:
     """What makes each kind of data in a folder, unless it is there."""
     return {
         "index": lambda folder: scale_index.make_index(folder, scale.index),
+        "soup": lambda folder: scale_index.make_index(folder, _quarter(scale.index), soup=True),
         "small": lambda folder: scale_source.small_shards(folder, scale.shards),
         "long": lambda folder: scale_source.long_episode(folder, scale.long_steps),
         "large": lambda folder: scale_source.large_frames(folder, scale.side),
     }
+
+
+def _quarter(size: IndexSize) -> IndexSize:
+    return IndexSize(size.episodes // 4, size.steps // 4, files=size.files // 4)
 
 
 def _same_scale(note: Path, scale: Scale) -> None:

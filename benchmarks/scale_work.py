@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from benchmarks import scale_index
 
@@ -235,6 +236,28 @@ def bounds(folder: Path) -> Result:
     return {"bounds_cpu": spent[1] - spent[0], "steps": sum(datasets[name].summary.steps_kept for name in names)}
 
 
+def reference(folder: Path) -> Result:
+    """The whole of `tokenize` by reference, of a published mixture with another weight; the source is not there."""
+    from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
+
+    mixture, out = folder / "reference.yaml", _fresh(folder, "reference")
+    mixture.write_text(scale_index.soup_text("bridge_orig", 2.0))
+    made = run_tokenize(mixture, folder / "soup", out, TokenizeOptions(progress=False)).manifest
+    rows = sum(count for split in made["rows"].values() for count in split.values())
+    places = sum(_place_bytes(path) for path in out.glob("*-of-*.parquet"))
+    written = scale_index.folder_bytes(out)
+    shutil.rmtree(out)
+    return {"rows": rows, "places": places, "written": written}
+
+
+def _place_bytes(shard: Path) -> int:
+    """Bytes of the columns of a shard that say where the frames are."""
+    footer = pq.read_metadata(shard)
+    chunks = [footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns)]
+    named = [chunk for chunk in chunks if chunk.path_in_schema.startswith(("source", "image_"))]
+    return sum(chunk.total_compressed_size for chunk in named)
+
+
 # ── filter, and data at the limits ───────────────────────────────────────────────────────────────────────
 
 
@@ -309,7 +332,7 @@ def large_frames(folder: Path) -> Result:
 
 WORK: dict[str, Callable[[Path], Result]] = {
     "open_index": open_index, "mixture_check": mixture_check, "mixture_show": mixture_show, "report": report,
-    "screen": screen,
+    "screen": screen, "reference": reference,
     "editor": editor, "editor_samples": editor_samples, "propose": propose, "plan": plan, "bounds": bounds,
     "plain_scan": plain_scan, "filter": filter_, "filter_again": filter_again, "long_episode": long_episode,
     "large_frames": large_frames,

@@ -1,6 +1,7 @@
 """filter and tokenize from and to s3://, against a server on this machine."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.rlds.remote import RemoteShard
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize.materialize import MaterializeOptions, run_materialize
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, s3
 
@@ -48,6 +50,30 @@ def test_from_the_bucket_as_from_the_disk(bucket: Folder, tmp_path: Path) -> Non
         for number in (1, 2):
             with bucket.open(f"out{number}/{path.name}") as file:
                 assert pq.read_table(file).equals(pq.read_table(path))
+
+
+def test_a_mixture_by_reference_in_the_bucket_is_materialized(bucket: Folder, tmp_path: Path) -> None:
+    bridge.write(tmp_path / "in")
+    upload(tmp_path / "in", bucket.sub("referred"))
+    run_filter(f"{bucket}/referred", tmp_path / "index", FilterOptions(progress=False, workers=1, frames="exact"))
+    options = TokenizeOptions(progress=False, workers=1, shard_bytes=40_000)
+    text = "name: m\ndatasets: [{name: bridge_orig, weight: 1.5}]\nwindow: 2\nimage: {size: 32"
+    (tmp_path / "m.yaml").write_text(f"{text}}}")
+    run_tokenize(tmp_path / "m.yaml", tmp_path / "index", tmp_path / "out", options)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "m.yaml").write_text(f"{text}, copy: false}}")
+    first = run_tokenize(tmp_path / "m.yaml", tmp_path / "index", f"{bucket}/reference", options)
+    assert first.shards_done > 2
+    assert not [line for line in first.warnings if "not found" in line]
+    assert run_tokenize(tmp_path / "m.yaml", tmp_path / "index", f"{bucket}/reference", options).shards_done == 0
+    shutil.rmtree(tmp_path / "out")
+    quiet = MaterializeOptions(progress=False, workers=1)
+    run_materialize(f"{bucket}/reference", tmp_path / "out", quiet)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == expected
+    assert run_materialize(f"{bucket}/reference", f"{bucket}/copy", quiet).shards_done == first.shards_done
+    assert run_materialize(f"{bucket}/reference", f"{bucket}/copy", quiet).shards_done == 0
+    for name in expected.keys() - {"manifest.json"}:
+        assert bucket.read_bytes(f"copy/{name}") == expected[name]
 
 
 def test_texts_and_windows_from_the_bucket(bucket: Folder, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from oxe_curate import errors
 from oxe_curate.beam import elsewhere, local
@@ -27,8 +28,8 @@ def run_tasks(
     bytes_per_worker: int = 256 << 20,
     beam_args: Sequence[str] = (),
     progress: bool = True,
-) -> None:
-    """Run every task; return when all outputs exist.
+) -> dict[str, Any]:
+    """Run every task; return when all outputs exist: output -> the task's `result`, of those that this machine ran.
 
     Args:
         tasks: in the order in which to run them.
@@ -47,7 +48,7 @@ def run_tasks(
     """
     beam_options.check_beam_options(beam_args)
     if not tasks:
-        return
+        return {}
     out = tasks[0].out
     total = sum(task.size for task in tasks)
     skipped = 0
@@ -63,6 +64,7 @@ def run_tasks(
             skipped = len(tasks) - len(outcomes)
     _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks), skipped)
     check_locks()
+    return {o.output: o.result for o in outcomes if o.kind is None and o.result is not None}
 
 
 def _cores() -> int:

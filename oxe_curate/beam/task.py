@@ -67,17 +67,22 @@ def _share(number: int) -> Share:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a task: success, an error that the user can fix (kind and message), or an internal error (kind "")."""
+    """Outcome of a task: success, an error that the user can fix (kind and message), or an internal error (kind "").
+
+    Attributes:
+        result: of a task that this machine ran, for the caller; None if it has none.
+    """
 
     output: str
     size: int
     steps: int = 0
     kind: str | None = None
     message: str = ""
+    result: Any = None
 
 
 Work = Callable[[Any], Any]
-"""Runs one task; returns an object with `steps_seen`. A module-level function, so that it pickles by name."""
+"""Runs one task; returns an object with `steps_seen`, perhaps `result`. A module-level function: it pickles by name."""
 
 _reporter: Callable[[Outcome], None] | None = None  # set in processes that the runner starts
 _starting: Callable[[str], None] | None = None
@@ -111,7 +116,8 @@ def do(task: Task, work: Work) -> bool:
         useful = not any(getattr(cause, "errno", None) in _FULL for cause in causes(error))
         report(Outcome(task.output, task.size, 0, *_explain(task, error)))
     else:
-        report(Outcome(task.output, task.size, int(getattr(result, "steps_seen", 0))))
+        steps = int(getattr(result, "steps_seen", 0))
+        report(Outcome(task.output, task.size, steps, result=getattr(result, "result", None)))
     return useful
 
 

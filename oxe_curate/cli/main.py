@@ -27,6 +27,7 @@ from oxe_curate.cli.options import (
     reads_stores,
 )  # fmt: skip
 from oxe_curate.cli.screening import filter_dry_run, print_findings, screen
+from oxe_curate.cli.tokenizing import materialize, tokenize
 from oxe_curate.process import Interrupted, interrupt_on_signals
 from oxe_curate.train.packages import check_packages
 
@@ -225,83 +226,8 @@ def filter_(
 app.command("screen", short_help="Apply criteria to an existing index.")(screen)
 
 
-@app.command("tokenize", context_settings=_BEAM, short_help="Write a mixture to shuffled Parquet shards.")
-@reads_stores
-def tokenize(
-    context: typer.Context,
-    mixture: Annotated[str, typer.Argument(help="Mixture YAML, or the name of a published mixture.")],
-    index: Annotated[str, typer.Option("--index", help="Folder that filter wrote.")],
-    out: Annotated[str, typer.Option("--out", help="Folder for the mixture's shards.")],
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option("--tokenizer", metavar="DIR_OR_FILE", help="Tokenizer (default: token ids of OpenVLA's Llama 2)."),
-    ] = None,
-    rule: Annotated[
-        Literal["last", "counts", "reserved"], typer.Option("--rule", help="Which tokens represent actions.")
-    ] = "last",
-    corpus: Annotated[
-        list[Path] | None, typer.Option("--corpus", metavar="FILES", help="Text files for --rule counts; repeatable.")
-    ] = None,
-    statistics: Annotated[
-        Path | None,
-        typer.Option(
-            "--statistics", metavar="FILE", help="dataset_statistics.json to normalise with (default: computed)."
-        ),
-    ] = None,
-    cards: Cards = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--source", metavar="ROOT", help="Where the data sets are now (default: where filter read them)."),
-    ] = None,
-    check_records: Annotated[
-        bool | None,
-        typer.Option(
-            "--check-records/--no-check-records",
-            help="Verify the checksum of every record that is drawn from (default: if local, or fetched anyway).",
-        ),
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read finished shards in an object store again, to verify every byte.")
-    ] = False,
-    shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Images per output shard, in MB.")] = 256,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another mixture or another tokenizer's table in --out.")
-    ] = False,
-    workers: Workers = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Normalise and bin the actions of a mixture, and write its samples to shuffled Parquet shards.
-
-    Options after -- are passed to Beam, as for filter.
-    """
-    from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
-
-    result = run_tokenize(
-        mixture,
-        index,
-        out,
-        TokenizeOptions(
-            tokenizer=tokenizer, rule=rule, corpus=tuple(corpus or ()), statistics=statistics, cards=cards,
-            source=source, check_records=check_records, verify=verify, shard_bytes=shard_mb << 20, overwrite=overwrite,
-            workers=workers, beam_args=tuple(context.args), progress=not quiet,
-        ),
-    )  # fmt: skip
-    for name in result.damaged:
-        typer.secho(f"damaged, written again: {out}/{name}", fg="yellow", err=True)
-    for line in result.warnings:
-        typer.secho(f"warning: {line}", fg="yellow", err=True)
-    if as_json:
-        print_json(result.manifest)
-        return
-    from oxe_curate.tokenize import show
-    from oxe_curate.ui.tables import counted
-
-    print_result(show.tokenized(result.manifest))
-    if rule == "counts":
-        print_result(show.chosen_tokens(result.tokens.report()))
-    done = f"{counted(result.shards_done, 'shard')} written in {result.seconds:.1f} s"
-    typer.echo(f"{done}, {result.shards_kept:,} already up to date. Mixture: {out}")
+app.command("tokenize", context_settings=_BEAM, short_help="Write a mixture to shuffled Parquet shards.")(tokenize)
+app.command("materialize", context_settings=_BEAM, short_help="Copy the frames of a mixture by reference.")(materialize)
 
 
 @app.command("edit", short_help="Edit a mixture in the browser.")

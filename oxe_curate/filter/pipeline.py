@@ -12,12 +12,13 @@ from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter import across, plausible, scan
 from oxe_curate.filter.criteria import Criteria
-from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
+from oxe_curate.filter.finished import finished, is_same_shard, look_at
 from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
 from oxe_curate.filter.scanner import FilterTask
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
 from oxe_curate.index.rows_file import Written
+from oxe_curate.index.source_shards import read_looks, write_looks
 from oxe_curate.index.store import (
     KEPT,
     IndexFiles,

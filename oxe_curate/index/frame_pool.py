@@ -46,14 +46,18 @@ def ranges_needed(episode: Episode, role: str, needed: NDArray[np.int64]) -> lis
 
 
 class FramePool:
-    """The frames of one camera role that the rows of an output shard refer to."""
+    """The frames of one camera role that the rows of an output shard refer to.
 
-    def __init__(self, role: str) -> None:
-        self._role = role
+    Args:
+        role: of the camera.
+        headers: locate frames by their headers only, since their bytes will not be read.
+    """
+
+    def __init__(self, role: str, headers: bool = False) -> None:
+        self._role, self._headers = role, headers
         self._numbers: dict[str, int] = {}
         self._readers: list[ShardReader] = []
         self._parts: list[tuple[int, NDArray[np.int64]]] = []
-        self._needed: list[NDArray[np.bool_]] = []
         self._swap: list[bool] = []
         self._names: list[str] = []
         self._count = 0
@@ -66,7 +70,7 @@ class FramePool:
             self._readers.append(reader)
         frames = episode.frames.get(self._role)
         if frames is None:
-            frames = self._locate(record, episode, sparse=len(needed) * 2 < episode.num_steps)
+            frames = self._locate(record, episode, sparse=self._headers or len(needed) * 2 < episode.num_steps)
         if len(frames) != episode.num_steps or not frames[needed, 1].all():
             raise DataError(
                 f"{episode.id}: a step has no frame of the {self._role} camera; remove the camera from the mixture"
@@ -76,22 +80,15 @@ class FramePool:
             raise DataError(f"{reader.name}: {episode.id}: a frame of the {self._role} camera is outside its record")
         base = self._count
         self._parts.append((number, frames))
-        self._needed.append(np.bincount(needed, minlength=len(frames)) > 0)
         self._swap.append(swap)
         self._names.append(episode.id)
         self._count += len(frames)
         return base
 
-    def finish(self, spec: Any, folder: Path | None = None) -> images.EncodedFrames:
-        """Return all frames that were added, re-encoded if the mixture requires it.
-
-        Args:
-            spec: an `ImageSpec`.
-            folder: for the temporary file of re-encoded frames.
-        """
-        lengths = [len(f) for _, f in self._parts]
-        episode = np.repeat(np.arange(len(lengths)), lengths)
-        first = np.cumsum([0, *lengths])
+    def frames(self) -> images.EncodedFrames:
+        """All frames that were added, as the source shards have them."""
+        episode = self._episode()
+        first = np.cumsum([0, *(len(f) for _, f in self._parts)])
         numbers = np.array([n for n, _ in self._parts], np.int64)
         flat = np.concatenate([f for _, f in self._parts]) if self._parts else np.empty((0, 2), np.int64)
         names, role = self._names, self._role
@@ -101,11 +98,22 @@ class FramePool:
             number = int(episode[i])
             return f"{shards[number]}: {names[number]}, step {i - int(first[number])}, {role} camera"
 
-        frames = images.EncodedFrames(self._readers, numbers[episode], flat[:, 0], flat[:, 1], where)
-        if not self._parts:
-            return frames
-        needed, swap = np.concatenate(self._needed), np.asarray(self._swap)[episode]
-        return images.recode(frames, needed, swap, spec.size, spec.quality, folder)
+        return images.EncodedFrames(self._readers, numbers[episode], flat[:, 0], flat[:, 1], where)
+
+    def recoded(self, spec: Any, shown: NDArray[np.int64], folder: Path | None = None) -> images.EncodedFrames:
+        """All frames that were added, re-encoded as the mixture requires.
+
+        Args:
+            spec: an `ImageSpec`.
+            shown: int64 (rows, window), the frames that each row shows; -1 for padding.
+            folder: for the temporary file of re-encoded frames.
+        """
+        swap = np.asarray(self._swap, bool)[self._episode()]
+        return images.recode(self.frames(), shown, swap, spec.size, spec.quality, folder)
+
+    def _episode(self) -> NDArray[np.int64]:
+        """Which of the episodes has each frame, int64 (n,)."""
+        return np.repeat(np.arange(len(self._parts)), np.array([len(f) for _, f in self._parts], np.int64))
 
     def _locate(self, record: Record, episode: Episode, sparse: bool) -> NDArray[np.int64]:
         span = episode.spans.get(self._role)

@@ -1,10 +1,10 @@
-"""Decode, resize and re-encode frames: only if a mixture sets a size, or a camera is stored as BGR."""
+"""Encoded frames, and their re-encoding: only if a mixture sets a size, or a camera is stored as BGR."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from oxe_curate.errors import DataError
+from oxe_curate.index.resample import lanczos_resized
 from oxe_curate.index.spool import Spool
+
+_PREFIX = 4  # bytes of the length before each value
+_REPEATED = 1.1  # rows per frame up to which frames are re-encoded once for each row
 
 
 class ByteSource(Protocol):
@@ -36,6 +40,7 @@ class EncodedFrames:
         source: int64 (n,), which of `sources` has each frame.
         offset: int64 (n,). length: int64 (n,); 0 if there is no frame.
         where: describes frame i for messages; None: frames may have any format and are not checked.
+        recoding: how some frames are re-encoded when they are gathered.
     """
 
     sources: Sequence[ByteSource]
@@ -43,39 +48,93 @@ class EncodedFrames:
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     where: Callable[[int], str] | None = None
+    recoding: Recoding | None = None
+
+    @property
+    def stored_length(self) -> NDArray[np.int64]:
+        """Bytes that each frame takes where it is written, int64 (n,): an estimate of those that are re-encoded."""
+        size = self.recoding.size if self.recoding else None
+        if self.recoding is None or size is None:
+            return self.length
+        # at a quality of 95 without subsampling, at most about a byte per pixel
+        return np.where(self.recoding.chosen, size * size, self.length)
 
     def read(self, i: int) -> bytes | memoryview:
         """The bytes of one frame, unchecked."""
         source: ByteSource = self.sources[self.source[i]]
         return source.read(int(self.offset[i]), int(self.length[i]))
 
-    def gather(self, chosen: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def gather(self, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read some frames.
 
         Args:
-            chosen: int64 (m,), numbers of frames; -1 gives an empty value.
+            chosen: int64 (m,), numbers of frames; -1 is left out.
 
         Returns:
-            uint8 (b,), their bytes one after the other, and int64 (m + 1,), where each begins and the last one ends.
+            uint8 (b,), their bytes one after the other, each after its length as uint32, little-endian: Parquet's PLAIN
+            encoding of them.
 
         Raises:
-            DataError: a frame is neither a JPEG nor a PNG, or is incomplete.
+            DataError: a frame is neither a JPEG nor a PNG, is incomplete, or cannot be decoded to re-encode it.
         """
-        lengths = np.where(chosen >= 0, self.length[chosen], 0) if len(self.length) else np.zeros(len(chosen), np.int64)
-        ends = np.concatenate(([0], np.cumsum(lengths)))
-        data = np.empty(int(ends[-1]), np.uint8)
-        present = np.flatnonzero(lengths)
+        frames: NDArray[np.int64] = chosen[chosen >= 0]
         # in the order of the files, which disks and read-ahead prefer
-        present = present[np.lexsort((self.offset[chosen[present]], self.source[chosen[present]]))]
-        view, frames = memoryview(data.data), chosen[present]
-        columns = self.source[frames], self.offset[frames], ends[present], ends[present + 1]
+        order = np.lexsort((self.offset[frames], self.source[frames]))
+        if self.recoding is not None:
+            return self._recoded(self.recoding, frames, order)
+        lengths = self.length[frames]
+        ends = np.cumsum(_PREFIX + lengths, dtype=np.int64)
+        starts = (ends - lengths).astype(np.int64)
+        data = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        data[starts[:, None] + np.arange(-_PREFIX, 0)] = lengths.astype("<u4").view(np.uint8).reshape(-1, _PREFIX)
+        view, ordered = memoryview(data.data), frames[order]
+        columns = self.source[ordered], self.offset[ordered], starts[order], ends[order]
         for number, offset, start, stop in zip(*(column.tolist() for column in columns), strict=True):
             self.sources[number].read_into(offset, view[start:stop])
-        if self.where is not None:
-            wanted = np.flatnonzero(chosen >= 0)
-            if len(bad := wanted[~are_complete(data, ends[wanted], lengths[wanted])]):
-                raise DataError(damaged_frame(self.where(int(chosen[bad[0]]))))
-        return data, ends
+        if self.where is not None and len(bad := np.flatnonzero(~are_complete(data, starts, lengths))):
+            raise DataError(damaged_frame(self.where(int(frames[bad[0]]))))
+        return data
+
+    def _recoded(self, recoding: Recoding, frames: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.uint8]:
+        parts = [b""] * (2 * len(frames))
+        for place, i in zip(order.tolist(), frames[order].tolist(), strict=True):
+            data = recoding.frame(self, i) if recoding.chosen[i] else self.checked(i)
+            parts[2 * place : 2 * place + 2] = len(data).to_bytes(_PREFIX, "little"), bytes(data)
+        return np.frombuffer(b"".join(parts), np.uint8)
+
+    def checked(self, i: int) -> bytes | memoryview:
+        """The bytes of one frame. Raises DataError if it is neither a JPEG nor a PNG, or is incomplete."""
+        data = self.read(i)
+        jpeg = data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
+        if self.where is None or (len(data) >= len(_SIGNATURE) and (jpeg or data[: len(_SIGNATURE)] == _SIGNATURE)):
+            return data
+        raise DataError(damaged_frame(self.where(i)))
+
+
+@dataclass(frozen=True, slots=True)
+class Recoding:
+    """How frames are re-encoded.
+
+    Attributes:
+        chosen: bool (n,), which frames are.
+        swap: bool (n,), whether red and blue are swapped.
+        size: pixels of each side; None: the frame's own.
+        quality: of the JPEG, 1 to 100.
+    """
+
+    chosen: NDArray[np.bool_]
+    swap: NDArray[np.bool_]
+    size: int | None
+    quality: int
+
+    def frame(self, frames: EncodedFrames, i: int) -> bytes:
+        """Re-encode frame i. Raises DataError if it cannot be decoded."""
+        try:
+            image = decode(frames.checked(i), bgr=bool(self.swap[i]))
+        except ValueError as error:
+            where = frames.where or "frame {}".format
+            raise DataError(f"{where(i)}: cannot be decoded ({error})") from None
+        return encode(resize(image, self.size) if self.size else image, self.quality)
 
 
 def damaged_frame(where: str) -> str:
@@ -86,7 +145,8 @@ def damaged_frame(where: str) -> str:
     )
 
 
-_PNG = np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG = np.frombuffer(_SIGNATURE, np.uint8)
 
 
 def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -112,11 +172,12 @@ FRAME_FORMATS = ("PNG", "JPEG")
 """Pillow's names of the formats that frames may have: those of tfds's images."""
 
 
-def decode(data: bytes | memoryview) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG to uint8 (H, W, 3), RGB. Raises ValueError on anything else."""
+def decode(data: bytes | memoryview, bgr: bool = False) -> NDArray[np.uint8]:
+    """Decode a JPEG or PNG to uint8 (H, W, 3), RGB, or BGR if `bgr`. Raises ValueError on anything else."""
     if bytes(data[:2]) == b"\xff\xd8":
-        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"), np.uint8)
-    return np.asarray(open_image(data))
+        return np.asarray(simplejpeg.decode_jpeg(data, colorspace="BGR" if bgr else "RGB"), np.uint8)
+    image = np.asarray(open_image(data))
+    return image[:, :, ::-1] if bgr else image
 
 
 def open_image(data: bytes | memoryview) -> Image.Image:
@@ -150,13 +211,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to (size, size, 3) by Lanczos-3 with antialiasing, ignoring the aspect ratio, like OpenVLA's loader.
-
-    Pillow's filter rounds between its two passes: it differs from TensorFlow's by 1 in 255 at few pixels.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+    """Resize uint8 (H, W, 3) to (size, size, 3) like OpenVLA's loader; see `lanczos_resized`."""
+    return image if image.shape[:2] == (size, size) else lanczos_resized(image, size)
 
 
 def encode(image: NDArray[np.uint8], quality: int) -> bytes:
@@ -185,40 +241,37 @@ def encode_picture(data: bytes | memoryview, size: int | None, quality: int) -> 
 
 def recode(
     frames: EncodedFrames,
-    needed: NDArray[np.bool_],
+    shown: NDArray[np.int64],
     swap: NDArray[np.bool_],
     size: int | None,
     quality: int,
     folder: Path | None = None,
 ) -> EncodedFrames:
-    """Re-encode frames at `size` (None: their own), with red and blue swapped where `swap`; others pass through.
+    """Frames re-encoded at `size` (None: their own), with red and blue swapped where `swap`; others pass through.
+
+    They are re-encoded when they are gathered. Where rows show the same frame more than once (windows, or a weight
+    above 1), that would be done for each of them: it is done here, and a temporary file holds the new frames.
 
     Args:
         frames: n frames.
-        needed: bool (n,); only these are re-encoded.
+        shown: int64 (rows, window), the frames that each row shows; -1 for padding.
         swap: bool (n,).
         size: pixels of each side, or None.
         quality: of the JPEG, 1 to 100.
-        folder: for the temporary file that holds the new frames; None: the system's.
+        folder: for the temporary file; None: the system's.
 
     Raises:
         DataError: a frame cannot be decoded. StorageError: the temporary file cannot be written.
     """
-    changed = np.flatnonzero(needed & (swap | (size is not None)))
-    if not len(changed):
+    recoding = Recoding(swap | (size is not None), swap, size, quality)
+    if not recoding.chosen.any():
         return frames
+    needed = np.unique(shown[shown >= 0])
+    if shown.shape[1] == 1 and (shown >= 0).sum() <= _REPEATED * len(needed):
+        return replace(frames, recoding=recoding)
     spool = Spool(folder)
     source, offset, length = frames.source.copy(), frames.offset.copy(), frames.length.copy()
-    where = frames.where or "frame {}".format
-    for i in changed.tolist():
-        data = frames.read(i)
-        if not are_complete(np.frombuffer(data, np.uint8), np.zeros(1, np.int64), np.array([len(data)]))[0]:
-            raise DataError(damaged_frame(where(i)))
-        try:
-            image = decode(data)
-        except ValueError as error:
-            raise DataError(f"{where(i)}: cannot be decoded ({error})") from None
-        image = image[:, :, ::-1] if swap[i] else image
-        encoded = encode(resize(np.ascontiguousarray(image), size) if size else image, quality)
+    for i in needed[recoding.chosen[needed]].tolist():
+        encoded = recoding.frame(frames, i)
         source[i], offset[i], length[i] = len(frames.sources), spool.add(encoded), len(encoded)
     return EncodedFrames([*frames.sources, spool], source, offset, length, frames.where)

@@ -18,7 +18,8 @@ from oxe_curate.rlds.shards import is_array_record, open_shard
 from oxe_curate.storage import Folder, explain
 
 _OPEN_FILES = 256
-_HELD = 16 << 20  # bytes: a record up to this size is read at once
+_HELD = 16 << 20  # bytes: a record up to this size is kept while it is used
+_CACHED = 256 << 10  # bytes that stay in the processor's cache while they are read and summed
 _ADVISE = hasattr(os, "posix_fadvise")
 
 CHANGED = (
@@ -210,11 +211,12 @@ class SourceRecords:
         if not self._checks(reader, length, ranges):
             return Record(reader)
         held = self._scratch(min(length, _HELD))
-        crc = 0
-        for start in range(offset, offset + length, _HELD):
-            piece = held[: min(_HELD, offset + length - start)]
-            reader.read_into(start, piece)
+        crc = at = 0
+        for start in range(0, length, _CACHED):
+            piece = held[at : at + min(_CACHED, length - start)]
+            reader.read_into(offset + start, piece)
             crc = crc32c.crc32c(piece, crc)
+            at = at + len(piece) if length <= _HELD else 0
         if tfrecord.mask(crc) != episode.record_crc:
             raise CorruptError(
                 f"{reader.name}: {episode.id}: the data of its record fails the checksum, so the file is damaged. "

@@ -24,7 +24,6 @@ from oxe_curate.index.records import SourceRecords
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import variety
 from oxe_curate.mixture.sampling import episode_hashes
-from oxe_curate.mixture.spec import ImageSpec
 
 if TYPE_CHECKING:
     import polars as pl
@@ -158,7 +157,7 @@ def thumbnails(index: Index, episode: Episode, steps: NDArray[np.int64]) -> list
     source = index.source_of(EpisodeId.parse(episode.id).dataset)
     record = SourceRecords(check=False).open(source, episode)
     start = pool.add(record, episode, steps, swap=False)
-    frames = pool.finish(ImageSpec())
+    frames = pool.frames()
     found = []
     for i in (start + steps).tolist():
         try:

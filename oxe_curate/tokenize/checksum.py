@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import crc32c
@@ -23,53 +23,7 @@ PLACEHOLDER = b"00000000"
 _BEFORE = CHECKSUM_KEY + b"\x18\x08"  # Thrift's compact protocol: field 2, a string of 8 bytes
 _TAIL = 64 << 10
 _PIECE = 4 << 20
-
-
-class ChecksumSink:
-    """A file to write Parquet to, which fills in the checksum at the end.
-
-    Args:
-        sink: takes the bytes, with `write`.
-    """
-
-    closed = False
-
-    def __init__(self, sink: Any) -> None:
-        self._sink, self._crc = sink, 0
-        self._tail: io.BytesIO | None = None
-
-    def write(self, data: bytes) -> int:
-        """Pass on some bytes."""
-        if self._tail is not None:
-            return self._tail.write(data)
-        self._crc = crc32c.crc32c(data, self._crc)
-        self._sink.write(data)
-        return len(data)
-
-    def begin_footer(self) -> None:
-        """To be called after the last row group, before the writer is closed."""
-        self._tail = io.BytesIO()
-
-    def finish(self) -> None:
-        """To be called after the writer was closed: write the footer with the checksum."""
-        assert self._tail is not None
-        tail = self._tail.getvalue()
-        place = _place(tail)
-        assert place is not None
-        value = b"%08x" % crc32c.crc32c(tail, self._crc)
-        self._sink.write(tail[:place] + value + tail[place + len(value) :])
-
-    def flush(self) -> None:
-        """Nothing: the sink is flushed by its owner."""
-
-    def close(self) -> None:
-        """Nothing: the sink is closed by its owner."""
-
-
-def _place(tail: bytes) -> int | None:
-    """Where the checksum's digits are in the end of a file."""
-    at = tail.rfind(_BEFORE)
-    return None if at < 0 else at + len(_BEFORE)
+_CACHED = 256 << 10  # bytes that stay in the processor's cache while they are summed, hashed and written
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +34,75 @@ class FileHashes:
         size: in bytes.
         footer_sha256: of the footer, its length and the magic number.
         sha256: of the whole file; "" if only the footer was read.
+        identity: `Folder.identity` of a file that was hashed while it was written; "" of one that was read.
     """
 
     size: int
     footer_sha256: str
     sha256: str = ""
+    identity: str = field(default="", compare=False)
+
+
+class ChecksumSink:
+    """A file to write Parquet to, which fills in the checksum at the end and hashes what it writes.
+
+    Args:
+        sink: takes the bytes, with `write`.
+    """
+
+    closed = False
+
+    def __init__(self, sink: Any) -> None:
+        self._sink, self._crc, self._size, self._digest = sink, 0, 0, hashlib.sha256()
+        self._tail: io.BytesIO | None = None
+
+    def write(self, data: Any) -> int:
+        """Pass on some bytes."""
+        if self._tail is not None:
+            return self._tail.write(data)
+        view = memoryview(data)
+        for start in range(0, len(view), _CACHED):
+            piece = view[start : start + _CACHED]
+            self._crc = crc32c.crc32c(piece, self._crc)
+            self._pass_on(piece)
+        return len(view)
+
+    def _pass_on(self, data: Any) -> None:
+        self._digest.update(data)
+        self._sink.write(data)
+        self._size += len(data)
+
+    def begin_footer(self) -> None:
+        """To be called after the last row group, before the writer is closed."""
+        self._tail = io.BytesIO()
+
+    def finish(self) -> FileHashes:
+        """To be called after the writer was closed: write the footer with the checksum; return the file's hashes."""
+        assert self._tail is not None
+        tail = self._tail.getvalue()
+        place = _place(tail)
+        assert place is not None
+        value = b"%08x" % crc32c.crc32c(tail, self._crc)
+        tail = tail[:place] + value + tail[place + len(value) :]
+        self._pass_on(tail)
+        return FileHashes(self._size, hashlib.sha256(_footer(tail)).hexdigest(), self._digest.hexdigest())
+
+    def flush(self) -> None:
+        """Nothing: the sink is flushed by its owner."""
+
+    def close(self) -> None:
+        """Nothing: the sink is closed by its owner."""
+
+
+def _footer(end: bytes) -> bytes:
+    """The footer, its length and the magic number, of the end of a file that has all of it."""
+    return end[-(int.from_bytes(end[-8:-4], "little") + 8) :]
+
+
+def _place(tail: bytes) -> int | None:
+    """Where the checksum's digits are in the end of a file."""
+    at = tail.rfind(_BEFORE)
+    return None if at < 0 else at + len(_BEFORE)
 
 
 def hash_file(out: Folder, path: str, whole: bool = True) -> FileHashes:

@@ -1,4 +1,4 @@
-"""Mixture shards: the Parquet schema, and writing a shard without copying images in Python.
+"""Mixture shards: the Parquet schema, and writing a shard.
 
 Images are read from the source shards one row group at a time, so memory does not grow with the shard. In the file they
 are plain binary, PLAIN encoded and uncompressed (JPEG does not shrink further), so that any reader opens them and a
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from oxe_curate.errors import DataError
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink, read_tail
+from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink, FileHashes, read_tail
+from oxe_curate.tokenize.image_pages import ImagePage, ImagePages
 
 _ROW_GROUP = 256
 """Frames of a camera per row group: rows if the window is 1, else rows times the window."""
@@ -96,16 +97,14 @@ class ShardRows:
 
 
 def shard_table(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
-    """The rows `permutation`, in that order, as an Arrow table. Raises DataError if a frame is damaged."""
+    """The rows `permutation`, in that order, as an Arrow table with empty images."""
     window, actions = rows.frame.shape[1], rows.action.shape[1]
     plain = schema(list(rows.frames), window)
     columns: list[Any] = [rows.sample_id.take(pa.array(permutation))]
     columns += [_decode(rows, "dataset", permutation), _decode(rows, "episode_id", permutation)]
     columns += [pa.array(rows.step[permutation]), _decode(rows, "instruction", permutation)]
-    for found in rows.frames.values():
-        frames = rows.frame[permutation].ravel()
-        image = _images(found, frames, padding=pa.array(frames < 0) if window > 1 else None)
-        columns.append(image if window == 1 else _fixed(image, window))
+    image = _blank_images(rows.frame[permutation])
+    columns += [image] * len(rows.frames)
     columns.append(_fixed(_sevens(rows.action[permutation]), actions))
     columns.append(_fixed(_sevens(rows.bins[permutation]), actions))
     columns.append(_proprio(rows, permutation))
@@ -115,14 +114,21 @@ def shard_table(rows: ShardRows, permutation: NDArray[np.int64]) -> Any:
     return pa.table(columns, schema=plain)
 
 
-def _images(found: EncodedFrames, frames: NDArray[np.int64], padding: Any = None) -> Any:
-    """Hugging Face's `Image` structs of some frames, null where `padding`."""
-    data, ends = found.gather(frames)
-    if ends[-1] >= 1 << 31:
-        raise DataError(f"{found.where(int(frames.max())) if found.where else 'image'}: a row's images exceed 2 GiB")
-    buffers = [None, pa.py_buffer(ends.astype(np.int32)), pa.py_buffer(data)]
-    encoded = pa.Array.from_buffers(pa.binary(), len(frames), buffers)
-    return pa.StructArray.from_arrays([encoded, pa.nulls(len(frames), pa.string())], ["bytes", "path"], mask=padding)
+def _blank_images(frame: NDArray[np.int64]) -> Any:
+    """Hugging Face's `Image` structs with empty bytes, null where `frame`, int64 (n, window), is padding."""
+    count, window = frame.size, frame.shape[1]
+    nothing = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(bytes(4 * (count + 1))), pa.py_buffer(b"")])
+    padding = pa.array(frame.ravel() < 0) if window > 1 else None
+    image = pa.StructArray.from_arrays([nothing, pa.nulls(count, pa.string())], ["bytes", "path"], mask=padding)
+    return image if window == 1 else _fixed(image, window)
+
+
+def _image_page(found: EncodedFrames, frame: NDArray[np.int64]) -> ImagePage:
+    """The frames that some rows show, int64 (n, window), -1 for padding. Raises DataError if one is damaged."""
+    shown = frame.ravel()
+    if found.stored_length[shown[shown >= 0]].sum() >= 1 << 31:
+        raise DataError(f"{found.where(int(shown.max())) if found.where else 'image'}: a row's images exceed 2 GiB")
+    return ImagePage(found.gather(shown), int((shown >= 0).sum()), len(shown))
 
 
 def stored(rows: ShardRows) -> dict[str, int]:
@@ -166,13 +172,19 @@ def write_shard_file(
     permutation: NDArray[np.int64],
     meta: Mapping[str, Any],
     check: Callable[[], None],
-) -> None:
+) -> FileHashes:
     """Publish a shard, its rows in the order of `permutation`; `check` is called after the last image was read."""
     window = rows.frame.shape[1]
-    sizes = sum(np.where(rows.frame >= 0, f.length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
-    _write(
+    leaf = "bytes" if window == 1 else "list.element.bytes"
+
+    def pages(chosen: NDArray[np.int64]) -> dict[str, ImagePage]:
+        shown = rows.frame[chosen]
+        return {f"image_{role}.{leaf}": _image_page(found, shown) for role, found in rows.frames.items()}
+
+    sizes = sum(np.where(rows.frame >= 0, f.stored_length[rows.frame], 0).sum(axis=1) for f in rows.frames.values())
+    return _write(
         out, path, schema(list(rows.frames), window), meta, lambda chosen: shard_table(rows, chosen), permutation,
-        np.asarray(sizes), -(-_ROW_GROUP // window), check,
+        np.asarray(sizes), -(-_ROW_GROUP // window), check, pages,
         dictionary=("dataset", "episode_id", "instruction"), statistics=("dataset", "step"),
     )  # fmt: skip
 
@@ -197,7 +209,7 @@ def write_texts(
     frame: NDArray[np.int64],
     permutation: NDArray[np.int64],
     meta: Mapping[str, Any],
-) -> None:
+) -> FileHashes:
     """Publish a shard of image-text rows, in the order of `permutation`.
 
     Args:
@@ -212,12 +224,13 @@ def write_texts(
 
     def table(chosen: NDArray[np.int64]) -> Any:
         picked = rows.take(pa.array(chosen))
-        image = _images(frames, frame[chosen])
+        image = _blank_images(frame[chosen, None])
         columns = [image if name == "image" else picked[name] for name in _TEXT_SCHEMA.names]
         return pa.table(columns, schema=_TEXT_SCHEMA)
 
-    _write(
+    return _write(
         out, path, _TEXT_SCHEMA, meta, table, permutation, frames.length[frame], _ROW_GROUP,
+        pages=lambda chosen: {"image.bytes": _image_page(frames, frame[chosen, None])},
         dictionary=("dataset", "question"), statistics=("dataset",),
     )  # fmt: skip
 
@@ -232,12 +245,14 @@ def _write(
     sizes: NDArray[np.int64],
     group: int,
     check: Callable[[], None] = lambda: None,
+    pages: Callable[[NDArray[np.int64]], Mapping[str, ImagePage]] = lambda _: {},
     *,
     dictionary: Sequence[str],
     statistics: Sequence[str],
-) -> None:
+) -> FileHashes:
     """Write `table(rows)` for some rows of the permutation at a time; readers see the schema `plain`.
 
+    In the table, the columns of `pages(rows)` are empty: leaf column -> the images to write in their place.
     A row group has at most `group` rows, and fewer if the bytes of their images, `sizes`, exceed `_GROUP_BYTES`.
     """
     metadata = {b"huggingface": _hugging_face(plain).encode(), _META: json.dumps(meta, sort_keys=True).encode()}
@@ -246,10 +261,13 @@ def _write(
     leaves = _leaves(plain)
     compression = {leaf: "none" if leaf.startswith("image") and leaf.endswith(".bytes") else "zstd" for leaf in leaves}
 
+    hashes: list[FileHashes] = []
+
     def save(sink: Any) -> None:
         summed = ChecksumSink(sink)
+        target = ImagePages(summed, leaves)
         with pq.ParquetWriter(
-            summed,
+            target,
             plain,
             store_schema=False,
             compression=compression,
@@ -259,12 +277,15 @@ def _write(
         ) as writer:
             for chosen in _groups(permutation, sizes, group):
                 writer.write_table(table(chosen))
+                target.end_row_group(len(chosen), pages(chosen))
             check()
             writer.add_key_value_metadata({**metadata, CHECKSUM_KEY: PLACEHOLDER})
             summed.begin_footer()
-        summed.finish()
+        target.finish()
+        hashes.append(summed.finish())
 
     out.publish(path, save)
+    return replace(hashes[-1], identity=out.identity(path) if out.is_local else "")
 
 
 def _groups(permutation: NDArray[np.int64], sizes: NDArray[np.int64], group: int) -> Iterator[NDArray[np.int64]]:

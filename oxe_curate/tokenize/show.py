@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from oxe_curate.tokenize.sources import REFERENCE
 from oxe_curate.ui.tables import Column, ResultTable
 
 _AXES = ("x mm", "y mm", "z mm", "roll °", "pitch °", "yaw °", "gripper")
@@ -52,6 +53,8 @@ def _frames(manifest: Mapping[str, Any]) -> list[Text]:
     stored, distinct, size, once = (
         sum(c[k] for c in counts) for k in ("stored", "distinct", "bytes", "distinct_bytes")
     )
+    if manifest.get("images") == REFERENCE:
+        return [Text(f"{stored:,} places of {distinct:,} distinct frames, {once / 1e6:,.1f} MB of the source.\n")]
     line = f"{stored:,} frames stored for {distinct:,} distinct frames: {stored / distinct:.2f} copies each"
     return [Text(f"{line}, {size / 1e6:,.1f} MB of images instead of {once / 1e6:,.1f} MB.\n")]
 

@@ -25,7 +25,7 @@ from oxe_curate.mixture.texts import TextFile, TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
+from oxe_curate.tokenize.fingerprints import TOKENIZE_FORMAT
 
 _BATCH = 256  # rows to read at once
 _UNITS = 4  # pieces of the sources per shard, at least approximately
@@ -148,10 +148,9 @@ def build_text_shard(task: TextTask) -> Built:
     frames = EncodedFrames([drawn.spool], np.zeros(len(place), np.int64), place[:, 0], place[:, 1])
     keys = np.concatenate(drawn.keys) if drawn.keys else np.empty(0, np.uint64)
     meta = {"fingerprint": task.fingerprint, "counts": counts}
-    shards.write_texts(
-        task.out, task.output, table, frames, np.array(drawn.frame, np.int64), sampling.order(keys), meta
-    )
-    return Built(steps_seen=len(keys))
+    order = sampling.order(keys)
+    hashes = shards.write_texts(task.out, task.output, table, frames, np.array(drawn.frame, np.int64), order, meta)
+    return Built(len(keys), hashes)
 
 
 @dataclass

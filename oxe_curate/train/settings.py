@@ -16,6 +16,7 @@ FamilyName = Literal["openvla", "roboflamingo"]
 AdapterKind = Literal["lora", "qlora", "int8", "none"]
 Tuning = Literal["full", "last-layer", "frozen-vision", "sandwich"]
 OptimizerKind = Literal["adamw", "adamw8bit"]
+ResizeFilter = Literal["bicubic", "lanczos3"]
 
 FAMILY_DEFAULTS: dict[FamilyName, dict[str, Any]] = {
     "openvla": {},
@@ -144,7 +145,19 @@ class TrainSettings:
     proprio: Annotated[bool, Help("Add the robot state (proprio) to the input")] = False
     chunk: Annotated[int | None, Ge(1), Help("Actions predicted at once", default="the mixture's")] = None
     augment: Annotated[bool, Help("Random crop and color changes, as in OpenVLA's training")] = True
+    resize: Annotated[
+        ResizeFilter,
+        Help("Filter for images of another size: bicubic (OpenVLA's processor) or lanczos3 (OpenVLA's training data)"),
+    ] = "bicubic"
     text_factor: Annotated[float, Ge(0), Help("Factor of the language loss on image-text rows")] = 1.0
+    source: Annotated[
+        str | None,
+        Help(
+            "Folder with the data sets that a mixture by reference refers to, if they have moved",
+            default="as tokenize read them",
+            metavar="ROOT",
+        ),
+    ] = None
     workers: Annotated[int | None, Ge(1), Help("Decoding threads", default="one per core, 2 to 8")] = None
     log: Annotated[Literal["tensorboard", "wandb", "none"], Help("Where to log, in addition to log.jsonl")] = (
         "tensorboard"

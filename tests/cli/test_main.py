@@ -112,6 +112,22 @@ def test_json_is_json(made: Path) -> None:
     assert len(rows) == 98
 
 
+def test_a_mixture_by_reference_is_materialized(made: Path, tmp_path: Path) -> None:
+    text = (made / "m.yaml").read_text()
+    (tmp_path / "r.yaml").write_text(f"{text}image: {{copy: false}}\n")
+    done = oxe("tokenize", tmp_path / "r.yaml", "--index", made / "index", "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    done = oxe("materialize", tmp_path / "r", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"{len(list((made / 'out').glob('*-of-*')))} shard" in done.stdout
+    for path in (made / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert json.loads(oxe("materialize", tmp_path / "r", "--out", tmp_path / "out", "--json").stdout)["format"] == 2
+    done = oxe("materialize", made / "out", "--out", tmp_path / "other")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "has copies of its frames already" in done.stderr
+
+
 def test_an_index_without_kept_episodes_is_reported(made: Path, tmp_path: Path) -> None:
     (tmp_path / "criteria.yaml").write_text("too_short: 99\n")
     done = oxe("filter", made / "in", "--out", tmp_path / "index", "--criteria", tmp_path / "criteria.yaml")

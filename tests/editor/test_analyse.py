@@ -45,6 +45,13 @@ def test_rows_have_positions_numbers_and_shares(catalogue):
     assert rows[0]["origin"] == "index"
 
 
+def test_a_mixture_by_reference_takes_little_room(catalogue):
+    found = analyse.analyse(MIXTURE + "window: 2\nimage: {size: 224, copy: false}\n", catalogue)
+    assert found["settings"]["image"]["copy"] is False
+    assert found["totals"]["bytes"] == pytest.approx(found["totals"]["samples"] * 2 * 10)
+    assert analyse.analyse(MIXTURE, catalogue)["settings"]["image"]["copy"] is True
+
+
 def test_a_stride_draws_fewer_samples_of_the_same_hours(catalogue):
     every = analyse.analyse(MIXTURE, catalogue)
     some = analyse.analyse(MIXTURE + "window: 12\nstride: 6\n", catalogue)

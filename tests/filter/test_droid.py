@@ -18,6 +18,7 @@ from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.images import decode
 from oxe_curate.registry.card import EpisodeFilter
 from oxe_curate.rlds.synthetic import write_dataset
+from oxe_curate.tokenize.materialize import MaterializeOptions, run_materialize
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 
 IMAGE = tfds.Image(shape=(16, 16, 3), encoding_format="png")
@@ -178,6 +179,18 @@ def test_the_exterior_cameras_change_places_at_random(root: Path, tmp_path: Path
     assert shown(index, tmp_path / "other", "{cameras: [primary]}", seed=1) != one
     fixed = shown(index, tmp_path / "fixed", "{cameras: [primary], random_view: false}")
     assert all(cameras["image_primary"] == 0 for cameras in fixed.values())
+
+
+def test_cameras_that_change_places_do_so_by_reference(root: Path, tmp_path: Path) -> None:
+    run_filter(root, tmp_path / "index", FilterOptions(("droid",), frames="span", progress=False, workers=1))
+    text = "name: m\nvalidation: 0\ndatasets: [{name: droid, weight: 1}]\nimage: {cameras: [primary, secondary]"
+    for kind, copy in (("reference", ", copy: false"), ("copy", "")):
+        (tmp_path / f"{kind}.yaml").write_text(f"{text}{copy}}}\n")
+        options = TokenizeOptions(progress=False, workers=1)
+        run_tokenize(tmp_path / f"{kind}.yaml", tmp_path / "index", tmp_path / kind, options)
+    run_materialize(tmp_path / "reference", tmp_path / "made", MaterializeOptions(progress=False, workers=1))
+    made, copied = ({p.name: p.read_bytes() for p in (tmp_path / kind).iterdir()} for kind in ("made", "copy"))
+    assert made == copied
 
 
 def test_one_of_the_texts_is_drawn(tmp_path: Path) -> None:

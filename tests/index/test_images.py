@@ -4,7 +4,6 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,53 +50,74 @@ def frames(*items: bytes, where: Callable[[int], str] | None = None) -> EncodedF
     )
 
 
+def values(encoded: np.ndarray) -> list[bytes]:
+    """The values of Parquet's PLAIN encoding."""
+    found, data = [], encoded.tobytes()
+    while data:
+        end = 4 + int.from_bytes(data[:4], "little")
+        found.append(data[4:end])
+        data = data[end:]
+    return found
+
+
 def test_png_and_jpeg_decode() -> None:
     assert np.array_equal(images.decode(png(image_of())), image_of())
     jpeg = simplejpeg.encode_jpeg(image_of(), 95, colorsubsampling="444")
     assert np.abs(images.decode(jpeg).astype(int) - image_of()).mean() < 3
+    for data in (jpeg, png(image_of())):
+        assert np.array_equal(images.decode(data, bgr=True)[:, :, ::-1], images.decode(data))
     with pytest.raises(ValueError, match="cannot identify"):
         images.decode(b"neither")
 
 
-def test_resize_is_lanczos_and_ignores_the_aspect() -> None:
-    expected = np.asarray(Image.fromarray(image_of()).resize((32, 32), Image.Resampling.LANCZOS))
-    assert np.array_equal(images.resize(image_of(), 32), expected)
-    assert images.resize(image_of(32, 32), 32).shape == (32, 32, 3)
-
-
-def test_recode_changes_only_what_it_must(tmp_path: Path) -> None:
+def test_recode_changes_only_what_it_must() -> None:
     source = frames(png(image_of()), png(image_of()), b"not needed")
-    needed, swap = np.array([True, True, False]), np.array([False, True, True])
-    found = images.recode(source, needed, swap, None, 95, tmp_path)
-    assert found.read(0) == png(image_of())
-    assert np.abs(images.decode(found.read(1))[:, :, ::-1].astype(int) - image_of()).mean() < 3
+    shown, swap = np.array([[1], [0], [-1]]), np.array([False, True, True])
+    found = images.recode(source, shown, swap, None, 95)
+    changed, same = values(found.gather(shown.ravel()))
+    assert same == png(image_of())
+    assert np.abs(images.decode(changed)[:, :, ::-1].astype(int) - image_of()).mean() < 3
+    assert np.array_equal(found.stored_length, source.length)
+    small = images.recode(source, shown, np.zeros(3, bool), 24, 95)
+    assert images.decode(values(small.gather(np.array([0])))[0]).shape == (24, 24, 3)
+    assert np.array_equal(small.stored_length, [24 * 24] * 3)
+    assert images.recode(source, shown, np.zeros(3, bool), None, 95) is source
+
+
+@pytest.mark.parametrize("shown", [[[0, 1], [1, -1]], [[0], [1], [1]]], ids=["windows", "copies"])
+def test_frames_of_several_rows_are_re_encoded_once(tmp_path: Path, shown: list[list[int]]) -> None:
+    source = frames(png(image_of()), png(image_of(40, 40)), b"not needed")
+    once = images.recode(source, np.array([[1], [0]]), np.zeros(3, bool), 24, 95)
+    found = images.recode(source, np.array(shown), np.zeros(3, bool), 24, 95, tmp_path)
+    chosen = np.array([1, 0, 1])
+    assert np.array_equal(found.gather(chosen), once.gather(chosen))
+    assert found.stored_length[:2].tolist() == [len(value) for value in values(found.gather(np.array([0, 1])))]
     assert found.read(2) == b"not needed"
-    small = images.recode(source, needed, np.zeros(3, bool), 24, 95)
-    assert images.decode(small.read(0)).shape == (24, 24, 3)
-    assert images.recode(source, needed, np.zeros(3, bool), None, 95) is source
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_frame_is_named() -> None:
-    source = frames(b"\xff\xd8 neither, nor", where="episode {}".format)
+@pytest.mark.parametrize("shown", [[[0]], [[0, -1]]], ids=["when gathered", "at once"])
+def test_a_damaged_frame_is_named(shown: list[list[int]]) -> None:
+    def recoded(data: bytes) -> None:
+        source = frames(data, where="episode {}".format)
+        images.recode(source, np.array(shown), np.array([False]), 24, 95).gather(np.array([0]))
+
     with pytest.raises(DataError, match="episode 0: expected a complete JPEG or PNG"):
-        images.recode(source, np.array([True]), np.array([False]), 24, 95)
-    source = frames(b"\xff\xd8 complete, but no JPEG\xff\xd9", where="episode {}".format)
+        recoded(b"\xff\xd8 neither, nor")
     with pytest.raises(DataError, match="episode 0: cannot be decoded"):
-        images.recode(source, np.array([True]), np.array([False]), 24, 95)
+        recoded(b"\xff\xd8 complete, but no JPEG\xff\xd9")
 
 
 def test_frames_are_gathered_and_checked() -> None:
     jpeg = simplejpeg.encode_jpeg(image_of(), 95)
     good = [jpeg, png(image_of()), jpeg[:2] + jpeg[-6:]]
     source = frames(*good, b"", jpeg[:-1], jpeg[1:], b"\xff\xd8\xff\xd9", png(image_of())[1:], where="frame {}".format)
-    data, ends = source.gather(np.array([2, 0, -1, 1, 0]))
-    assert [data[a:b].tobytes() for a, b in pairwise(ends.tolist())] == [good[2], good[0], b"", good[1], good[0]]
+    assert values(source.gather(np.array([2, 0, -1, 1, 0]))) == [good[2], good[0], good[1], good[0]]
     for bad in range(3, 8):
         with pytest.raises(DataError, match=f"frame {bad}: expected a complete"):
             source.gather(np.array([0, bad, 1]))
-    assert len(source.gather(np.empty(0, np.int64))[0]) == 0
-    assert len(frames().gather(np.array([-1]))[0]) == 0
+    assert len(source.gather(np.empty(0, np.int64))) == 0
+    assert len(frames().gather(np.array([-1]))) == 0
 
 
 def test_every_lost_end_of_a_jpeg_is_noticed() -> None:

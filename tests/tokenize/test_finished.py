@@ -241,3 +241,17 @@ def test_in_an_object_store_verify_reads_every_byte(
         assert run().damaged == (names[1],)
         out.remove(names[2])
         assert (run().damaged, run(verify=True).shards_done) == ((), 0)
+
+
+def test_hashes_of_a_shard_are_those_of_the_file(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made while it is written; the file is not read again."""
+    from oxe_curate.tokenize import manifest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "hash_file", None)
+        entries = tokenize(index, tmp_path / "out", "validation: 0").manifest["outputs"]
+    (shard,) = (tmp_path / "out").glob("train-*")
+    expected = hash_file(Folder.of(tmp_path / "out"), shard.name)
+    assert entries[shard.name]["sha256"] == expected.sha256 == hashlib.sha256(shard.read_bytes()).hexdigest()
+    assert entries[shard.name]["footer_sha256"] == expected.footer_sha256
+    assert entries[shard.name]["bytes"] == expected.size

@@ -1,20 +1,28 @@
-"""Located samples -> Rows: gather the numbers and decode the images directly into the array of the batch."""
+"""Located samples -> Rows: gather the numbers and decode the images directly into the arrays of the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.errors import DataError
-from oxe_curate.index.images import open_image
+from oxe_curate.index import images
 from oxe_curate.train.data.batch import Rows, TextRows
+from oxe_curate.train.data.mixed import MixedImages, PixelArray
 from oxe_curate.train.data.order import random_numbers
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
+from oxe_curate.train.settings import ResizeFilter
+
+_LARGEST = 1 << 21
+"""Pixels, 1080p: larger images are resized where they are decoded, whatever `mixed` says."""
 
 
 def assemble(
@@ -24,6 +32,9 @@ def assemble(
     image_size: int,
     seed: int,
     text_factor: float = 1.0,
+    resize: ResizeFilter = "bicubic",
+    mixed: bool = False,
+    pin: bool = False,
 ) -> Rows:
     """Make a batch of samples; separates robot rows and image-text rows.
 
@@ -31,9 +42,12 @@ def assemble(
         positions: int64 (N,), position of each sample in the run.
         samples: N samples.
         sample_format: the part of a robot row to read.
-        image_size: S; images of another size are resized with Pillow's bicubic filter, as at inference.
+        image_size: S.
         seed: of the random numbers.
         text_factor: factor of the language loss.
+        resize: the filter for images of another size.
+        mixed: leave images at their own size, as `MixedImages`; otherwise resize them here.
+        pin: decode mixed images into page-locked memory.
 
     Raises:
         DataError: an image cannot be decoded; the message has the shard, row and sample.
@@ -42,16 +56,16 @@ def assemble(
     robots = [sample for sample, text in zip(samples, is_text, strict=True) if not text]
     n, window, chunk = len(robots), sample_format.window, sample_format.chunk
     records = np.zeros(n, sample_format.record)
-    images = np.empty((n, window, len(sample_format.cameras), image_size, image_size, 3), np.uint8)
     for i, (block, row) in enumerate(robots):
-        record = records[i] = block.records[row]
-        seen = record["observation_mask"]
-        for w in range(window):
-            if seen[w]:
-                for camera in range(len(sample_format.cameras)):
-                    _decode(block, row, w, camera, images[i, w, camera])
-        if not seen.all():  # observations before the start of the episode repeat the first one
-            images[i, ~seen] = images[i, seen.argmax()]
+        records[i] = block.records[row]
+    cameras = range(len(sample_format.cameras))
+    shown = _shown(records["observation_mask"], len(cameras))
+    frames = [
+        _Frame(*robots[i], w, camera)
+        for i, w in np.argwhere(records["observation_mask"]).tolist()
+        for camera in cameras
+    ]  # fmt: skip
+    decode = functools.partial(_decode_all, size=image_size, resize=resize, mixed=mixed, pin=pin)
     ahead = np.arange(window)[:, None] + np.arange(chunk)
     place = np.flatnonzero(is_text)
     texts = [sample for sample, text in zip(samples, is_text, strict=True) if text]
@@ -59,7 +73,7 @@ def assemble(
         position=positions[~is_text],
         dataset=records["dataset"].astype(np.int64),
         instruction=[block.texts[0][row] for block, row in robots],
-        images=images,
+        images=decode(frames, shown),
         observation_mask=records["observation_mask"],
         actions=records["action"][:, ahead],
         bins=records["bins"][:, ahead],
@@ -67,16 +81,22 @@ def assemble(
         proprio=records["proprio"],
         random=random_numbers(seed, positions[~is_text]),
         sample_id=_SampleIds(robots),
-        texts=_texts(texts, place, image_size, text_factor) if texts else None,
+        texts=_texts(texts, place, decode, text_factor) if texts else None,
     )
 
 
-def _texts(texts: Sequence[Located], place: NDArray[np.int64], size: int, factor: float) -> TextRows:
-    images = np.empty((len(texts), size, size, 3), np.uint8)
-    for i, (block, row) in enumerate(texts):
-        _decode(block, row, 0, 0, images[i])
+def _shown(seen: NDArray[np.bool_], cameras: int) -> NDArray[np.int64]:
+    """int64 (n, W, C), the image of each observation (n, W), counted over those seen: padding repeats the first one."""
+    numbers = (np.cumsum(seen.ravel()) - 1).reshape(seen.shape)
+    first = np.take_along_axis(numbers, seen.argmax(axis=1)[:, None], axis=1)
+    return np.where(seen, numbers, first)[..., None] * cameras + np.arange(cameras)
+
+
+def _texts(
+    texts: Sequence[Located], place: NDArray[np.int64], decode: Callable[..., PixelArray], factor: float
+) -> TextRows:
     return TextRows(
-        images=images,
+        images=decode([_Frame(block, row, 0, 0) for block, row in texts], np.arange(len(texts))),
         question=[block.texts[0][row] for block, row in texts],
         answer=[block.texts[1][row] for block, row in texts],
         factor=np.full(len(texts), factor, np.float32),
@@ -84,39 +104,114 @@ def _texts(texts: Sequence[Located], place: NDArray[np.int64], size: int, factor
     )
 
 
-def _decode(block: RowBlock, row: int, observation: int, camera: int, out: NDArray[np.uint8]) -> None:
-    data = block.frame(row, observation, camera)
-    try:
-        decode_into(data, out)
-    except ValueError as error:
-        raise DataError(
-            f"{block.where(row)} ({block.sample_id(row)}): cannot decode the image ({error}). "
-            "The shard is damaged; remove it and run tokenize again."
-        ) from None
+class _Frame(NamedTuple):
+    """The image of a camera at an observation of a row."""
+
+    block: RowBlock
+    row: int
+    observation: int
+    camera: int
+
+    def read(self) -> bytes | memoryview:
+        return self.block.frame(self.row, self.observation, self.camera)
+
+    def error(self, reason: ValueError) -> DataError:
+        return self.block.damaged(self.row, self.observation, self.camera, str(reason))
+
+    def decode(self, data: bytes | memoryview, out: NDArray[np.uint8], resize: ResizeFilter) -> None:
+        try:
+            decode_into(data, out, self.block.swapped(self.row, self.camera), resize)
+        except ValueError as error:
+            raise self.error(error) from None
 
 
-def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
-    """Decode a JPEG or PNG into uint8 (S, S, 3), RGB, and resize it if needed.
+def _decode_all(
+    frames: Sequence[_Frame], shown: NDArray[np.int64], *, size: int, resize: ResizeFilter, mixed: bool, pin: bool
+) -> PixelArray:
+    """The images of an array of which each entry shows one of the frames; each is decoded once."""
+    if mixed:
+        return _decode_mixed(frames, shown, size, resize, pin)
+    pixels = np.empty((len(frames), size, size, 3), np.uint8)
+    for frame, out in zip(frames, pixels, strict=True):
+        frame.decode(frame.read(), out, resize)
+    if shown.size == len(frames):  # in order: nothing is shown twice
+        return pixels.reshape(*shown.shape, size, size, 3)
+    return pixels[shown]
+
+
+def _decode_mixed(
+    frames: Sequence[_Frame], shown: NDArray[np.int64], size: int, resize: ResizeFilter, pin: bool
+) -> MixedImages:
+    encoded = [frame.read() for frame in frames]
+    members: dict[tuple[int, int], list[int]] = {}
+    for number, (frame, data) in enumerate(zip(frames, encoded, strict=True)):
+        try:
+            height, width = _shape(data)
+        except ValueError as error:
+            raise frame.error(error) from None
+        # the batches that are prepared ahead would take too much memory
+        shape = (height, width) if height * width <= _LARGEST else (size, size)
+        members.setdefault(shape, []).append(number)
+    groups = []
+    for shape, numbers in members.items():
+        groups.append(torch.empty((len(numbers), *shape, 3), dtype=torch.uint8, pin_memory=pin))
+        for number, out in zip(numbers, groups[-1].numpy(), strict=True):
+            frames[number].decode(encoded[number], out, resize)
+    place = np.empty(len(frames), np.int64)
+    place[np.concatenate([np.empty(0, np.int64), *members.values()]).astype(np.int64)] = np.arange(len(frames))
+    return MixedImages(tuple(groups), place[shown], size, resize)
+
+
+def _shape(data: bytes | memoryview) -> tuple[int, int]:
+    """Height and width of an image, from its header. Raises ValueError for other bytes than a JPEG or PNG."""
+    if bytes(data[:2]) == b"\xff\xd8":
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        return height, width
+    if bytes(data[12:16]) == b"IHDR":
+        width, height = struct.unpack(">II", data[16:24])
+        return height, width
+    width, height = images.open_image(data).size
+    return height, width
+
+
+def decode_into(
+    data: bytes | memoryview, out: NDArray[np.uint8], swapped: bool = False, resize: ResizeFilter = "bicubic"
+) -> None:
+    """Decode a JPEG or PNG as RGB, and resize it if needed.
+
+    Args:
+        data: the encoded image.
+        out: uint8 (S, S, 3), or (H, W, 3) of the image's own size.
+        swapped: red and blue are exchanged in it.
+        resize: the filter.
 
     Raises:
         ValueError: another format, or a damaged image.
     """
     if bytes(data[:2]) == b"\xff\xd8":
+        order = "BGR" if swapped else "RGB"
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (height, width) == out.shape[:2]:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            simplejpeg.decode_jpeg(data, order, buffer=out)
             return
-        decoded = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+        out[:] = resize_image(Image.fromarray(simplejpeg.decode_jpeg(data, order)), out.shape[0], resize)
     else:
-        decoded = open_image(data)
-    out[:] = resize_image(decoded, out.shape[0])
+        image = images.open_image(data)
+        same = image.size[::-1] == out.shape[:2]
+        pixels = np.asarray(image) if same else resize_image(image, out.shape[0], resize)
+        out[:] = pixels[:, :, ::-1] if swapped else pixels
 
 
-def resize_image(image: Any, size: int) -> NDArray[np.uint8]:
-    """A PIL image -> uint8 (size, size, 3), ignoring the aspect ratio: "resize-naive" of the released models."""
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8)
+def resize_image(picture: Image.Image, size: int, resize: ResizeFilter = "bicubic") -> NDArray[np.uint8]:
+    """Resize an RGB image on the CPU: uint8 (size, size, 3), within one level of `resize_images` (bicubic: equal).
+
+    The aspect ratio is ignored: "resize-naive" of the released models.
+    """
+    if resize == "lanczos3":
+        return images.resize(np.asarray(picture, np.uint8), size)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.uint8)
 
 
 class _SampleIds(Sequence[str]):

@@ -65,9 +65,13 @@ def crop_middle(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         uint8 of the same shape: `floor(255.5 * x)` of `center_crop`'s x, the rule of TensorFlow's convert_image_dtype.
     """
     size = images.shape[-2]
-    cut = center_crop(torch.from_numpy(np.ascontiguousarray(images)).view(-1, size, size, 3))
-    whole = (cut * 255.5).clamp_(max=255).to(torch.uint8).permute(0, 2, 3, 1)
-    return np.asarray(whole.numpy()).reshape(images.shape)
+    cut = cut_middle(torch.from_numpy(np.ascontiguousarray(images)).view(-1, size, size, 3))
+    return np.asarray(cut.numpy()).reshape(images.shape)
+
+
+def cut_middle(images: torch.Tensor) -> torch.Tensor:
+    """`crop_middle` of a tensor, uint8 (n, S, S, 3), on its device."""
+    return (center_crop(images) * 255.5).clamp_(max=255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def unit(images: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from oxe_curate.train.data.mixed import PixelArray
+
 Batch = dict[str, Any]
-"""Name -> torch tensor, batch first. A family's collator and forward agree on the names."""
+"""Name -> torch tensor, batch first. A family's collator and forward agree on the names. A collator may leave images as
+`MixedImages`, of which `to_device` makes tensors."""
 
 IGNORE = -100
 """Label of a token without a loss."""
@@ -21,13 +24,13 @@ class TextRows:
     """The image-text samples of a batch.
 
     Attributes:
-        images: uint8 (m, S, S, 3), RGB.
+        images: uint8 (m, S, S, 3), RGB, or the same before resizing.
         question: the prompt, "" for a caption. answer: the text to learn.
         factor: float32 (m,): weight of each row's language loss.
         place: int64 (m,): index of each sample in the batch; the robot rows fill the other places in order.
     """
 
-    images: NDArray[np.uint8]
+    images: PixelArray
     question: Sequence[str]
     answer: Sequence[str]
     factor: NDArray[np.float32]
@@ -41,7 +44,7 @@ class Rows:
     Attributes:
         position: int64 (n,): position of each sample in the run's endless sequence; seeds its augmentation.
         dataset: int64 (n,): index into the mixture's names. instruction: n texts.
-        images: uint8 (n, W, C, S, S, 3): W observations, oldest first, of C cameras, RGB.
+        images: uint8 (n, W, C, S, S, 3): W observations, oldest first, of C cameras, RGB; or the same before resizing.
         observation_mask: bool (n, W): False where an observation is padding before the start of the episode.
         actions: float32 (n, W, K, 7), normalized: the K actions from each observation's step.
         bins: uint8 (n, W, K, 7), the actions as bins.
@@ -55,7 +58,7 @@ class Rows:
     position: NDArray[np.int64]
     dataset: NDArray[np.int64]
     instruction: Sequence[str]
-    images: NDArray[np.uint8]
+    images: PixelArray
     observation_mask: NDArray[np.bool_]
     actions: NDArray[np.float32]
     bins: NDArray[np.uint8]

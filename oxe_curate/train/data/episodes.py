@@ -17,6 +17,7 @@ from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
 from oxe_curate.train.data.shards import REPAIR, split_shards
+from oxe_curate.train.settings import ResizeFilter
 
 
 class EpisodeReader:
@@ -29,6 +30,7 @@ class EpisodeReader:
         mixture: a finished mixture.
         split: "validation" or "train".
         image_size: S, side in pixels.
+        resize, mixed: see `Loader`.
         cameras, window, chunk, proprio: the part of the rows to read; None: all that the mixture has.
 
     Attributes:
@@ -49,9 +51,11 @@ class EpisodeReader:
         window: int | None = None,
         chunk: int | None = None,
         proprio: bool = False,
+        resize: ResizeFilter = "bicubic",
+        mixed: bool = False,
     ) -> None:
         self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
-        self._image_size = image_size
+        self._image_size, self._resize, self._mixed = image_size, resize, mixed
         shards = [shard for shard in split_shards(mixture, split) if shard.rows]
         self._rows = open_rows(mixture, shards, self.sample_format)
         if not shards:
@@ -99,7 +103,8 @@ class EpisodeReader:
         self._check(episode_id)
         rows = self._of[episode_id][start:stop]
         places = np.arange(start, start + len(rows), dtype=np.int64)
-        return assemble(places, self._rows.claim(rows)(), self.sample_format, self._image_size, 0)
+        claim = self._rows.claim(rows)
+        return assemble(places, claim(), self.sample_format, self._image_size, 0, 1.0, self._resize, self._mixed)
 
     def _check(self, episode_id: str) -> None:
         if episode_id not in self._of:

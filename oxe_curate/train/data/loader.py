@@ -26,9 +26,10 @@ from oxe_curate.train.data.local import MEMORY
 from oxe_curate.train.data.row_source import Claim, open_rows
 from oxe_curate.train.data.rows import SampleFormat
 from oxe_curate.train.data.shards import split_shards
+from oxe_curate.train.settings import ResizeFilter
 
 _AHEAD, _AHEAD_BYTES = 3, 512 << 20
-"""Limits of what is prepared ahead: batches per thread, and bytes of images of all threads."""
+"""Limits of what is prepared ahead: batches per thread, and bytes of all threads."""
 
 
 class Loader:
@@ -41,6 +42,8 @@ class Loader:
     Args:
         mixture: a finished mixture. collator: makes a batch of rows; called in several threads.
         image_size: S, side in pixels.
+        resize: the filter for images of another size.
+        mixed: leave images at their own size, for the model's device to resize (`MixedImages`).
         batch_size: samples per micro-batch of this process. accumulation: micro-batches per optimizer step.
         rank, world: number of this process, and of all processes.
         seed: of order and augmentation.
@@ -80,6 +83,8 @@ class Loader:
         workers: int | None = None,
         memory: int = MEMORY,
         pin: bool = False,
+        resize: ResizeFilter = "bicubic",
+        mixed: bool = False,
         row_groups: bool | None = None,
     ) -> None:
         self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
@@ -90,6 +95,7 @@ class Loader:
         self._batch_size, self._accumulation = batch_size, accumulation
         self._rank, self._world, self._seed, self._start = rank, world, seed, start
         self._text_factor, self._pin = text_factor, pin
+        self._resize, self._mixed = resize, mixed
         self._workers = workers or _default_workers()
         self._order = self._rows.order(seed, self.global_batch, world)
         left = self.samples - start % self.samples
@@ -114,11 +120,7 @@ class Loader:
         plan, kept = itertools.tee(self._positions(step) for step in range(len(self)))
         with closing(self._rows.batches(self._order.rows(positions) for positions in plan)) as claims:
             jobs = (functools.partial(self._batch, *job) for job in zip(kept, claims, strict=True))
-            yield from prefetched(
-                jobs,
-                self._workers,
-                batches_ahead(self._workers, self._batch_size, self._image_size, self.sample_format),
-            )
+            yield from prefetched(jobs, self._workers)
 
     def rows(self, step: int) -> Rows:
         """The rows of a micro-batch, read in the caller's thread: for tests and tools."""
@@ -129,7 +131,10 @@ class Loader:
         return self._order.positions(self._start, step, self._rank, self._world, self._batch_size, self._accumulation)
 
     def _assemble(self, positions: NDArray[np.int64], claim: Claim) -> Rows:
-        return assemble(positions, claim(), self.sample_format, self._image_size, self._seed, self._text_factor)
+        return assemble(
+            positions, claim(), self.sample_format, self._image_size, self._seed, self._text_factor, self._resize,
+            self._mixed, self._pin,
+        )  # fmt: skip
 
     def _batch(self, positions: NDArray[np.int64], claim: Claim) -> Batch:
         batch = self._collator(self._assemble(positions, claim))
@@ -167,6 +172,8 @@ class ValidationLoader:
         workers: int | None = None,
         memory: int = MEMORY,
         pin: bool = False,
+        resize: ResizeFilter = "bicubic",
+        mixed: bool = False,
     ) -> None:
         self.sample_format = SampleFormat.of(mixture, cameras, window, chunk, proprio)
         self._rows = open_rows(mixture, split_shards(mixture, "validation"), self.sample_format, memory)
@@ -180,6 +187,7 @@ class ValidationLoader:
         self._places = np.arange(rank, self.samples, world, dtype=np.int64)
         self._collator, self._image_size, self._batch_size = collator, image_size, batch_size
         self._workers, self._pin = workers or _default_workers(), pin
+        self._resize, self._mixed = resize, mixed
 
     def __len__(self) -> int:
         """Number of batches, the same in every process."""
@@ -188,9 +196,7 @@ class ValidationLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches; closing the iterator stops the threads."""
         jobs = (functools.partial(self._batch, step) for step in range(len(self)))
-        return prefetched(
-            jobs, self._workers, batches_ahead(self._workers, self._batch_size, self._image_size, self.sample_format)
-        )
+        return prefetched(jobs, self._workers)
 
     def _batch(self, step: int) -> Batch:
         batch = self._collator(self.rows(step))
@@ -199,8 +205,9 @@ class ValidationLoader:
     def rows(self, step: int) -> Rows:
         """Read the rows of a batch."""
         places = self._places[step * self._batch_size : (step + 1) * self._batch_size]
+        claim = self._rows.claim(self._rows.held_out(places))
         return assemble(
-            places, self._rows.claim(self._rows.held_out(places))(), self.sample_format, self._image_size, 0
+            places, claim(), self.sample_format, self._image_size, 0, 1.0, self._resize, self._mixed, self._pin
         )
 
 
@@ -210,29 +217,36 @@ def _default_workers() -> int:
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 2), 8)
 
 
-def batches_ahead(workers: int, batch_size: int, image_size: int, sample_format: SampleFormat) -> int:
-    """Number of batches to prepare ahead: enough for the threads, limited to `_AHEAD_BYTES` of images."""
-    size = batch_size * sample_format.window * len(sample_format.cameras) * image_size**2 * 3
-    return max(min(workers * _AHEAD, _AHEAD_BYTES // size), workers + 1)
+def batches_ahead(workers: int, largest: int) -> int:
+    """Number of batches to prepare ahead: enough for the threads, limited to `_AHEAD_BYTES` of batches of that size."""
+    return max(min(workers * _AHEAD, _AHEAD_BYTES // max(largest, 1)), workers + 1)
 
 
-def prefetched(jobs: Iterator[Callable[[], Batch]], workers: int, limit: int) -> Iterator[Batch]:
-    """Run jobs in threads and yield their results in order, at most `limit` jobs ahead.
+def prefetched(jobs: Iterator[Callable[[], Batch]], workers: int) -> Iterator[Batch]:
+    """Run jobs in threads and yield their results in order, as many ahead as the largest one so far allows.
 
     The exception of a job is raised at its turn. The threads end with the last result, an exception, or the generator.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="oxe-loader")
     waiting: deque[Future[Batch]] = deque()
+    limit, largest = workers + 1, 0  # until the first batch shows how large they are
     try:
         for job in itertools.islice(jobs, limit):
             waiting.append(pool.submit(job))
         while waiting:
             batch = waiting.popleft().result()
-            for job in itertools.islice(jobs, 1):
+            largest = max(largest, _bytes_of(batch))
+            limit = batches_ahead(workers, largest)
+            for job in itertools.islice(jobs, max(limit - len(waiting), 0)):
                 waiting.append(pool.submit(job))
             yield batch
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bytes_of(batch: Batch) -> int:
+    values = batch.values() if isinstance(batch, dict) else ()  # tools collate into other types
+    return sum(getattr(value, "nbytes", 0) for value in values)
 
 
 def _pinned(batch: Batch) -> Batch:

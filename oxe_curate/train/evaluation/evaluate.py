@@ -31,9 +31,10 @@ from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.evaluation.page import Drawn, evaluation_page, score_table
 from oxe_curate.train.evaluation.predict_episode import Predicted, predict_batches, predict_in_order
 from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
+from oxe_curate.train.loop.compare import with_known_sources
 from oxe_curate.train.loop.saved import Saved, open_saved
 from oxe_curate.train.models.weights import Quantization
-from oxe_curate.train.serving.policy import restore_model
+from oxe_curate.train.serving.policy import choose_device, restore_model
 
 _EPISODES = 20
 _DRAWN = 12
@@ -100,6 +101,7 @@ def evaluate_run(
     quantize: Quantization | None = None,
     progress: bool = True,
     data: str | None = None,
+    source: str | Path | None = None,
     base: str | Path | None = None,
     batch_size: int = 16,
     center_crop: bool | None = None,
@@ -116,6 +118,7 @@ def evaluate_run(
         quantize: see `Policy.load`.
         progress: show a progress bar, if standard error is a terminal.
         data: folder of the mixture, if it has moved since the training.
+        source: folder of the data sets that a mixture by reference refers to, if they have moved since the training.
         base: folder of the base model, if it has moved since the training.
         batch_size: samples per forward pass, for models that predict in batches.
         center_crop: crop the center of each image; default as in training (True after random crops).
@@ -126,7 +129,7 @@ def evaluate_run(
         StorageError: `out` cannot be written.
     """
     saved = open_saved(run, checkpoint=checkpoint, base=base)
-    mixture = _mixture(saved, data)
+    mixture = _mixture(saved, data, source)
     folder = Folder.of(out or saved.layout.evaluation(saved.checkpoint))
     # an exported model is its own base, and its evaluation is inside it
     inputs = {"mixture": str(mixture.folder)} | ({} if saved.weights is None else {"base model": saved.config.base})
@@ -136,7 +139,10 @@ def evaluate_run(
         folder.check_writable()
         folder.sweep()
         restore = functools.partial(restore_model, saved, quantize=quantize, device=device)
-        result, done = _evaluate(saved, mixture, Path(folder.uri), restore, split, episodes, crop, batch_size, progress)
+        on_gpu = choose_device(device).type == "cuda"
+        result, done = _evaluate(
+            saved, mixture, Path(folder.uri), restore, split, episodes, crop, batch_size, progress, on_gpu
+        )
         _write(folder, result, done, saved)
     return result
 
@@ -151,11 +157,12 @@ def _evaluate(
     crop: bool,
     batch_size: int,
     progress: bool,
+    on_gpu: bool,
 ) -> tuple[Evaluation, _Done]:
     started, spec = time.monotonic(), saved.spec
     reader = EpisodeReader(
         mixture, split=split, image_size=spec.image_size, cameras=spec.cameras, window=spec.window,
-        chunk=spec.chunk, proprio=spec.proprio > 0,
+        chunk=spec.chunk, proprio=spec.proprio > 0, resize=spec.resize, mixed=on_gpu,
     )  # fmt: skip
     chosen = choose_episodes(reader.by_dataset, episodes or _EPISODES)
     model = restore().eval().requires_grad_(False)
@@ -187,12 +194,12 @@ def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list
     return [(names[place], one) for place, _, one in taken]
 
 
-def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
-    """Open the mixture; its statistics and token table must be those of the training."""
+def _mixture(saved: Saved, data: str | None, source: str | Path | None) -> MixtureFolder:
+    """Open the mixture; its statistics and token table must be those of the training, and its sources be there."""
     where = data or saved.config.data
     if not where:
         raise ConfigError(f"{saved.folder}: the mixture of the training is not recorded; set --data")
-    mixture = MixtureFolder.open(where)
+    mixture = MixtureFolder.open(where, source or (saved.config.source if data is None else None))
     for key in ("statistics", "tokens"):
         expected = saved.spec.hashes.get(key)
         if expected is not None and expected != mixture.hashes[key]:
@@ -200,6 +207,8 @@ def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
                 f"{mixture.folder}: its {key} differ from those that {saved.folder} was trained with, so errors would "
                 "have other units. Evaluate on the mixture of the training."
             )
+    mixture = with_known_sources(mixture, saved.layout)
+    mixture.sources.find()  # contents are compared as shards are opened: an evaluation reads few of them
     return mixture
 
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.train.config import TrainConfig
-from oxe_curate.train.data.augment import crop_middle
 from oxe_curate.train.data.batch import Rows
+from oxe_curate.train.data.mixed import crop_images, pixels_of
 from oxe_curate.train.loop.validate import to_device
 from oxe_curate.train.models.base import Family
 
@@ -58,7 +58,7 @@ def predict_batches(
     """
     device = next(model.parameters()).device
     done = []
-    for rows, frames in _slices(read, steps, crop, batch_size):
+    for rows, frames in _slices(read, steps, crop, batch_size, device):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
             actions = model.predict(to_device(model.collator(rows), device)).float().cpu().numpy()
         done.append((actions, rows.actions[:, -1], rows.action_mask[:, -1], frames, rows.instruction[0]))
@@ -81,9 +81,9 @@ def predict_in_order(
         crop: crop the center of each image.
         rows_at_once: rows in memory.
     """
-    controller = model.controller()
+    controller, device = model.controller(), next(model.parameters()).device
     done, kept, text, last, place = [], [], "", -2, 0
-    for rows, frames in _slices(read, steps, crop, rows_at_once):
+    for rows, frames in _slices(read, steps, crop, rows_at_once, device):
         text = text or rows.instruction[0]
         kept.append(frames)
         window = rows.observation_mask.shape[1]
@@ -97,19 +97,19 @@ def predict_in_order(
                     controller.reset()
                 last = time
                 with torch.no_grad():
-                    actions = controller.act(rows.images[row, w], rows.instruction[row], None)
+                    actions = controller.act(pixels_of(rows.images[row, w], device), rows.instruction[row], None)
                 done.append((time, actions, rows.actions[row, w], rows.action_mask[row, w]))
     times, actions, target, mask = (np.stack(column) for column in zip(*done, strict=True))
     return Predicted(text, times, actions, target, mask, np.concatenate(kept))
 
 
 def _slices(
-    read: ReadRows, steps: NDArray[np.int64], crop: bool, size: int
+    read: ReadRows, steps: NDArray[np.int64], crop: bool, size: int, device: torch.device
 ) -> Iterator[tuple[Rows, NDArray[np.uint8]]]:
     """Parts of an episode's rows, with the frames that are kept for the page."""
     shown = np.unique(np.linspace(0, len(steps) - 1, _FRAMES).round().astype(int))
     for start in range(0, len(steps), size):
         rows = read(start, start + size)
         kept = shown[(shown >= start) & (shown < start + size)] - start
-        frames = rows.images[kept, -1, 0]
-        yield (replace(rows, images=crop_middle(rows.images)) if crop else rows), frames
+        frames = pixels_of(rows.images[kept, -1, 0], device)
+        yield (replace(rows, images=crop_images(rows.images)) if crop else rows), frames

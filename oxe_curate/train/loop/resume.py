@@ -19,10 +19,10 @@ from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.saved import file_sha256
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder
 
-# Settings that do not change the trained model; `base` and `data` may have moved, their hashes are compared.
+# Settings that do not change the trained model; `base`, `data` and `source` may have moved, contents are compared.
 _MAY_CHANGE = (
-    "data", "base", "run", "steps", "epochs", "workers", "log", "log_every", "eval_every", "eval_samples", "save_every",
-    "keep", "shard", "compile", "checkpointing", "batch_size", "accumulation",
+    "data", "source", "base", "run", "steps", "epochs", "workers", "log", "log_every", "eval_every", "eval_samples",
+    "save_every", "keep", "shard", "compile", "checkpointing", "batch_size", "accumulation",
 )  # fmt: skip
 
 
@@ -91,7 +91,9 @@ def check_same_run(
     now = json.loads(json.dumps(asdict(config)))
     differing = [
         f"{name}: was {before!r}, is now {found!r}"
-        for name, before, found in _differences(progress.config, now)
+        for name, before, found in _differences(
+            {"resize": "bicubic"} | progress.config, now
+        )  # of a run from before there was a choice
         if name.partition(".")[0] not in _MAY_CHANGE
     ]
     for name in sorted(set(progress.hashes) | set(hashes)):

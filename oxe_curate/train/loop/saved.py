@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from oxe_curate import config as strict
 from oxe_curate.actions.action_tokens import ActionTokens
@@ -21,6 +21,7 @@ from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import TrainConfig, read_train_config
 from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.run_folder import RunFolder, checkpoint_step, read_json
+from oxe_curate.train.settings import ResizeFilter
 
 _RUN, _EXPORT = "run.json", "oxe_curate.json"  # in messages
 _FILES = {"statistics": STATISTICS, "tokens": TOKENS, "mixture": RESOLVED}
@@ -123,6 +124,8 @@ def spec_to_json(spec: PolicySpec) -> dict[str, Any]:
 def spec_from_json(data: Any, where: str) -> PolicySpec:
     """Read back what `spec_to_json` wrote. Raises DataError if it is something else."""
     names = {field.name for field in fields(PolicySpec)}
+    if isinstance(data, dict):
+        data = {"resize": "bicubic", **data}  # of models from before there was a choice
     if not isinstance(data, dict) or set(data) != names:
         raise DataError(f"{where}: contract: expected the keys {', '.join(sorted(names))}. Was the file changed?")
     try:
@@ -136,9 +139,17 @@ def spec_from_json(data: Any, where: str) -> PolicySpec:
             tokens=None if data["tokens"] is None else tuple(int(token) for token in data["tokens"]),
             bins=str(data["bins"]),
             hashes={str(key): str(value) for key, value in data["hashes"].items()},
+            resize=_resize_filter(data["resize"]),
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(f"{where}: contract: {error}. Was the file changed?") from None
+
+
+def _resize_filter(name: Any) -> ResizeFilter:
+    known: tuple[ResizeFilter, ...] = get_args(ResizeFilter)
+    if name not in known:
+        raise ValueError(f"resize: expected {' or '.join(known)}, got {name!r}")
+    return known[known.index(name)]
 
 
 def run_record(config: TrainConfig, spec: PolicySpec, versions: Mapping[str, str]) -> dict[str, Any]:

@@ -76,6 +76,8 @@ class MixtureSource:
             proprio=spec.proprio > 0,
             workers=config.workers,
             pin=self.dist.device.type == "cuda",
+            resize=spec.resize,
+            mixed=self.dist.device.type == "cuda",  # on a CPU the loader's threads resize while the model computes
         )
 
     def _loader(self, start: int, steps: int | None) -> Loader:
@@ -98,4 +100,6 @@ class MixtureSource:
             text_factor=config.text_factor,
             workers=config.workers,
             pin=self.dist.device.type == "cuda",
+            resize=spec.resize,
+            mixed=self.dist.device.type == "cuda",
         )

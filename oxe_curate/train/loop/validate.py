@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.tokenize.folder import MixtureFolder
-from oxe_curate.train.data.augment import crop_middle
 from oxe_curate.train.data.batch import Batch, Collator, Rows
+from oxe_curate.train.data.mixed import MixedImages, crop_images
 from oxe_curate.train.data.rows import ACTION_WIDTH
 from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.progress_log import LOSS
@@ -39,7 +39,7 @@ class HeldOut:
 
     def __call__(self, rows: Rows) -> Batch:
         """The family's batch with four more keys, which `validate` removes."""
-        shown = replace(rows, images=crop_middle(rows.images)) if self.crop else rows
+        shown = replace(rows, images=crop_images(rows.images)) if self.crop else rows
         return {
             **self.collator(shown),
             _DATASET: torch.from_numpy(np.asarray(rows.dataset, np.int64)),
@@ -103,7 +103,12 @@ def validate(
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move a batch to the device; copies from pinned memory overlap with computation."""
+    """Move a batch to the device, where mixed images are resized; copies from pinned memory overlap with computation.
+
+    So a model sees tensors of the same shapes, however large the images of the mixture are.
+    """
+    if isinstance(value, MixedImages):
+        return value.resized(device)
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):

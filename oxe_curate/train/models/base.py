@@ -20,6 +20,7 @@ from oxe_curate.errors import ConfigError, did_you_mean
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.data.batch import Batch, Collator
+from oxe_curate.train.settings import ResizeFilter
 
 _FAMILIES = {
     "openvla": "oxe_curate.train.models.openvla.family:OpenVLAFamily",
@@ -39,6 +40,7 @@ class PolicySpec:
         statistics: data set -> OpenVLA's dictionary of statistics (`dataset_statistics.json`).
         tokens: bin -> token id, None for a family without action tokens. bins: "openvla" or "uniform".
         hashes: SHA-256 of the statistics, the token table and the mixture.
+        resize: the filter for images of another size.
     """
 
     cameras: tuple[str, ...]
@@ -50,6 +52,7 @@ class PolicySpec:
     tokens: tuple[int, ...] | None
     bins: str
     hashes: dict[str, str]
+    resize: ResizeFilter = "bicubic"
 
 
 class Controller(abc.ABC):

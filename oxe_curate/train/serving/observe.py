@@ -15,9 +15,12 @@ from oxe_curate.index.images import to_rgb
 from oxe_curate.train.data.assemble import resize_image
 from oxe_curate.train.data.augment import crop_middle
 from oxe_curate.train.data.rows import normalize_proprio
+from oxe_curate.train.settings import ResizeFilter
 
 
-def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool) -> NDArray[np.uint8]:
+def as_images(
+    images: Any, cameras: Sequence[str], size: int, center_crop: bool, resize: ResizeFilter = "bicubic"
+) -> NDArray[np.uint8]:
     """Convert images into uint8 (C, S, S, 3), RGB, in the model's order of cameras.
 
     Args:
@@ -26,12 +29,14 @@ def as_images(images: Any, cameras: Sequence[str], size: int, center_crop: bool)
         cameras: the model's roles.
         size: S.
         center_crop: crop the center of each image, as for a model trained with random crops.
+        resize: the filter of the training.
 
     Raises:
         ConfigError: another number of images, an unknown or missing role, an array of another type or shape.
     """
     named = _by_role(images, cameras)
-    resized = np.stack([resize_image(_image(named[role], role), size) for role in cameras])  # as in the loader
+    # as in training, byte for byte
+    resized = np.stack([resize_image(_image(named[role], role), size, resize) for role in cameras])
     return crop_middle(resized) if center_crop else resized
 
 

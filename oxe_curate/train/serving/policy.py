@@ -145,7 +145,7 @@ class Policy:
         key = choose_key(self._bounds, unnorm_key or self.unnorm_key, self._where)
         if not isinstance(instruction, str) or not instruction.strip():
             raise ConfigError("instruction: expected a text that is not empty")
-        observed = as_images(images, self.spec.cameras, self.spec.image_size, self.center_crop)
+        observed = as_images(images, self.spec.cameras, self.spec.image_size, self.center_crop, self.spec.resize)
         state = as_proprio(proprio, self._bounds[key], self.spec.proprio)
         with torch.no_grad():
             normalized = self._controller.act(observed, instruction, state)

@@ -1,6 +1,6 @@
 """The loader: the same samples for any division, exact resume, errors raised once, no threads left running."""
 
-import dataclasses
+import functools
 import threading
 import time
 
@@ -13,7 +13,7 @@ from tests.train import mixtures
 torch = pytest.importorskip("torch")
 
 from oxe_curate.train.data.episodes import EpisodeReader
-from oxe_curate.train.data.loader import Loader, ValidationLoader, batches_ahead
+from oxe_curate.train.data.loader import Loader, ValidationLoader, batches_ahead, prefetched
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,24 @@ def test_leaving_the_loop_stops_the_threads(mixture):
     assert not loader_threads()
 
 
-def test_fewer_large_batches_are_prepared_ahead(mixture):
-    sample_format = load(mixture).sample_format
-    windows = dataclasses.replace(sample_format, window=12, cameras=("primary", "wrist"))
-    assert [batches_ahead(8, 16, 224, f) for f in (sample_format, windows)] == [24, 9]
+def test_fewer_large_batches_are_prepared_ahead():
+    image = 224 * 224 * 3
+    assert [batches_ahead(8, n) for n in (0, 16 * image, 16 * 12 * 2 * image)] == [24, 24, 9]
+    for each, expected in ((1, 7), (1 << 29, 4)):  # bytes of a batch -> started once the first one is taken
+        started = []
+
+        def job(number, each=each, started=started):
+            started.append(number)
+            return {"images": torch.zeros(1, dtype=torch.uint8).expand(each), "number": number}
+
+        batches = prefetched((functools.partial(job, number) for number in range(20)), 2)
+        assert next(batches)["number"] == 0
+        deadline = time.monotonic() + 60
+        while len(started) < expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # no more than that
+        assert len(started) == expected
+        assert [batch["number"] for batch in batches] == list(range(1, 20))
 
 
 def test_text_rows_are_mixed_with_robot_rows(index, tmp_path):

@@ -22,7 +22,10 @@ from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError,
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from oxe_curate.train.config import TrainConfig
+from oxe_curate.train.data.mixed import MixedImages
+from oxe_curate.train.evaluation import evaluate as evaluation
 from oxe_curate.train.loop import forecast, memory
+from oxe_curate.train.loop import source as sources
 from oxe_curate.train.loop.progress_log import Log
 from oxe_curate.train.loop.resume import locked
 from oxe_curate.train.loop.run import StoppedError, run_training
@@ -253,6 +256,46 @@ def test_validation_scores_the_prediction(world: Path) -> None:
     bounds = mixture.statistics["bridge_orig"]
     off = np.abs(bounds.denormalize(wrong) - bounds.denormalize(rows.actions[:, -1]))
     np.testing.assert_allclose(held["l1"], off[rows.action_mask[:, -1]].mean(0))
+
+
+def test_a_run_is_the_same_where_the_device_resizes(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a GPU, where the loader leaves images at their own size; the mixture's are larger than the model's."""
+    runs, images, real = [tmp_path / "loader", tmp_path / "device"], [], MixedImages.resized
+    found = []
+    monkeypatch.setattr(MixedImages, "resized", lambda *args: images.append(args[0]) or real(*args))
+    for run in runs:
+        train(settings(world, run, augment=True, steps=2))
+        scores = evaluation.evaluate_run(run, episodes=1, device="cpu", progress=False).to_json()
+        found.append((losses(run), (run / "validation.json").read_text(), scores["datasets"]))
+        assert bool(images) == (run == runs[1])
+        for module, name in ((sources, "Loader"), (sources, "ValidationLoader"), (evaluation, "EpisodeReader")):
+            kept = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, kept=kept, **k: kept(*a, **{**k, "mixed": True}))
+    assert found[0] == found[1]
+    run = tmp_path / "lanczos3"
+    train(settings(world, run, augment=True, steps=2, resize="lanczos3"))
+    assert images[-1].resize == json.loads((run / "run.json").read_text())["contract"]["resize"] == "lanczos3"
+    assert losses(run) != found[0][0]
+
+
+def test_a_gpu_resizes_and_a_cpu_leaves_it_to_the_loader(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    for name in ("Loader", "ValidationLoader"):
+        monkeypatch.setattr(sources, name, lambda *args, **options: given.append(options))
+    config = settings(world, world, resize="lanczos3")
+    mixture = MixtureFolder.open(config.data)
+    family = OpenVLAFamily.build(config, mixture, torch.device("cpu"))
+    for kind in ("cpu", "cuda"):
+        dist = replace(ALONE, device=torch.device(kind))
+        source = MixtureSource(mixture, family.spec, family.collator, config, dist)
+        source._loader(0, 1)
+        source.validation()
+        expected = {"mixed": kind == "cuda", "pin": kind == "cuda", "resize": "lanczos3"}
+        assert [expected | options for options in given] == given
+        assert len(given) == 2
+        given.clear()
 
 
 @pytest.mark.parametrize("broken", ["tokenizer", "base", "camera", "chunk", "fsdp", "file"])

@@ -94,6 +94,12 @@ def test_the_spec_survives_json(run):
     spec = open_saved(run).spec
     text = json.dumps(saved.spec_to_json(spec))
     assert saved.spec_from_json(json.loads(text), "test") == spec
+    given = json.loads(text) | {"resize": "lanczos3"}
+    assert saved.spec_from_json(given, "test").resize == "lanczos3"
+    del given["resize"]  # of an older run
+    assert saved.spec_from_json(given, "test").resize == "bicubic"
+    with pytest.raises(DataError, match=r"resize: expected bicubic or lanczos3, got 'nearest'"):
+        saved.spec_from_json(given | {"resize": "nearest"}, "test")
 
 
 def test_unnorm_keys_are_listed_when_none_or_a_wrong_one_is_given():

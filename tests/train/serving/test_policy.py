@@ -231,6 +231,19 @@ def test_resizing_equals_the_loader():
     loaded = np.empty((16, 16, 3), np.uint8)
     decode_into(file.getvalue(), loaded)
     np.testing.assert_array_equal(loaded, expected)
+    decode_into(file.getvalue(), loaded, resize="lanczos3")
+    np.testing.assert_array_equal(as_images(image, ["primary"], 16, False, "lanczos3")[0], loaded)
+    assert not np.array_equal(loaded, expected)
+
+
+def test_a_policy_resizes_as_in_its_training(tmp_path):
+    image = np.random.default_rng(1).integers(0, 2, (5, 4, 3)).astype(np.uint8) * 255
+    actions = []
+    for kind in ("bicubic", "lanczos3"):
+        run = make(tmp_path, kind)
+        toy.edit_record(run, resize=kind)
+        actions.append(Policy.load(run)(image, "go")[0])
+    assert actions[0] != actions[1]
 
 
 def crop_slowly(image, area):

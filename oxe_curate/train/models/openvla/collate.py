@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from oxe_curate.actions.action_tokens import ActionTokens
 from oxe_curate.actions.bins import ActionBins
 from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
+from oxe_curate.train.data.mixed import packed
 from oxe_curate.train.models.base import PolicySpec
 from oxe_curate.train.models.openvla.parallel import blank_ids
 from oxe_curate.train.models.openvla.prompt import Ids, Prompter
@@ -52,7 +53,7 @@ class OpenVLACollator:
         """See the class."""
         mask = rows.action_mask[:, -1, : self.chunk]
         batch: Batch = {
-            "images": torch.from_numpy(np.ascontiguousarray(rows.images[:, -1])),
+            "images": packed(rows.images[:, -1]),
             "random": torch.from_numpy(rows.random),
             "actions": torch.from_numpy(np.ascontiguousarray(rows.actions[:, -1, : self.chunk])),
             "action_mask": torch.from_numpy(np.ascontiguousarray(mask)),
@@ -98,7 +99,7 @@ class OpenVLACollator:
         places = [[i + self.patches - 1 for i, label in enumerate(labels) if label != IGNORE] for _, labels in made]
         targets = [[label for label in labels if label != IGNORE] for _, labels in made]
         return {
-            "text_images": torch.from_numpy(np.ascontiguousarray(texts.images)),
+            "text_images": packed(texts.images),
             "text_ids": self._padded([ids for ids, _ in made], self.patches),
             "text_places": torch.from_numpy(pad_right(places, 0)),
             "text_targets": torch.from_numpy(pad_right(targets, IGNORE)),

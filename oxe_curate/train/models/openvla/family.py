@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from oxe_curate.train.models.openvla.parallel import (
     slot_loss,
 )
 from oxe_curate.train.models.openvla.prompt import Prompter
-from oxe_curate.train.models.pixels import PixelNormalizer
+from oxe_curate.train.models.pixels import PREPROCESSOR, PixelNormalizer
 from oxe_curate.train.models.weights import Quantization
 
 _WEIGHT_DECAY = 0.01
@@ -110,6 +111,7 @@ class OpenVLAFamily(Family):
             tokens=None if config.openvla.head == "l1" else tuple(mixture.tokens.token_id.tolist()),
             bins=mixture.tokens.action_bins.kind,
             hashes=dict(mixture.hashes),
+            resize=config.resize,
         )
         family = cls(attach(_load(config, spec, device), config, _parts(config)), config, spec)
         family.texts = bool(mixture.mixture.texts)
@@ -228,6 +230,9 @@ class OpenVLAFamily(Family):
             self.save(folder)
             return
         export_merged(self.net, Path(self.config.base), folder, self.spec.statistics)
+        if self.spec.resize != "bicubic":  # the base's
+            description = self.normalize.to_json(self.spec.image_size, self.spec.resize)
+            (folder / PREPROCESSOR).write_text(json.dumps(description, indent=2) + "\n")
 
     @property
     def _slots(self) -> int:

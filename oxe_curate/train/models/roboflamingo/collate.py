@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from oxe_curate.train.data.batch import IGNORE, Batch, Rows, TextRows, pad_right
+from oxe_curate.train.data.mixed import MixedImages, PixelArray, packed
 from oxe_curate.train.models.openvla.prompt import Ids
 from oxe_curate.train.models.roboflamingo.config import END, IMAGE
 from oxe_curate.train.models.roboflamingo.model import tokenizer
@@ -107,15 +108,15 @@ class FlamingoCollator:
         # number the real steps; padding repeats the first one
         numbers = np.cumsum(seen.ravel()).reshape(n, window) - 1
         frames = np.where(seen, numbers, numbers[np.arange(n), first][:, None])
-        images = rows.images[seen]  # (U, C, S, S, 3)
-        sample = np.repeat(np.nonzero(seen)[0], rows.images.shape[2])
+        # the U * C images of the real steps
+        sample, step, camera = np.nonzero(np.broadcast_to(seen[..., None], rows.images.shape[:3]))
         batch: Batch = {
             "frames": torch.from_numpy(frames),
             "random": torch.from_numpy(rows.random),
             "actions": torch.from_numpy(np.ascontiguousarray(rows.actions)),
             "action_mask": torch.from_numpy(rows.action_mask & seen[..., None]),
             "observation_mask": torch.from_numpy(np.ascontiguousarray(seen)),
-            **self._images(images.reshape(len(sample), *images.shape[2:]), sample),
+            **self._images(rows.images[sample, step, camera], sample),
         }
         ids = [self.prompter.robot(instruction) for instruction in rows.instruction]
         batch["input_ids"], batch["attention_mask"] = self._padded(ids)
@@ -123,11 +124,11 @@ class FlamingoCollator:
             batch |= self._texts(rows.texts)
         return batch
 
-    def _images(self, images: NDArray[np.uint8], sample: NDArray[np.int64]) -> Batch:
+    def _images(self, images: PixelArray, sample: NDArray[np.int64]) -> Batch:
         place = np.arange(len(images))
         found: Batch = {}
         if self.cache is not None:
-            keys = [key_of(image) for image in images]
+            keys = _keys(images)
             held, tokens = self.cache.read(keys)
             place = np.delete(place, held)
             joined = b"".join(keys[i] for i in place)
@@ -137,7 +138,7 @@ class FlamingoCollator:
                 "image_key": torch.from_numpy(np.frombuffer(joined, np.uint8).reshape(-1, KEY_BYTES).copy()),
             }
         return {
-            "images": torch.from_numpy(np.ascontiguousarray(images[place])),
+            "images": packed(images[place] if self.cache is not None else images),
             "image_place": torch.from_numpy(place),
             "image_sample": torch.from_numpy(sample[place]),
             **found,
@@ -148,7 +149,7 @@ class FlamingoCollator:
         ids, mask = self._padded([ids for ids, _ in made])
         labels = pad_right([labels for _, labels in made], IGNORE, _TILE)
         return {
-            "text_images": torch.from_numpy(np.ascontiguousarray(texts.images)),
+            "text_images": packed(texts.images),
             "text_ids": ids,
             "text_mask": mask,
             "text_labels": torch.from_numpy(labels),
@@ -161,3 +162,12 @@ class FlamingoCollator:
             return torch.zeros((0, _TILE), dtype=torch.long), torch.zeros((0, _TILE), dtype=torch.bool)
         ids = pad_right(sequences, self.prompter.pad, _TILE)
         return torch.from_numpy(ids), torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])
+
+
+def _keys(images: PixelArray) -> list[bytes]:
+    """The keys of flat images; an image that is resized on the device is known by its own pixels."""
+    if not isinstance(images, MixedImages):
+        return [key_of(image) for image in images]
+    goal = images.shape[1:]
+    rule = f"{images.resize} {images.size}"
+    return [key_of(image, "" if image.shape == goal else f"{image.shape} {rule}") for image in images.sources()]

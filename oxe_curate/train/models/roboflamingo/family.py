@@ -276,6 +276,7 @@ def _policy_spec(config: TrainConfig, mixture: MixtureFolder, base: FlamingoSpec
         tokens=None,
         bins=form.bins,
         hashes=mixture.hashes,
+        resize=config.resize,
     )
 
 

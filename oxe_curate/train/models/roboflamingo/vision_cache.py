@@ -36,9 +36,11 @@ _PREPROCESSING = "uint8 RGB / 255, CLIP mean and std, no augmentation"
 _WAITING = 512  # entries waiting to be written
 
 
-def key_of(pixels: NDArray[np.uint8]) -> bytes:
-    """The key of one frame, uint8 (S, S, 3)."""
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY_BYTES).digest()
+def key_of(pixels: NDArray[np.uint8], resizing: str = "") -> bytes:
+    """The key of one frame, uint8 (H, W, 3); `resizing` says how it becomes the tower's input, "" if it is that."""
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY_BYTES)
+    digest.update(resizing.encode())
+    return digest.digest()
 
 
 @dataclass(eq=False)

@@ -70,9 +70,9 @@ def made(base: Path, mixture: MixtureFolder, **change: Any) -> FlamingoFamily:
     return found
 
 
-def some(mixture: MixtureFolder, model: FlamingoFamily, count: int = 4) -> Rows:
-    loader = Loader(mixture, model.collator, image_size=model.spec.image_size, batch_size=count, workers=1)
-    return loader.rows(0)
+def some(mixture: MixtureFolder, model: FlamingoFamily, count: int = 4, mixed: bool = False) -> Rows:
+    size = model.spec.image_size
+    return Loader(mixture, model.collator, image_size=size, batch_size=count, workers=1, mixed=mixed).rows(0)
 
 
 def with_texts(rows: Rows, count: int = 2) -> Rows:

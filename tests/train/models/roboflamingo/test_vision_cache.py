@@ -12,10 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from oxe_curate.errors import ConfigError
+from oxe_curate.train.data.mixed import MixedImages
+from oxe_curate.train.loop.validate import to_device
 from oxe_curate.train.models.roboflamingo.vision_cache import VisionCache, key_of
 from oxe_curate.train.models.roboflamingo.vit import ClipShape, ClipTower
 from tests.train import mixtures
-from tests.train.models.roboflamingo.test_family import FORM, made, some, write_base
+from tests.train.models.roboflamingo.test_family import FORM, made, some, with_texts, write_base
 
 SHAPE = ClipShape(width=8, layers=1, heads=2, patch=14, image_size=28, mlp_width=8)
 ENTRY = 4 * 8 * 4
@@ -128,3 +130,31 @@ def test_a_cache_is_known_again_in_every_release(tmp_path: Path) -> None:
         "shape": [4, 8],
         "dtype": "float32",
     }
+
+
+def test_images_that_the_device_resizes_are_cached_too(tmp_path: Path) -> None:
+    mixture = mixtures.build(mixtures.index(tmp_path), tmp_path / "mix", FORM, 60_000)
+    base = write_base(tmp_path / "base")
+    plain, cached = made(base, mixture), made(base, mixture, flamingo={"cache_vision": True})
+    looked = []
+    look = cached.flamingo.encode_images
+    cached.flamingo.encode_images = lambda pixels: (looked.append(len(pixels)), look(pixels))[1]  # type: ignore[method-assign]
+    with torch.no_grad():
+        expected = plain.eval()(**plain.collator(with_texts(some(mixture, plain, 4))))
+        cached.eval()
+        for count in (4, 4, 5):  # the fifth sample is new, the others are not
+            rows = with_texts(some(mixture, cached, count, mixed=True))
+            assert isinstance(rows.images, MixedImages)
+            batch = cached.collator(rows)
+            found = cached(**to_device(batch, torch.device("cpu")))
+            cached._cache.flush()
+            if count == 4:
+                assert all(torch.equal(found[name], value) for name, value in expected.items() if value == value)
+    seen = 2 * rows.observation_mask.sum(1)
+    assert looked == [seen[:4].sum(), 2, 2, seen[4], 2]  # twos: the images of texts are not cached
+
+
+def test_keys_of_resized_images_depend_on_the_resizing() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    keys = {key_of(image), *(key_of(image, rule) for rule in ("(4, 6, 3) bicubic 28", "(6, 4, 3) bicubic 28"))}
+    assert len(keys) == 3
