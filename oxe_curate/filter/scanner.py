@@ -172,7 +172,7 @@ class Scanner:
             yield from [lambda: None] * len(found)
             return
         try:
-            together = one_by_one.many([record.episode.steps for record in found]) if found else []
+            together = one_by_one.many([record.episode.steps for record in found])
         except DataError:
             yield from (partial(one_by_one, record.episode.steps) for record in found)
         else:
