@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -86,9 +87,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.plain:
         runner.run_tasks = without_beam
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     result = args.function(args)
-    sys.stdout.write(json.dumps({"seconds": time.perf_counter() - start, **result}) + "\n")
+    used = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process; kibibytes on Linux
+    sys.stdout.write(json.dumps({**used, "memory_mb": most, **result}) + "\n")
 
 
 if __name__ == "__main__":
