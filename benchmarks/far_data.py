@@ -44,7 +44,9 @@ def _episode(source: Path, megabytes: float, shard: int, number: int) -> bytes:
     side = SIDES[megabytes]
     pool = _pool(source, side)
     mean = float(np.mean([len(image) for image in pool]))
-    steps = max(8, round(megabytes * 1e6 / (3 * mean + len(make_shards.encode_black(side)) + 2100) * rng.uniform(0.9, 1.1)))
+    steps = max(
+        8, round(megabytes * 1e6 / (3 * mean + len(make_shards.encode_black(side)) + 2100) * rng.uniform(0.9, 1.1))
+    )
     bases = make_shards.base_episodes(source)
     base = bases[int(rng.integers(len(bases)))]
     state, action = _states(base.state, steps, rng)

@@ -9,7 +9,8 @@ import pytest
 from oxe_curate.errors import CurateError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.rlds.remote import RemoteShard
-from oxe_curate.storage import Folder, StoreOptions, attempts
+from oxe_curate.storage import Folder, StoreOptions, attempts, transfers
+from oxe_curate.storage.link import Link
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, s3
 from tests.faults import Fault, Proxy, Request
@@ -181,6 +182,7 @@ def test_requests_in_flight_are_bounded_and_many(store: tuple[Folder, Proxy], pr
 
     folder = store[0]
     monkeypatch.setenv("OXE_CURATE_STORE_REQUESTS", "8")
+    monkeypatch.setattr(Link, "gap", 64 << 10)
     folder.publish_bytes("many", bytes(8 << 20))
     at_once, most, gate = 0, 0, threading.Condition()
 
@@ -195,7 +197,7 @@ def test_requests_in_flight_are_bounded_and_many(store: tuple[Folder, Proxy], pr
 
     shard = RemoteShard(folder, "many")
     proxy.reset(lambda request: wait_for_eight(request) if request.is_read else None)
-    monkeypatch.setattr(attempts, "_workers", attempts._Workers())
+    monkeypatch.setattr(transfers, "_workers", transfers._Workers())
     shard.prefetch_many([(start, 100) for start in range(0, 8 << 20, 512 << 10)])
     shard.wait()
     assert most == 8

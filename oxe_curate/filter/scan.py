@@ -82,7 +82,13 @@ class FilterTask:
     @property
     def at_once(self) -> int:
         """How many such tasks a worker runs at once: a scan of a remote shard mostly waits for the next record."""
-        return 1 if self.dataset.source.is_local else StoreOptions.current().requests
+        return 1 if self.dataset.source.is_local else 2 * StoreOptions.current().requests
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes: of large records (`Link.gap` is below 8 MiB), only parts are read."""
+        records = max(self.shard.records, 1)
+        return self.size if self.size < records << 23 else min(self.size, records << 21)
 
     @property
     def name(self) -> str:
@@ -115,6 +121,7 @@ def scan_shard(task: FilterTask) -> tuple[pa.Table, Summary, SourceShard]:
     """Read, standardise and screen every selected record of a shard: its index table, and what identifies the shard."""
     framing = tfrecord.Framing()
     with open_shard(task.dataset.source, task.shard.path) as shard:
+        shard.expect(task.shard.records)
         rows, corrupt, read = _read_rows(task, shard, framing)
         size = shard.file_size
     # a record's checksum is read after its data, when the next record is looked for
