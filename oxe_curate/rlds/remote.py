@@ -215,7 +215,7 @@ class RemoteShard(ShardBytes):
         self._closed = self._reserved = False
         self._record = 1 << 62  # bytes of a record, on average, if that is known
         self._landed = 0  # page: where the last long jump led to
-        self._jumps = deque([len(self._state)] * _JUMPS, _JUMPS)  # pages that the latest jumps left out
+        self._jumps = deque([1 << 62] * _JUMPS, _JUMPS)  # pages that the latest jumps left out
         self._clusters = deque([_REMOTE], _CLUSTERS)  # pages that were needed after each long jump
         self._next_ahead = len(self._state)  # page: when it or a later one is read, more is fetched ahead
 
