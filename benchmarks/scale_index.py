@@ -27,6 +27,8 @@ from oxe_curate.index.files import IndexFile, SourceShard, write_files
 from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary
 from oxe_curate.index.store import SCHEMA, IndexFiles, describe_file, write_table
 from oxe_curate.index.table import IndexRow, index_table, with_decisions
+from oxe_curate.mixture.published import resolve_mixture
+from oxe_curate.mixture.spec import read_mixture
 from oxe_curate.storage import Folder
 
 VERSION = "1.0.0"
@@ -55,7 +57,7 @@ class IndexSize:
 
 @dataclass(frozen=True)
 class _File:
-    """One index file to write."""
+    """One index file to write; `located`: with the place of every frame."""
 
     dataset: str
     hz: float | None
@@ -65,6 +67,7 @@ class _File:
     count: int
     episodes: int
     mean_steps: float
+    located: bool
 
     @property
     def path(self) -> str:
@@ -76,9 +79,16 @@ class _File:
         return f"{self.dataset}/{VERSION}/{self.dataset}-{self.split}.tfrecord-{end}"
 
 
-def make_index(folder: Path, size: IndexSize) -> None:
-    """Write an index to `folder`, unless it is there. Exits if `folder` has an index of another size or format."""
-    wanted = {"format": FORMAT, **asdict(size)}
+def make_index(folder: Path, size: IndexSize, soup: str = "") -> None:
+    """Write an index to `folder`, unless it is there. Exits if `folder` has an index of another size or format.
+
+    Args:
+        folder: of the index.
+        size: of the index.
+        soup: a published mixture, whose data sets are made with every frame located; "": `size.datasets` others.
+    """
+    names = soup_names(soup) if soup else dataset_names(size.datasets)
+    wanted = {"format": FORMAT, **asdict(replace(size, datasets=len(names))), **({"soup": soup} if soup else {})}
     note = folder / _MADE
     if note.exists() and json.loads(note.read_text()) != wanted:
         raise SystemExit(f"{folder} contains another index, {note.read_text()}; delete it or choose another folder")
@@ -86,7 +96,7 @@ def make_index(folder: Path, size: IndexSize) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(wanted))
-    files = _files(size)
+    files = _files(size, names, located=bool(soup))
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         entries = dict(pool.map(_write, [folder] * len(files), files, chunksize=4))
     datasets = {}
@@ -97,8 +107,8 @@ def make_index(folder: Path, size: IndexSize) -> None:
                 total.add(entries[file.path].summary)
         splits = tuple(dict.fromkeys(file.split for file in files if file.dataset == name))
         datasets[name] = DatasetEntry(
-            version=VERSION, card=name, recipe="openvla", verdict="pass", splits=splits, frames="span", seconds=0.0,
-            summary=total,
+            version=VERSION, card=name, recipe="openvla", verdict="pass", splits=splits,
+            frames="exact" if soup else "span", seconds=0.0, summary=total,
         )  # fmt: skip
     out = Folder.of(folder)
     sha256 = write_files(out, entries)
@@ -122,14 +132,20 @@ def dataset_names(count: int) -> list[str]:
     return found[:count]
 
 
+def soup_names(name: str) -> list[str]:
+    """The data sets of a published mixture that meet OpenVLA's criteria and have a primary camera."""
+    known = {card.name for card in _cards() if card.verdict == "pass" and "primary" in card.cameras_by_role()}
+    found = [registry.load(entry.name).name for entry in read_mixture(resolve_mixture(name)).datasets]
+    return [name for name in found if name in known]
+
+
 def _cards() -> list[Any]:
     cards = [registry.load(name) for name in registry.names()]
     return [card for card in cards if "openvla" in card.recipes and card.control_hz]
 
 
-def _files(size: IndexSize) -> list[_File]:
+def _files(size: IndexSize, names: Sequence[str], located: bool) -> list[_File]:
     """Sizes of data sets fall with their rank, as 1 / rank^0.7; every data set has a file of each split."""
-    names = dataset_names(size.datasets)
     share = np.arange(1, len(names) + 1) ** -0.7
     counts = np.maximum(2, np.round(share / share.sum() * size.files)).astype(int)
     counts[0] = max(2, counts[0] + size.files - counts.sum())
@@ -140,7 +156,7 @@ def _files(size: IndexSize) -> list[_File]:
         for split, of_split in (("train", count - held_out), ("val", held_out)):
             found += [
                 _File(name, registry.load(name).control_hz, number, split, i, of_split, episodes,
-                      size.steps / size.episodes)
+                      size.steps / size.episodes, located)
                 for i in range(of_split)
             ]  # fmt: skip
     return found
@@ -168,7 +184,8 @@ def _write(folder: Path, file: _File) -> tuple[str, IndexFile]:
     for i, (start, length) in enumerate(zip(starts.tolist(), steps.tolist(), strict=True)):
         dropped.append(_REASONS[reasons[i]] if reasons[i] >= 0 else None)
         said = () if dropped[i] == "no_language" else texts[i]
-        rows.append(_row(file, i, offset, slice(start, start + length), action, proprio, said, dropped[i]))
+        row = _row(file, i, offset, slice(start, start + length), action, proprio, said, dropped[i])
+        rows.append(_located(row, rng) if file.located else row)
         offset += rows[-1].record[1] + 16
     table, copies = _mark_copies(with_decisions(index_table(rows), dropped), copied)
     summary = Summary.count((row.num_steps, reason) for row, reason in zip(rows, dropped, strict=True))
@@ -198,6 +215,17 @@ def _row(
         applies=(reason,) if reason else (), success=None, trajectory=trajectory, frames={}, spans=spans,
         control_hz=file.hz,
     )  # fmt: skip
+
+
+def _located(row: IndexRow, rng: np.random.Generator) -> IndexRow:
+    """The row with the place of each kept frame: frames of different sizes, as JPEGs are, that fill the span."""
+    frames = {}
+    for role, (start, length) in row.spans.items():
+        sizes = rng.integers(FRAME_BYTES * 3 // 5, FRAME_BYTES * 7 // 5, row.source_steps)
+        sizes = np.maximum((sizes * (length / sizes.sum())).astype(np.int64) - 4, 1)  # 4: a key and a length
+        offsets = start + np.cumsum(sizes + 4) - sizes
+        frames[role] = np.stack([offsets, sizes], axis=1)[: row.num_steps]
+    return replace(row, frames=frames)
 
 
 def _texts(file: _File, rng: np.random.Generator) -> list[tuple[str, ...]]:

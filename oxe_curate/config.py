@@ -63,8 +63,9 @@ def read(cls: type[T], path: Path) -> T:
 
 
 def to_yaml(value: Any) -> str:
-    """A dataclass as YAML with every default written out, in the order of its fields; `load` reads it back."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(value)), sort_keys=False, allow_unicode=True)
+    """A dataclass (or what `asdict` makes of it) as YAML, in the order of its fields; `build` reads it back."""
+    data = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return yaml.safe_dump(_plain(data), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:

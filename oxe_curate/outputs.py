@@ -45,7 +45,7 @@ _UNFINISHED: dict[str, tuple[str, ...]] = {
     "index": ("*/*/*.parquet", "*/*/*/*.parquet", "files.json", "sources.json"),
     "mixture": (
         "train-*-of-*.parquet", "validation-*-of-*.parquet", "text-*-of-*.parquet", "dataset_statistics.json",
-        "action_tokens.parquet", "mixture.yaml",
+        "action_tokens.parquet", "mixture.yaml", "sources.parquet",
     ),
     "run": ("dataset_statistics.json", "action_tokens.parquet", "mixture.yaml", "config.yaml"),
     "evaluation": ("predictions.parquet", "index.html", "checkpoint-*/*"),

@@ -83,6 +83,14 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option("--data", help="Mixture folder (default: as recorded in training).")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="ROOT",
+            help="Folder with the data sets that a mixture by reference refers to (default: as recorded in training).",
+        ),
+    ] = None,
     base: _Base = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples per forward pass.")] = 16,
     center_crop: _Crop = None,
@@ -97,8 +105,8 @@ def evaluate(
 
     result = evaluate_run(
         run, checkpoint=checkpoint, split=split, episodes=episodes, out=out, device=device,
-        quantize=None if quantize == "none" else quantize, progress=not quiet, data=data, base=base,
-        batch_size=batch_size, center_crop=center_crop,
+        quantize=None if quantize == "none" else quantize, progress=not quiet, data=data, source=source,
+        base=base, batch_size=batch_size, center_crop=center_crop,
     )  # fmt: skip
     if as_json:
         print_json(result.to_json())

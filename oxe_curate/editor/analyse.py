@@ -21,11 +21,14 @@ from oxe_curate.mixture.spec import MAX_ENTRIES, MAX_NAME, MAX_WEIGHT, Mixture
 
 _SETTINGS = ("name", "seed", "window", "stride", "chunk", "image", "bounds", "bins", "validation")
 _DEFAULTS = {
-    "seed": 0, "window": 1, "stride": 1, "chunk": 1, "image": {"cameras": ["primary"], "size": None, "quality": 95},
+    "seed": 0, "window": 1, "stride": 1, "chunk": 1,
+    "image": {"cameras": ["primary"], "size": None, "quality": 95, "copy": True},
     "bounds": {"low": 0.01, "high": 0.99, "over": "kept"}, "bins": "openvla", "validation": 0.05,
 }  # fmt: skip
 _RESIZED_BYTES_PER_PIXEL = 0.35
 """Rough mean for a camera frame as JPEG of quality 95 without chroma subsampling."""
+_REFERENCE_BYTES = 10
+"""Of the place of a frame in the source, compressed, in a mixture by reference."""
 
 
 def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:
@@ -277,6 +280,8 @@ def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any
     disk, unsized = 0.0, []
     for row in rows:
         each = size * size * _RESIZED_BYTES_PER_PIXEL * cameras if size else row["bytes"]
+        if settings["image"]["copy"] is False:
+            each = _REFERENCE_BYTES * cameras
         if each is None or row["drawn"] is None:
             unsized.append(row["name"])
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,7 +28,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import Mixture, resolve
 from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize.build import EpisodeDraw, draw_episodes
+from oxe_curate.tokenize.build import EpisodeDraw, draw_episodes, sample_ids
 from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
 
 _HEIGHTS = (72, 144, 288)
@@ -176,7 +177,7 @@ class FrameViewer:
                 {"dataset": drawn.source.dataset, "name": drawn.source.entry.name, "role": drawn.shown[role],
                  "swap": role in drawn.source.bgr, "file": shard.files[drawn.path], "row": drawn.row,
                  "step": int(drawn.steps[i]), "steps": drawn.episode.num_steps, "copy": int(drawn.copies[i]),
-                 "sampleId": drawn.sample_ids()[i], "instruction": texts[chosen[i]]}
+                 "sampleId": _sample_id(drawn, i), "instruction": texts[chosen[i]]}
             )  # fmt: skip
         return {"samples": found, "shard": shard.name, "rows": len(shard.order), "shards": shard.shards}
 
@@ -263,6 +264,11 @@ def _series(
         "max": float(column.max()),
         "clipped": float(((column < below) | (column > above)).mean()) if clips else None,
     }
+
+
+def _sample_id(drawn: EpisodeDraw, i: int) -> str:
+    name = pa.array([drawn.episode.id])
+    return str(sample_ids(name, drawn.steps[i : i + 1], drawn.copies[i : i + 1])[0])
 
 
 def _jpeg(pixels: NDArray[np.uint8], height: int) -> bytes:

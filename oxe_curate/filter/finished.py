@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from oxe_curate.errors import CorruptError, DataError, StorageError
+from oxe_curate.errors import DataError, StorageError
 from oxe_curate.filter.scan import FilterTask
 from oxe_curate.index.files import IndexFile
+from oxe_curate.index.source_shards import Looks, list_shards, matches_shard
 from oxe_curate.index.store import describe_file, verify_file
 from oxe_curate.progress import Bar
-from oxe_curate.rlds import tfrecord
-from oxe_curate.rlds.shards import open_shard
-from oxe_curate.storage import Folder
-
-SOURCES_JSON = "sources.json"
-"""What each source shard looked like when it was read. Only a cache: where a shard looks different, or the file is
-missing, its contents are compared."""
-
-Looks = dict[str, str]
-"""Source shard ("root/path") -> its identity in a listing, which changes when the file is replaced."""
-
-
-def read_looks(out: Folder) -> Looks:
-    """Read sources.json; empty if it is missing or damaged."""
-    try:
-        found = json.loads(out.read_bytes(SOURCES_JSON))["sources"]
-        return {path: look for path, look in found.items() if isinstance(look, str)}
-    except (StorageError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def write_looks(out: Folder, looks: Looks) -> None:
-    """Publish sources.json."""
-    data = {"sources": {path: looks[path] for path in sorted(looks)}}
-    out.publish_bytes(SOURCES_JSON, (json.dumps(data, indent=0) + "\n").encode())
 
 
 def look_at(tasks: Iterable[FilterTask]) -> Looks:
     """How the tasks' shards look now, by one listing of each data set's folder."""
-    found: Looks = {}
-    folders: dict[tuple[str, str], Looks] = {}
-    for task in tasks:
-        source, folder = task.dataset.source, task.dataset.path
-        if (source.uri, folder) not in folders:
-            folders[source.uri, folder] = {file.name: file.identity for file in source.list_files(folder)}
-        found[task.name] = folders[source.uri, folder][task.shard.path]
-    return found
+    tasks = list(tasks)
+    found = list_shards((task.dataset.source, task.dataset.path) for task in tasks)
+    return {task.name: found[task.name].identity for task in tasks}
 
 
 def finished(
@@ -111,15 +81,4 @@ def is_same_shard(task: FilterTask, found: IndexFile, verify: bool = False) -> b
         found: the index file.
         verify: compare every record's data with its checksum; otherwise only the framing of the records is read.
     """
-    if found.shard.bytes != task.size:
-        return False
-    framing = tfrecord.Framing()
-    try:
-        with open_shard(task.dataset.source, task.shard.path) as shard:
-            for offset, length in tfrecord.records(shard.buffer, shard.ensure, framing):
-                if verify:
-                    shard.ensure(offset, length + tfrecord.FOOTER)
-                    tfrecord.check_data(shard.buffer, offset, length)
-    except CorruptError:
-        pass  # with --skip-corrupt, a shard is recorded up to where its records can be found
-    return len(framing.crcs) == found.shard.records and framing.digest == found.shard.digest
+    return found.shard.bytes == task.size and matches_shard(task.dataset.source, task.shard.path, found.shard, verify)

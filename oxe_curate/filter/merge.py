@@ -10,11 +10,11 @@ from pathlib import Path
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.filter import across
 from oxe_curate.filter.criteria import Criteria
-from oxe_curate.filter.finished import read_looks, write_looks
 from oxe_curate.filter.plan import present_splits
 from oxe_curate.filter.plausible import with_findings
 from oxe_curate.index.files import IndexFile, write_files
 from oxe_curate.index.index_json import DatasetEntry, IndexJson, Summary
+from oxe_curate.index.source_shards import read_looks, write_looks
 from oxe_curate.index.store import Index, IndexFiles, count_episodes, describe_file
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.progress import Bar

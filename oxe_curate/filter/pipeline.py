@@ -12,11 +12,12 @@ from oxe_curate.beam import local, runner
 from oxe_curate.errors import ConfigError, DataError
 from oxe_curate.filter import across, plausible, scan
 from oxe_curate.filter.criteria import Criteria
-from oxe_curate.filter.finished import finished, is_same_shard, look_at, read_looks, write_looks
+from oxe_curate.filter.finished import finished, is_same_shard, look_at
 from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
 from oxe_curate.filter.scan import FilterTask
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
+from oxe_curate.index.source_shards import read_looks, write_looks
 from oxe_curate.index.store import IndexFiles, count_episodes, dataset_of, describe_file, describe_files, split_of
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find

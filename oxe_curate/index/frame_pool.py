@@ -46,10 +46,15 @@ def ranges_needed(episode: Episode, role: str, needed: NDArray[np.int64]) -> lis
 
 
 class FramePool:
-    """The frames of one camera role that the rows of an output shard refer to."""
+    """The frames of one camera role that the rows of an output shard refer to.
 
-    def __init__(self, role: str) -> None:
-        self._role = role
+    Args:
+        role: of the camera.
+        headers: locate frames by their headers only, since their bytes will not be read.
+    """
+
+    def __init__(self, role: str, headers: bool = False) -> None:
+        self._role, self._headers = role, headers
         self._numbers: dict[str, int] = {}
         self._readers: list[ShardReader] = []
         self._parts: list[tuple[int, NDArray[np.int64]]] = []
@@ -66,7 +71,7 @@ class FramePool:
             self._readers.append(reader)
         frames = episode.frames.get(self._role)
         if frames is None:
-            frames = self._locate(record, episode, sparse=len(needed) * 2 < episode.num_steps)
+            frames = self._locate(record, episode, sparse=self._headers or len(needed) * 2 < episode.num_steps)
         if len(frames) != episode.num_steps or not frames[needed, 1].all():
             raise DataError(
                 f"{episode.id}: a step has no frame of the {self._role} camera; remove the camera from the mixture"
@@ -89,6 +94,14 @@ class FramePool:
             spec: an `ImageSpec`.
             folder: for the temporary file of re-encoded frames.
         """
+        frames = self.places()
+        if not self._parts:
+            return frames
+        needed, swap = np.concatenate(self._needed), np.repeat(self._swap, [len(f) for _, f in self._parts])
+        return images.recode(frames, needed, swap, spec.size, spec.quality, folder)
+
+    def places(self) -> images.EncodedFrames:
+        """Return all frames that were added, as they are in the source."""
         lengths = [len(f) for _, f in self._parts]
         episode = np.repeat(np.arange(len(lengths)), lengths)
         first = np.cumsum([0, *lengths])
@@ -101,11 +114,7 @@ class FramePool:
             number = int(episode[i])
             return f"{shards[number]}: {names[number]}, step {i - int(first[number])}, {role} camera"
 
-        frames = images.EncodedFrames(self._readers, numbers[episode], flat[:, 0], flat[:, 1], where)
-        if not self._parts:
-            return frames
-        needed, swap = np.concatenate(self._needed), np.asarray(self._swap)[episode]
-        return images.recode(frames, needed, swap, spec.size, spec.quality, folder)
+        return images.EncodedFrames(self._readers, numbers[episode], flat[:, 0], flat[:, 1], where)
 
     def _locate(self, record: Record, episode: Episode, sparse: bool) -> NDArray[np.int64]:
         span = episode.spans.get(self._role)

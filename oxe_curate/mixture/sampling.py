@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,17 +109,57 @@ def window_ends(num_steps: int, stride: int) -> NDArray[np.int64]:
     return np.arange((num_steps - 1) % stride, num_steps, stride, dtype=np.int64)
 
 
-def draw(
-    weight: float, seed: int, episode_id: str, num_steps: int, *, stride: int = 1, validation: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The samples of an episode, see `copies`.
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """The samples of some episodes, episode by episode.
 
-    Returns:
-        int64 (n,), the current step of each sample, ascending, and int64 (n,), which copy of its step it is, from 0.
+    Attributes:
+        limits: int64 (episodes + 1,), where the samples of each episode begin and the last ones end.
+        steps: int64 (n,), the current step of each sample, ascending in an episode.
+        copies: int64 (n,), which copy of its step each sample is, from 0.
+        keys: uint64 (n,), the keys for `order`.
     """
-    ends = window_ends(num_steps, stride)
-    drawn = copies(weight, seed, episode_id, num_steps, validation)[ends]
-    return np.repeat(ends, drawn), np.arange(drawn.sum()) - np.repeat(np.cumsum(drawn) - drawn, drawn)
+
+    limits: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    copies: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+
+
+def draw(
+    weights: NDArray[np.float64], seed: int, episode_ids: Sequence[str], num_steps: NDArray[np.int64], *,
+    stride: int = 1, validation: bool = False,
+) -> Draws:  # fmt: skip
+    """The samples of some episodes, see `copies`, `window_ends` and `order_keys`.
+
+    Args:
+        weights: float64 (e,), expected copies of each step.
+        seed: of the mixture.
+        episode_ids: e names.
+        num_steps: int64 (e,), lengths of the episodes.
+        stride: steps between samples.
+        validation: whether the episodes are held out.
+    """
+    whole, part = np.divmod(weights, 1.0)
+    if validation:
+        part = np.where(whole > 0, 0.0, part)
+        whole = np.minimum(whole, 1.0)
+    hashes = episode_hashes(seed, episode_ids)
+    with np.errstate(over="ignore"):
+        copies_base, order_base = splitmix64(hashes + _COPIES), splitmix64(hashes + _ORDER)
+    ends = -(-num_steps // stride)
+    episode = np.repeat(np.arange(len(ends)), ends)
+    step = np.arange(len(episode)) - np.repeat(np.cumsum(ends) - ends, ends)
+    step = step * stride + ((num_steps - 1) % stride)[episode]
+    with np.errstate(over="ignore"):
+        offset = step.astype(np.uint64) * _GAMMA
+        chance = _hash01(copies_base[episode] + offset) < part[episode]
+    times = whole.astype(np.int64)[episode] + chance
+    limits = np.concatenate(([0], np.cumsum(np.bincount(episode, times, len(ends)).astype(np.int64))))
+    copy = np.arange(limits[-1]) - np.repeat(np.cumsum(times) - times, times)
+    with np.errstate(over="ignore"):
+        keys = splitmix64(np.repeat(order_base[episode] + offset, times)) + copy.astype(np.uint64)
+    return Draws(limits, np.repeat(step, times), copy, keys)
 
 
 def stored_frames(num_steps: NDArray[np.int64], window: int, stride: int) -> NDArray[np.int64]:
@@ -147,15 +188,16 @@ def windows(steps: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], N
 
 
 def chunks(
-    steps: NDArray[np.int64], chunk: int, num_steps: int, window: int = 1
+    steps: NDArray[np.int64], chunk: int, num_steps: int | NDArray[np.int64], window: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Actions of samples whose current step is `steps` (n,): `chunk` of them from each step of the window.
 
-    Entry i belongs to step `steps - (window - 1) + i`.
+    Entry i belongs to step `steps - (window - 1) + i`. `num_steps` is that of the episode, or of each sample's (n,).
 
     Returns:
         int64 (n, window + chunk - 1) step indices, the first or last step repeated outside the episode, and a bool
         array of the same shape, False for that padding.
     """
     ahead = steps[:, None] + np.arange(1 - window, chunk)
-    return np.clip(ahead, 0, num_steps - 1), (ahead >= 0) & (ahead < num_steps)
+    length = np.reshape(num_steps, (-1, 1))
+    return np.clip(ahead, 0, length - 1), (ahead >= 0) & (ahead < length)

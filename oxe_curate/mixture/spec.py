@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import asdict, replace
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,12 +97,15 @@ class ImageSpec:
         quality: JPEG quality of frames that are resized or whose channels are swapped.
         random_view: whether the cameras that a card names as `random_view` change places at random, per episode (droid:
             its two exterior cameras, as in OpenVLA and openpi).
+        copy: whether the shards hold the frames. If not, they hold the place of each frame in the source, and `size`
+            and `quality` are those that `materialize` writes.
     """
 
     cameras: tuple[IndexedRole, ...] = ("primary",)
     size: _Whole | None = Field(default=None, ge=16, le=2048)
     quality: _Whole = Field(default=95, ge=1, le=100)
     random_view: bool = True
+    copy: Annotated[bool, Field(strict=True)] = True
 
 
 @dataclass(frozen=True, config=config.STRICT)
@@ -174,8 +177,11 @@ def read_mixture(path: Path) -> Mixture:
 
 
 def mixture_yaml(mixture: Mixture) -> str:
-    """The mixture as YAML, with every default written out."""
-    return config.to_yaml(mixture)
+    """The mixture as YAML, with every default written out but `image.copy`, which earlier versions do not know."""
+    data = asdict(mixture)
+    if mixture.image.copy:
+        del data["image"]["copy"]
+    return config.to_yaml(data)
 
 
 @plain_dataclass(frozen=True)

@@ -96,21 +96,38 @@ class ArrayRecordShard(LocalShard):
             int(np.searchsorted(self._starts, begin + len(part))),
         )
         for i in (np.flatnonzero(~self._read_already[held]) + held.start).tolist():
-            try:
-                (data,) = self._reader.read([i])
-            except (RuntimeError, ValueError, IndexError) as error:
-                self.check_unchanged()
-                raise CorruptError(f"record {i} of the array_record file cannot be read: {_line(error)}") from None
-            framed = frame_record(data)
-            if len(framed) != self._starts[i + 1] - self._starts[i]:
-                raise CorruptError(
-                    f"record {i} of the array_record file has {len(data)} bytes, not those of its header"
-                )
+            framed = self._framed(i)
             self.buffer[self._starts[i] : self._starts[i + 1]] = framed
             self._read_already[i] = True
             self.bytes_fetched += len(framed)
             self._region.written += len(framed)
         self._state[first:stop] = bytes((HERE,)) * (stop - first)
+
+    def framed_record(self, offset: int) -> tuple[int, bytes]:
+        """The record that has the byte `offset` of the TFRecord file, with its framing: its start and its bytes.
+
+        Unlike `read`, this keeps nothing. Not thread-safe.
+
+        Raises:
+            CorruptError: the record cannot be read.
+        """
+        i = self.record_number(offset)
+        return int(self._starts[i]), self._framed(i)
+
+    def record_number(self, offset: int) -> int:
+        """The number of the record that has the byte `offset` of the TFRecord file; of the last one beyond its end."""
+        return min(max(int(np.searchsorted(self._starts, offset, "right")) - 1, 0), len(self._starts) - 2)
+
+    def _framed(self, i: int) -> bytes:
+        try:
+            (data,) = self._reader.read([i])
+        except (RuntimeError, ValueError, IndexError) as error:
+            self.check_unchanged()
+            raise CorruptError(f"record {i} of the array_record file cannot be read: {_line(error)}") from None
+        framed = frame_record(data)
+        if len(framed) != self._starts[i + 1] - self._starts[i]:
+            raise CorruptError(f"record {i} of the array_record file has {len(data)} bytes, not those of its header")
+        return framed
 
 
 def _after(position: int, length: int) -> int:

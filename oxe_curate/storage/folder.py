@@ -171,7 +171,7 @@ class Folder:
         """
         if self.is_local:
             with explained(self._name(relative)):
-                return _local_identity(self.path(relative).stat())
+                return status_identity(self.path(relative).stat())
         return self.open_object(relative).identity()
 
     def read_bytes(self, relative: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -261,8 +261,9 @@ def _walk(folder: Path, prefix: str) -> Iterator[StoredFile]:
             yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():
             status = entry.stat()
-            yield StoredFile(prefix + entry.name, status.st_size, status.st_mtime_ns, _local_identity(status))
+            yield StoredFile(prefix + entry.name, status.st_size, status.st_mtime_ns, status_identity(status))
 
 
-def _local_identity(status: os.stat_result) -> str:
+def status_identity(status: os.stat_result) -> str:
+    """The `Folder.identity` of a local file."""
     return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"

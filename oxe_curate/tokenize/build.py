@@ -7,19 +7,24 @@ numbers of one shard.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from oxe_curate.actions.bins import ActionBins
+from oxe_curate.actions.bounds import Bounds
 from oxe_curate.actions.dimensions import NUM_DIMENSIONS
+from oxe_curate.errors import DataError
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool, ranges_needed
-from oxe_curate.index.records import SourceRecords
+from oxe_curate.index.images import EncodedFrames
+from oxe_curate.index.records import Record, SourceRecords
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
@@ -27,7 +32,6 @@ from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
 _AHEAD = 32  # episodes, whose parts an object store sends meanwhile
-_TEXTS = ("dataset", "episode_id", "instruction")
 
 
 @dataclass
@@ -37,6 +41,16 @@ class Built:
     steps_seen: int = 0
 
 
+class RecordSource(Protocol):
+    """Opens the records that frames are taken from; see `SourceRecords`."""
+
+    def request(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]]) -> None:
+        """Begin to read what `open` and the caller will read of a record."""
+
+    def open(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]] = ()) -> Record:
+        """An episode's record."""
+
+
 @dataclass(frozen=True, eq=False)
 class EpisodeDraw:
     """The samples that a shard draws from one episode, at least one.
@@ -44,6 +58,7 @@ class EpisodeDraw:
     Attributes:
         root: where the shards of its data set are.
         path, row: the index file and the episode's row in it.
+        shard: number of its source shard in the plan's `sources`.
         steps: int64 (n,), the current step of each sample, ascending.
         copies: int64 (n,), which copy of its step each sample is, from 0.
         keys: uint64 (n,); `sampling.order` of a shard's keys is the order of its rows.
@@ -54,18 +69,12 @@ class EpisodeDraw:
     root: Folder
     path: str
     row: int
+    shard: int
     episode: Episode
     steps: NDArray[np.int64]
     copies: NDArray[np.int64]
     keys: NDArray[np.uint64]
     shown: Mapping[str, str]
-
-    def sample_ids(self) -> list[str]:
-        """The id of each sample: episode, step, and the copy if it is not the first."""
-        return [
-            f"{self.episode.id}/{step:05d}" + (f"#{copy}" if copy else "")
-            for step, copy in zip(self.steps.tolist(), self.copies.tolist(), strict=True)
-        ]
 
     def instructions(self) -> tuple[list[str], NDArray[np.int64]]:
         """Distinct instructions, and int64 (n,) which of them each sample has: its step's own, else the episode's."""
@@ -76,67 +85,104 @@ class EpisodeDraw:
         return [*episode.instructions, episode.instruction], episode.instruction_index[self.steps].astype(np.int64)
 
 
+def sample_ids(episodes: Any, steps: NDArray[np.int64], copies: NDArray[np.int64]) -> Any:
+    """The id of each sample, a string array: episode, step, and the copy if it is not the first.
+
+    >>> sample_ids(pa.array(["a/1", "a/1"]), np.array([7, 7]), np.array([0, 1])).to_pylist()
+    ['a/1/00007', 'a/1/00007#1']
+    """
+    names = pc.binary_join_element_wise(episodes, pc.utf8_lpad(pc.cast(pa.array(steps), pa.string()), 5, "0"), "/")
+    again = np.flatnonzero(copies)
+    if not len(again):
+        return names
+    numbers = pc.cast(pa.array(copies[again]), pa.string())
+    copied = pc.binary_join_element_wise(names.take(pa.array(again)), numbers, "#")
+    return pc.replace_with_mask(names, pa.array(copies > 0), copied)
+
+
 def draw_episodes(job: TokenizeJob, part: Any, validation: bool) -> Iterator[EpisodeDraw]:
     """Draw the samples of a part of the plan, episode by episode, in the order of the index. Reads no frame."""
     mixture = job.mixture
-    for planned in planned_episodes(job, part):
+    weights = np.array([source.entry.weight for source in job.sources])[part["source"].to_numpy()]
+    lengths = part["num_steps"].to_numpy().astype(np.int64)
+    drawn = sampling.draw(
+        weights, mixture.seed, part["episode_id"].to_pylist(), lengths, stride=mixture.stride, validation=validation
+    )
+    some = np.flatnonzero(np.diff(drawn.limits))
+    cameras: tuple[str, ...] = mixture.image.cameras
+    for i, planned in zip(some.tolist(), planned_episodes(job, part.take(pa.array(some))), strict=True):
         source, episode = job.sources[planned.source], planned.episode
-        steps, copies = sampling.draw(
-            source.entry.weight, mixture.seed, episode.id, episode.num_steps,
-            stride=mixture.stride, validation=validation,
+        available = {*episode.frames, *episode.spans}
+        shown = {role: source.shown(role, episode.id, available, mixture.seed) for role in cameras}
+        if source.views:
+            frames = {role: episode.frames[other] for role, other in shown.items() if other in episode.frames}
+            spans = {role: episode.spans[other] for role, other in shown.items() if other in episode.spans}
+            episode = replace(episode, frames=frames, spans=spans)
+        own = slice(drawn.limits[i], drawn.limits[i + 1])
+        yield EpisodeDraw(
+            source, job.roots[planned.source], planned.path, planned.row, planned.shard, episode, drawn.steps[own],
+            drawn.copies[own], drawn.keys[own], shown,
         )  # fmt: skip
-        if len(steps):
-            keys = sampling.order_keys(mixture.seed, episode.id, episode.num_steps, steps, copies)
-            root = job.roots[planned.source]
-            available = {*episode.frames, *episode.spans}
-            cameras: tuple[str, ...] = mixture.image.cameras
-            shown = {role: source.shown(role, episode.id, available, mixture.seed) for role in cameras}
-            if source.views:
-                frames = {role: episode.frames[other] for role, other in shown.items() if other in episode.frames}
-                spans = {role: episode.spans[other] for role, other in shown.items() if other in episode.spans}
-                episode = replace(episode, frames=frames, spans=spans)
-            yield EpisodeDraw(source, root, planned.path, planned.row, episode, steps, copies, keys, shown)
 
 
 def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
-    """Build and publish one shard.
+    """Build and publish one shard that holds its frames.
 
     Raises:
         DataError: a source shard is not the one that was filtered, or a frame is no image. CorruptError: a record is
             damaged. StorageError: a file cannot be read or written. Each names the source shard and the episode.
     """
     records = SourceRecords(job.check_records)
-    rows, keys, counts = _gather_rows(job, task, records)
-    meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": counts}
+    draws, first, pools = gather_frames(job, task, records)
+    folder = task.out.path() if task.out.is_local else None
+    frames = {role: pool.finish(job.mixture.image, folder) for role, pool in pools.items()}
+    rows = shard_rows(job, draws, first, frames)
+    meta: dict[str, Any] = {"fingerprint": task.fingerprint, "counts": count_rows(draws)}
     if job.mixture.window > 1:
         meta["frames"] = shards.stored(rows)
-    shards.write_shard_file(task.out, task.output, rows, sampling.order(keys), meta, records.check_unchanged)
-    return Built(steps_seen=len(keys))
+    order = sampling.order(order_keys(draws))
+    shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
+    return Built(steps_seen=len(order))
 
 
-@dataclass
-class _Draft:
-    """Columns under construction, one item per episode."""
+def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
+    """Rows of each data set."""
+    counts: dict[str, int] = {}
+    for drawn in draws:
+        name = drawn.source.entry.name
+        counts[name] = counts.get(name, 0) + len(drawn.steps)
+    return counts
 
-    sample_id: list[str] = field(default_factory=list)
-    codes: dict[str, list[NDArray[np.int32]]] = field(default_factory=lambda: {name: [] for name in _TEXTS})
-    texts: dict[str, dict[str, int]] = field(default_factory=lambda: {name: {} for name in _TEXTS})
-    arrays: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
-    def add_text(self, column: str, values: list[str], chosen: NDArray[np.int64]) -> None:
-        known = self.texts[column]
-        codes = np.array([known.setdefault(value, len(known)) for value in values], np.int32)
-        self.codes[column].append(codes[chosen])
+def order_keys(draws: Sequence[EpisodeDraw]) -> NDArray[np.uint64]:
+    """The key of each row, uint64 (n,), in the order of the draws."""
+    return np.concatenate([drawn.keys for drawn in draws] or [np.empty(0, np.uint64)])
 
-    def add(self, column: str, value: NDArray[Any]) -> None:
-        self.arrays.setdefault(column, []).append(value)
 
-    def joined(self, column: str, dtype: Any, *shape: int) -> NDArray[Any]:
-        return np.concatenate(self.arrays[column]) if column in self.arrays else np.empty((0, *shape), dtype)
+def gather_frames(
+    job: TokenizeJob, task: TokenizeTask, records: RecordSource
+) -> tuple[list[EpisodeDraw], NDArray[np.int64], dict[str, FramePool]]:
+    """Draw a task's episodes and find the frames that they need.
+
+    Returns:
+        The draws in the order of the index; int64 (draws,), the number of each one's first frame; and the frames by
+        camera role.
+    """
+    image = job.mixture.image
+    pools: dict[str, FramePool] = {role: FramePool(role, headers=not image.copy) for role in image.cameras}
+    draws: list[EpisodeDraw] = []
+    first: list[int] = []
+    for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
+        record = records.open(drawn.root, drawn.episode, ranges)
+        for role, pool in pools.items():
+            base = pool.add(record, drawn.episode, needed, swap=role in drawn.source.bgr)
+        draws.append(drawn)
+        first.append(base)
+    return draws, np.array(first, np.int64), pools
 
 
 def _requested(
-    job: TokenizeJob, draws: Iterator[EpisodeDraw], records: SourceRecords
+    job: TokenizeJob, draws: Iterator[EpisodeDraw], records: RecordSource
 ) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
     """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
     waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
@@ -151,53 +197,60 @@ def _requested(
     yield from waiting
 
 
-def _gather_rows(
-    job: TokenizeJob, task: TokenizeTask, records: SourceRecords
-) -> tuple[shards.ShardRows, NDArray[np.uint64], dict[str, int]]:
-    """Return the task's rows in the order of the index, the key of each row, and the rows per data set."""
-    mixture = job.mixture
-    bins = ActionBins(mixture.bins)
-    draft = _Draft()
-    pool = {role: FramePool(role) for role in mixture.image.cameras}
-    counts: dict[str, int] = {}
-    for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
-        name, episode, steps = drawn.source.entry.name, drawn.episode, drawn.steps
-        counts[name] = counts.get(name, 0) + len(steps)
-        draft.add("key", drawn.keys)
-        draft.sample_id += drawn.sample_ids()
-        same = np.zeros(len(steps), np.int64)
-        draft.add_text("dataset", [name], same)
-        draft.add_text("episode_id", [episode.id], same)
-        draft.add_text("instruction", *drawn.instructions())
-        seen, seen_mask = sampling.windows(steps, mixture.window)
-        ahead, ahead_mask = sampling.chunks(steps, mixture.chunk, episode.num_steps, mixture.window)
-        record = records.open(drawn.root, episode, ranges)
-        for role, frames in pool.items():
-            base = frames.add(record, episode, needed, swap=role in drawn.source.bgr)
-        draft.add("frame", np.where(seen_mask, seen + base, -1))
-        draft.add("observation_mask", seen_mask)
-        normalized = job.bounds[name].normalize(episode.action)
-        draft.add("action", normalized[ahead])
-        draft.add("bins", bins.encode(normalized)[ahead])
-        draft.add("action_mask", ahead_mask)
-        draft.add("step", steps.astype(np.int32))
-        draft.add("proprio", episode.proprio[steps].ravel())
-        draft.add("proprio_width", np.full(len(steps), episode.proprio.shape[1]))
-    window = mixture.window
-    folder = task.out.path() if task.out.is_local else None
-    chunk = window + mixture.chunk - 1
-    rows = shards.ShardRows(
-        sample_id=pa.array(draft.sample_id, pa.string()),
-        texts={name: list(known) for name, known in draft.texts.items()},
-        codes={name: np.concatenate(codes) if codes else np.empty(0, np.int32) for name, codes in draft.codes.items()},
-        step=draft.joined("step", np.int32),
-        frame=draft.joined("frame", np.int64, window),
-        frames={role: frames.finish(mixture.image, folder) for role, frames in pool.items()},
-        action=draft.joined("action", np.float32, chunk, NUM_DIMENSIONS),
-        bins=draft.joined("bins", np.uint8, chunk, NUM_DIMENSIONS),
-        action_mask=draft.joined("action_mask", np.bool_, chunk),
-        observation_mask=draft.joined("observation_mask", np.bool_, window),
-        proprio=draft.joined("proprio", np.float32),
-        proprio_width=draft.joined("proprio_width", np.int64),
+def shard_rows(
+    job: TokenizeJob, draws: Sequence[EpisodeDraw], first: NDArray[np.int64], frames: Mapping[str, EncodedFrames]
+) -> shards.ShardRows:
+    """The rows of some draws, in their order; the frames of a draw begin at `first` in `frames`."""
+    mixture, episodes = job.mixture, [drawn.episode for drawn in draws]
+    steps = _joined([drawn.steps for drawn in draws], np.int64)
+    of = np.repeat(np.arange(len(draws)), [len(drawn.steps) for drawn in draws])
+    lengths = np.array([episode.num_steps for episode in episodes], np.int64)
+    seen, seen_mask = sampling.windows(steps, mixture.window)
+    ahead, ahead_mask = sampling.chunks(steps, mixture.chunk, lengths[of], mixture.window)
+    ahead += (np.cumsum(lengths) - lengths)[of][:, None]
+    action = _normalized(job.bounds, draws)
+    names: dict[str, int] = {}
+    texts: dict[str, int] = {}
+    dataset = np.array([names.setdefault(drawn.source.entry.name, len(names)) for drawn in draws], np.int32)
+    said = []
+    for drawn in draws:
+        values, chosen = drawn.instructions()
+        said.append(np.array([texts.setdefault(value, len(texts)) for value in values], np.int32)[chosen])
+    copies = _joined([drawn.copies for drawn in draws], np.int64)
+    ids = [episode.id for episode in episodes]
+    proprio = [episode.proprio[drawn.steps].ravel() for episode, drawn in zip(episodes, draws, strict=True)]
+    return shards.ShardRows(
+        sample_id=sample_ids(pa.array(ids, pa.string()).take(pa.array(of)), steps, copies),
+        texts={"dataset": list(names), "episode_id": ids, "instruction": list(texts)},
+        codes={"dataset": dataset[of], "episode_id": of.astype(np.int32), "instruction": _joined(said, np.int32)},
+        step=steps.astype(np.int32),
+        frame=np.where(seen_mask, seen + first[of][:, None], -1),
+        frames=frames,
+        action=action[ahead],
+        bins=ActionBins(mixture.bins).encode(action)[ahead],
+        action_mask=ahead_mask,
+        observation_mask=seen_mask,
+        proprio=_joined(proprio, np.float32),
+        proprio_width=np.array([episode.proprio.shape[1] for episode in episodes], np.int64)[of],
     )
-    return rows, draft.joined("key", np.uint64), counts
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _normalized(bounds: Mapping[str, Bounds], draws: Sequence[EpisodeDraw]) -> NDArray[np.float32]:
+    """The normalised actions of all steps of the episodes, one after the other: float32 (steps, 7)."""
+    found = []
+    for name, run in groupby(draws, lambda drawn: drawn.source.entry.name):
+        group = list(run)
+        try:
+            found.append(bounds[name].normalize(np.concatenate([drawn.episode.action for drawn in group])))
+        except DataError:
+            for drawn in group:  # to name the episode
+                try:
+                    bounds[name].normalize(drawn.episode.action)
+                except DataError as error:
+                    raise DataError(f"{drawn.episode.id}: {error}") from None
+            raise
+    return np.concatenate(found) if found else np.empty((0, NUM_DIMENSIONS), np.float32)

@@ -11,8 +11,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.checksum import FileHashes, hash_file
-from oxe_curate.tokenize.planned import TokenizeTask
-from oxe_curate.tokenize.text_build import TextTask
+from oxe_curate.tokenize.fingerprints import ShardTask
 
 _THREADS = 8
 
@@ -30,9 +29,7 @@ class Finished:
     damaged: list[str] = field(default_factory=list)
 
 
-def find_finished(
-    out: Folder, tasks: Sequence[TokenizeTask | TextTask], recorded: Mapping[str, Any], verify: bool
-) -> Finished:
+def find_finished(out: Folder, tasks: Sequence[ShardTask], recorded: Mapping[str, Any], verify: bool) -> Finished:
     """Check the shards of these tasks that exist.
 
     Local shards are read whole: their own checksum and, if the manifest lists them, their hash must match. In an object
@@ -49,7 +46,7 @@ def find_finished(
     existing = [task for task in tasks if task.output in present]
     found = Finished()
 
-    def check(task: TokenizeTask | TextTask) -> FileHashes | None:
+    def check(task: ShardTask) -> FileHashes | None:
         entry = recorded.get(task.output)
         if entry is not None and not verify and not out.is_local:
             listed = FileHashes(present[task.output], entry.get("footer_sha256", ""), entry.get("sha256", ""))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from oxe_curate import config, strict_yaml
@@ -15,7 +17,7 @@ from oxe_curate.mixture.spec import Mixture
 from oxe_curate.sealed import CHECKSUM, check_seal
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
+from oxe_curate.tokenize.sources import REFERENCE, SOURCES, MixtureSources, read_sources
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class MixtureFolder:
         statistics: data set's name in the mixture -> its bounds.
         statistics_json: the same as OpenVLA's dictionaries, as in the file.
         hashes: SHA-256 of the files that a run depends on: "statistics", "tokens", "mixture".
+        moved: root that replaces those of all data sets in `sources` (`--source`).
+        compared: `sources` as they were found on the disk.
     """
 
     folder: Folder
@@ -35,13 +39,19 @@ class MixtureFolder:
     statistics_json: dict[str, Any]
     tokens: ActionTokens
     hashes: dict[str, str]
+    moved: Folder | None = None
+    compared: MixtureSources | None = None
 
     @classmethod
-    def open(cls, uri: str) -> MixtureFolder:
+    def open(cls, uri: str, source: str | Path | None = None) -> MixtureFolder:
         """Open a mixture folder (local, gs:// or s3://).
 
+        Args:
+            uri: the folder.
+            source: of a mixture by reference: where the data sets are now, if they are not where tokenize read them.
+
         Raises:
-            ConfigError: the folder or its manifest is missing.
+            ConfigError: the folder or its manifest is missing; `source` is given for a mixture that copies its frames.
             DataError: the manifest is damaged, a file is missing or has another size, or a small file differs from its
             hash in the manifest.
         """
@@ -54,18 +64,12 @@ class MixtureFolder:
                 "If that command was interrupted, run it again to resume."
             )
         manifest = read_manifest(folder)
+        if source is not None and not _is_reference(manifest):
+            raise ConfigError(f"{folder} has copies of its frames, so it needs no --source; leave the option out")
         _check_complete(folder, manifest)
         data: dict[str, bytes] = {}
         for name in (STATISTICS, TOKENS, RESOLVED):
-            recorded = manifest["outputs"].get(name)
-            if recorded is None:
-                raise DataError(f"{folder}/{name}: file is missing; run tokenize again (finished shards are kept)")
-            data[name] = folder.read_bytes(name)
-            if hashlib.sha256(data[name]).hexdigest() != recorded["sha256"]:
-                raise DataError(
-                    f"{folder}/{name}: changed after tokenize wrote it (its hash differs from {MANIFEST}). "
-                    "Restore the file, or run tokenize again with --overwrite."
-                )
+            data[name] = _read_recorded(folder, manifest, name)
         try:
             mixture = config.build(
                 Mixture, strict_yaml.parse_yaml(data[RESOLVED].decode(), f"{folder}/{RESOLVED}"), f"{folder}/{RESOLVED}"
@@ -83,6 +87,7 @@ class MixtureFolder:
                     "tokens": manifest["outputs"][TOKENS]["sha256"],
                     "mixture": manifest["outputs"][RESOLVED]["sha256"],
                 },
+                moved=None if source is None else Folder.of(source),
             )
         except CurateError:
             raise
@@ -94,6 +99,30 @@ class MixtureFolder:
         """The mixture's names of its data sets, in order; `Rows.dataset` indexes them."""
         return tuple(entry.name for entry in self.mixture.datasets)
 
+    @property
+    def copies(self) -> bool:
+        """Whether the shards hold the bytes of the frames; else they refer to `sources`."""
+        return not _is_reference(self.manifest)
+
+    @functools.cached_property
+    def sources(self) -> MixtureSources:
+        """The source shards that the rows refer to; none if the mixture copies its frames.
+
+        Raises:
+            DataError: their list is damaged or changed.
+        """
+        if self.compared is not None:
+            return self.compared
+        if self.copies:
+            return MixtureSources(())
+        _read_recorded(self.folder, self.manifest, SOURCES)
+        return read_sources(self.folder, self.moved)
+
+    @property
+    def swapped(self) -> dict[str, tuple[str, ...]]:
+        """Data set -> the roles whose frames its source stores as BGR, of a mixture by reference."""
+        return {name: tuple(roles) for name, roles in self.manifest.get("swap", {}).items()}
+
     def shards(self, split: str) -> list[str]:
         """File names of a split's shards ("train", "validation", "text"), in order."""
         return sorted(
@@ -101,21 +130,43 @@ class MixtureFolder:
         )
 
 
+def _read_recorded(folder: Folder, manifest: dict[str, Any], name: str) -> bytes:
+    """A small file whose hash is in the manifest. Raises DataError if it is missing or differs."""
+    recorded = manifest["outputs"].get(name)
+    if recorded is None:
+        raise DataError(f"{folder}/{name}: file is missing; run tokenize again (finished shards are kept)")
+    data = folder.read_bytes(name)
+    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+        raise DataError(
+            f"{folder}/{name}: changed after tokenize wrote it (its hash differs from {MANIFEST}). "
+            "Restore the file, or run tokenize again with --overwrite."
+        )
+    return data
+
+
+def _is_reference(manifest: dict[str, Any]) -> bool:
+    return manifest.get("images") == REFERENCE
+
+
 def read_manifest(folder: Folder) -> dict[str, Any]:
-    """Read and check the manifest, of this format or the one before. Raises DataError if it is damaged."""
+    """Read and check the manifest, of this format or an earlier one. Raises DataError if it is damaged."""
     where = f"{folder}/{MANIFEST}"
     try:
         manifest = parse_json(folder.read_bytes(MANIFEST), where, DataError)
         version = manifest["format"]
-        if version not in (1, TOKENIZE_FORMAT):
+        if version not in (1, 2, 3):
             raise DataError(
-                f"{where}: format {str(version)[:20]} is not supported (expected {TOKENIZE_FORMAT}); use the version "
+                f"{where}: format {str(version)[:20]} is not supported (expected 2 or 3); use the version "
                 "of oxe-curate that wrote it"
             )
         if version > 1 and CHECKSUM not in manifest:
             raise DataError(f"{where}: changed or damaged after it was written (no checksum)")
         check_seal(manifest, where)
         _check_counts(manifest)
+        if (version == 3) != _is_reference(manifest) or not all(
+            isinstance(role, str) for roles in manifest.get("swap", {}).values() for role in roles
+        ):
+            raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise DataError(f"{where}: damaged. {_AGAIN}") from None
     except DataError as error:

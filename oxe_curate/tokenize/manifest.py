@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from oxe_curate import __version__
@@ -21,15 +22,36 @@ from oxe_curate.sealed import seal
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.checksum import FileHashes, hash_file
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
-from oxe_curate.tokenize.planned import TokenizeTask
+from oxe_curate.tokenize.fingerprints import ShardTask, format_of, plan_id
 from oxe_curate.tokenize.roundtrip import RoundTrip
-from oxe_curate.tokenize.text_build import TextTask
+from oxe_curate.tokenize.sources import REFERENCE, SOURCES, ReferencedShard, write_sources
 
 MANIFEST, STATISTICS, TOKENS, RESOLVED = (
     "manifest.json", "dataset_statistics.json", "action_tokens.parquet", "mixture.yaml",
 )  # fmt: skip
+REFERENCE_KEYS = "images", "swap", "copying", "shard_bytes"
+"""Keys of the manifest that only a mixture by reference has."""
 _THREADS = 8
+
+
+@dataclass(frozen=True)
+class References:
+    """What only a mixture by reference has.
+
+    Attributes:
+        sources: the source shards that its rows refer to.
+        copying: `mixture_fingerprint` of the mixture that copies its frames, for `materialize`.
+        shard_bytes: bytes of images per shard.
+    """
+
+    sources: Sequence[ReferencedShard]
+    copying: str
+    shard_bytes: int
+
+    def facts(self, datasets: Sequence[IndexedDataset]) -> dict[str, Any]:
+        """Its part of the manifest; `materialize` leaves it out."""
+        values = REFERENCE, {s.entry.name: sorted(s.bgr) for s in datasets if s.bgr}, self.copying, self.shard_bytes
+        return dict(zip(REFERENCE_KEYS, values, strict=True))
 
 
 def finish(
@@ -39,12 +61,13 @@ def finish(
     statistics: dict[str, Bounds],
     numbers: dict[str, Numbers],
     tokens: ActionTokens,
-    tasks: Sequence[TokenizeTask | TextTask],
+    tasks: Sequence[ShardTask],
     hashes: Mapping[str, str],
     texts: Sequence[TextSource],
     out: Folder,
     known: Mapping[str, FileHashes],
     verify: bool,
+    references: References | None = None,
 ) -> dict[str, Any]:
     """Write the statistics, the resolved mixture and the action tokens, then the manifest.
 
@@ -61,6 +84,7 @@ def finish(
         out: the mixture's folder.
         known: hashes of the shards that were checked before.
         verify: read shards in an object store to hash them; local ones always are.
+        references: of a mixture by reference.
 
     Raises:
         DataError: a shard is damaged.
@@ -69,23 +93,13 @@ def finish(
     out.publish_bytes(STATISTICS, text.encode())
     out.publish_bytes(RESOLVED, mixture_yaml(spec).encode())
     tokens.write(f"{out}/{TOKENS}")
-    rows: dict[str, dict[str, int]] = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
-    frames: dict[str, dict[str, int]] = {}
-    names = [task.output for task in tasks]
-    with ThreadPoolExecutor(_THREADS) as pool:  # hashing and waiting release the GIL
-        found = pool.map(lambda n: known.get(n) or hash_file(out, n, whole=verify or out.is_local), names)
-        outputs = {name: _entry(entry) for name, entry in zip(names, found, strict=True)}
-    outputs |= {name: _hash(out.read_bytes(name)) for name in (STATISTICS, RESOLVED, TOKENS)}
-    for task in tasks:
-        meta = shards.read_shard_meta(out, task.output)
-        split = task.output.split("-")[0]
-        for name, count in meta["counts"].items():
-            rows[split][name] = rows[split].get(name, 0) + count
-        for name, count in meta.get("frames", {}).items():
-            frames.setdefault(split, {})[name] = frames.get(split, {}).get(name, 0) + count
-        outputs[task.output] = {"rows": meta["rows"], **outputs[task.output]}
+    small = [STATISTICS, RESOLVED, TOKENS]
+    if references is not None:
+        write_sources(out, references.sources)
+        small.append(SOURCES)
+    rows, frames, outputs = describe_outputs(out, tasks, small, known, verify, bool(texts))
     manifest = {
-        "format": TOKENIZE_FORMAT,
+        "format": format_of(spec),
         "plan": plan_id(tasks),
         "software": f"oxe-curate {__version__}",
         "mixture": spec.name,
@@ -107,15 +121,62 @@ def finish(
             "index": dict(hashes),
             **({"texts": {s.entry.name: s.sha256 for s in texts}} if texts else {}),
         },
+        **({} if references is None else references.facts(sources)),
         "outputs": outputs,
     }
-    out.publish_bytes(MANIFEST, (json.dumps(seal(manifest), indent=1) + "\n").encode())
+    publish_manifest(out, manifest)
     return manifest
 
 
-def plan_id(tasks: Sequence[TokenizeTask | TextTask]) -> str:
-    """Hash of everything that determines the shards: two runs with the same one write the same shards."""
-    return hashlib.sha256("\n".join(f"{task.output} {task.fingerprint}" for task in tasks).encode()).hexdigest()
+def publish_manifest(out: Folder, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, with its checksum."""
+    out.publish_bytes(MANIFEST, (json.dumps(seal(manifest), indent=1) + "\n").encode())
+
+
+Counts = dict[str, dict[str, int]]
+"""Split -> name -> count."""
+
+
+def describe_outputs(
+    out: Folder,
+    tasks: Sequence[ShardTask],
+    small: Sequence[str],
+    known: Mapping[str, FileHashes],
+    verify: bool,
+    texts: bool,
+) -> tuple[Counts, Counts, dict[str, dict[str, Any]]]:
+    """What the manifest says of the files.
+
+    Args:
+        out: the mixture's folder.
+        tasks: of all shards.
+        small: the other files.
+        known: hashes of the shards that were checked before.
+        verify: read shards in an object store to hash them; local ones always are.
+        texts: whether the mixture has image-text sources.
+
+    Returns:
+        Rows by data set, stored frames (of windows), and the entry of each file.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    rows: Counts = {"train": {}, "validation": {}, **({"text": {}} if texts else {})}
+    frames: Counts = {}
+    names = [task.output for task in tasks]
+    with ThreadPoolExecutor(_THREADS) as pool:  # hashing and waiting release the GIL
+        found = pool.map(lambda n: known.get(n) or hash_file(out, n, whole=verify or out.is_local), names)
+        outputs = {name: _entry(entry) for name, entry in zip(names, found, strict=True)}
+    outputs |= {name: _hash(out.read_bytes(name)) for name in small}
+    for name in names:
+        meta = shards.read_shard_meta(out, name)
+        split = name.split("-")[0]
+        for dataset, count in meta["counts"].items():
+            rows[split][dataset] = rows[split].get(dataset, 0) + count
+        for kind, count in meta.get("frames", {}).items():
+            frames.setdefault(split, {})[kind] = frames.get(split, {}).get(kind, 0) + count
+        outputs[name] = {"rows": meta["rows"], **outputs[name]}
+    return rows, frames, outputs
 
 
 def _roots(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, dict[str, str]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,19 +27,20 @@ from oxe_curate.mixture.spec import IndexedDataset, Mixture, read_mixture, resol
 from oxe_curate.mixture.texts import open_texts
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.storage import Folder
-from oxe_curate.tokenize import build, text_build
+from oxe_curate.tokenize import build, references, text_build
 from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.corpus import count_tokens
-from oxe_curate.tokenize.finished import find_finished
-from oxe_curate.tokenize.folder import read_manifest
-from oxe_curate.tokenize.manifest import MANIFEST, RESOLVED, STATISTICS, TOKENS, finish, plan_id
-from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, index_hashes, plan_shards
+from oxe_curate.tokenize.fingerprints import index_hashes
+from oxe_curate.tokenize.manifest import MANIFEST, References, finish
+from oxe_curate.tokenize.plan import DEFAULT_SHARD_BYTES, plan_shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
+from oxe_curate.tokenize.resume import resume
+from oxe_curate.tokenize.sources import compare_sources
 from oxe_curate.tokenize.text_build import TextTask, plan_texts
 
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
 _BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
-_SHARD_NAME = re.compile(r"(train|validation|text)-\d{5}-of-\d{5}\.parquet")
+_REFERENCE_BYTES_PER_WORKER = 32 << 20  # a process takes two seconds to start; it writes this much in as many
 
 
 @dataclass(frozen=True)
@@ -144,37 +143,44 @@ def _tokenize(
     plan = plan_shards(spec, opened, sources, statistics, folder, options.shard_bytes, hashes, options.check_records)
     text_tasks = plan_texts(spec, texts, folder, options.shard_bytes)
     planned: list[TokenizeTask | TextTask] = [*plan.tasks, *text_tasks]
-    manifest = _recorded(folder, plan_id(planned))
-    recorded = manifest.get("outputs", {})
-    found = find_finished(folder, planned, recorded, options.verify)
-    ours = {*found.hashes, *(found.damaged if recorded else ())}
-    _check_out(folder, {task.output for task in planned}, ours, tokens, options.overwrite)
-    todo = [task.output for task in planned if task.output not in found.hashes]
-    if recorded and not todo and not folder.is_local and not options.verify and _same_files(folder, recorded, tokens):
-        seconds, warnings = time.monotonic() - start, _warnings(spec, problems, manifest)
-        return TokenizeResult(manifest, 0, len(planned), seconds, tokens, (), warnings)  # without a request per shard
+    found = resume(folder, planned, tokens, options.overwrite, options.verify)
+    todo, kept = set(found.todo), len(planned) - len(found.todo)
+    if found.complete:
+        seconds, warnings = time.monotonic() - start, _warnings(spec, problems, found.manifest)
+        return TokenizeResult(found.manifest, 0, kept, seconds, tokens, (), warnings)
+    referring, unseen = None, tuple[str, ...]()
+    if not spec.image.copy:
+        shards, unseen = compare_sources(opened, plan.sources, options.progress)
+        referring = References(shards, plan.copying, options.shard_bytes)
     if todo:
-        _check_roots(opened, sources)
+        _check_roots(opened, [s for s in sources if _reads_source(spec, opened, s, options)])
         folder.remove(MANIFEST)
-        job, located = plan.write(folder, todo)
+        job, located = plan.write(folder, found.todo)
         del plan
-        worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
+        worth = _REFERENCE_BYTES_PER_WORKER
+        if spec.image.copy:
+            worth = _BYTES_PER_WORKER if spec.image.size is None else _RESIZED_BYTES_PER_WORKER
         try:
             runner.run_tasks(
-                [*located, *(task for task in text_tasks if task.output in set(todo))],
+                [*located, *(task for task in text_tasks if task.output in todo)],
                 functools.partial(_work, job), title="tokenize", workers=options.workers, bytes_per_worker=worth,
                 beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)
     manifest = finish(
-        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder, found.hashes,
-        options.verify,
+        spec, opened, sources, statistics, numbers, tokens, planned, hashes, texts, folder,
+        found.found.hashes, options.verify, referring,
     )  # fmt: skip
     return TokenizeResult(
-        manifest, len(todo), len(planned) - len(todo), time.monotonic() - start, tokens, tuple(found.damaged),
-        _warnings(spec, problems, manifest),
+        manifest, len(todo), kept, time.monotonic() - start, tokens, tuple(found.found.damaged),
+        (*unseen, *_warnings(spec, problems, manifest)),
     )  # fmt: skip
+
+
+def _reads_source(spec: Mixture, index: Index, source: IndexedDataset, options: TokenizeOptions) -> bool:
+    """Whether the shards of a data set are read; those of a mixture by reference only if something is not known."""
+    return spec.image.copy or bool(options.check_records) or index.datasets[source.dataset].frames != "exact"
 
 
 def _warnings(spec: Mixture, problems: Sequence[Problem], manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -201,28 +207,9 @@ def _check_roots(index: Index, sources: Sequence[IndexedDataset]) -> None:
 
 
 def _work(job: TokenizeJob, task: TokenizeTask | TextTask) -> Built:
-    return text_build.build_text_shard(task) if isinstance(task, TextTask) else build.build_shard(job, task)
-
-
-def _recorded(out: Folder, plan: str) -> dict[str, Any]:
-    """The manifest of an earlier run with the same plan; empty if there is none."""
-    try:
-        manifest = read_manifest(out) if out.exists(MANIFEST) else {}
-    except DataError:
-        return {}
-    return manifest if manifest.get("plan") == plan else {}
-
-
-def _same_files(out: Folder, recorded: dict[str, Any], tokens: ActionTokens) -> bool:
-    """Whether the files besides the shards are those of the manifest, with these action tokens."""
-    try:
-        same = all(
-            hashlib.sha256(out.read_bytes(name)).hexdigest() == recorded[name]["sha256"]
-            for name in (STATISTICS, RESOLVED, TOKENS)
-        )
-    except (KeyError, StorageError):
-        return False
-    return same and not _other_tokens(out, tokens)
+    if isinstance(task, TextTask):
+        return text_build.build_text_shard(task)
+    return build.build_shard(job, task) if job.mixture.image.copy else references.build_reference(job, task)
 
 
 def _tokens(spec: Mixture, options: TokenizeOptions) -> ActionTokens:
@@ -252,34 +239,3 @@ def _bounds(spec: Mixture, numbers: Numbers, source: IndexedDataset, base: Path)
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
     return replace(fitted, num_trajectories=numbers.episodes)
-
-
-def _check_out(out: Folder, planned: set[str], done: set[str], tokens: ActionTokens, overwrite: bool) -> None:
-    """Remove the shards of another mixture that is unfinished or that `overwrite` gives up.
-
-    Raises:
-        ConfigError: `out` contains another finished mixture, or this one with other action tokens.
-    """
-    finished = out.exists(MANIFEST) and not overwrite
-    present = [name for name, folder, _ in out.list() if not folder and _SHARD_NAME.fullmatch(name)]
-    if done >= set(present):
-        if finished and _other_tokens(out, tokens):
-            raise ConfigError(
-                f"{out}: this mixture is finished with other action tokens (another --tokenizer, --rule or --corpus). "
-                f"Use --overwrite to replace {TOKENS}; finished shards are kept."
-            )
-        return
-    if finished:
-        raise ConfigError(f"{out}: contains another finished mixture. Use another --out, or --overwrite to replace it.")
-    out.remove(MANIFEST)
-    for name in present:
-        if name not in planned:
-            out.remove(name)
-
-
-def _other_tokens(out: Folder, tokens: ActionTokens) -> bool:
-    """Whether the table in `out` is another one than `tokens`; False if it is missing or damaged."""
-    try:
-        return not ActionTokens.read(f"{out}/{TOKENS}").to_table().equals(tokens.to_table(), check_metadata=True)
-    except (DataError, StorageError):
-        return False

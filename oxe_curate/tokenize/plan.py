@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import crc32c
@@ -16,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from oxe_curate import __version__
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.atomic import TEMPORARY
 from oxe_curate.errors import ConfigError
@@ -25,12 +23,15 @@ from oxe_curate.index.store import Index, split_of
 from oxe_curate.mixture import sampling as samples
 from oxe_curate.mixture.spec import IndexedDataset, Mixture, roles_to_read
 from oxe_curate.storage import Folder
+from oxe_curate.tokenize.fingerprints import mixture_fingerprint, shard_fingerprint
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, pack_part, plan_schema
+from oxe_curate.tokenize.sources import ReferencedShard
 
-TOKENIZE_FORMAT = 2
 DEFAULT_SHARD_BYTES = 256 << 20
 """Bytes of images per output shard."""
 
+_REFERENCE_BYTES = 64
+"""Of a frame's place and a row's other columns, in a mixture by reference."""
 _PARTS = 128  # parts of the plan to put together at once
 _PIECE = 1 << 16  # episodes whose ids are Python strings at a time
 _READ = (
@@ -47,13 +48,17 @@ class Plan:
     Attributes:
         job: common to all tasks.
         tasks: one per output shard, not yet located in a file.
-        episodes: the columns of `plan_schema`, except those of the files, and `file`; ordered by output shard.
+        sources: the source shard of each index file.
+        copying: `mixture_fingerprint` of the mixture that copies its frames.
+        episodes: the columns of `plan_schema`, except those of the files; ordered by output shard.
         files: the columns that are the same for all rows of an index file; `file` numbers its rows.
         limits: int64 (shards + 1,), where the episodes of each shard begin and the last ones end.
     """
 
     job: TokenizeJob
     tasks: list[TokenizeTask]
+    sources: list[ReferencedShard]
+    copying: str
     episodes: Any
     files: Any
     limits: NDArray[np.int64]
@@ -108,7 +113,7 @@ def plan_shards(
     `hashes` come from `index_hashes`; they are part of the tasks' fingerprints.
     """
     roles = roles_to_read(spec, sources)
-    parts, costs, held = [], [], []
+    parts, costs, held, sizes = [], [], [], []
     files: list[dict[str, Any]] = []
     for number, source in enumerate(sources):
         found = _read(index, source, number, len(files), spec, roles)
@@ -117,13 +122,14 @@ def plan_shards(
             files += found.files
             costs.append(found.cost)
             held.append(found.held)
+            sizes.append(found.cost if spec.image.copy else found.stored * _REFERENCE_BYTES)
     if not parts:
         raise ConfigError(f"{index.folder}: no kept episode in the splits of the mixture")
     episodes, cost, validation = pa.concat_tables(parts), np.concatenate(costs), np.concatenate(held)
     del parts
     of_file = episodes["file"].to_numpy()
     edges = np.flatnonzero(np.diff(of_file, prepend=-1))
-    decided = _fingerprint(spec, sources, bounds, hashes)
+    decided = mixture_fingerprint(spec, sources, bounds, hashes)
     job = TokenizeJob(
         index=index.folder, mixture=spec, sources=tuple(sources), bounds=bounds, check_records=check_records,
         roots=tuple(index.source_of(source.dataset) for source in sources),
@@ -135,17 +141,16 @@ def plan_shards(
         if not len(mine):
             continue
         # added up file by file, in the same order in every release: the sum decides the number of shards
-        here = np.where(validation == split, cost, 0.0)
         total = sum(float(part.sum()) for part in _by_file(cost, validation == split, edges))
         count = max(1, -int(-total // shard_bytes))
         assign = functools.partial(samples.output_shards, spec.seed, shards=count)
         target = _in_pieces(episodes["episode_id"].take(pa.array(mine)), assign)
         shard[mine] = len(tasks) + target
-        sizes = np.bincount(target, here[mine], minlength=count)
+        size = np.bincount(target, np.concatenate(sizes)[mine], minlength=count)
         for i in range(count):
             name = f"{'validation' if split else 'train'}-{i:05d}-of-{count:05d}.parquet"
-            digest = hashlib.sha256(f"{decided}:{name}:{shard_bytes}".encode()).hexdigest()
-            tasks.append(TokenizeTask(out, name, max(int(sizes[i]), 1), digest))
+            digest = shard_fingerprint(decided, name, shard_bytes)
+            tasks.append(TokenizeTask(out, name, max(int(size[i]), 1), digest))
     order = np.argsort(shard, kind="stable")
     limits = np.searchsorted(shard[order], np.arange(len(tasks) + 1))
     columns, take = [], pa.array(order)
@@ -153,7 +158,13 @@ def plan_shards(
     for name in names:  # one at a time, and dropped: the plan is in memory once
         columns.append(episodes[name].combine_chunks().take(take))
         episodes = episodes.drop_columns([name])
-    return Plan(job, tasks, pa.RecordBatch.from_arrays(columns, names), _files_batch(files, roles), limits)
+    shards = [
+        ReferencedShard(sources[file["source"]].entry.name, job.roots[file["source"]], index.entry(file["path"]).shard)
+        for file in files
+    ]
+    copying = mixture_fingerprint(replace(spec, image=replace(spec.image, copy=True)), sources, bounds, hashes)
+    planned = pa.RecordBatch.from_arrays(columns, names)
+    return Plan(job, tasks, shards, copying, planned, _files_batch(files, roles), limits)
 
 
 def _by_file(
@@ -171,10 +182,11 @@ def _in_pieces(names: Any, function: Callable[[list[str]], NDArray[Any]]) -> NDA
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A data set's kept episodes."""
+    """A data set's kept episodes; `stored` and `cost`: expected frames, and bytes of them, of each."""
 
     episodes: Any
     files: list[dict[str, Any]]
+    stored: NDArray[np.float64]
     cost: NDArray[np.float64]
     held: NDArray[np.bool_]
 
@@ -222,7 +234,7 @@ def _read(
         "instructions": pc.if_else(has_index, table["instructions"], pa.scalar(None, pa.list_(pa.string()))),
         "proprio_width": np.full(len(table), width),
     }
-    types = {field.name: field.type for field in schema} | {"file": pa.int32()}
+    types = {field.name: field.type for field in schema}
     episodes = pa.table(
         {
             name: pa.array(values, types[name]) if isinstance(values, np.ndarray) else values
@@ -235,9 +247,11 @@ def _read(
     if spec.validation:
         held = _in_pieces(original, lambda ids: samples.held_out(ids, spec.validation))
     images = sum(np.maximum(columns[f"{role}_length"], 0) for role in spec.image.cameras)
-    cost = _expected_bytes(table, np.asarray(images), spec, source.entry.weight)
-    files = [_file(index, path) for path in paths]
-    return _Read(episodes, files, cost, held)
+    frames = samples.stored_frames(table["num_steps"].to_numpy(), spec.window, spec.stride)
+    stored = np.asarray(frames * source.entry.weight, np.float64)
+    cost = _expected_bytes(table, np.asarray(images), spec, stored)
+    files = [{**_file(index, path), "source": number} for path in paths]
+    return _Read(episodes, files, stored, cost, held)
 
 
 def _before(counts: NDArray[np.int64], starts: NDArray[np.int64], file: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -294,41 +308,12 @@ def _files_batch(files: Sequence[Mapping[str, Any]], cameras: tuple[str, ...]) -
     return pa.RecordBatch.from_arrays(columns, names)
 
 
-def _expected_bytes(episodes: Any, images: NDArray[np.int64], spec: Mixture, weight: float) -> NDArray[np.float64]:
+def _expected_bytes(
+    episodes: Any, images: NDArray[np.int64], spec: Mixture, stored: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Expected bytes of images of each episode, float64 (episodes,); `images`: bytes of the mixture's cameras."""
-    stored = samples.stored_frames(episodes["num_steps"].to_numpy(), spec.window, spec.stride) * weight
     if spec.image.size is not None:  # a JPEG of quality 95 without subsampling takes at most about a byte per pixel
         frame = spec.image.size**2 * len(spec.image.cameras)
         return np.asarray(stored * frame)
     source_steps = np.maximum(episodes["source_steps"].to_numpy(), 1)
     return np.asarray(images.astype(np.float64) / source_steps * stored)
-
-
-def _fingerprint(
-    spec: Mixture, sources: Sequence[IndexedDataset], bounds: dict[str, Bounds], hashes: Mapping[str, str]
-) -> str:
-    """Hash of everything that determines the shards, except their names."""
-    mixture = asdict(spec)
-    del mixture["texts"]  # they have their own shards
-    del mixture["image"]["random_view"]  # `views` has what it decides
-    del mixture["accept"]  # which decides only whether there are any
-    if spec.stride == 1:
-        del mixture["stride"]  # keeps the fingerprints of versions without this key
-    parts = {
-        "format": TOKENIZE_FORMAT, "version": __version__, "mixture": mixture,
-        "sources": [(s.dataset, sorted(s.bgr), *s.views) for s in sources],
-        "bounds": {name: b.to_json() for name, b in bounds.items()},
-        "index": dict(hashes),
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def index_hashes(index: Index, sources: Sequence[IndexedDataset]) -> dict[str, str]:
-    """One hash per data set, over the hashes of its index files."""
-    found = {}
-    for source in sources:
-        digest = hashlib.sha256()
-        for path in index.files(source.dataset):
-            digest.update(f"{path}:{index.entry(path).footer_sha256}\n".encode())
-        found[source.dataset] = digest.hexdigest()
-    return found

@@ -91,11 +91,13 @@ class PlannedEpisode:
     Attributes:
         source: number of its data set in the mixture.
         path, row: the index file and the episode's row in it.
+        shard: number of its source shard in the plan's `sources`.
     """
 
     source: int
     path: str
     row: int
+    shard: int
     episode: Episode
 
 
@@ -103,12 +105,14 @@ class PlannedEpisode:
 def plan_schema(cameras: tuple[str, ...]) -> Any:
     """The columns of a plan for a mixture with these cameras.
 
-    `steps_before` and `frames_before` count the steps, and the located frames of all cameras, of earlier rows of the
-    index file that have numbers; `at_<column>` is where that column's values begin in the file, or -1.
+    `file` numbers the index files of the plan. `steps_before` and `frames_before` count the steps, and the located
+    frames of all cameras, of earlier rows of the index file that have numbers; `at_<column>` is where that column's
+    values begin in the file, or -1.
     """
     return pa.schema(
         [
             ("source", pa.int16()),
+            ("file", pa.int32()),
             ("path", pa.string()),
             ("rows", pa.int32()),
             ("row", pa.int32()),
@@ -164,7 +168,7 @@ def planned_episodes(job: TokenizeJob, part: Any) -> Iterator[PlannedEpisode]:
         rest = [i for i, episode in enumerate(episodes) if episode is None]
         read = iter(Episode.read(job.index, path, [group[i]["row"] for i in rest])) if rest else iter(())
         for row, episode in zip(group, episodes, strict=True):
-            yield PlannedEpisode(row["source"], path, row["row"], episode if episode is not None else next(read))
+            yield PlannedEpisode(row["source"], path, row["row"], row["file"], episode or next(read))
 
 
 def _columns(part: Any) -> list[Any]:

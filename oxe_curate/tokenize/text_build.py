@@ -25,7 +25,7 @@ from oxe_curate.mixture.texts import TextFile, TextSource
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.plan import TOKENIZE_FORMAT
+from oxe_curate.tokenize.fingerprints import TOKENIZE_FORMAT
 
 _BATCH = 256  # rows to read at once
 _UNITS = 4  # pieces of the sources per shard, at least approximately

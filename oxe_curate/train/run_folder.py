@@ -4,6 +4,7 @@ RUN/
   run.json                   model family, software, hashes, policy spec (under "contract"), package versions
   config.yaml                the configuration as resolved
   dataset_statistics.json, action_tokens.parquet, mixture.yaml     copies of the mixture's tables
+  sources.parquet            source shards of a mixture by reference, as they were found when they were compared
   log.jsonl, validation.json, tensorboard/
   adapter/                   the trained weights at the end of the run
   checkpoint-<step>/
@@ -86,6 +87,11 @@ class RunFolder:
     def config(self) -> Path:
         """The configuration as resolved."""
         return self.path / "config.yaml"
+
+    @property
+    def sources(self) -> Path:
+        """The source shards as they were compared."""
+        return self.path / "sources.parquet"
 
     @property
     def adapter(self) -> Path:

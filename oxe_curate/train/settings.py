@@ -145,6 +145,14 @@ class TrainSettings:
     chunk: Annotated[int | None, Ge(1), Help("Actions predicted at once", default="the mixture's")] = None
     augment: Annotated[bool, Help("Random crop and color changes, as in OpenVLA's training")] = True
     text_factor: Annotated[float, Ge(0), Help("Factor of the language loss on image-text rows")] = 1.0
+    source: Annotated[
+        str | None,
+        Help(
+            "Folder with the data sets that a mixture by reference refers to, if they have moved",
+            default="as tokenize read them",
+            metavar="ROOT",
+        ),
+    ] = None
     workers: Annotated[int | None, Ge(1), Help("Decoding threads", default="one per core, 2 to 8")] = None
     log: Annotated[Literal["tensorboard", "wandb", "none"], Help("Where to log, in addition to log.jsonl")] = (
         "tensorboard"

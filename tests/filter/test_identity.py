@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
-from oxe_curate.filter.finished import SOURCES_JSON
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
 from oxe_curate.index.files import FILES_JSON
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED
+from oxe_curate.index.source_shards import SOURCES_JSON
 from oxe_curate.index.store import Index, describe_file
 from oxe_curate.mixture.members import members  # noqa: F401  (imports polars before files are damaged)
 from oxe_curate.rlds import tfrecord

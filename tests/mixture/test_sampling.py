@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,15 +93,35 @@ def test_the_actions_of_a_window_are_those_of_its_steps_and_the_chunk_after() ->
     assert np.array_equal(mask[:, :3], seen_mask)
 
 
+def draw(weight: float, seed: int, name: str, num_steps: int, **options: Any) -> tuple[Any, Any]:
+    found = samples.draw(np.array([weight]), seed, [name], np.array([num_steps]), **options)
+    return found.steps, found.copies
+
+
 def test_draw_repeats_the_windows_ends() -> None:
-    steps, copy = samples.draw(2.0, 0, "a/b", 7, stride=3)
+    steps, copy = draw(2.0, 0, "a/b", 7, stride=3)
     assert steps.tolist() == [0, 0, 3, 3, 6, 6]
     assert copy.tolist() == [0, 1, 0, 1, 0, 1]
-    every, _ = samples.draw(0.5, 0, "a/b", 100)
-    some, _ = samples.draw(0.5, 0, "a/b", 100, stride=3)
+    every, _ = draw(0.5, 0, "a/b", 100)
+    some, _ = draw(0.5, 0, "a/b", 100, stride=3)
     assert some.tolist() == [
         s for s in every.tolist() if s % 3 == 0
     ]  # the draw of a step does not depend on the stride
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("validation", [False, True])
+def test_the_draw_of_an_episode_does_not_depend_on_the_others(stride: int, validation: bool) -> None:
+    names, lengths, weights = ["a", "b", "c", "d"], np.array([5, 0, 7, 40]), np.array([1.5, 2.0, 0.4, 3.0])
+    found = samples.draw(weights, 9, names, lengths, stride=stride, validation=validation)
+    for i, (name, length, weight) in enumerate(zip(names, lengths.tolist(), weights.tolist(), strict=True)):
+        part = slice(found.limits[i], found.limits[i + 1])
+        ends = samples.window_ends(length, stride)
+        times = samples.copies(weight, 9, name, length, validation)[ends]
+        assert found.steps[part].tolist() == np.repeat(ends, times).tolist()
+        assert found.copies[part].tolist() == [copy for n in times.tolist() for copy in range(n)]
+        keys = samples.order_keys(9, name, length, found.steps[part], found.copies[part])
+        assert found.keys[part].tolist() == keys.tolist()
 
 
 def test_order_is_a_permutation_of_the_rows_by_their_hashes() -> None:
@@ -190,8 +212,8 @@ def test_the_order_is_the_same_in_every_release() -> None:
 
 
 def test_a_draw_is_the_same_in_every_release() -> None:
-    assert samples.draw(0.5, 3, ONE, 16, stride=2)[0].tolist() == [3, 7, 9, 13, 15]
-    steps, copy = samples.draw(1.5, 0, ONE, 9, stride=4)
+    assert draw(0.5, 3, ONE, 16, stride=2)[0].tolist() == [3, 7, 9, 13, 15]
+    steps, copy = draw(1.5, 0, ONE, 9, stride=4)
     assert (steps.tolist(), copy.tolist()) == ([0, 0, 4, 4, 8, 8], [0, 1, 0, 1, 0, 1])
-    steps, copy = samples.draw(1.5, 0, ONE, 9, stride=4, validation=True)
+    steps, copy = draw(1.5, 0, ONE, 9, stride=4, validation=True)
     assert (steps.tolist(), copy.tolist()) == ([0, 4, 8], [0, 0, 0])

@@ -163,7 +163,7 @@ def test_defaults_of_a_mixture_are_the_same_in_every_release() -> None:
     assert asdict(Mixture("m", (MixtureEntry("a", 1),))) == {
         "name": "m", "texts": (), "seed": 0, "window": 1, "stride": 1, "chunk": 1, "bins": "openvla",
         "validation": 0.05, "accept": (), "bounds": {"over": "kept", "low": 0.01, "high": 0.99},
-        "image": {"cameras": ("primary",), "size": None, "quality": 95, "random_view": True},
+        "image": {"cameras": ("primary",), "size": None, "quality": 95, "random_view": True, "copy": True},
         "datasets": (
             {"name": "a", "weight": 1, "recipe": None, "splits": ("train",), "swap_channels": None},
         ),

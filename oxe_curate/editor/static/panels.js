@@ -173,6 +173,7 @@ function Settings() {
     <fieldset class="setting"><legend>Cameras</legend><div>${ROLES.map((role) => html`<label key=${role}><input type="checkbox" checked=${cameras.includes(role)} onChange=${(e) => act.setSetting(["image", "cameras"], e.target.checked ? [...cameras, role] : cameras.filter((c) => c !== role))} />${role}</label>`)}</div></fieldset>
     ${number("Image size", ["image", "size"], "pixels per side; empty keeps the original bytes")}
     ${number("JPEG quality", ["image", "quality"], "of resized frames")}
+    <label class="setting"><span>Images</span><select value=${s.image.copy === false ? "reference" : "copy"} onChange=${(e) => act.setSetting(["image", "copy"], e.target.value === "copy")}>${["copy", "reference"].map((o) => html`<option key=${o} value=${o} selected=${(o === "reference") === (s.image.copy === false)}>${o}</option>`)}</select><small>reference: shards name the place of each frame in the source instead of copying it</small></label>
     ${number("Lower bound", ["bounds", "low"], "the quantile that becomes −1", false)}
     ${number("Upper bound", ["bounds", "high"], "the quantile that becomes +1", false)}
     ${choice("Bins", ["bins"], ["openvla", "uniform"], "openvla: 256 edges, as in the released checkpoints; uniform: 256 intervals")}

@@ -10,7 +10,6 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from oxe_curate.errors import DataError
 from oxe_curate.index.images import open_image
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.order import random_numbers
@@ -87,29 +86,32 @@ def _texts(texts: Sequence[Located], place: NDArray[np.int64], size: int, factor
 def _decode(block: RowBlock, row: int, observation: int, camera: int, out: NDArray[np.uint8]) -> None:
     data = block.frame(row, observation, camera)
     try:
-        decode_into(data, out)
+        decode_into(data, out, block.swapped(row, camera))
     except ValueError as error:
-        raise DataError(
-            f"{block.where(row)} ({block.sample_id(row)}): cannot decode the image ({error}). "
-            "The shard is damaged; remove it and run tokenize again."
-        ) from None
+        raise block.damaged(row, observation, camera, str(error)) from None
 
 
-def decode_into(data: bytes | memoryview, out: NDArray[np.uint8]) -> None:
+def decode_into(data: bytes | memoryview, out: NDArray[np.uint8], swapped: bool = False) -> None:
     """Decode a JPEG or PNG into uint8 (S, S, 3), RGB, and resize it if needed.
+
+    Args:
+        data: the encoded image.
+        out: uint8 (S, S, 3).
+        swapped: red and blue are exchanged in it.
 
     Raises:
         ValueError: another format, or a damaged image.
     """
     if bytes(data[:2]) == b"\xff\xd8":
+        order = "BGR" if swapped else "RGB"
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         if (height, width) == out.shape[:2]:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            simplejpeg.decode_jpeg(data, order, buffer=out)
             return
-        decoded = Image.fromarray(simplejpeg.decode_jpeg(data, "RGB"))
+        out[:] = resize_image(Image.fromarray(simplejpeg.decode_jpeg(data, order)), out.shape[0])
     else:
-        decoded = open_image(data)
-    out[:] = resize_image(decoded, out.shape[0])
+        decoded = resize_image(open_image(data), out.shape[0])
+        out[:] = decoded[:, :, ::-1] if swapped else decoded
 
 
 def resize_image(image: Any, size: int) -> NDArray[np.uint8]:

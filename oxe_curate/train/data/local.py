@@ -6,9 +6,7 @@ neither a slow disk nor a decoder holds the interpreter lock. Nothing is written
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,17 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from oxe_curate.errors import DataError, StorageError
+from oxe_curate.errors import DataError
 from oxe_curate.lru import LruCache
 from oxe_curate.storage import explain
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import pages
+from oxe_curate.train.data.files import LocalFile
 from oxe_curate.train.data.order import Shuffle, shuffled
 from oxe_curate.train.data.rows import (
     TEXT_COLUMNS,
     TEXT_RECORD,
     Located,
     SampleFormat,
+    damaged_copy,
+    dictionary,
     read_records,
     stored_observations,
 )
@@ -47,7 +48,6 @@ from oxe_curate.train.data.shards import (
 MEMORY = 4 << 30
 """Bytes of numbers that a process keeps: 65 million rows of one image and one action, or 4 million windows of 12."""
 _OPEN_FILES, _FOOTERS = 256, 64
-_ADVISE = hasattr(os, "posix_fadvise")
 
 
 class LocalRows:
@@ -73,7 +73,7 @@ class LocalRows:
             _check_size(f"{self._folder}/{shard.name}", self._folder.path(shard.name), shard.size)
         self._starts = [0, *accumulate(shard.rows for shard in self._shards)]
         self._groups: dict[int, list[int]] = {}
-        self._files: LruCache[_File] = LruCache(_OPEN_FILES)
+        self._files: LruCache[LocalFile] = LruCache(_OPEN_FILES)
         self._footers: LruCache[_Footer] = LruCache(_FOOTERS)
         self._blocks: LruCache[LocalBlock] = LruCache(memory)
         self._texts: dict[str, str] = {}
@@ -114,11 +114,12 @@ class LocalRows:
         for rows in plan:
             yield self.claim(rows)
 
-    def _file(self, number: int) -> _File:
-        return self._files.get(number, lambda: (_File(f"{self._folder}/{self._shards[number].name}"), 1))
+    def _file(self, number: int) -> LocalFile:
+        return self._files.get(number, lambda: (LocalFile(f"{self._folder}/{self._shards[number].name}"), 1))
 
     def _footer(self, number: int) -> _Footer:
-        return self._footers.get(number, lambda: (_Footer(f"{self._folder}/{self._shards[number].name}"), 1))
+        shard = self._shards[number]
+        return self._footers.get(number, lambda: (_Footer(f"{self._folder}/{shard.name}", shard.text), 1))
 
     def _load(self, number: int, group: int) -> tuple[LocalBlock, int]:
         text = self._shards[number].text
@@ -131,10 +132,9 @@ class LocalRows:
                 size = records.nbytes + table.nbytes
                 columns, mask = ["image"], np.ones((len(table), 1), bool)
             else:
-                records, instructions = read_records(table, self.sample_format)
-                texts = ([self._texts.setdefault(text, text) for text in instructions],)
-                size = records.nbytes + 8 * len(records)
-                columns = [f"image_{role}" for role in self.sample_format.cameras]
+                records, instructions = read_records(table, self.sample_format, self._texts)
+                texts, size = (instructions,), records.nbytes + 8 * len(records)
+                columns = [] if self.sample_format.reference else self.sample_format.images()
                 mask = stored_observations(table, self.sample_format)
             window = records["frame"].shape[1]
             for camera, column in enumerate(columns):
@@ -168,7 +168,19 @@ class LocalBlock:
     def frame(self, row: int, observation: int, camera: int) -> bytes:
         """Read an encoded image. Raises StorageError, or DataError if the file became shorter."""
         offset, length = self.records["frame"][row, observation, camera].tolist()
-        return self.source._file(self.number).read_exactly(offset, length)
+        file = self.source._file(self.number)
+        data = file.read(offset, length)
+        if len(data) != length:
+            raise DataError(f"{file.name}: ends before byte {offset + length}; the file was changed. {REPAIR}")
+        return data
+
+    def swapped(self, row: int, camera: int) -> bool:
+        """See `RowBlock`."""
+        return False
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """See `RowBlock`."""
+        return damaged_copy(self, row, reason)
 
     def where(self, row: int) -> str:
         """See `RowBlock`."""
@@ -179,47 +191,14 @@ class LocalBlock:
         return str(self.source._footer(self.number).table(self.group, ["sample_id"])["sample_id"][row].as_py())
 
 
-class _File:
-    """An open shard. The descriptor is closed with the last reference, so no thread reads a reused descriptor."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        try:
-            self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        except OSError as error:
-            raise StorageError(f"{name}: {explain(error)}") from error
-        weakref.finalize(self, os.close, self._descriptor)
-        if _ADVISE:
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def advise(self, start: int, size: int) -> None:
-        """Ask the system to read a part ahead."""
-        if _ADVISE:
-            os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Read a part of the file; shorter at the end of the file."""
-        try:
-            return os.pread(self._descriptor, length, offset)
-        except OSError as error:
-            raise StorageError(f"{self.name}: {explain(error)}") from error
-
-    def read_exactly(self, offset: int, length: int) -> bytes:
-        """Read a part of the file. Raises DataError if the file ends before."""
-        data = self.read(offset, length)
-        if len(data) != length:
-            raise DataError(f"{self.name}: ends before byte {offset + length}; the file was changed. {REPAIR}")
-        return data
-
-
 class _Footer:
     """The Parquet metadata of a shard, about 11 kB per row group; reads columns of numbers and texts."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: bool) -> None:
         self.name = name
         self._lock = threading.Lock()
         try:
-            self._parquet = pq.ParquetFile(name)
+            self._parquet = pq.ParquetFile(name, read_dictionary=dictionary(text))
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             raise DataError(f"{name}: its footer is damaged ({error}). {REPAIR}") from None
 

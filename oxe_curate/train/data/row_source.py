@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data.local import MEMORY, LocalRows
+from oxe_curate.train.data.references import ReferenceRows
 from oxe_curate.train.data.rows import Located, SampleFormat
 from oxe_curate.train.data.shards import ShardFile
 from oxe_curate.train.data.stream import RemoteRows
@@ -72,6 +73,9 @@ def open_rows(
     Raises:
         DataError: a shard is missing, damaged, or differs from the manifest.
     """
+    rows: LocalRows | RemoteRows
     if row_groups or not mixture.folder.is_local:
-        return RemoteRows(mixture, shards, sample_format)
-    return LocalRows(mixture, shards, sample_format, memory)
+        rows = RemoteRows(mixture, shards, sample_format)
+    else:
+        rows = LocalRows(mixture, shards, sample_format, memory)
+    return ReferenceRows(rows, mixture, sample_format) if sample_format.reference else rows

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
 from oxe_curate.actions.summary import ActionSummary
@@ -31,6 +33,7 @@ class SampleFormat:
         stored_window, stored_chunk: observations and actions of a stored row, at least as many.
         proprio: width of the robot state, 0 for none.
         names: data sets. summaries: statistics of their proprio, None for a data set without.
+        reference: rows locate their frames in source shards instead of holding copies.
     """
 
     cameras: tuple[str, ...]
@@ -41,6 +44,7 @@ class SampleFormat:
     proprio: int
     names: tuple[str, ...]
     summaries: tuple[ActionSummary | None, ...]
+    reference: bool = False
 
     @classmethod
     def of(
@@ -78,7 +82,7 @@ class SampleFormat:
             raise ConfigError(f"proprio: no data set of {mixture.folder} has a robot state; train without --proprio")
         return cls(
             roles, window or spec.window, chunk or spec.chunk, spec.window, spec.chunk, width if proprio else 0,
-            mixture.names, summaries,
+            mixture.names, summaries, not mixture.copies,
         )  # fmt: skip
 
     @property
@@ -88,7 +92,10 @@ class SampleFormat:
 
     @property
     def record(self) -> np.dtype[Any]:
-        """The numbers of one row; `frame` (W, C, 2) holds the offset and length of each image."""
+        """The numbers of one row; `frame` (W, C, 2) holds the offset and length of each image.
+
+        They are in the mixture's shard or, of a mixture by reference, in the source shard with the number `source`.
+        """
         return np.dtype(
             [
                 ("action", "<f4", (self.actions, ACTION_WIDTH)),
@@ -98,13 +105,19 @@ class SampleFormat:
                 ("proprio", "<f4", (self.proprio,)),
                 ("dataset", "<i4"),
                 ("frame", "<i8", (self.window, len(self.cameras), 2)),
+                *([("source", "<i4")] if self.reference else []),
             ]
         )
 
     def columns(self) -> list[str]:
         """The columns that `read_records` reads."""
         names = ["dataset", "instruction", "action", "bins", "action_mask"]
-        return names + ["proprio"] * bool(self.proprio) + ["observation_mask"] * (self.stored_window > 1)
+        names += ["proprio"] * bool(self.proprio) + ["observation_mask"] * (self.stored_window > 1)
+        return names + (["source", *self.images()] if self.reference else [])
+
+    def images(self) -> list[str]:
+        """The image columns."""
+        return [f"image_{role}" for role in self.cameras]
 
 
 TEXT_RECORD = np.dtype([("frame", "<i8", (1, 1, 2))])
@@ -128,6 +141,12 @@ class RowBlock(Protocol):
     def frame(self, row: int, observation: int, camera: int) -> bytes | memoryview:
         """Read an encoded image."""
 
+    def swapped(self, row: int, camera: int) -> bool:
+        """Whether the frame is stored as BGR, as some sources do; a copying mixture has converted it."""
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """The error for an image that cannot be decoded."""
+
     def where(self, row: int) -> str:
         """Shard and row, for messages."""
 
@@ -135,12 +154,35 @@ class RowBlock(Protocol):
         """Read the sample's id from the shard, for messages and checks."""
 
 
+def dictionary(text: bool) -> list[str]:
+    """The columns of few different texts, which are read as codes."""
+    return [] if text else ["dataset", "instruction"]
+
+
 Located = tuple[RowBlock, int]
 """A sample: its row group, and the index in it."""
 
 
-def read_records(table: Any, sample_format: SampleFormat) -> tuple[NDArray[Any], list[str]]:
-    """Convert the columns of a row group into records without frames, and instructions.
+def damaged_copy(block: RowBlock, row: int, reason: str) -> DataError:
+    """See `RowBlock.damaged`; of a shard that holds the image itself."""
+    return DataError(
+        f"{block.where(row)} ({block.sample_id(row)}): cannot decode the image ({reason}). "
+        "The shard is damaged; remove it and run tokenize again."
+    )
+
+
+def read_records(
+    table: Any, sample_format: SampleFormat, known: dict[str, str] | None = None
+) -> tuple[NDArray[Any], list[str]]:
+    """Convert the columns of a row group into records, and instructions.
+
+    Args:
+        table: the columns.
+        sample_format: the part of a row to read.
+        known: texts of other row groups, whose memory equal instructions share.
+
+    Returns:
+        Structured (n,), with frames only if rows refer to source shards; n texts.
 
     Raises:
         DataError: a column does not match the mixture; the message names no file.
@@ -153,15 +195,48 @@ def read_records(table: Any, sample_format: SampleFormat) -> tuple[NDArray[Any],
     records["action"] = _cells(table, "action", (n, stored, ACTION_WIDTH))[:, taken]
     records["bins"] = _cells(table, "bins", (n, stored, ACTION_WIDTH))[:, taken]
     records["action_mask"] = _cells(table, "action_mask", (n, stored))[:, taken]
-    records["observation_mask"] = stored_observations(table, sample_format)[:, first:]
-    codes = {name: code for code, name in enumerate(sample_format.names)}
-    try:
-        records["dataset"] = [codes[name] for name in table["dataset"].to_pylist()]
-    except KeyError as error:
-        raise DataError(f"a row of data set {error}, which is not in the mixture") from None
+    mask = stored_observations(table, sample_format)
+    records["observation_mask"] = mask[:, first:]
+    names, codes = _distinct(table["dataset"])
+    numbers = {name: number for number, name in enumerate(sample_format.names)}
+    if unknown := set(names) - numbers.keys():
+        raise DataError(f"a row of data set {sorted(unknown)[0]!r}, which is not in the mixture")
+    records["dataset"] = np.array([numbers[name] for name in names], np.int32)[codes]
     if sample_format.proprio:
         records["proprio"] = _proprio(table["proprio"], records["dataset"], sample_format)
-    return records, [text or "" for text in table["instruction"].to_pylist()]
+    if sample_format.reference:
+        records["source"] = table["source"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+        for camera, name in enumerate(sample_format.images()):
+            records["frame"][:, :, camera] = _references(table[name], mask)[:, first:]
+    texts, codes = _distinct(table["instruction"])
+    shared = [text if known is None else known.setdefault(text, text) for text in texts]
+    return records, np.array(shared, object)[codes].tolist()
+
+
+def _distinct(column: Any) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts of a column, null as "", and the code of each row."""
+    array = column.combine_chunks()
+    if not pa.types.is_dictionary(array.type):
+        array = array.dictionary_encode()
+    texts = [text or "" for text in array.dictionary.to_pylist()]
+    codes = np.asarray(array.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False), np.int64)
+    return [*texts, *([""] if array.null_count else [])], codes
+
+
+def _references(column: Any, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Byte ranges as a column -> offsets and lengths, int64 (n, W, 2), for a mask (n, W); zeros where it is False."""
+    array = column.combine_chunks()
+    if pa.types.is_list(array.type):
+        array = array.flatten()
+    if not pa.types.is_struct(array.type) or {field.name for field in array.type} != {"offset", "length"}:
+        raise DataError(f"expected offsets and lengths of frames, got {array.type}")
+    found = np.zeros((*mask.shape, 2), np.int64)
+    if len(array) != mask.size or array.is_null().to_numpy(zero_copy_only=False)[mask.ravel()].any():
+        raise DataError(f"expected {mask.sum()} frames, got {len(array) - array.null_count}")
+    for part, name in enumerate(("offset", "length")):
+        values = pc.struct_field(array, name).fill_null(0).to_numpy(zero_copy_only=False)
+        found[..., part] = values.reshape(mask.shape)
+    return found
 
 
 def stored_observations(table: Any, sample_format: SampleFormat) -> NDArray[np.bool_]:

@@ -24,6 +24,8 @@ from oxe_curate.train.data.rows import (
     TEXT_RECORD,
     Located,
     SampleFormat,
+    damaged_copy,
+    dictionary,
     read_records,
     stored_observations,
 )
@@ -175,10 +177,12 @@ class RemoteRows:
     def _table(self, group: int, columns: Sequence[str]) -> Any:
         number = int(self._shard_of[group])
         name, local = self._name(number), group - int(self._first_group[number])
+        shard = self._shards[number]
 
         def read() -> Any:
             file, footer = self._open(number)
-            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True)  # a reader is not thread-safe
+            # a reader is not thread-safe
+            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, read_dictionary=dictionary(shard.text))
             return reader.read_row_group(local, list(columns), use_threads=False)
 
         try:
@@ -196,7 +200,7 @@ class RemoteRows:
         """Read a row group with its images."""
         number = int(self._shard_of[group])
         text = self._shards[number].text
-        cameras = ["image"] if text else [f"image_{role}" for role in self.sample_format.cameras]
+        cameras = ["image"] if text else [] if self.sample_format.reference else self.sample_format.images()
         listed = not text and self.sample_format.stored_window > 1
         leaves = [image_leaf(camera, listed) for camera in cameras]
         table = self._table(group, [*(TEXT_COLUMNS if text else self.sample_format.columns()), *leaves])
@@ -236,6 +240,14 @@ class RemoteBlock:
         """See `RowBlock`."""
         start, length = self.records["frame"][row, observation, camera].tolist()
         return self.images[camera][start : start + length]
+
+    def swapped(self, row: int, camera: int) -> bool:
+        """See `RowBlock`."""
+        return False
+
+    def damaged(self, row: int, observation: int, camera: int, reason: str) -> DataError:
+        """See `RowBlock`."""
+        return damaged_copy(self, row, reason)
 
     def where(self, row: int) -> str:
         """See `RowBlock`."""

@@ -31,6 +31,7 @@ from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.evaluation.page import Drawn, evaluation_page, score_table
 from oxe_curate.train.evaluation.predict_episode import Predicted, predict_batches, predict_in_order
 from oxe_curate.train.evaluation.scores import NAMES, Scores, score, together
+from oxe_curate.train.loop.compare import with_known_sources
 from oxe_curate.train.loop.saved import Saved, open_saved
 from oxe_curate.train.models.weights import Quantization
 from oxe_curate.train.serving.policy import restore_model
@@ -100,6 +101,7 @@ def evaluate_run(
     quantize: Quantization | None = None,
     progress: bool = True,
     data: str | None = None,
+    source: str | Path | None = None,
     base: str | Path | None = None,
     batch_size: int = 16,
     center_crop: bool | None = None,
@@ -116,6 +118,7 @@ def evaluate_run(
         quantize: see `Policy.load`.
         progress: show a progress bar, if standard error is a terminal.
         data: folder of the mixture, if it has moved since the training.
+        source: folder of the data sets that a mixture by reference refers to, if they have moved since the training.
         base: folder of the base model, if it has moved since the training.
         batch_size: samples per forward pass, for models that predict in batches.
         center_crop: crop the center of each image; default as in training (True after random crops).
@@ -126,7 +129,7 @@ def evaluate_run(
         StorageError: `out` cannot be written.
     """
     saved = open_saved(run, checkpoint=checkpoint, base=base)
-    mixture = _mixture(saved, data)
+    mixture = _mixture(saved, data, source)
     folder = Folder.of(out or saved.layout.evaluation(saved.checkpoint))
     # an exported model is its own base, and its evaluation is inside it
     inputs = {"mixture": str(mixture.folder)} | ({} if saved.weights is None else {"base model": saved.config.base})
@@ -187,12 +190,12 @@ def choose_episodes(by_dataset: Mapping[str, Sequence[str]], count: int) -> list
     return [(names[place], one) for place, _, one in taken]
 
 
-def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
-    """Open the mixture; its statistics and token table must be those of the training."""
+def _mixture(saved: Saved, data: str | None, source: str | Path | None) -> MixtureFolder:
+    """Open the mixture; its statistics and token table must be those of the training, and its sources be there."""
     where = data or saved.config.data
     if not where:
         raise ConfigError(f"{saved.folder}: the mixture of the training is not recorded; set --data")
-    mixture = MixtureFolder.open(where)
+    mixture = MixtureFolder.open(where, source or (saved.config.source if data is None else None))
     for key in ("statistics", "tokens"):
         expected = saved.spec.hashes.get(key)
         if expected is not None and expected != mixture.hashes[key]:
@@ -200,6 +203,8 @@ def _mixture(saved: Saved, data: str | None) -> MixtureFolder:
                 f"{mixture.folder}: its {key} differ from those that {saved.folder} was trained with, so errors would "
                 "have other units. Evaluate on the mixture of the training."
             )
+    mixture = with_known_sources(mixture, saved.layout)
+    mixture.sources.find()  # contents are compared as shards are opened: an evaluation reads few of them
     return mixture
 
 

@@ -19,10 +19,10 @@ from oxe_curate.train.loop.distributed import Distributed
 from oxe_curate.train.loop.saved import file_sha256
 from oxe_curate.train.run_folder import CheckpointFolder, RunFolder
 
-# Settings that do not change the trained model; `base` and `data` may have moved, their hashes are compared.
+# Settings that do not change the trained model; `base`, `data` and `source` may have moved, contents are compared.
 _MAY_CHANGE = (
-    "data", "base", "run", "steps", "epochs", "workers", "log", "log_every", "eval_every", "eval_samples", "save_every",
-    "keep", "shard", "compile", "checkpointing", "batch_size", "accumulation",
+    "data", "source", "base", "run", "steps", "epochs", "workers", "log", "log_every", "eval_every", "eval_samples",
+    "save_every", "keep", "shard", "compile", "checkpointing", "batch_size", "accumulation",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import signal
@@ -25,6 +26,7 @@ from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.tokenize.manifest import RESOLVED, STATISTICS, TOKENS
 from oxe_curate.train.config import TrainConfig
 from oxe_curate.train.loop.checkpoints import Resumed
+from oxe_curate.train.loop.compare import with_compared_sources
 from oxe_curate.train.loop.disk import disk_errors, storage_error
 from oxe_curate.train.loop.distributed import Distributed, join_processes
 from oxe_curate.train.loop.forecast import Forecast, forecast, measure
@@ -107,9 +109,11 @@ def run_training(
     transformers.utils.logging.disable_progress_bar()  # ours is shown in terminals only
     with join_processes(device) as dist:
         report = _report if progress and dist.first else _ignore
-        mixture = MixtureFolder.open(config.data)
+        mixture = MixtureFolder.open(config.data, config.source)
         _check(config, mixture, dist)
+        compare = functools.partial(with_compared_sources, dist=dist, progress=progress)
         if forecast_only:
+            mixture = compare(mixture, RunFolder(Path(config.run)), write=False)
             return _train(config, mixture, dist, None, report, forecast_only=True)
         run = RunFolder(Path(config.run))
         with locked(run, dist):
@@ -119,6 +123,7 @@ def run_training(
             elif resumed is not None and resumed[1].step < run.steps()[-1]:
                 damaged = run.checkpoint(run.steps()[-1]).path.name
                 report(f"{config.run}: {damaged} is damaged; continuing from {resumed[0].path.name}")
+            mixture = compare(mixture, run, write=True)
             return _train(config, mixture, dist, resumed, report)
 
 
@@ -268,6 +273,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         data=Folder.of(config.data).uri,
+        source=None if config.source is None else Folder.of(config.source).uri,
         base=str(Path(config.base).expanduser().absolute()),
         run=str(Path(config.run).expanduser().absolute()),
     )

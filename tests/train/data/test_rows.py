@@ -240,6 +240,18 @@ def test_images_of_another_size_or_mode_are_converted():
             decode_into(broken, np.zeros((16, 16, 3), np.uint8))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [16, 24])
+def test_a_frame_stored_as_bgr_is_decoded_as_rgb(kind, size):
+    colours = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    sink, plain, swapped = io.BytesIO(), *np.zeros((2, size, size, 3), np.uint8)
+    Image.fromarray(colours).save(sink, kind, quality=95)
+    decode_into(sink.getvalue(), plain)
+    decode_into(sink.getvalue(), swapped, swapped=True)
+    assert np.array_equal(swapped, plain[:, :, ::-1])
+    assert not np.array_equal(swapped, plain)
+
+
 def test_proprio_is_normalized_and_padded():
     summary = summarize(np.float32([[0, 5, 1], [10, 5, 3]]), 0.0, 1.0)[0]
     assert isinstance(summary, ActionSummary)

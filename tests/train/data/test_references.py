@@ -1,0 +1,369 @@
+"""Mixtures by reference: the same batches as from copies, and one clear error when a source has changed."""
+
+import os
+import re
+import shutil
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.storage import Folder
+from oxe_curate.tokenize import references
+from oxe_curate.tokenize.folder import MixtureFolder
+from oxe_curate.train.data import source_frames
+from oxe_curate.train.data.episodes import EpisodeReader
+from oxe_curate.train.data.loader import Loader, ValidationLoader
+from oxe_curate.train.data.references import ReferenceRows
+from oxe_curate.train.data.rows import SampleFormat
+from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
+from oxe_curate.train.data.stream import RemoteRows
+from tests import s3
+from tests.train import mixtures
+
+pytest.importorskip("torch")
+FIELDS = (
+    "position", "dataset", "images", "actions", "bins", "action_mask", "observation_mask", "proprio", "random",
+)  # fmt: skip
+TEXTS = {
+    "single": "validation: 0.2",
+    "windows": "window: 4\nchunk: 2\nstride: 3\nvalidation: 0.2\nimage: {cameras: [primary, secondary]}",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("references")
+    mixtures.index(place)
+    mixtures.texts(place / "vqa", 20)
+    return place
+
+
+@pytest.fixture(scope="module", params=list(TEXTS))
+def both(request, place):
+    """The same rows, with texts, as copies and by reference."""
+    out = place / request.param
+    text = f"{TEXTS[request.param]}\ntexts: [{{name: vqa, path: {place / 'vqa'}, weight: 1}}]"
+    copied = mixtures.build(place / "index", out, text, shard_bytes=12_000)
+    return copied, by_reference(place / "index", place / f"{request.param}-reference", text)
+
+
+def by_reference(index, out, text):
+    """The mixture without copies, in row groups of few rows."""
+    without = (
+        text.replace("image: {", "image: {copy: false, ") if "image: " in text else f"{text}\nimage: {{copy: false}}"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(references, "_ROW_GROUP", 7)
+        return mixtures.build(index, out, without, shard_bytes=12_000)
+
+
+@pytest.fixture
+def moving(place, tmp_path):
+    """A mixture by reference, and its source below tmp_path/in, which a test may damage."""
+    shutil.copytree(place / "in", tmp_path / "in")
+    by_reference(place / "index", tmp_path / "out", TEXTS["single"])
+    return MixtureFolder.open(str(tmp_path / "out"), source=tmp_path / "in"), tmp_path / "in"
+
+
+def load(mixture, **options):
+    options = {"image_size": 16, "batch_size": 4, "workers": 2, "seed": 5, "proprio": True, **options}
+    return Loader(mixture, lambda rows: {"rows": rows}, **options)
+
+
+def same(ours, theirs):
+    for field in FIELDS:
+        a, b = getattr(ours, field), getattr(theirs, field)
+        assert a.dtype == b.dtype
+        assert np.array_equal(a, b), field
+    assert list(ours.instruction) == list(theirs.instruction)
+    assert list(ours.sample_id) == list(theirs.sample_id)
+    assert (ours.texts is None) == (theirs.texts is None)
+    if ours.texts is not None:
+        assert np.array_equal(ours.texts.images, theirs.texts.images)
+        assert np.array_equal(ours.texts.place, theirs.texts.place)
+        assert list(ours.texts.question) == list(theirs.texts.question)
+        assert list(ours.texts.answer) == list(theirs.texts.answer)
+
+
+def all_same(ours, theirs):
+    ours, theirs = list(ours), list(theirs)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        same(a["rows"], b["rows"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"steps": 40},
+        {"start": 12, "world": 2, "rank": 1, "batch_size": 2},
+        {"start": 12, "accumulation": 2, "batch_size": 2, "image_size": 24},
+        {"workers": 1, "memory": 1},
+    ],
+    ids=str,
+)
+def test_batches_equal_those_of_copies(both, options):
+    copied, reference = both
+    assert not reference.copies
+    all_same(load(copied, **options), load(reference, **options))
+
+
+def test_part_of_the_window_and_cameras(both):
+    copied, reference = both
+    if copied.mixture.window == 1:
+        pytest.skip("one observation")
+    options = {"window": 2, "chunk": 1, "cameras": ["secondary"]}
+    all_same(load(copied, **options), load(reference, **options))
+
+
+def test_validation_and_episodes_equal_those_of_copies(both):
+    held = [
+        ValidationLoader(m, lambda rows: {"rows": rows}, image_size=16, batch_size=3, workers=2, world=2, rank=1)
+        for m in both
+    ]
+    all_same(*held)
+    ours, theirs = (EpisodeReader(mixture, image_size=16, proprio=True) for mixture in both)
+    assert ours.ids == theirs.ids
+    for name, rows in ours:
+        same(rows, theirs.read(name))
+
+
+def test_frames_are_read_ahead_and_few_files_are_open(both, monkeypatch):
+    """However many shards there are: the least recently used ones are closed."""
+    monkeypatch.setattr(source_frames, "_OPEN_FILES", 1)
+    opened = []
+    init = source_frames.LocalFile.__init__
+    monkeypatch.setattr(
+        source_frames.LocalFile, "__init__", lambda self, name: (opened.append(name), init(self, name))[1]
+    )
+    copied, reference = both
+    all_same(load(copied), load(reference))
+    assert sum("tfrecord" in name for name in opened) > 10
+
+
+def test_records_have_four_bytes_more(both):
+    copied, reference = (SampleFormat.of(mixture) for mixture in both)
+    assert reference.record.itemsize == copied.record.itemsize + 4
+
+
+# moved, changed and missing sources
+
+
+def test_a_moved_source_is_given_by_its_root(moving, both):
+    mixture, source = moving
+    all_same(load(mixture), load(MixtureFolder.open(mixture.folder.uri)))
+    with pytest.raises(ConfigError, match="has copies of its frames, so it needs no --source"):
+        MixtureFolder.open(both[0].folder.uri, source=source)
+
+
+def shards(source):
+    return sorted(source.rglob("*.tfrecord-*"))
+
+
+def delete(path):
+    path.unlink()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def replace(path):
+    data = path.read_bytes()
+    path.with_name("x").write_bytes(data[:1000] + bytes(len(data) - 1000))
+    path.with_name("x").rename(path)
+
+
+def overwrite(path):
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+
+CHANGES = {
+    delete: "file or folder not found. Restore the files",
+    truncate: "(is not the one that was filtered|ends before byte)",
+    replace: "is not the one that was filtered",
+    overwrite: "is not the one that was filtered",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("open_files", [1, 2048])
+def test_a_change_during_a_run_is_one_error(moving, change, open_files, monkeypatch):
+    monkeypatch.setattr(source_frames, "_OPEN_FILES", open_files)
+    mixture, source = moving
+    batches = iter(load(mixture, steps=10_000, workers=4))
+    next(batches)
+    for path in shards(source):
+        change(path)
+    with pytest.raises(DataError, match=CHANGES[change]) as caught:
+        for _ in batches:
+            pass
+    text = str(caught.value)
+    assert re.search(rf"^{source}/bridge_dataset/.*tfrecord-0000\d-of-0000\d: ", text), text
+    assert re.search(r"needed for sample bridge_dataset/1.0.0/.*/\d{5}, .*train-0000\d-of-\d+.parquet: row \d+", text)
+    assert "--source" in text
+    assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
+
+
+def test_a_touched_source_is_compared_and_used(moving, both):
+    mixture, source = moving
+    batches = iter(load(mixture, steps=60))
+    first = next(batches)
+    for path in shards(source):
+        os.utime(path)
+    all_same([first, *batches], load(MixtureFolder.open(mixture.folder.uri), steps=60))
+
+
+def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
+    mixture, _ = moving
+    sources = mixture.sources
+    name = next(n for n in mixture.shards("train") if mixture.manifest["outputs"][n]["rows"] > 2)
+    table = pq.read_table(mixture.folder.path(name))
+    row = table.to_pylist()[2]
+    frames = SourceFrames(sources)
+    offset, length = row["image_primary"].values()
+    whole = frames.read((row["source"], offset, length))
+    assert is_image(whole)
+    for wrong in ((offset, length - 1), (offset + 1, length - 1), (0, 40)):
+        with pytest.raises(DataError, match="are not a complete JPEG or PNG image"):
+            frames.begin([]).read((row["source"], *wrong))
+    for wrong in ((row["source"], -1, 4), (row["source"], 0, 0), (len(sources), 0, 4), (-1, 0, 4)):
+        frames.begin([wrong])
+        with pytest.raises(DataError, match="refers to no frame"):
+            frames.begin([wrong]).read(wrong)
+    with pytest.raises(DataError, match="ends before byte"):
+        frames.read((row["source"], 0, 1 << 30))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "null", "length"])
+def test_damaged_references_are_an_error_of_the_shard(moving, kind):
+    mixture, _ = moving
+    name = mixture.shards("train")[0]
+    table = pq.read_table(mixture.folder.path(name))
+    column = table["image_primary"].to_pylist()
+    if kind == "bytes":
+        changed = pa.array([{"bytes": b"", "path": ""} for _ in column])
+    else:
+        column[0] = None if kind == "null" else {"offset": 0, "length": None}
+        changed = pa.array(column, table.schema.field("image_primary").type)
+    table = table.set_column(table.column_names.index("image_primary"), "image_primary", changed)
+    pq.write_table(table, mixture.folder.path(name))
+    mixture.manifest["outputs"][name]["bytes"] = mixture.folder.size(name)
+    with pytest.raises(DataError, match=name):
+        list(load(mixture))
+
+
+def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
+    copied, reference = both
+    reference.manifest["swap"] = {"bridge_orig": ["primary"]}
+    try:
+        rows, plain = load(reference).rows(0), load(copied).rows(0)
+        assert np.array_equal(rows.images[:, :, 0], plain.images[:, :, 0, :, :, ::-1])
+        assert np.array_equal(rows.images[:, :, 1:], plain.images[:, :, 1:])
+    finally:
+        reference.manifest["swap"] = {}
+
+
+# object stores
+
+
+@pytest.fixture(scope="module")
+def store():
+    with s3.bucket() as address:
+        yield Folder.of(address)
+
+
+def upload(folder, to):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            to.publish_bytes(str(path.relative_to(folder)), path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def far(both, place, store):
+    """A mixture by reference whose sources, and in another folder the mixture itself, are in a store."""
+    source, mixture = store.sub("in"), store.sub(f"mixture-{both[0].mixture.window}")
+    upload(place / "in", source)
+    upload(both[1].folder.path(), mixture)
+    return source, mixture
+
+
+def test_frames_in_a_store_equal_copies(both, far):
+    copied, reference = both
+    mixture = MixtureFolder.open(reference.folder.uri, source=far[0].uri)
+    all_same(load(copied, steps=12), load(mixture, steps=12))
+    all_same(load(copied, start=8, world=2, rank=1), load(mixture, start=8, world=2, rank=1))
+
+
+def by_id(batches):
+    found = {}
+    for batch in batches:
+        rows = batch["rows"]
+        found |= {name: [getattr(rows, f)[i] for f in FIELDS[1:-1]] for i, name in enumerate(rows.sample_id)}
+    return found
+
+
+def test_a_mixture_in_a_store_has_the_same_rows(both, far):
+    mixture = MixtureFolder.open(far[1].uri, source=far[0].uri)
+    ours, theirs = by_id(load(both[0])), by_id(load(mixture))
+    assert set(ours) == set(theirs)
+    for name, values in ours.items():
+        for a, b in zip(values, theirs[name], strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(("world", "batch"), [(2, 2), (4, 1)])
+def test_a_run_from_a_store_resumes_with_another_division(far, world, batch):
+    mixture = MixtureFolder.open(far[1].uri, source=far[0].uri)
+    whole = [sorted(by_id([b])) for b in load(mixture, steps=6)]
+    parts = [list(load(mixture, world=world, rank=rank, batch_size=batch, start=12, steps=3)) for rank in range(world)]
+    for step in range(3):
+        assert sorted(name for part in parts for name in by_id([part[step]])) == whole[3 + step]
+
+
+def test_a_replaced_object_is_an_error(both, place, store, tmp_path):
+    source = store.sub("replaced")
+    upload(place / "in", source)
+    mixture = MixtureFolder.open(both[1].folder.uri, source=source.uri)
+    path = mixture.sources[0].shard.path
+    good = source.read_bytes(path)
+    for bad, message in (
+        (good[: len(good) // 2], "(is not the one that was filtered|ends before byte)"),
+        (bytes(len(good)), "is not the one that was filtered"),
+        (None, r"not found.*--source"),
+    ):
+        source.remove(path) if bad is None else source.publish_bytes(path, bad)
+        with pytest.raises(CurateError, match=f"^{source}/{path}: .*{message}.*needed for sample"):
+            list(load(mixture))
+    source.publish_bytes(path, good)
+    assert list(load(mixture))
+
+
+def test_neighbouring_frames_are_requested_together():
+    gap, piece = source_frames._GAP, source_frames.PIECE
+    places = [(0, 10, 5), (0, 15, 5), (0, 20 + gap, 7), (0, 28 + 2 * gap, 9)]
+    assert list(_joined(iter(places))) == [(10, 27 + gap, places[:3]), (28 + 2 * gap, 37 + 2 * gap, places[3:])]
+    large = [(0, 0, piece - 10), (0, piece - 10, 20), (0, piece + 10, 3 * piece)]
+    assert [(first, stop) for first, stop, _ in _joined(iter(large))] == [
+        (0, piece - 10), (piece - 10, piece + 10), (piece + 10, 4 * piece + 10),
+    ]  # fmt: skip
+    assert list(_joined(iter(()))) == []
+
+
+def test_few_row_groups_are_in_memory_however_large_they_are():
+    """Numbers of a mixture in a store: the rows that are mixed, and one row group more per lane."""
+    rows = object.__new__(ReferenceRows)
+    for window, cameras, groups, size in ((1, 1, 2000, 16384), (12, 2, 2000, 16384), (1, 1, 3, 1000)):
+        remote = object.__new__(RemoteRows)
+        remote._starts = np.arange(groups + 1) * size
+        rows._rows = remote
+        rows._format = type("Format", (), {"window": window, "cameras": range(cameras)})
+        order = rows.order(0, 96, 4)
+        assert order.lanes * (order.pool + 2 * size) * window * cameras <= 3 * (1 << 20) + 3 * size
+        drawn = order.rows(np.arange(960))
+        assert len(np.unique(drawn // size)) >= min(groups, order.lanes)
