@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ LOCK = ".oxe-lock"
 _KEPT = f"{TEMPORARY}kept-"  # folders that hold what is being replaced, under its own name
 _PART = ".part"
 _NAME_BYTES = 255
+_SYNCS = 8  # at once
 _FOREIGN_SECONDS = 3600.0  # without a change: how old a temporary file of another machine must be to be removed
 _NO_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EISDIR}
 
@@ -33,19 +35,37 @@ def is_internal(name: str) -> bool:
 
 
 @contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path next to `target`, to be written; it replaces `target` unless the block fails.
 
-    The file is synced to the disk before it gets its name, and the name after that.
+    The file is synced to the disk before it gets its name, and the name after that; without `sync` neither, so that
+    after a power cut the file may be missing or damaged.
     """
     temporary = temporary_path(target)
     try:
         yield temporary
-        flush(temporary)
+        if sync:
+            flush(temporary)
         temporary.replace(target)
-        flush(target.parent, recursive=False)
+        if sync:
+            flush(target.parent, recursive=False)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(targets: Sequence[Path]) -> Iterator[list[Path]]:
+    """`atomic_file` of many: all are synced at once, which takes hardly longer than one, before any gets its name."""
+    temporary = [temporary_path(target) for target in targets]
+    try:
+        yield temporary
+        flush_all(temporary)
+        for path, target in zip(temporary, targets, strict=True):
+            path.replace(target)
+        flush_all({target.parent for target in targets})
+    finally:
+        for path in temporary:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -110,6 +130,13 @@ def flush(path: Path, recursive: bool = True) -> None:
     for inner in path.rglob("*") if recursive and path.is_dir() else ():
         _sync(inner)
     _sync(path)
+
+
+def flush_all(paths: Iterable[Path]) -> None:
+    """Sync files and folders, without what is in them, at once: the disk writes its journal once for many."""
+    listed = list(paths)
+    with ThreadPoolExecutor(min(len(listed), _SYNCS) or 1) as pool:
+        list(pool.map(_sync, listed))
 
 
 def make_folders(path: Path) -> None:

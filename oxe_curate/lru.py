@@ -21,6 +21,11 @@ class LruCache(Generic[_Value]):
         self._entries: OrderedDict[Hashable, tuple[_Value, int]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def peek(self, key: Hashable) -> _Value | None:
+        """Return the value of `key`, None if it is not cached."""
+        with self._lock:
+            return self._entries[key][0] if key in self._entries else None
+
     def get(self, key: Hashable, make: Callable[[], tuple[_Value, int]]) -> _Value:
         """Return the value of `key`; if it is not cached, make it: `make` returns the value and its size."""
         with self._lock:

@@ -100,7 +100,7 @@ class JobFolder(Folder):
 
     job: str = ""
 
-    def publish(self, relative: str, write: Callable[[Any], None]) -> None:
+    def publish(self, relative: str, write: Callable[[Any], None], sync: bool = True) -> None:
         """Write a file, but not after the end of the job."""
 
         def write_if_running(sink: Any) -> None:
@@ -108,7 +108,7 @@ class JobFolder(Folder):
             if not self.exists(self.job):
                 raise StorageError(f"{self}/{relative}: not written, because the command has ended this job")
 
-        super().publish(relative, write_if_running)
+        super().publish(relative, write_if_running, sync)
 
 
 @functools.lru_cache(maxsize=2)

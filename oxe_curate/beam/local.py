@@ -1,4 +1,4 @@
-"""Run tasks on this machine: each worker process runs Beam's FnApiRunner on its share of them.
+"""Run tasks on this machine: in this process in a plain loop, in several each with Beam's FnApiRunner on its share.
 
 FnApiRunner's multi-process mode takes seconds to start and hangs when a worker is killed, and Beam's default runner
 looks for a server on the network first. Each worker has a pipe of its own, so that one that is killed while it reports
@@ -21,7 +21,7 @@ from typing import Any
 
 from oxe_curate.beam import options as beam_options
 from oxe_curate.beam.graph import make_pipeline
-from oxe_curate.beam.task import Outcome, Share, Task, Work, causes, report_to
+from oxe_curate.beam.task import Outcome, Share, Task, Work, causes, do_all, report_to
 from oxe_curate.errors import CurateError, WorkerError
 from oxe_curate.process import end_with_parent
 from oxe_curate.progress import Bar
@@ -31,6 +31,7 @@ _GOODBYE = 10.0  # seconds for the system to end a killed worker
 
 
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
+    """Run the tasks through Beam in this process."""
     from oxe_curate.beam.fn import FnApiRunner
 
     name = beam_options.runner_name(beam_args)
@@ -43,7 +44,10 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
 
 
 def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
-    """Run the tasks one after the other in this process; return their outcomes."""
+    """Run the tasks one after the other in this process; return their outcomes.
+
+    Beam runs them only if its options name it: it has nothing to distribute, and its import takes seconds.
+    """
     outcomes: list[Outcome] = []
 
     def report(outcome: Outcome) -> None:
@@ -52,7 +56,10 @@ def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[
 
     report_to(report)
     try:
-        _run_here(tasks, work, beam_args)
+        if beam_args:
+            _run_here(tasks, work, beam_args)
+        else:
+            do_all(tasks, work)
     except RuntimeError as error:
         for cause in causes(error):
             if isinstance(cause, KeyboardInterrupt):  # Beam turns it into a RuntimeError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ from oxe_curate.filter.judging import judge_dataset
 from oxe_curate.index import duplicates, query
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import Judged, Summary
-from oxe_curate.index.store import IndexFiles, dataset_of, describe_file, split_of, write_table
+from oxe_curate.index.rows_file import rewrite_tables
+from oxe_curate.index.store import IndexFiles, dataset_of, split_of
 from oxe_curate.index.table import SCHEMA, with_decisions
 from oxe_curate.progress import Bar
 from oxe_curate.quality.measure import Judgement
@@ -124,14 +125,14 @@ def _decision(before: pa.Table, reason: Any, marks: Any, names: Any, summary: Su
 
 def apply_decisions(files: IndexFiles, made: Decisions) -> dict[str, IndexFile]:
     """Rewrite the files that change, each completely or not at all; return their new entries in files.json."""
-    changed = {}
-    for path, decision in made.files.items():
-        if decision.changed:
-            old = files.entry(path)
-            table = with_decisions(files.table(path), decision.reason, decision.marks, decision.duplicate_of)
-            write_table(files.folder, path, table.combine_chunks(), decision.summary, old.fingerprint, old.shard)
-            changed[path] = describe_file(files.folder, path)
-    return changed
+
+    def tables() -> Iterator[tuple[str, pa.Table, Summary]]:
+        for path, decision in made.files.items():
+            if decision.changed:
+                decided = decision.reason, decision.marks, decision.duplicate_of
+                yield path, with_decisions(files.table(path), *decided), decision.summary
+
+    return rewrite_tables(files.folder, tables(), files.entries, files.tables)
 
 
 def _ordered(files: IndexFiles) -> list[str]:

@@ -17,8 +17,18 @@ from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
 from oxe_curate.filter.scan import FilterTask
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
+from oxe_curate.index.rows_file import Written
 from oxe_curate.index.source_shards import read_looks, write_looks
-from oxe_curate.index.store import IndexFiles, count_episodes, dataset_of, describe_file, describe_files, split_of
+from oxe_curate.index.store import (
+    KEPT,
+    IndexFiles,
+    count_episodes,
+    dataset_of,
+    describe_file,
+    describe_files,
+    split_of,
+)  # fmt: skip
+from oxe_curate.lru import LruCache
 from oxe_curate.outputs import claim_output, hold_output
 from oxe_curate.rlds.dataset import RldsDataset, find
 from oxe_curate.storage import Folder
@@ -87,15 +97,18 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
     files = done | _carried(folder, previous, known, sizes, tasks)
     if todo:
         previous.retract(folder)
+    own = Written(LruCache(KEPT))
     try:
-        runner.run_tasks(
-            todo, scan.write_scanned_shard, title="filter", workers=options.workers, bytes_per_worker=BYTES_PER_WORKER,
-            beam_args=options.beam_args, progress=options.progress,
-        )  # fmt: skip
-        written = files | describe_files(folder, [task.output for task in todo])
+        with own:
+            runner.run_tasks(
+                todo, scan.write_scanned_shard, title="filter", workers=options.workers,
+                bytes_per_worker=BYTES_PER_WORKER, beam_args=options.beam_args, progress=options.progress,
+            )  # fmt: skip
+        others = [task.output for task in todo if task.output not in own.entries]
+        written = files | own.entries | describe_files(folder, others)
         # decisions are a function of the files and the criteria: the same as before if neither changed
         same = not resumed and written == known and previous.criteria == asdict(options.criteria)
-        index_files = IndexFiles.to_read_again(folder, written)
+        index_files = IndexFiles.to_read_again(folder, written, own.tables)
         made = None if same else across.decide(index_files, options.criteria, options.progress)
     except BaseException:
         _restore(folder, previous, scanned, files)
@@ -103,7 +116,9 @@ def _filter(root: Folder, folder: Folder, options: FilterOptions, start: float) 
     if made and not todo and any(decision.changed for decision in made.files.values()):
         previous.retract(folder)
     judged = made.judged if made else {name: entry.judged for name, entry in previous.datasets.items()}
-    written |= across.apply_decisions(index_files, made) if made else {}
+    changed = across.apply_decisions(index_files, made) if made else {}
+    folder.sync_files(own.entries.keys() - changed.keys())
+    written |= changed
     seconds = time.monotonic() - start
     entries = {d.name: _entry(d, tasks, options, previous.datasets.get(d.name), scanned, seconds) for d in datasets}
     roots = {name: entry.source or previous.source for name, entry in previous.datasets.items()}

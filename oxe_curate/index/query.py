@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from oxe_curate.index.store import Index, IndexFiles, split_of
@@ -75,12 +75,12 @@ def read_ahead(files: IndexFiles, paths: Sequence[str], columns: Sequence[str]) 
     """Yield (path, Arrow table) in order; some are read ahead in threads: decompression and waiting release the GIL."""
     ahead = _AHEAD[files.folder.is_local]
     with ThreadPoolExecutor(ahead) as pool:
-        waiting: deque[Any] = deque()
+        waiting: deque[tuple[str, Future[Any]]] = deque()
         left = iter(paths)
         try:
             while True:
                 for path in itertools.islice(left, ahead - len(waiting)):
-                    waiting.append((path, pool.submit(files.table, path, columns)))
+                    waiting.append((path, _start(pool, files, path, columns)))
                 if not waiting:
                     return
                 path, table = waiting.popleft()
@@ -88,6 +88,16 @@ def read_ahead(files: IndexFiles, paths: Sequence[str], columns: Sequence[str]) 
         finally:
             for _, table in waiting:
                 table.cancel()
+
+
+def _start(pool: ThreadPoolExecutor, files: IndexFiles, path: str, columns: Sequence[str]) -> Future[Any]:
+    """Read a file in the pool, unless it is in memory."""
+    kept = files.kept(path, columns)
+    if kept is None:
+        return pool.submit(files.table, path, columns)
+    ready: Future[Any] = Future()
+    ready.set_result(kept)
+    return ready
 
 
 def collect(frame: pl.LazyFrame) -> pl.DataFrame:

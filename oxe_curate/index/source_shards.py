@@ -34,7 +34,7 @@ def read_looks(out: Folder) -> Looks:
 def write_looks(out: Folder, looks: Looks) -> None:
     """Publish sources.json."""
     data = {"sources": {path: looks[path] for path in sorted(looks)}}
-    out.publish_bytes(SOURCES_JSON, (json.dumps(data, indent=0) + "\n").encode())
+    out.publish_bytes(SOURCES_JSON, (json.dumps(data, indent=0) + "\n").encode(), sync=False)
 
 
 def list_shards(folders: Iterable[tuple[Folder, str]]) -> dict[str, StoredFile]:

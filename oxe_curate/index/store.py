@@ -7,162 +7,31 @@ and the locations of its frames, so that every later command needs only the inde
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from oxe_curate.errors import ConfigError, CurateError, DataError
-from oxe_curate.index.files import IndexFile, SourceShard, read_files
-from oxe_curate.index.index_json import FORMAT, INDEX_JSON, DatasetEntry, IndexJson, Summary, existing_cards
-from oxe_curate.index.layout import WRITE_OPTIONS, value_offsets
+from oxe_curate.errors import ConfigError, DataError
+from oxe_curate.index.files import IndexFile, read_files
+from oxe_curate.index.index_json import INDEX_JSON, DatasetEntry, IndexJson, Summary, existing_cards
+from oxe_curate.index.rows_file import (
+    AGAIN,
+    describe_file,
+    describe_files,
+    read_footer,
+    read_table,
+    verify_file,
+    write_table,
+)  # fmt: skip
 from oxe_curate.index.table import SCHEMA
 from oxe_curate.lru import LruCache
-from oxe_curate.sealed import check_seal, seal
 from oxe_curate.storage import Folder
 
-_META = b"oxe_curate"
-_KEPT = 256 << 20
-"""Bytes of index files in an object store that a command keeps in memory."""
-_TAIL = 32 << 10  # bytes; a footer has about 10 KB
-_AGAIN = "run the same `oxe-curate filter` again (finished files are kept)"
-
-
-def write_table(
-    out: Folder, path: str, table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard
-) -> None:
-    """Publish the rows of one source shard; what is known of the shard goes into the file's metadata."""
-    out.publish_bytes(path, _encode(table, summary, fingerprint, shard))
-
-
-def _encode(table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard) -> bytes:
-    """The bytes of an index file: a function of its contents."""
-    table = pa.table(table.combine_chunks().columns, schema=SCHEMA)  # with the schema's names for the items of lists
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, **WRITE_OPTIONS) as writer:
-        writer.write_table(table, row_group_size=max(len(table), 1))
-        meta = {
-            "format": FORMAT, "fingerprint": fingerprint, "summary": asdict(summary), "shard": asdict(shard),
-            "body_sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
-        }  # fmt: skip
-        writer.add_key_value_metadata({_META: json.dumps(seal(meta), sort_keys=True)})
-    return buffer.getvalue()
-
-
-def read_footer(file: Any) -> bytes:
-    """The last bytes of an open Parquet file: its footer, the footer's length and the magic number.
-
-    Raises:
-        ValueError: the file is too short, or does not end as a Parquet file does.
-    """
-    size = int(file.size())
-    tail = bytes(file.read_at(min(size, _TAIL), max(size - _TAIL, 0)))
-    length = int.from_bytes(tail[-8:-4], "little") + 8
-    if size < 12 or tail[-4:] != b"PAR1" or length > size - 4:
-        raise ValueError("its end is not that of a Parquet file")
-    return tail[-length:] if length <= len(tail) else bytes(file.read_at(length, size - length))
-
-
-@contextmanager
-def _damaged(where: str) -> Iterator[None]:
-    """Turn whatever pyarrow raises for a damaged file into a DataError."""
-    try:
-        yield
-    except CurateError:
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DataError(f"{where}: damaged ({reason}); delete it and {_AGAIN}") from None
-
-
-def describe_file(out: Folder, path: str, whole: bool = False) -> IndexFile:
-    """What an index file is, from its footer.
-
-    Args:
-        out: the index.
-        path: of the file.
-        whole: read the whole file, and compare it with what its contents are written as.
-
-    Raises:
-        DataError: the file is damaged, or is not an index file of this format.
-    """
-    with _damaged(f"{out}/{path}"), out.open(path) as file:
-        footer, size = read_footer(file), int(file.size())
-        metadata = pq.read_metadata(pa.BufferReader(footer))
-        meta = json.loads((metadata.metadata or {})[_META])
-        if meta["format"] != FORMAT:
-            raise ValueError(f"index format {meta['format']}, expected {FORMAT}")
-        check_seal(meta, f"{out}/{path}")
-        shard, summary = SourceShard(**meta["shard"]), Summary(**meta["summary"])
-        if whole:
-            data = file.read_at(size, 0)
-            table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-            if _encode(table, summary, meta["fingerprint"], shard) != data:
-                raise ValueError("some of its bytes have changed")
-        return IndexFile(
-            rows=metadata.num_rows, bytes=size, footer_sha256=hashlib.sha256(footer).hexdigest(),
-            fingerprint=meta["fingerprint"], shard=shard, summary=summary,
-            values_at=value_offsets(metadata, lambda offset, length: bytes(file.read_at(length, offset))),
-        )  # fmt: skip
-
-
-def describe_files(out: Folder, paths: Sequence[str]) -> dict[str, IndexFile]:
-    """`describe_file` of many files at a time."""
-    with ThreadPoolExecutor(4 if out.is_local else 32) as pool:
-        return dict(zip(paths, pool.map(lambda path: describe_file(out, path), paths), strict=True))
-
-
-def verify_file(out: Folder, path: str, entry: IndexFile) -> None:
-    """Read a whole index file and compare it with files.json. Raises DataError if they differ."""
-    if describe_file(out, path, whole=True).footer_sha256 != entry.footer_sha256:
-        raise DataError(_changed(out, path))
-
-
-def _changed(out: Folder, path: str) -> str:
-    return f"{out}/{path}: changed after filter wrote it (its footer differs from files.json); delete it and {_AGAIN}"
-
-
-def read_table(
-    out: Folder, path: str, entry: IndexFile, columns: Sequence[str] | None = None, keep: LruCache[bytes] | None = None
-) -> pa.Table:
-    """Read an index file, or some of its columns, comparing the footer and every page read with their checksums.
-
-    Args:
-        out: the index.
-        path: of the file.
-        entry: what files.json says of it.
-        columns: None for all.
-        keep: whole files that were read before; such a file is read whole.
-
-    Raises:
-        DataError: the file is damaged, or is not the one that files.json describes.
-    """
-
-    def whole() -> tuple[bytes, int]:
-        data = out.read_bytes(path)
-        return data, len(data)
-
-    kept = None if keep is None else pa.BufferReader(keep.get((path, entry.footer_sha256), whole))
-    with _damaged(f"{out}/{path}"), kept or out.open(path) as file:
-        if int(file.size()) != entry.bytes:
-            raise DataError(_changed(out, path))
-        footer = read_footer(file)
-        if hashlib.sha256(footer).hexdigest() != entry.footer_sha256:
-            raise DataError(_changed(out, path))
-        # parsing the footer costs more than reading it again, except over a network
-        metadata = None if out.is_local else pq.read_metadata(pa.BufferReader(footer))
-        # pq.read_table would import pyarrow.dataset, which takes 0.2 s
-        parquet = pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True)
-        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
-        return table.replace_schema_metadata()
+KEPT = 256 << 20
+"""Bytes of index files that a command keeps in memory if it reads them several times."""
 
 
 def split_of(path: str) -> str:
@@ -190,31 +59,55 @@ class IndexFiles:
     """The index files of a folder, as files.json (or a run that is about to write it) describes them.
 
     Attributes:
-        keep: keeps whole files of an object store in memory, for a command that reads them several times; else None.
+        tables: whole files by (path, SHA-256 of the footer), for a command that reads them several times; else None.
     """
 
     folder: Folder
     entries: Mapping[str, IndexFile]
-    keep: LruCache[bytes] | None = None
+    tables: LruCache[pa.Table] | None = None
 
     @classmethod
-    def to_read_again(cls, folder: Folder, entries: Mapping[str, IndexFile]) -> IndexFiles:
-        """For a command that reads files several times."""
-        return cls(folder, entries, None if folder.is_local else LruCache(_KEPT))
+    def to_read_again(
+        cls, folder: Folder, entries: Mapping[str, IndexFile], tables: LruCache[pa.Table] | None = None
+    ) -> IndexFiles:
+        """For a command that reads files several times; `tables` has some already."""
+        return cls(folder, entries, LruCache(KEPT) if tables is None else tables)
 
     def with_entries(self, entries: Mapping[str, IndexFile]) -> IndexFiles:
         """The same folder after files have changed."""
-        return IndexFiles(self.folder, entries, self.keep)
+        return IndexFiles(self.folder, entries, self.tables)
 
     def entry(self, path: str) -> IndexFile:
         """What files.json says of an index file. Raises DataError if it is not in the index."""
         if path not in self.entries:
-            raise DataError(f"{self.folder}/{path}: not in files.json; {_AGAIN}")
+            raise DataError(f"{self.folder}/{path}: not in files.json; {AGAIN}")
         return self.entries[path]
 
     def table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one index file. Raises DataError if it is damaged or changed."""
-        return read_table(self.folder, path, self.entry(path), columns, self.keep)
+        found = self.kept(path, columns)
+        if found is not None:
+            return found
+        entry = self.entry(path)
+        if self.tables is None or not self._worth_keeping:
+            return read_table(self.folder, path, entry, columns)
+
+        def whole() -> tuple[pa.Table, int]:
+            table = read_table(self.folder, path, entry)
+            return table, table.nbytes
+
+        table = self.tables.get((path, entry.footer_sha256), whole)
+        return table if columns is None else table.select(columns)
+
+    def kept(self, path: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """The same if the file is in memory, else None."""
+        table = self.tables.peek((path, self.entry(path).footer_sha256)) if self.tables else None
+        return table if table is None or columns is None else table.select(columns)
+
+    @functools.cached_property
+    def _worth_keeping(self) -> bool:
+        """Whether to read whole files: always over a network, where requests cost more, else if all fit in memory."""
+        return not self.folder.is_local or sum(entry.bytes for entry in self.entries.values()) <= KEPT
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,13 +190,13 @@ class Index:
                 problem = "missing" if missing else "of another size than filter wrote"
                 raise DataError(
                     f"{self.folder}: {len(missing or wrong)} of {len(mine)} index files of {dataset} are {problem}, "
-                    f"such as {(missing or wrong)[0]}; {_AGAIN}"
+                    f"such as {(missing or wrong)[0]}; {AGAIN}"
                 )
             total = sum(self.contents.entries[path].rows for path in mine)
             if total != self.datasets[dataset].summary.seen:
                 raise DataError(
                     f"{self.folder}: {INDEX_JSON} counts {self.datasets[dataset].summary.seen} episodes of {dataset}, "
-                    f"files.json {total}; {_AGAIN}"
+                    f"files.json {total}; {AGAIN}"
                 )
         return paths
 

@@ -145,16 +145,16 @@ def _solve(xx: Floats, xy: Floats, yy: Floats) -> Floats:
     """(K, 3): least squares over the episodes, each of which counts the same, with a little ridge."""
     power = np.sqrt(np.trace(xx, axis1=1, axis2=2) * yy.sum(axis=1))
     weight = np.divide(1.0, power, out=np.zeros_like(power), where=power > 0)
-    left: Floats = np.einsum("n,nkl->kl", weight, xx)
+    left = np.tensordot(weight, xx, 1)
     ridge = 1e-6 * max(float(np.trace(left)), 1e-12) * np.eye(len(left))
-    out: Floats = np.linalg.solve(left + ridge, np.einsum("n,nka->ka", weight, xy))
-    return out
+    return np.asarray(np.linalg.solve(left + ridge, np.tensordot(weight, xy, 1)), np.float64)
 
 
 def _unexplained(factors: Floats, xx: Floats, xy: Floats, yy: Floats) -> Floats:
     """Per episode: the residual's power over that of displacement and explanation, 0 to 2; NaN if both are 0."""
-    explained = np.einsum("ka,nkl,la->n", factors, xx, factors)
-    both = np.einsum("ka,nka->n", factors, xy)
+    # as matrix products: einsum would go through every term of three factors
+    explained = (xx.reshape(-1, len(factors)) @ factors).reshape(len(xx), -1) @ factors.ravel()
+    both = xy.reshape(len(xy), -1) @ factors.ravel()
     power = yy.sum(axis=1) + explained
     out: Floats = np.divide(power - 2 * both, power, out=np.full(len(power), np.nan), where=power > 0)
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from oxe_curate.atomic import atomic_file, is_internal, make_folders, sweep
+from oxe_curate.atomic import atomic_file, atomic_files, flush_all, is_internal, make_folders, sweep
 from oxe_curate.errors import StorageError
 from oxe_curate.storage.attempts import attempt
 from oxe_curate.storage.explain import explained
@@ -196,8 +196,11 @@ class Folder:
         system, full = self._full(relative)
         return StoredObject(self._name(relative), system, full)
 
-    def publish(self, relative: str, write: Callable[[Any], None]) -> None:
-        """Write a file with `write(sink)`; it appears complete or not at all."""
+    def publish(self, relative: str, write: Callable[[Any], None], sync: bool = True) -> None:
+        """Write a file with `write(sink)`; it appears complete or not at all.
+
+        Without `sync` a power cut may damage it until `sync_files` has been called.
+        """
         name = self._name(relative)
         if not self.is_local:
             # in memory first: an interrupted upload must not leave a partial object, and a failed one is repeated
@@ -210,12 +213,33 @@ class Folder:
         with explained(name):
             make_folders(target.parent)
             # 20 % faster than a Python file for Parquet
-            with atomic_file(target) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            with atomic_file(target, sync) as temporary, pa.OSFile(str(temporary), "wb") as sink:
                 write(sink)
 
-    def publish_bytes(self, relative: str, data: bytes) -> None:
-        """Write a small file, complete or not at all."""
-        self.publish(relative, lambda sink: sink.write(data))
+    def publish_bytes(self, relative: str, data: bytes, sync: bool = True) -> None:
+        """Write a small file, complete or not at all; see `publish`."""
+        self.publish(relative, lambda sink: sink.write(data), sync)
+
+    def publish_many(self, files: Mapping[str, bytes]) -> None:
+        """Write several small files, each complete or not at all; on a disk this is much faster than one by one."""
+        if not self.is_local:
+            for relative, data in files.items():
+                self.publish_bytes(relative, data)
+            return
+        targets = [self.path(relative) for relative in files]
+        with explained(self.uri):
+            for folder in {target.parent for target in targets}:
+                make_folders(folder)
+            with atomic_files(targets) as temporary:
+                for path, data in zip(temporary, files.values(), strict=True):
+                    path.write_bytes(data)
+
+    def sync_files(self, relative: Iterable[str]) -> None:
+        """Bring files that were published without `sync` to the disk."""
+        if self.is_local:
+            paths = [self.path(name) for name in relative]
+            with explained(self.uri):
+                flush_all([*paths, *{path.parent for path in paths}])
 
     def remove(self, relative: str) -> None:
         """Remove a file if it exists."""
@@ -240,7 +264,7 @@ class Folder:
     def check_writable(self) -> None:
         """Raise StorageError at once if the folder cannot be written."""
         try:
-            self.publish_bytes(".oxe-write-check", b"ok")
+            self.publish_bytes(".oxe-write-check", b"ok", sync=False)
             self.remove(".oxe-write-check")
         except StorageError as error:
             reason = str(error).rpartition(": ")[2]

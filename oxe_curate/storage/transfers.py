@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 from oxe_curate.storage.options import StoreOptions
 
+_Value = TypeVar("_Value")
 SHORTEST, LONGEST = 4 << 20, 32 << 20
 """Bytes of a request that is a part of a longer range."""
 
@@ -110,6 +112,20 @@ def transfer(fetch: Fetch, length: int, first: bool = False) -> Future[None]:
         Done when every part was fetched, or with the first error.
     """
     return _workers.submit(fetch, length, first)
+
+
+def submit(call: Callable[[], _Value]) -> Future[_Value]:
+    """The result of one request, made in one of these threads; `call` must not wait for another transfer."""
+    result: Future[_Value] = Future()
+
+    def fetch(start: int, stop: int) -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    transfer(fetch, 1)
+    return result
 
 
 def transfer_all(ranges: Iterable[tuple[Fetch, int]]) -> None:

@@ -32,7 +32,6 @@ def test_a_batch_has_the_numbers_of_the_rows(tmp_path: Path, frames: str) -> Non
     assert bool(batch.frame_bytes) == (frames == "exact")
     assert batch.instruction == [rows[3]["instruction"], rows[1]["instruction"]]
     assert batch.success.tolist() == [-1, -1]
-    assert batch.control_hz == pytest.approx(5)
     nothing = judging.episodes_of(table, np.array([0]), ())
     assert (nothing.proprio.shape, nothing.frame_bytes, nothing.instruction) == ((len(nothing.action), 0), {}, [""])
 

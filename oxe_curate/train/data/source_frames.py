@@ -21,8 +21,8 @@ from oxe_curate.lru import LruCache
 from oxe_curate.rlds.array_record import ArrayRecordShard
 from oxe_curate.rlds.shards import is_array_record
 from oxe_curate.storage import status_identity
-from oxe_curate.storage.attempts import submit
-from oxe_curate.storage.objects import PIECE, StoredObject
+from oxe_curate.storage.objects import StoredObject
+from oxe_curate.storage.transfers import submit
 from oxe_curate.tokenize.sources import ADVICE, MixtureSources
 from oxe_curate.train.data.files import LocalFile, open_file_limit
 
@@ -31,8 +31,8 @@ _ARRAY_RECORDS = 256 << 20
 """Bytes of decompressed records that are kept: one frame of an array_record file costs its whole episode."""
 _AGE = 600
 """Seconds after which an object is opened again, which shows whether it was replaced."""
-_GAP = 64 << 10
-"""Bytes: frames of an object that are closer than this are requested together."""
+_GAP, PIECE = 64 << 10, 2 << 20
+"""Bytes: frames of an object that are closer than the one are requested together, up to the other."""
 _LOCKS = 16
 
 FramePlace = tuple[int, int, int]
