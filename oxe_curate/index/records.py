@@ -167,17 +167,35 @@ class SourceRecords:
         self._check = check
         self._readers: dict[tuple[str, str], ShardReader] = {}
         self._files = _OpenFiles()
+        self._asked: list[tuple[int, int]] = []  # of `_asking`, an object: not requested yet
+        self._asking: ShardReader | None = None
         self._buffer = bytearray()  # kept, since the system clears new memory
 
     def request(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begin to read what `open` and the caller will read of a record; see there."""
+        """Begin to read what `open` and the caller will read of a record; see there.
+
+        Requests to an object are held back until another shard is asked for, a record is opened or `flush` is called,
+        so that episodes that are close to each other share one.
+        """
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
         if self._checks(reader, length, ranges):
-            reader.prefetch([(offset - tfrecord.HEADER, tfrecord.HEADER + length + tfrecord.FOOTER)])
+            parts = [(offset - tfrecord.HEADER, tfrecord.HEADER + length + tfrecord.FOOTER)]
         else:
-            ends = (offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)
-            reader.prefetch([*ranges, *ends])
+            parts = [*ranges, (offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)]
+        if not reader.remote:
+            return reader.prefetch(parts)
+        if reader is not self._asking:
+            self.flush()
+        self._asking = reader
+        self._asked += parts
+        return None
+
+    def flush(self) -> None:
+        """Make the requests that are held back."""
+        if self._asking is not None and self._asked:
+            self._asking.prefetch(self._asked)
+            self._asked = []
 
     def _checks(self, reader: ShardReader, length: int, ranges: Sequence[tuple[int, int]]) -> bool:
         if self._check is not None:
@@ -201,6 +219,7 @@ class SourceRecords:
             DataError: the shard is not the one that was filtered. CorruptError: the record's data is damaged.
             StorageError: the shard cannot be read.
         """
+        self.flush()
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
         head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)

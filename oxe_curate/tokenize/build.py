@@ -31,7 +31,10 @@ from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
-_AHEAD = 32  # episodes, whose parts an object store sends meanwhile
+_AHEAD = 32
+"""Episodes that are read ahead."""
+_AHEAD_BYTES = 256 << 20
+"""Bytes of frames that are requested ahead from an object store; the next half when half of them is used."""
 
 
 @dataclass
@@ -186,15 +189,27 @@ def _requested(
 ) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
     """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
     waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
+    ahead = 0
     for drawn in draws:
         seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
         needed = np.unique(seen[seen_mask])
         ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))
-        if len(waiting) > _AHEAD:
+        ahead += _size(ranges)
+        if drawn.root.is_local:
+            enough = len(waiting) <= _AHEAD
+        else:
+            enough = ahead <= _AHEAD_BYTES
+        while not enough:  # from a store in bursts: neighbours are requested together
+            ahead -= _size(waiting[0][2])
             yield waiting.popleft()
+            enough = drawn.root.is_local or not waiting or ahead <= _AHEAD_BYTES // 2
     yield from waiting
+
+
+def _size(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(length for _, length in ranges)
 
 
 def shard_rows(
