@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import crc32c
 
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.index.episodes import Episode
 from oxe_curate.rlds import tfrecord
+from oxe_curate.rlds.remote import ShardBytes
 from oxe_curate.rlds.shards import is_array_record, open_shard
 from oxe_curate.storage import Folder, explain
+from oxe_curate.storage.transfers import submit
 
 _OPEN_FILES = 256
 _HELD = 16 << 20  # bytes: a record up to this size is read at once
@@ -62,26 +65,39 @@ class ShardReader:
 
 
 class _ShardBytesReader(ShardReader):
-    """Of an object, or of a compressed file: what was read is kept."""
+    """Of an object, or of a compressed file: what was read is kept. An object is opened while others are read."""
 
     remote = True
 
     def __init__(self, folder: Folder, path: str) -> None:
         self.name = f"{folder}/{path}"
-        self._shard = open_shard(folder, path)
-        self.size = len(self._shard.buffer)
-        self.check_unchanged = self._shard.check_unchanged  # type: ignore[method-assign]
+        self._opened: Future[ShardBytes] = Future()
+        if folder.is_local:
+            self._opened.set_result(open_shard(folder, path))
+        else:
+            self._opened = submit(lambda: open_shard(folder, path), first=True)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return len(self._opened.result().buffer)
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         if offset < 0 or offset + length > self.size:
             raise self._cut(offset + length)
-        return self._shard.read(offset, length)
+        return self._opened.result().read(offset, length)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         view[:] = self.read(offset, len(view))
 
     def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        self._shard.prefetch_many(ranges)
+        def begin(opened: Future[ShardBytes]) -> None:
+            if opened.exception() is None:  # else `read` raises it
+                opened.result().prefetch_many(ranges)
+
+        self._opened.add_done_callback(begin)
+
+    def check_unchanged(self) -> None:
+        self._opened.result().check_unchanged()
 
 
 class _LocalReader(ShardReader):
@@ -203,9 +219,13 @@ class SourceRecords:
         return not reader.remote or 2 * sum(size for _, size in ranges) >= length
 
     def check_unchanged(self) -> None:
-        """Raise StorageError if a shard was written to since it was opened."""
+        """Raise StorageError if a shard was written to since it was opened; one request per object, several at once."""
+        checks = [submit(reader.check_unchanged) for reader in self._readers.values() if reader.remote]
         for reader in self._readers.values():
-            reader.check_unchanged()
+            if not reader.remote:
+                reader.check_unchanged()
+        for check in checks:
+            check.result()
 
     def open(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]] = ()) -> Record:
         """An episode's record, after comparing its framing (and data, see above) with the index.

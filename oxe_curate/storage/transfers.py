@@ -114,7 +114,7 @@ def transfer(fetch: Fetch, length: int, first: bool = False) -> Future[None]:
     return _workers.submit(fetch, length, first)
 
 
-def submit(call: Callable[[], _Value]) -> Future[_Value]:
+def submit(call: Callable[[], _Value], first: bool = False) -> Future[_Value]:
     """The result of one request, made in one of these threads; `call` must not wait for another transfer."""
     result: Future[_Value] = Future()
 
@@ -124,7 +124,7 @@ def submit(call: Callable[[], _Value]) -> Future[_Value]:
         except BaseException as error:
             result.set_exception(error)
 
-    transfer(fetch, 1)
+    transfer(fetch, 1, first)
     return result
 
 
