@@ -14,6 +14,7 @@ import crc32c
 
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.index.episodes import Episode
+from oxe_curate.index.source_shards import Looks
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.remote import ShardBytes
 from oxe_curate.rlds.shards import is_array_record, open_shard
@@ -37,10 +38,12 @@ class ShardReader:
         name: for messages.
         remote: whether it is in an object store; bytes that were fetched are kept then.
         size: in bytes.
+        known: whether it is still the object that was filtered, by its identity.
     """
 
     name: str
     remote = False
+    known = False
     size: int
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -53,8 +56,8 @@ class ShardReader:
         """Fill a buffer from `offset` on. Raises like `read`."""
         raise NotImplementedError
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begin to read (offset, length) parts."""
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
+        """Begin to read (offset, length) parts, and those of `framing` if the shard is not `known`."""
 
     def check_unchanged(self) -> None:
         """Raise StorageError if the shard was written to since it was opened."""
@@ -69,8 +72,9 @@ class _ShardBytesReader(ShardReader):
 
     remote = True
 
-    def __init__(self, folder: Folder, path: str) -> None:
+    def __init__(self, folder: Folder, path: str, look: str | None) -> None:
         self.name = f"{folder}/{path}"
+        self._look = look
         self._opened: Future[ShardBytes] = Future()
         if folder.is_local:
             self._opened.set_result(open_shard(folder, path))
@@ -81,6 +85,10 @@ class _ShardBytesReader(ShardReader):
     def size(self) -> int:  # type: ignore[override]
         return len(self._opened.result().buffer)
 
+    @property
+    def known(self) -> bool:  # type: ignore[override]
+        return self._look is not None and self._opened.result().identity.startswith(f"{self._look}:")
+
     def read(self, offset: int, length: int) -> bytes | memoryview:
         if offset < 0 or offset + length > self.size:
             raise self._cut(offset + length)
@@ -89,10 +97,10 @@ class _ShardBytesReader(ShardReader):
     def read_into(self, offset: int, view: memoryview) -> None:
         view[:] = self.read(offset, len(view))
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
         def begin(opened: Future[ShardBytes]) -> None:
             if opened.exception() is None:  # else `read` raises it
-                opened.result().prefetch_many(ranges)
+                opened.result().prefetch_many(ranges if self.known else [*ranges, *framing])
 
         self._opened.add_done_callback(begin)
 
@@ -121,8 +129,8 @@ class _LocalReader(ShardReader):
         except OSError as error:
             raise StorageError(f"{self.name}: {explain(error)}") from error
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        for offset, length in ranges if _ADVISE else ():
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
+        for offset, length in (*ranges, *framing) if _ADVISE else ():
             os.posix_fadvise(self._files.descriptor(self.name), offset, length, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
@@ -177,13 +185,16 @@ class SourceRecords:
     Args:
         check: whether to compare the data of every record with its checksum; None: of local shards, and of a record
             in an object store if at least half of it is fetched anyway.
+        looks: what the shards looked like when they were filtered. The framing of a record in an object that still
+            looks so is not compared: far from the frames, it would cost another request.
     """
 
-    def __init__(self, check: bool | None = None) -> None:
-        self._check = check
+    def __init__(self, check: bool | None = None, looks: Looks | None = None) -> None:
+        self._check, self._looks = check, looks or {}
         self._readers: dict[tuple[str, str], ShardReader] = {}
         self._files = _OpenFiles()
         self._asked: list[tuple[int, int]] = []  # of `_asking`, an object: not requested yet
+        self._framing: list[tuple[int, int]] = []
         self._asking: ShardReader | None = None
         self._buffer = bytearray()  # kept, since the system clears new memory
 
@@ -195,23 +206,22 @@ class SourceRecords:
         """
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
-        if self._checks(reader, length, ranges):
-            parts = [(offset - tfrecord.HEADER, tfrecord.HEADER + length + tfrecord.FOOTER)]
-        else:
-            parts = [*ranges, (offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)]
+        framing = [(offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)]
+        parts = [(offset, length)] if self._checks(reader, length, ranges) else [*ranges]
         if not reader.remote:
-            return reader.prefetch(parts)
+            return reader.prefetch(parts, framing)
         if reader is not self._asking:
             self.flush()
         self._asking = reader
         self._asked += parts
+        self._framing += framing
         return None
 
     def flush(self) -> None:
         """Make the requests that are held back."""
         if self._asking is not None and self._asked:
-            self._asking.prefetch(self._asked)
-            self._asked = []
+            self._asking.prefetch(self._asked, self._framing)
+            self._asked, self._framing = [], []
 
     def _checks(self, reader: ShardReader, length: int, ranges: Sequence[tuple[int, int]]) -> bool:
         if self._check is not None:
@@ -242,9 +252,7 @@ class SourceRecords:
         self.flush()
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
-        head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
-        tail = reader.read(offset + length, tfrecord.FOOTER)
-        if not tfrecord.same_framing(head, tail, length, episode.record_crc):
+        if not reader.known and not self._same_framing(reader, offset, length, episode.record_crc):
             raise DataError(f"{reader.name}: another record is where {episode.id} was; {CHANGED}")
         if not self._checks(reader, length, ranges):
             return Record(reader)
@@ -261,11 +269,18 @@ class SourceRecords:
             )
         return Record(reader, offset, held) if length <= _HELD else Record(reader)
 
+    def _same_framing(self, reader: ShardReader, offset: int, length: int, crc: int) -> bool:
+        head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
+        return tfrecord.same_framing(head, reader.read(offset + length, tfrecord.FOOTER), length, crc)
+
     def _reader(self, source: Folder, path: str) -> ShardReader:
         key = source.uri, path
         if key not in self._readers:
             local = source.is_local and not is_array_record(path)
-            self._readers[key] = _LocalReader(source, path, self._files) if local else _ShardBytesReader(source, path)
+            look = self._looks.get(f"{source}/{path}")
+            self._readers[key] = (
+                _LocalReader(source, path, self._files) if local else _ShardBytesReader(source, path, look)
+            )
         return self._readers[key]
 
     def _scratch(self, length: int) -> memoryview:

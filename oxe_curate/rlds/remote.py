@@ -47,9 +47,11 @@ class ShardBytes:
         remote: whether it is in an object store.
         buffer: the whole file; bytes that were not ensured may be anything.
         bytes_fetched: bytes read or transferred so far.
+        identity: of an object when it was opened, see `Folder.identity`.
     """
 
     remote = False
+    identity = ""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -210,6 +212,7 @@ class RemoteShard(ShardBytes):
     def __init__(self, folder: Folder, path: str) -> None:
         self._object = folder.open_object(path)
         super().__init__(self._object.name, self._object.size())
+        self.identity = self._object.identity()
         self._changed = threading.Condition()
         self._failed: Exception | None = None
         self._closed = self._reserved = False

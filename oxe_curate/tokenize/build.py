@@ -6,6 +6,7 @@ numbers of one shard.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool, ranges_needed
 from oxe_curate.index.images import EncodedFrames
 from oxe_curate.index.records import Record, SourceRecords
+from oxe_curate.index.source_shards import Looks, read_looks
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
@@ -135,7 +137,8 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
         DataError: a source shard is not the one that was filtered, or a frame is no image. CorruptError: a record is
             damaged. StorageError: a file cannot be read or written. Each names the source shard and the episode.
     """
-    records = SourceRecords(job.check_records)
+    far = any(not root.is_local for root in job.roots)
+    records = SourceRecords(job.check_records, _looks(job.index) if far else None)
     draws, first, pools = gather_frames(job, task, records)
     folder = task.out.path() if task.out.is_local else None
     frames = {role: pool.finish(job.mixture.image, folder) for role, pool in pools.items()}
@@ -146,6 +149,11 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     order = sampling.order(order_keys(draws))
     shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
     return Built(steps_seen=len(order))
+
+
+@functools.lru_cache(maxsize=1)
+def _looks(index: Folder) -> Looks:
+    return read_looks(index)
 
 
 def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
@@ -197,10 +205,7 @@ def _requested(
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))
         ahead += _size(ranges)
-        if drawn.root.is_local:
-            enough = len(waiting) <= _AHEAD
-        else:
-            enough = ahead <= _AHEAD_BYTES
+        enough = len(waiting) <= _AHEAD if drawn.root.is_local else ahead <= _AHEAD_BYTES
         while not enough:  # from a store in bursts: neighbours are requested together
             ahead -= _size(waiting[0][2])
             yield waiting.popleft()
