@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -117,26 +118,25 @@ def make(out: Path, source: Path, megabytes: float, shards: int, episodes: int) 
     return out
 
 
-def needed(path: Path, cameras: tuple[str, ...] | None) -> Ranges:
+def needed(path: Path, camera: str | None, records: Collection[int] | None = None) -> Ranges:
     """(offset, length) of the bytes of a shard that a command needs, ascending.
 
     Args:
         path: of the shard.
-        cameras: tokenize: the lists of these cameras' frames, and what surrounds each record; None: filter, which needs
-            everything but the frames.
+        camera: tokenize: the list of this camera's frames; None: filter, which needs everything but the frames.
+        records: numbers of the records; None: all.
     """
     data, found = memoryview(np.memmap(path, np.uint8, "r")), []
-    for offset, length in tfrecord.records(data):
-        spans = example.scan(data, offset, length)
-        lists = sorted(
-            (span.offset, span.length)
-            for key, span in spans.items()
-            if (b"/image_" in key if cameras is None else key.decode().rpartition("/")[2] in cameras)
-        )
-        begin, end = offset - tfrecord.HEADER, offset + length + tfrecord.FOOTER
-        if cameras is not None:
-            found += [(begin, tfrecord.HEADER), *lists, (end - tfrecord.FOOTER, tfrecord.FOOTER)]
+    for number, (offset, length) in enumerate(tfrecord.records(data)):
+        if records is not None and number not in records:
             continue
+        spans = example.scan(data, offset, length)
+        lists = sorted((span.offset, span.length) for key, span in spans.items() if b"/observation/image_" in key)
+        if camera is not None:
+            span = spans[f"steps/observation/{camera}".encode()]
+            found.append((span.offset, span.length))
+            continue
+        begin, end = offset - tfrecord.HEADER, offset + length + tfrecord.FOOTER
         for start, size in lists:
             found.append((begin, start - begin))
             begin = start + size

@@ -37,12 +37,15 @@ class Counts:
         requests: of every kind.
         reads, bytes: requests for parts of source shards, and the bytes that they sent.
         at_once: the most requests that were in flight.
+        first, last: when the first of the reads began and the last ended, in seconds.
     """
 
     requests: int = 0
     reads: int = 0
     bytes: int = 0
     at_once: int = 0
+    first: float = 0.0
+    last: float = 0.0
     flying: int = field(default=0, repr=False)
 
 
@@ -79,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.counts.flying -= 1
 
     def _serve(self, key: str, query: str) -> None:
-        start = time.perf_counter() + self.delay
+        begun = time.perf_counter()
+        start = begun + self.delay
         time.sleep(self.delay)
         if "list-type" in query:
             return self._list({name: values[0] for name, values in parse_qs(query).items()})
@@ -93,10 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return self._answer(200, b"", size)
         first, last = (int(found[1]), min(int(found[2]), size - 1)) if found else (0, size - 1)
-        if ".tfrecord" in key:
-            with self.lock:
-                self.counts.reads += 1
-                self.counts.bytes += last + 1 - first
         self._head(206 if found else 200, last + 1 - first)
         with path.open("rb") as file:
             for at in range(first, last + 1, _BURST):
@@ -105,6 +105,12 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(max(pause, 0))
                 while at < stop:
                     at += os.sendfile(self.connection.fileno(), file.fileno(), at, stop - at)
+        if ".tfrecord" in key:
+            with self.lock:
+                self.counts.reads += 1
+                self.counts.bytes += last + 1 - first
+                self.counts.first = self.counts.first or begun
+                self.counts.last = time.perf_counter()
         return None
 
     def _list(self, query: dict[str, str]) -> None:

@@ -2,14 +2,15 @@
 
     python -m benchmarks.object_store
 
-A server on this machine answers a request for n bytes after 50 ms + n / (100 MB/s), so K requests in flight give at most
-K x 100 MB/s. Data sets with records of 0.1, 1, 10 and 100 MB are filtered and tokenized from s3://, with one worker;
-index and mixture are written to the local disk.
+A server on this machine answers a request for n bytes after 50 ms + n / (100 MB/s), so K requests in flight give at
+most K x 100 MB/s. Data sets with records of 0.1, 1, 10 and 100 MB are filtered and tokenized from s3://, with one
+worker; index and mixture are written to the local disk. K is so small that two cores, which also serve, are faster than
+the link: 4, and 1 for records of 0.1 MB, which take more processor time than transfer.
 
 What the link gives is stated twice, for the bytes that the command needs (filter: everything but the frames; tokenize:
-the frames of one camera), if their places were known from the start. `ideal` is computed: the least connection time,
-which reads through gaps that are shorter than another request, divided by K. `downloader` is measured: K threads that
-fetch the same ranges from the same server and keep nothing.
+the frames of one camera, of each output shard), if their places were known from the start. `ideal` is computed: the
+least connection time, which reads through gaps that are shorter than another request, divided by K. `downloader` is
+measured: K threads that fetch the same ranges from the same server, 32 MiB at most at a time, and keep nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +30,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from benchmarks import far_data, make_shards, report
 from benchmarks.far_server import Counts, environment, far, take_counts
+from oxe_curate.episode import EpisodeId
 
 HERE = Path(__file__).parent
-SHARDS = 8
-EPISODES = {0.1: 500, 1.0: 100, 10.0: 25, 100.0: 6}
-"""Record size in MB -> records of a shard."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set, and how it is read.
+
+    Attributes:
+        record: MB of a record.
+        shards, episodes: number of shards, and of records in each.
+        at_once: requests in flight.
+        output: MiB of images per output shard of the mixture.
+    """
+
+    record: float
+    shards: int
+    episodes: int
+    at_once: int = 4
+    output: int = 128
+
+
+CASES = (Case(0.1, 8, 500, at_once=1, output=64), Case(1, 16, 100), Case(10, 8, 25), Case(100, 8, 6))
 _LARGEST = 32 << 20
 """Bytes of the largest request of the downloader."""
-_CAMERA = ("image_0",)
+_CAMERA = "image_0"
 """The camera that the mixture of benchmarks/product.py has."""
 _AIM = 0.8
+
+
+Parts = list[tuple[str, far_data.Ranges]]
+"""What a command needs, part by part: object, and (offset, length) of its bytes."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +87,17 @@ class Link:
                 runs.append([offset, offset + length])
         return [(start, stop - start) for start, stop in runs]
 
-    def ideal(self, shards: Sequence[far_data.Ranges]) -> float:
-        """Seconds for all shards, with every connection busy until the end: no reader can be faster."""
-        plan = [length for ranges in shards for _, length in self.plan(ranges)]
+    def ideal(self, parts: Parts) -> float:
+        """Seconds for all parts, with every connection busy until the end: no reader can be faster."""
+        plan = [length for _, ranges in parts for _, length in self.plan(ranges)]
         return sum(self.delay + length / self.bandwidth for length in plan) / self.at_once
 
 
-def download(port: int, keys: Sequence[str], shards: Sequence[far_data.Ranges], link: Link) -> float:
-    """Seconds in which `link.at_once` threads fetch the ranges of all shards, the longest first, and drop the bytes."""
+def download(port: int, parts: Parts, link: Link) -> float:
+    """Seconds in which `link.at_once` threads fetch the ranges of all parts, the longest first, and drop the bytes."""
     pieces = [
         (min(_LARGEST, offset + length - at), key, at)
-        for key, ranges in zip(keys, shards, strict=True)
+        for key, ranges in parts
         for offset, length in link.plan(ranges)
         for at in range(offset, offset + length, _LARGEST)
     ]
@@ -107,84 +133,104 @@ def run(command: Sequence[str], port: int, in_flight: int) -> tuple[dict[str, An
     return json.loads(done.stdout.splitlines()[-1]), take_counts(port)
 
 
-def measure(data: Path, megabytes: float, link: Link, scratch: Path, only: str) -> list[dict[str, Any]]:
-    """A row of the tables for each command."""
+def for_filter(data: Path) -> Parts:
+    """What filter needs, shard by shard."""
     paths = sorted(data.rglob("*.tfrecord-*"))
-    keys = [str(path.relative_to(data)) for path in paths]
-    rows = []
+    return [(str(path.relative_to(data)), far_data.needed(path, None)) for path in paths]
+
+
+def for_tokenize(data: Path, mixture: Path) -> Parts:
+    """What tokenize needs, output shard by output shard: an episode is in one of them, drawn at random."""
+    paths, found = sorted(data.rglob("*.tfrecord-*")), []
+    for output in sorted(mixture.glob("*.parquet")):
+        names = map(EpisodeId.parse, set(pq.read_table(output, columns=["episode_id"])["episode_id"].to_pylist()))
+        records: dict[int, set[int]] = {}
+        for name in names:
+            records.setdefault(name.shard, set()).add(name.record)
+        for shard, chosen in sorted(records.items()):
+            found.append((str(paths[shard].relative_to(data)), far_data.needed(paths[shard], _CAMERA, chosen)))
+    return found
+
+
+def measure(data: Path, case: Case, link: Link, scratch: Path) -> list[dict[str, Any]]:
+    """A row of the tables for each command."""
     shutil.rmtree(scratch, ignore_errors=True)
-    index, mixture = str(scratch / "index"), str(scratch / "mix")
+    index, mixture, rows = scratch / "index", scratch / "mix", []
     with far(data, link.delay, link.bandwidth) as port:
-        for command, cameras in (("filter", None), ("tokenize", _CAMERA)):
-            shards = [far_data.needed(path, cameras) for path in paths]
+        for command in ("filter", "tokenize"):
             if command == "filter":
-                found, counts = run(["filter", "s3://bucket", index, "--workers", "1"], port, link.at_once)
+                arguments = ["filter", "s3://bucket", str(index)]
             else:
-                found, counts = run(["tokenize", index, mixture, "--workers", "1"], port, link.at_once)
-            episodes = len(paths) * EPISODES[megabytes]
+                arguments = ["tokenize", str(index), str(mixture), "--shard-mb", str(case.output)]
+            found, counts = run([*arguments, "--workers", "1"], port, link.at_once)
+            parts = for_filter(data) if command == "filter" else for_tokenize(data, mixture)
             take_counts(port)
-            anchor = download(port, keys, shards, link)
+            anchor = download(port, parts, link)
             fetched = take_counts(port)
+            episodes = case.shards * case.episodes
             rows.append({
-                "command": command, "record MB": megabytes, "in flight": link.at_once, "seconds": found["seconds"],
-                "cpu": found.get("cpu_seconds", 0.0), "memory": found.get("memory_mb", 0.0),
-                "ideal": link.ideal(shards), "downloader": anchor, "most": counts.at_once,
-                "needed": sum(length for ranges in shards for _, length in ranges) / episodes,
+                "command": command, "record": case.record, "at_once": link.at_once, "most": counts.at_once,
+                "seconds": found["seconds"], "reading": counts.last - counts.first, "cpu": found["cpu_seconds"],
+                "memory": found["memory_mb"], "ideal": link.ideal(parts), "downloader": anchor,
+                "needed": sum(length for _, ranges in parts for _, length in ranges) / episodes,
                 "requests": counts.reads / episodes, "bytes": counts.bytes / episodes,
                 "other": counts.requests - counts.reads,
-                "ideal requests": fetched.reads / episodes, "ideal bytes": fetched.bytes / episodes,
+                "fewest": fetched.reads / episodes, "least": fetched.bytes / episodes,
             })  # fmt: skip
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            if only == command:
-                break
     return rows
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The aims, and requests and bytes per episode, as Markdown."""
     aims = [
-        "| command | record | in flight | s | ideal s | downloader s | of the ideal | of the downloader | aim | met | CPU s | memory MB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|",
+        "| command | record | in flight | reading s | ideal s | downloader s | ideal / reading | downloader / reading "
+        "| aim | met | command s | CPU s | memory MB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|",
     ]
     costs = [
-        "| command | record | needed kB | requests an episode | kB an episode | downloader: requests | kB | other requests |",
+        "| command | record | needed kB | requests | kB | downloader: requests | kB | other requests of the command |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        record = f"{row['record MB']:g} MB"
-        share, of_anchor = row["ideal"] / row["seconds"], row["downloader"] / row["seconds"]
+        record, reading = f"{row['record']:g} MB", row["reading"]
+        share = row["downloader"] / reading
         aims.append(
-            f"| {row['command']} | {record} | {row['in flight']} | {row['seconds']:.2f} | {row['ideal']:.2f} | "
-            f"{row['downloader']:.2f} | {share:.2f} | {of_anchor:.2f} | {_AIM} | "
-            f"{'yes' if of_anchor >= _AIM else 'no'} | {row['cpu']:.2f} | {row['memory']:.0f} |"
+            f"| {row['command']} | {record} | {row['most']} of {row['at_once']} | {reading:.1f} | {row['ideal']:.1f} | "
+            f"{row['downloader']:.1f} | {row['ideal'] / reading:.2f} | {share:.2f} | {_AIM} | "
+            f"{'yes' if share >= _AIM else 'no'} | {row['seconds']:.1f} | {row['cpu']:.1f} | {row['memory']:.0f} |"
         )
         costs.append(
             f"| {row['command']} | {record} | {row['needed'] / 1e3:,.0f} | {row['requests']:.2f} | "
-            f"{row['bytes'] / 1e3:,.0f} | {row['ideal requests']:.2f} | {row['ideal bytes'] / 1e3:,.0f} | "
-            f"{row['other']} |"
+            f"{row['bytes'] / 1e3:,.0f} | {row['fewest']:.2f} | {row['least'] / 1e3:,.0f} | {row['other']} |"
         )
-    return ["\n".join(aims), "## Requests and bytes of source shards, per episode", "\n".join(costs)]
+    return [
+        "`reading`: from the first request for a source shard to the end of the last one. `command`: the whole "
+        "command, with its start, judging or the last output shard, and the manifest.",
+        "\n".join(aims), "## Requests and bytes of source shards, per episode", "\n".join(costs),
+    ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=HERE / "data/far", help="folder of the data (%(default)s)")
-    parser.add_argument("--record-mb", type=float, nargs="+", default=list(EPISODES), choices=list(EPISODES))
+    parser.add_argument("--record-mb", type=float, nargs="+", help="only these record sizes")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds before each answer (%(default)s)")
     parser.add_argument("--bandwidth", type=float, default=100.0, help="MB/s of a connection (%(default)s)")
-    parser.add_argument("--in-flight", type=int, default=4, help="connections (%(default)s)")
-    parser.add_argument("--only", choices=["filter"], default="", help=argparse.SUPPRESS)
+    parser.add_argument("--in-flight", type=int, help="connections (default: 4, and 1 for records of 0.1 MB)")
     parser.add_argument("--name", default="object-store")
     args = parser.parse_args()
     base = make_shards.find_base(make_shards.shared_folder(), args.data / "base")
-    link = Link(args.delay, args.bandwidth * 1e6, args.in_flight)
     rows = []
-    for megabytes in args.record_mb:
-        data = far_data.make(args.data / f"{megabytes:g}", base, megabytes, SHARDS, EPISODES[megabytes])
-        rows += measure(data, megabytes, link, args.data / "out", args.only)
+    for case in CASES:
+        if args.record_mb is None or case.record in args.record_mb:
+            link = Link(args.delay, args.bandwidth * 1e6, args.in_flight or case.at_once)
+            data = far_data.make(args.data / f"{case.record:g}", base, case.record, case.shards, case.episodes)
+            rows += measure(data, case, link, args.data / "out")
     lines = [
-        f"# Benchmark: {args.name}", "`python -m benchmarks.object_store`",
+        f"# Benchmark: {args.name}", f"`{' '.join(['python -m benchmarks.object_store', *sys.argv[1:]])}`",
         "\n".join(f"- {key}: {value}" for key, value in report.machine(HERE).items()),
+        f"A request for n bytes takes {args.delay * 1e3:g} ms + n / ({args.bandwidth:g} MB/s). One worker.",
         *tables(rows),
     ]  # fmt: skip
     (HERE / "results" / f"{args.name}.md").write_text("\n\n".join(lines) + "\n")

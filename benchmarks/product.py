@@ -65,7 +65,9 @@ def run_tokenize(args: argparse.Namespace) -> dict[str, Any]:
     mixture = args.out.parent / f"{args.out.name}.yaml"
     size = args.image_size or "null"
     mixture.write_text(f"name: bench\ndatasets: [{{name: bridge_dataset, weight: 1.0}}]\nimage: {{size: {size}}}\n")
-    options = tokenizing.TokenizeOptions(tokenizer=args.tokenizer, workers=args.workers, progress=False)
+    options = tokenizing.TokenizeOptions(
+        tokenizer=args.tokenizer, workers=args.workers, progress=False, shard_bytes=args.shard_mb << 20
+    )
     result = tokenizing.run_tokenize(mixture, args.index, args.out, options)
     rows = sum(sum(counts.values()) for counts in result.manifest["rows"].values())
     written = sum(path.stat().st_size for path in args.out.glob("*.parquet"))
@@ -83,6 +85,7 @@ def main() -> None:
         command.add_argument("--workers", type=int, help="number of processes (default: from the amount of work)")
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
         command.add_argument("--tokenizer", type=Path, help="tokenize: folder or file")
+        command.add_argument("--shard-mb", type=int, default=256, help="tokenize: MiB of images per output shard")
         command.add_argument("--image-size", type=int, help="tokenize: image size in pixels")
     args = parser.parse_args()
     if args.plain:

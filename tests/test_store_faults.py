@@ -8,7 +8,7 @@ import pytest
 
 from oxe_curate.errors import CurateError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.object_shard import RemoteShard
 from oxe_curate.storage import Folder, StoreOptions, attempts, transfers
 from oxe_curate.storage.link import Link
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize

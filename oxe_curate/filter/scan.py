@@ -38,6 +38,7 @@ from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.foreign import ForeignFileError
 from oxe_curate.rlds.leaf import camera_key, leaves
 from oxe_curate.rlds.reader import RawEpisode, RecordReader
+from oxe_curate.rlds.object_shard import READ_THROUGH
 from oxe_curate.rlds.remote import ShardBytes
 from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder, StoreOptions
@@ -86,9 +87,11 @@ class FilterTask:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that it takes: of large records (`Link.gap` is below 8 MiB), only parts are read."""
+        """Bytes of memory that it takes at most: of large records in an object, what is not needed is dropped."""
         records = max(self.shard.records, 1)
-        return self.size if self.size < records << 23 else min(self.size, records << 21)
+        if self.size < records << 20:
+            return self.size
+        return min(self.size, (READ_THROUGH if self.size < records << 23 else 0) + (records << 19))
 
     @property
     def name(self) -> str:

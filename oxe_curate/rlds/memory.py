@@ -30,11 +30,13 @@ class Region:
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)  # reads are sparse
         self.written = 0
 
-    def drop(self, offset: int, length: int) -> None:
-        """Give whole pages back to the system, which will not be read again; few are not worth the call."""
-        if length >= _DROPPED and hasattr(mmap, "MADV_DONTNEED"):
-            self.memory.madvise(mmap.MADV_DONTNEED, offset, length)
-            self.written -= length
+    def drop(self, offset: int, length: int) -> bool:
+        """Give whole pages back to the system, unless they are few; whether that was done. They must not be read."""
+        if length < _DROPPED or not hasattr(mmap, "MADV_DONTNEED"):
+            return False
+        self.memory.madvise(mmap.MADV_DONTNEED, offset, length)
+        self.written -= length
+        return True
 
 
 _free: list[Region] = []
