@@ -142,7 +142,7 @@ def for_filter(data: Path) -> Parts:
 def for_tokenize(data: Path, mixture: Path) -> Parts:
     """What tokenize needs, output shard by output shard: an episode is in one of them, drawn at random."""
     paths, found = sorted(data.rglob("*.tfrecord-*")), []
-    for output in sorted(mixture.glob("*.parquet")):
+    for output in sorted([*mixture.glob("train-*.parquet"), *mixture.glob("validation-*.parquet")]):
         names = map(EpisodeId.parse, set(pq.read_table(output, columns=["episode_id"])["episode_id"].to_pylist()))
         records: dict[int, set[int]] = {}
         for name in names:

@@ -37,8 +37,8 @@ from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.foreign import ForeignFileError
 from oxe_curate.rlds.leaf import camera_key, leaves
-from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.object_shard import READ_THROUGH
+from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.rlds.remote import ShardBytes
 from oxe_curate.rlds.shards import open_shard
 from oxe_curate.storage import Folder, StoreOptions
