@@ -5,7 +5,7 @@
 A server on this machine answers a request for n bytes after 50 ms + n / (100 MB/s), so K requests in flight give at
 most K x 100 MB/s. Data sets with records of 0.1, 1, 10 and 100 MB are filtered and tokenized from s3://, with one
 worker; index and mixture are written to the local disk. K is so small that two cores, which also serve, are faster than
-the link: 4, and 1 for records of 0.1 MB, which take more processor time than transfer.
+the link: 2, and 1 for records of 0.1 MB, which take more processor time than transfer.
 
 What the link gives is stated twice, for the bytes that the command needs (filter: everything but the frames; tokenize:
 the frames of one camera, of each output shard), if their places were known from the start. `ideal` is computed: the
@@ -53,11 +53,11 @@ class Case:
     record: float
     shards: int
     episodes: int
-    at_once: int = 4
+    at_once: int = 2
     output: int = 128
 
 
-CASES = (Case(0.1, 8, 500, at_once=1, output=64), Case(1, 16, 100), Case(10, 8, 25), Case(100, 8, 6))
+CASES = (Case(0.1, 8, 500, at_once=1, output=64), Case(1, 8, 100), Case(10, 8, 25), Case(100, 8, 6))
 _LARGEST = 32 << 20
 """Bytes of the largest request of the downloader."""
 _CAMERA = "image_0"
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--record-mb", type=float, nargs="+", help="only these record sizes")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds before each answer (%(default)s)")
     parser.add_argument("--bandwidth", type=float, default=100.0, help="MB/s of a connection (%(default)s)")
-    parser.add_argument("--in-flight", type=int, help="connections (default: 4, and 1 for records of 0.1 MB)")
+    parser.add_argument("--in-flight", type=int, help="connections (default: 2, and 1 for records of 0.1 MB)")
     parser.add_argument("--name", default="object-store")
     args = parser.parse_args()
     base = make_shards.find_base(make_shards.shared_folder(), args.data / "base")

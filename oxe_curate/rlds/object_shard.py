@@ -88,19 +88,19 @@ class RemoteShard(ShardBytes):
         before, gap = self._needed.rfind(1, 0, first) + 1, link.gap >> PAGE
         if first - before >= _REMOTE:
             self._jumps.append(first - before)
-            if first - before >= gap:
+            if first - before >= gap // 4:
                 self._clusters.append(before - self._landed)
                 self._landed = first
                 self._forget(before)
         if not self._ahead(first):
-            window = min(max(*self._clusters, _REMOTE, first - self._landed), max(gap, _REMOTE))
+            window = min(max(*self._clusters, first - self._landed), max(gap, _REMOTE))
             self._request(first, min(max(stop, first + window), len(self._state)), first=True)
         elif self._state.count(_MISSING, first, stop) or self._state.count(_PASSING, first, stop):
             self._request(first, stop, first=True)
 
     def _ahead(self, first: int) -> bool:
         """Fetch what follows a page, if reading through it is faster; whether that was done."""
-        gap = link.gap * 3 // 2 if self._reserved else link.gap  # measurements vary
+        gap = link.gap * (5 if self._reserved else 3) // 2  # one step waits for another otherwise; estimates vary
         if self._record >= gap and max(self._jumps) << PAGE >= gap:
             return False
         if not self._reserved:
