@@ -83,7 +83,7 @@ class FilterTask:
     @property
     def at_once(self) -> int:
         """How many such tasks a worker runs at once: a scan of a remote shard mostly waits for the next record."""
-        return 1 if self.dataset.source.is_local else 2 * StoreOptions.current().requests
+        return 1 if self.dataset.source.is_local else min(4 * StoreOptions.current().requests, 64)
 
     @property
     def held(self) -> int:

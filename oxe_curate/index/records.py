@@ -6,6 +6,7 @@ Local shards are read in small pieces, not mapped: a file that is truncated mean
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -74,12 +75,31 @@ class _ShardBytesReader(ShardReader):
 
     def __init__(self, folder: Folder, path: str, look: str | None) -> None:
         self.name = f"{folder}/{path}"
-        self._look = look
+        self._folder, self._path, self._look = folder, path, look
+        self._lock, self._is_open = threading.Lock(), False
+        self._asked: list[tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]] = []  # before it was open
         self._opened: Future[ShardBytes] = Future()
         if folder.is_local:
-            self._opened.set_result(open_shard(folder, path))
+            self._opened.set_result(self._open())
         else:
-            self._opened = submit(lambda: open_shard(folder, path), first=True)
+            self._opened = submit(self._open, first=True)
+
+    def _open(self) -> ShardBytes:
+        shard = open_shard(self._folder, self._path)
+        with self._lock:
+            self._is_open = True
+            for ranges, framing in self._asked:
+                shard.prefetch_many(self._needed(shard, ranges, framing))
+            self._asked.clear()
+        return shard
+
+    def _needed(
+        self, shard: ShardBytes, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]]
+    ) -> Sequence[tuple[int, int]]:
+        return ranges if self._looks_same(shard) else [*ranges, *framing]
+
+    def _looks_same(self, shard: ShardBytes) -> bool:
+        return self._look is not None and shard.identity.startswith(f"{self._look}:")
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -87,7 +107,7 @@ class _ShardBytesReader(ShardReader):
 
     @property
     def known(self) -> bool:  # type: ignore[override]
-        return self._look is not None and self._opened.result().identity.startswith(f"{self._look}:")
+        return self._looks_same(self._opened.result())
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         if offset < 0 or offset + length > self.size:
@@ -98,11 +118,12 @@ class _ShardBytesReader(ShardReader):
         view[:] = self.read(offset, len(view))
 
     def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
-        def begin(opened: Future[ShardBytes]) -> None:
-            if opened.exception() is None:  # else `read` raises it
-                opened.result().prefetch_many(ranges if self.known else [*ranges, *framing])
-
-        self._opened.add_done_callback(begin)
+        with self._lock:
+            if not self._is_open:  # an error when it is opened appears where it is read
+                self._asked.append((ranges, framing))
+                return
+        shard = self._opened.result()
+        shard.prefetch_many(self._needed(shard, ranges, framing))
 
     def check_unchanged(self) -> None:
         self._opened.result().check_unchanged()

@@ -88,12 +88,12 @@ class RemoteShard(ShardBytes):
         before, gap = self._needed.rfind(1, 0, first) + 1, link.gap >> PAGE
         if first - before >= _REMOTE:
             self._jumps.append(first - before)
-            if first - before >= gap // 4:
+            if first - before >= gap // 2:
                 self._clusters.append(before - self._landed)
                 self._landed = first
                 self._forget(before)
         if not self._ahead(first):
-            window = min(max(*self._clusters, first - self._landed), max(gap, _REMOTE))
+            window = max(min(max(*self._clusters, first - self._landed), gap), _REMOTE)
             self._request(first, min(max(stop, first + window), len(self._state)), first=True)
         elif self._state.count(_MISSING, first, stop) or self._state.count(_PASSING, first, stop):
             self._request(first, stop, first=True)
@@ -148,8 +148,8 @@ class RemoteShard(ShardBytes):
 
         What is not `wanted`, (page, pages) ascending, is dropped when it arrives; None: nothing is.
         """
-        state = self._state
-        coming = bytearray(end - start)
+        state, end = self._state, min(end, -(-self._size >> PAGE))
+        coming = bytearray(max(end - start, 0))
         for page, count in wanted if wanted is not None else [(start, end - start)]:
             coming[page - start : page - start + count] = b"\1" * count
         at = start

@@ -21,12 +21,12 @@ def join_ranges(ranges: Iterable[tuple[int, int]], gap: int, longest: int = LONG
         longest: bytes of a request, unless a range is longer.
     """
     found: list[list[int]] = []
-    for offset, length in sorted(ranges):
-        end = offset + length
-        if found and offset - found[-1][1] < gap and max(end, found[-1][1]) - found[-1][0] <= longest:
-            found[-1][1] = max(end, found[-1][1])
-        elif length > 0:
-            found.append([offset, end])
+    for offset, length in sorted(part for part in ranges if part[1] > 0):
+        end = max(offset + length, found[-1][1] if found else 0)
+        if found and offset - found[-1][1] < gap and end - found[-1][0] <= longest:
+            found[-1][1] = end
+        else:
+            found.append([offset, offset + length])
     return [(start, stop - start) for start, stop in found]
 
 
