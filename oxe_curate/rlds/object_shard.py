@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from oxe_curate.errors import StorageError
+from oxe_curate.lru import LruCache
 from oxe_curate.rlds.remote import HERE, PAGE, ShardBytes, next_page
 from oxe_curate.storage import Folder
 from oxe_curate.storage.link import link
@@ -19,8 +20,8 @@ from oxe_curate.storage.transfers import transfer
 
 _REMOTE = 16
 """Pages: the least that is fetched of an object; a jump over less is not one."""
-_JUMPS, _CLUSTERS = 3, 8
-"""Latest jumps by which a shard is judged, and latest long ones."""
+_JUMPS, _CLUSTERS = 3, 24
+"""Latest jumps by which a shard is judged, and latest long ones of a folder."""
 _AHEAD = 20480
 """Pages of an object that are fetched ahead if it is read through (80 MiB), the next half when half is used."""
 READ_THROUGH, _MOST = (_AHEAD << PAGE) * 3 // 2, 1 << 30
@@ -30,6 +31,14 @@ _MISSING, _COMING, _PASSING, _AGAIN = 0, 1, 3, 4
 is read, which is here, more is fetched ahead."""
 _REQUESTED = bytes.maketrans(bytes((0, 1)), bytes((_PASSING, _COMING)))
 _ARRIVED = bytes.maketrans(bytes((_COMING, _PASSING)), bytes((HERE, _MISSING)))
+
+
+def _no_clusters() -> tuple[deque[int], int]:
+    return deque([_REMOTE], _CLUSTERS), 1
+
+
+_clusters: LruCache[deque[int]] = LruCache(64)
+"""Folder -> pages that were needed after each long jump in its shards."""
 
 
 class RemoteShard(ShardBytes):
@@ -52,7 +61,7 @@ class RemoteShard(ShardBytes):
         self._record = 1 << 62  # bytes of a record, on average, if that is known
         self._landed = 0  # page: where the last long jump led to
         self._jumps = deque([1 << 62] * _JUMPS, _JUMPS)  # pages that the latest jumps left out
-        self._clusters = deque([_REMOTE], _CLUSTERS)  # pages that were needed after each long jump
+        self._clusters = _clusters.get((folder.uri, path.rpartition("/")[0]), _no_clusters)
         self._next_ahead = len(self._state)  # page: when it or a later one is read, more is fetched ahead
         self._forgotten = len(self._state)  # page: of those before it, only what was needed is kept
 
@@ -93,7 +102,7 @@ class RemoteShard(ShardBytes):
                 self._landed = first
                 self._forget(before)
         if not self._ahead(first):
-            window = max(min(max(*self._clusters, first - self._landed), gap), _REMOTE)
+            window = max(min(max(*self._clusters.copy(), first - self._landed), gap), _REMOTE)
             self._request(first, min(max(stop, first + window), len(self._state)), first=True)
         elif self._state.count(_MISSING, first, stop) or self._state.count(_PASSING, first, stop):
             self._request(first, stop, first=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from oxe_curate.errors import StorageError
+from oxe_curate.lru import LruCache
 from oxe_curate.rlds import memory, object_shard, tfrecord
 from oxe_curate.rlds.object_shard import RemoteShard
 from oxe_curate.rlds.remote import HERE, PAGE
@@ -21,7 +22,7 @@ DATA = np.random.default_rng(0).integers(0, 256, 24 << 20, np.uint8).tobytes()
 class Stored:
     """Stands for a folder with one object, and for the object."""
 
-    name = "s3://bucket/object"
+    name = uri = "s3://bucket/object"
 
     def __init__(self, data: bytes = DATA) -> None:
         self.data, self.requests = data, list[tuple[int, int]]()
@@ -55,6 +56,7 @@ def _link(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OXE_CURATE_STORE_REQUESTS", "4")
     monkeypatch.setattr(transfers, "_workers", transfers._Workers())
     monkeypatch.setattr(object_shard, "_whole", object_shard._Whole())
+    monkeypatch.setattr(object_shard, "_clusters", LruCache(8))
 
 
 def opened(stored: Stored) -> RemoteShard:
@@ -100,6 +102,11 @@ def test_what_was_needed_after_earlier_jumps_is_fetched_with_the_next() -> None:
     first, last = (sum(at >> 22 == i for at, _ in stored.requests) for i in (0, 5))
     assert first > last == 1
     assert shard.bytes_fetched < 0.5 * len(DATA)
+    other = Stored()
+    shard = opened(other)  # of the same folder
+    for offset in range(0, 600 << 10, 150 << 10):
+        check(shard, offset)
+    assert len(other.requests) == 1
 
 
 def test_gaps_are_fetched_with_their_neighbours_and_dropped() -> None:
