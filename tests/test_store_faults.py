@@ -1,5 +1,7 @@
 """filter and tokenize through a proxy that makes requests to the store fail."""
 
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +206,26 @@ def test_requests_in_flight_are_bounded_and_many(store: tuple[Folder, Proxy], pr
     ranges = {request.range for request in proxy.requests if request.is_read}
     assert len({r for r in ranges if r}) == 16
     assert shard.bytes_fetched == 16 * 4096
+
+
+def test_framing_is_compared_where_an_object_looks_different(
+    source: Path, store: tuple[Folder, Proxy], proxy: Proxy, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Far from the frames it costs requests of its own, so not where the object still looks as when it was filtered."""
+    monkeypatch.setattr(Link, "gap", 8192)
+    options = TokenizeOptions(progress=False, workers=1, check_records=False)
+    run_filter(f"{store[0]}/in", tmp_path / "index", QUIET)
+    shutil.copytree(tmp_path / "index", tmp_path / "other")
+    text = (tmp_path / "other" / "sources.json").read_text()
+    (tmp_path / "other" / "sources.json").write_text(re.sub(r'": "\d+:', '": "1:', text))
+    reads = {}
+    for name in ("index", "other"):
+        proxy.reset()
+        run_tokenize(source / "m.yaml", tmp_path / name, tmp_path / f"out-{name}", options)
+        reads[name] = [request.range for request in proxy.requests if request.is_read and "tfrecord" in request.path]
+    assert 0 < len(reads["index"]) < len(reads["other"])
+    for path in (tmp_path / "out-index").glob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "out-other" / path.name).read_bytes()
 
 
 def test_requests_of_a_first_run_and_of_one_with_nothing_to_do(
