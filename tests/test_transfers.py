@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from oxe_curate.storage import transfers
+from oxe_curate.storage.attempts import attempt
 from oxe_curate.storage.link import Link
 from oxe_curate.storage.ranges import join_ranges, read_many
 from oxe_curate.storage.transfers import LONGEST, SHORTEST, submit, transfer, transfer_all
@@ -98,6 +99,32 @@ def test_requests_at_once_are_bounded_and_somebody_who_waits_comes_first() -> No
         done.result(60)
     assert order == ["first", "last"]
     assert len(parts) == 5
+
+
+def test_requests_of_every_kind_are_bounded_together() -> None:
+    """Those that open objects are not transfers."""
+    changed, at_once, most = threading.Condition(), 0, 0
+
+    def request() -> None:
+        nonlocal at_once, most
+        with changed:
+            at_once += 1
+            most = max(most, at_once)
+            changed.notify_all()
+            changed.wait_for(lambda: most >= 2, 60)
+        time.sleep(0.005)
+        with changed:
+            at_once -= 1
+
+    opening = [threading.Thread(target=attempt, args=("object", request)) for _ in range(6)]
+    for thread in opening:
+        thread.start()
+    begun = [submit(lambda: attempt("object", request)) for _ in range(6)]
+    for done in begun:
+        done.result(60)
+    for thread in opening:
+        thread.join(60)
+    assert most == 2
 
 
 def test_the_first_error_is_raised_and_what_waits_is_not_fetched() -> None:
