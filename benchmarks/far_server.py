@@ -37,12 +37,15 @@ class Counts:
         requests: of every kind.
         reads, bytes: requests for parts of source shards, and the bytes that they sent.
         at_once: the most requests that were in flight.
+        first, last: when the first of the reads began and the last ended, in seconds.
     """
 
     requests: int = 0
     reads: int = 0
     bytes: int = 0
     at_once: int = 0
+    first: float = 0.0
+    last: float = 0.0
     flying: int = field(default=0, repr=False)
 
 
@@ -50,7 +53,6 @@ class _Handler(BaseHTTPRequestHandler):
     """The files below `root` are the objects of every bucket; /count returns and resets the counts."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a small answer waits 40 ms for the client's acknowledgement of its header
     root: Path
     delay: float
     bandwidth: float
@@ -68,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts.path == "/count":
             self._answer(200, json.dumps(asdict(self.counts)).encode())
             vars(self.counts).update(vars(Counts()))
-            return None
+            return
         with self.lock:
             self.counts.requests += 1
             self.counts.flying += 1
@@ -80,7 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.counts.flying -= 1
 
     def _serve(self, key: str, query: str) -> None:
-        start = time.perf_counter() + self.delay
+        begun = time.perf_counter()
+        start = begun + self.delay
         time.sleep(self.delay)
         if "list-type" in query:
             return self._list({name: values[0] for name, values in parse_qs(query).items()})
@@ -94,10 +97,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return self._answer(200, b"", size)
         first, last = (int(found[1]), min(int(found[2]), size - 1)) if found else (0, size - 1)
-        if ".tfrecord" in key:
-            with self.lock:
-                self.counts.reads += 1
-                self.counts.bytes += last + 1 - first
         self._head(206 if found else 200, last + 1 - first)
         with path.open("rb") as file:
             for at in range(first, last + 1, _BURST):
@@ -106,6 +105,12 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(max(pause, 0))
                 while at < stop:
                     at += os.sendfile(self.connection.fileno(), file.fileno(), at, stop - at)
+        if ".tfrecord" in key:
+            with self.lock:
+                self.counts.reads += 1
+                self.counts.bytes += last + 1 - first
+                self.counts.first = self.counts.first or begun
+                self.counts.last = time.perf_counter()
         return None
 
     def _list(self, query: dict[str, str]) -> None:
@@ -137,7 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _serve_forever(root: Path, delay: float, bandwidth: float, pipe: Any) -> None:
     server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 256, "daemon_threads": True})
-    server.handle_error = lambda *_: None  # type: ignore[attr-defined]  # of clients that ended meanwhile
     facts = {"root": root, "delay": delay, "bandwidth": bandwidth, "counts": Counts()}
     made = server(("127.0.0.1", 0), type("Handler", (_Handler,), facts))
     pipe.send(made.server_port)
