@@ -126,7 +126,7 @@ def needed(path: Path, camera: str | None, records: Collection[int] | None = Non
         camera: tokenize: the list of this camera's frames; None: filter, which needs everything but the frames.
         records: numbers of the records; None: all.
     """
-    data, found = memoryview(np.memmap(path, np.uint8, "r")), []
+    data, found = np.memmap(path, np.uint8, "r").data, []
     for number, (offset, length) in enumerate(tfrecord.records(data)):
         if records is not None and number not in records:
             continue
