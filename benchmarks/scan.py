@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -143,3 +143,13 @@ def measure_size(settings: Settings, size: int) -> Iterator[Row]:
         settings.skip("cold runs", str(error))
     bench.clean()
     yield from rows(bench, size)
+
+
+def rows_256(settings: Settings) -> Iterator[Row]:
+    """The group scan-256."""
+    yield from measure_size(settings, 256)
+
+
+def rows_64(settings: Settings) -> Iterator[Row]:
+    """The group scan-64, on half as many bytes, which are still more steps."""
+    yield from measure_size(replace(settings, gb=settings.gb / 2), 64)
