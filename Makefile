@@ -8,9 +8,11 @@ CONSTRAINTS ?= --constraint constraints.txt
 INSTALL = $(PIP) install --quiet $(CONSTRAINTS)
 # torch is installed first, so that the packages that depend on it keep this build.
 TORCH ?= torch==2.13.0
+# TensorFlow and the packages that the benchmarks compare with.
+PEERS ?= .venv-peers
 BUILD = 'hatchling>=1.27,<2' 'editables>=0.5,<1' setuptools wheel
 
-.PHONY: demo demo-train test test-latest gcs-emulator lint lock docs fuzz bench clean
+.PHONY: demo demo-train test test-latest gcs-emulator lint lock docs fuzz bench bench-peers clean
 
 demo: $(VENV)/.base ## make small data sets, filter and tokenize them
 	$(BIN)/oxe-curate demo --out demo
@@ -48,11 +50,20 @@ docs: $(VENV)/.dev ## renew the option tables of docs/commands/
 fuzz: $(VENV)/.dev ## damage every kind of input file for FUZZ_SECONDS (600), and count what happens
 	$(BIN)/python -m tests.fuzz.run $(FUZZ)
 
-bench: $(VENV)/.dev ## the comparisons in benchmarks/ (see benchmarks/README.md for the peers' environment)
-	$(BIN)/python -m benchmarks.run $(BENCH)
+# ONLY=REGEX chooses groups; OPENVLA= and DLIMP= are checkouts of openvla/openvla and moojink/dlimp_openvla.
+bench: $(VENV)/.dev ## measure every row of benchmarks/results/README.md that needs no GPU (see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.run $(if $(wildcard $(PEERS)/.done),--peers $(PEERS)/bin/python) \
+	  $(if $(OPENVLA),--openvla $(OPENVLA)) $(if $(DLIMP),--dlimp $(DLIMP)) $(if $(ONLY),--only '$(ONLY)') $(BENCH)
+
+bench-peers: $(PEERS)/.done ## the environment of tf.data, TFDS and OpenVLA's loader, which `make bench` compares with
+
+$(PEERS)/.done: benchmarks/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --requirement benchmarks/peers.txt
+	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-latest .venv-gcs demo benchmarks/data
+	rm -rf $(VENV) .venv-latest .venv-gcs .venv-peers demo benchmarks/data
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import subprocess
 import sys
@@ -59,4 +60,5 @@ def _write(
     if out:
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.md").write_text(report(rows, environment))
-        (out / f"{name}.json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+        about = {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}", **environment}
+        (out / f"{name}.json").write_text(json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")

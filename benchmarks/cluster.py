@@ -182,7 +182,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = throughput(args.folder.absolute(), args.shards, args.workers)
     job = job_size(args.folder.absolute())
-    (RESULTS / "cluster.json").write_text(json.dumps({"throughput": rows, "job": job}, indent=1) + "\n")
+    (RESULTS / "cluster.json").write_text(
+        json.dumps({"environment": machine(RESULTS), "throughput": rows, "job": job}, indent=1) + "\n"
+    )
     (RESULTS / "cluster.md").write_text(markdown(rows, job))
     print(markdown(rows, job))
 

@@ -1,26 +1,27 @@
-"""The cost of judging: filter on Bridge-like shards with all measured criteria off, with the defaults, and with more.
+"""The group judging: filter on Bridge-like shards with all measured criteria off, with the defaults, and with more.
 
     python -m benchmarks.defects_cost --folder FOLDER [--look 8] [--against CHECKOUT]
 
-The data set (see make_shards.py) is made first if it is missing. The contenders take turns, each run in its own process
-and with a new index; `--against` adds another checkout of this project with its defaults. The table shows the median
-wall clock time and the least processor time, relative to `off`, of a run after the imports; and of the whole process.
+The second form compares with another checkout of this project, and prints a table. The contenders take turns, each run
+in its own process and with a new index. Times are those of a run after the imports.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import make_shards, measure, report
+from benchmarks import make_shards, measure, report, scan
+from benchmarks.rows import Anchor, Row, at_most, round_ratio, takes_part
+from benchmarks.settings import Settings, say
 from oxe_curate.filter.criteria import MEASURED, PRESETS
 
 REPOSITORY = Path(__file__).parents[1]
@@ -79,38 +80,55 @@ def contenders(against: Path | None, look: int) -> list[Contender]:
 
 
 def measure_all(
-    chosen: Sequence[Contender], source: Path, folder: Path, rounds: int, workers: int
+    chosen: Sequence[Contender], source: Path, folder: Path, rounds: int, workers: int, budget: float = math.inf
 ) -> dict[str, list[measure.Measurement]]:
-    """The contenders in turn; one round beforehand does not count."""
+    """The contenders in turn, each for at most `budget` seconds."""
     shards = sorted(source.rglob("*.tfrecord-*"))
     runs: dict[str, list[measure.Measurement]] = {contender.name: [] for contender in chosen}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         for contender in chosen:
-            out = folder / "cost-index"
+            if not takes_part([m.process_seconds for m in runs[contender.name]], budget):
+                continue
             for old in folder.glob("cost-index*"):
                 shutil.rmtree(old)
-            command = contender.command(source, out, workers)
+            command = contender.command(source, folder / "cost-index", workers)
             done = measure.run(command, shards, cold=False, log=folder / "cost.log")
-            if number:
-                runs[contender.name].append(done)
-                print(f"{contender.name:24} {done.seconds:.3f} s, {done.result['cpu']:.3f} s of processor", flush=True)
+            runs[contender.name].append(done)
+            say(f"round {number + 1} of {rounds}, {contender.name}: {done.seconds:.3g} s")
     return runs
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """On half of the data of scan-256: what the default criteria, the strict ones, and looking at frames add."""
+    whole = scan.source_of(settings, 256)
+    half = scan.SHARDS // 2
+    source = make_shards.link_part(whole, settings.data / f"{whole.name}-first-{half}", settings.base, half)
+    work = settings.data / "work" / "judging"
+    work.mkdir(parents=True, exist_ok=True)
+    chosen = contenders(None, look=8)
+    runs = measure_all(chosen, source, work, settings.rounds, 1, settings.budget)
+    base = runs["off"]
+    for name, limit in (("default", at_most(1.3)), ("strict", None), ("default, --look 8", None)):
+        found = runs[name]
+        seconds, cpu = ([m.seconds for m in found], [m.result["cpu"] for m in found])
+        ratio = round_ratio(seconds, [m.seconds for m in base])
+        cpu_ratio = round_ratio(cpu, [m.result["cpu"] for m in base])
+        anchor = Anchor("filter without measured criteria", median(m.seconds for m in base), ratio, "time", cpu_ratio)
+        what = f"filter, criteria: {name}; 256 px, one process"
+        yield Row("quality", what, median(seconds), "s", (min(seconds), max(seconds)), anchor, limit)
 
 
 def table(runs: dict[str, list[measure.Measurement]]) -> str:
     """One line per contender, with ratios to `off`."""
-    seconds = {name: median(m.seconds for m in found) for name, found in runs.items()}
-    # other work on the machine only adds to the processor time
-    cpu = {name: min(m.result["cpu"] for m in found) for name, found in runs.items()}
-    whole = {name: min(m.cpu for m in found) for name, found in runs.items()}
+    base = runs["off"]
     lines = []
     for name, found in runs.items():
-        memory = max(m.rss for m in found) / report.MB
-        ratios = f"{seconds[name] / seconds['off']:.2f}", f"{cpu[name] / cpu['off']:.2f}"
-        measured = f"{seconds[name]:.3f}", ratios[0], f"{cpu[name]:.3f}", ratios[1], f"{whole[name]:.2f}"
-        lines.append([name, *measured, f"{memory:,.0f} MB"])
-    header = ["filter", "s", "ratio", "processor s", "ratio", "process's processor s", "peak RSS"]
-    return report.markdown(header, lines)
+        seconds, cpu = [m.seconds for m in found], [m.result["cpu"] for m in found]
+        ratio = round_ratio(seconds, [m.seconds for m in base])
+        cpu_ratio = round_ratio(cpu, [m.result["cpu"] for m in base])
+        memory = f"{max(m.rss for m in found) / report.MB:,.0f} MB"
+        lines.append([name, f"{median(seconds):.3f}", f"{ratio:.2f}", f"{median(cpu):.3f}", f"{cpu_ratio:.2f}", memory])
+    return report.markdown(["filter", "s", "ratio", "processor s", "ratio", "peak RSS"], lines)
 
 
 def main() -> None:
@@ -123,23 +141,13 @@ def main() -> None:
     parser.add_argument("--look", type=int, default=0, metavar="N", help="also look at N frames per episode")
     parser.add_argument("--against", type=Path, help="another checkout")
     parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="(%(default)s)")
-    parser.add_argument("--out", type=Path, help="folder of the report (FOLDER)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     base = make_shards.find_base(args.shared, args.folder / "base")
     name = f"bridge-{args.image_size}px-{args.gb:g}gb"
     source = make_shards.make_dataset(args.folder / name, base, gb=args.gb, shards=4, size=args.image_size)
     chosen = contenders(args.against, args.look)
-    runs = measure_all(chosen, source, args.folder, args.rounds, args.workers)
-    machine = report.machine(args.folder)
-    episodes = next(iter(runs.values()))[0].result["seen"]
-    facts = f"{args.gb:g} GB of {args.image_size} px, {episodes:,} episodes; medians of {args.rounds} rounds; "
-    text = f"# What judging costs\n\n{facts}commit {machine['commit']}, {machine['processor']}.\n\n{table(runs)}\n"
-    out = args.out or args.folder
-    (out / "defects-cost.md").write_text(text)
-    raw = {found: [dataclasses.asdict(m) for m in done] for found, done in runs.items()}
-    (out / "defects-cost.json").write_text(json.dumps({"machine": machine, "runs": raw}, indent=1) + "\n")
-    print(text)
+    print(table(measure_all(chosen, source, args.folder, args.rounds, args.workers)))
 
 
 if __name__ == "__main__":

@@ -154,9 +154,9 @@ def aims(trials: Sequence[Trial]) -> list[report.Aim]:
         ),
         report.Aim("of these, kinds that default marks", 100 * len(shown) / max(1, len(reached)), 100, True, " %"),
         report.Aim("clean episodes dropped by strict, untouched sources", losses["strict", True], 1, False, " %"),
-        report.Aim("the same in planted sets", losses["strict", False], 1, False, " %"),
+        report.Aim("clean episodes dropped by strict, planted sources", losses["strict", False], 1, False, " %"),
         report.Aim("clean episodes dropped by default, untouched sources", losses["default", True], 0, False, " %"),
-        report.Aim("the same in planted sets", losses["default", False], 0, False, " %"),
+        report.Aim("clean episodes dropped by default, planted sources", losses["default", False], 0, False, " %"),
         report.Aim("clean episodes marked by default, untouched sources", alarms, 1, False, " %"),
     ]  # fmt: skip
 

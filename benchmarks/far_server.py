@@ -53,7 +53,6 @@ class _Handler(BaseHTTPRequestHandler):
     """The files below `root` are the objects of every bucket; /count returns and resets the counts."""
 
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else a small answer waits 40 ms for the client's acknowledgement of its header
     root: Path
     delay: float
     bandwidth: float
@@ -143,7 +142,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _serve_forever(root: Path, delay: float, bandwidth: float, pipe: Any) -> None:
     server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 256, "daemon_threads": True})
-    server.handle_error = lambda *_: None  # type: ignore[attr-defined]  # of clients that ended meanwhile
     facts = {"root": root, "delay": delay, "bandwidth": bandwidth, "counts": Counts()}
     made = server(("127.0.0.1", 0), type("Handler", (_Handler,), facts))
     pipe.send(made.server_port)

@@ -33,6 +33,7 @@ class Measurement:
         cpu: seconds of processor time of the whole process tree, imports included; the least sensitive to other work
             on the machine.
         storage: bytes fetched from storage, readahead included (getrusage, waited-for children included).
+        workers_cpu: of these, seconds of all processes but the first, sampled.
         touched: share of the data's pages in the page cache afterwards; only after a cold start.
         result: the JSON that the command printed.
     """
@@ -45,6 +46,21 @@ class Measurement:
     cpu: float = 0.0
     touched: float | None = None
     result: dict[str, Any] = field(default_factory=dict)
+    workers_cpu: float = 0.0
+
+    @property
+    def work_cpu(self) -> float:
+        """Seconds of processor time of the work, imports of the first process excluded.
+
+        The command reports `cpu`, its own and that of the children it waited for. A command whose workers are not its
+        children also reports `cpu_seconds`, without them.
+        """
+        waited = float(self.result["cpu"])
+        return (
+            max(waited, float(self.result["cpu_seconds"]) + self.workers_cpu)
+            if "cpu_seconds" in self.result
+            else waited
+        )
 
 
 def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) -> Measurement:
@@ -97,6 +113,7 @@ def run(command: Sequence[str], data: Iterable[Path], *, cold: bool, log: Path) 
         cpu=max(usage.ru_utime + usage.ru_stime, sum(spent.values())),
         touched=touched(files) if cold else None,
         result=result,
+        workers_cpu=sum(seconds for pid, seconds in spent.items() if int(pid) != process.pid),
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 import types
@@ -49,6 +50,12 @@ def import_rlds(openvla: Path, dlimp: Path) -> tuple[Any, Any, Any]:
     return dataset, oxe, ActionTokenizer
 
 
+def used() -> float:
+    """Seconds of processor time of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 def forget_statistics(folder: Path) -> None:
     """Remove the statistics that the loader caches next to the shards, so that each run computes them."""
     for path in (folder / DATASET / "1.0.0").glob("dataset_statistics_*.json"):
@@ -75,9 +82,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "goal_relabeling_strategy": "uniform",
     }
     forget_statistics(args.folder)
-    start = time.perf_counter()
+    start, before = time.perf_counter(), used()
     trajectories, statistics = dataset.make_dataset_from_rlds(**kwargs, train=True)
-    result: dict[str, Any] = {"seconds": time.perf_counter() - start, "steps": int(statistics["num_transitions"])}
+    spent = {"seconds": time.perf_counter() - start, "cpu": used() - before}
+    result: dict[str, Any] = {**spent, "steps": int(statistics["num_transitions"])}
     if args.contender == "statistics":
         forget_statistics(args.folder)
         action = statistics["action"]
@@ -91,7 +99,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             total += sum(tokenizer(frame["action"][0]))
             steps += 1
         forget_statistics(args.folder)
-        return {"seconds": time.perf_counter() - start, "steps": steps, "sum_of_ids": int(total)}
+        spent = {"seconds": time.perf_counter() - start, "cpu": used() - before}
+        return {**spent, "steps": steps, "sum_of_ids": int(total)}
 
     # The stream that the training loop reads: shuffled, decoded, resized to 224 px with Lanczos.
     stream, _, _ = dataset.make_interleaved_dataset(
@@ -109,10 +118,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     frames = stream.as_numpy_iterator()
     for _ in range(64):
         next(frames)
-    filled = time.perf_counter()
+    filled, before = time.perf_counter(), used()
     for _ in range(args.limit):
         next(frames)
-    return {"seconds": time.perf_counter() - filled, "steps": args.limit, "until_first": filled - start}
+    spent = {"seconds": time.perf_counter() - filled, "cpu": used() - before}
+    return {**spent, "steps": args.limit, "partial": True, "until_first": filled - start}
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets.core.features  # noqa: F401  (imported on first use: before the clock starts)
 
 import oxe_curate.beam.fn  # noqa: F401  (likewise)
+from benchmarks.baselines import used
 from oxe_curate.actions.bounds import Bounds
 from oxe_curate.beam import runner
 from oxe_curate.beam.task import Work
@@ -91,11 +92,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.plain:
         runner.run_tasks = without_beam
-    start, busy = time.perf_counter(), time.process_time()
+    start, before, own = time.perf_counter(), used(), time.process_time()
     result = args.function(args)
-    used = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+    spent = {"seconds": time.perf_counter() - start, "cpu": used() - before, "cpu_seconds": time.process_time() - own}
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process; kibibytes on Linux
-    sys.stdout.write(json.dumps({**used, "memory_mb": most, **result}) + "\n")
+    sys.stdout.write(json.dumps({**spent, "memory_mb": most, **result}) + "\n")
 
 
 if __name__ == "__main__":

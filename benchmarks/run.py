@@ -1,158 +1,154 @@
-"""Time filter, statistics and tokenize against other RLDS readers; write benchmarks/results/NAME.{md,json}.
+"""Run the benchmarks, group by group, and renew the page of results, benchmarks/results/README.md.
 
-    python -m benchmarks.run                                     # needs only this project
-    python -m benchmarks.run --baseline-python TF/bin/python     # also tf.data, TFDS
-    python -m benchmarks.run --baseline-python TF/bin/python --openvla CHECKOUT --dlimp CHECKOUT
+    python -m benchmarks.run                            # every group of `make bench`
+    python -m benchmarks.run --only scan                # the groups whose names match this regular expression
+    python -m benchmarks.run --peers TF/bin/python      # also tf.data and TFDS
+    python -m benchmarks.run --page                     # only renew the page
 
-The data (1.6 GB of each image size, see make_shards.py) is made first if it is missing. The contenders then take
-turns, round after round, each in its own process; the tables show medians. Nothing else should run at the same time.
-See README.md for the setup of the peers.
+Each group runs in a process of its own and replaces its rows as it measures them; rows that are not measured stay. A
+group that fails or runs out of time does not stop the others, but the exit code is 1. Nothing else should run on the
+machine. `make bench` calls this; see README.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
+import os
 import re
-import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import make_shards, measure, report
-from benchmarks.contenders import Bench, Contender, aims, contenders
-from benchmarks.report import Row
+from benchmarks import groups, make_shards, page, recorded, report
+from benchmarks.settings import Settings
+from benchmarks.store import STORE, Store
 
 HERE = Path(__file__).parent
-ALWAYS = ("raw read", "filter", "statistics")  # the reference of the ratios
-TF_PACKAGES = ("tensorflow-cpu", "tensorflow", "tensorflow-datasets", "numpy", "protobuf")
+BUSY = 0.25  # load per core above which timings are not to be trusted
+PEER_PACKAGES = ("tensorflow-cpu", "tensorflow-datasets")
 
 
-def measure_all(bench: Bench, found: Sequence[Contender], rounds: int, cold_rounds: int) -> None:
-    """Let the contenders take turns, first warm, then cold; fills `bench.runs`."""
-    bench.work.mkdir(parents=True, exist_ok=True)
-    log = bench.work / "log.txt"
-    for kind, count in (("warm", rounds), ("cold", cold_rounds)):
-        for number in range(count):
-            for contender in found:
-                if contender.slow and (kind == "cold" or number > 1):
-                    continue
-                if sys.stderr.isatty():
-                    print(
-                        f"\r{bench.source.name}: {kind} {number + 1}/{count} {contender.name:40}",
-                        end="",
-                        file=sys.stderr,
-                    )
-                done = measure.run(contender.command(bench), bench.shards, cold=kind == "cold", log=log)
-                bench.runs.setdefault(contender.name, {"warm": [], "cold": []})[kind].append(done)
-    if sys.stderr.isatty():
-        print("\r" + " " * 90, end="\r", file=sys.stderr)
+def is_busy(load: float, cores: int) -> bool:
+    """Whether other work on the machine would disturb timings."""
+    return load > BUSY * cores
 
 
-def rows(bench: Bench, found: Sequence[Contender]) -> list[Row]:
-    """The measurements as rows of the table."""
-    table = []
-    for contender in found:
-        runs = bench.runs[contender.name]
-        share = min(1.0, runs["warm"][0].result["steps"] / bench.steps) if contender.partial else 1.0
-        table.append(Row(contender.name, contender.note, share, runs["warm"], runs["cold"]))
-    return table
+def facts(settings: Settings) -> dict[str, str]:
+    """Date, commit, machine and versions of a run."""
+    peers = report.versions(str(settings.peers), PEER_PACKAGES) if settings.peers else {}
+    return report.machine(settings.data) | peers
 
 
-def agreement(bench: Bench) -> str:
-    """The difference between our statistics and OpenVLA's, as a sentence; "" if either is missing."""
-    ours, theirs = (bench.runs.get(name) for name in ("statistics", "OpenVLA statistics"))
-    if not ours or not theirs:
-        return ""
-    a, b = ours["warm"][0].result, theirs["warm"][0].result
-    keys = ("mean", "std", "min", "max", "q01", "q99")
-    worst = max(abs(x - y) for key in keys for x, y in zip(a["action"][key], b[key], strict=True))
-    return f"Largest difference between our statistics and OpenVLA's, over {', '.join(keys)}: {worst:.1e}.\n"
+def measure_group(name: str, settings: Settings, store_path: Path) -> None:
+    """In a process of its own: measure a group and store each row as soon as it is there."""
+    about, found = facts(settings), []
+    for row in groups.GROUPS[name].measure(settings):
+        found.append(groups.with_command(row, name))
+        store = Store.read(store_path)
+        store.update(name, found, about, complete=False)
+        store.write(store_path)
+        print(f"  {page.line(found[-1])}", flush=True)
+    if found and not settings.skipped:  # rows that the group no longer has go
+        store = Store.read(store_path)
+        store.update(name, found, about, complete=True)
+        store.write(store_path)
 
 
-def one_size(args: argparse.Namespace, size: int) -> tuple[str, dict[str, object]]:
-    """Measure on the data set of one image size; return its section of the report, and the raw numbers."""
-    source = make_shards.find_base(args.shared, args.data / "base")
-    kind = "varied from real Bridge episodes" if args.shared in source.parents else "varied from demo episodes"
-    name = f"{'bridge' if args.shared in source.parents else 'drawn'}-{size}px-{args.gb:g}gb"
-    whole = make_shards.make_dataset(args.data / name, source, gb=args.gb, shards=args.shards, size=size)
-    quarter = max(1, args.shards // 4)
-    part = make_shards.link_part(whole, args.data / f"{name}-first-{quarter}", source, quarter)
-    bench, small = (Bench(folder, args.data / "work" / folder.name, args) for folder in (whole, part))
-    found = [c for c in contenders(args, size) if c.name in ALWAYS or re.search(args.only, c.name)]
-    measure_all(bench, found, args.rounds, args.cold_rounds)
-    ours = [c for c in found if c.name.startswith(("filter", "tokenize")) and not c.slow]
-    measure_all(small, ours, args.rounds, 0)
-
-    for measured in (bench, small):
-        measured.clean()
-
-    table = rows(bench, found)
-    title = f"{size} px: {bench.num_bytes / 1e9:.2f} GB, {len(bench.shards)} shards, {bench.steps:,} steps, {kind}"
-    lines = report.cells(table, bench.num_bytes, bench.steps)
-    goals = [aim.cells() for aim in aims(table, size)]
-    few = {row.name: row for row in rows(small, ours)}
-    growth = [[row.name, *report.growth(few[row.name], row)] for row in table if row.name in few]
-    header = ["contender", *report.growth_header(small.num_bytes, bench.num_bytes)]
-    sections = [(title, report.HEADER, lines), ("Aims", report.AIMS, goals), ("Two sizes", header, growth)]
-    for heading, header, body in sections:
-        report.show(heading, header, body)
-    text = "\n\n".join(f"### {heading}\n\n{report.markdown(header, body)}" for heading, header, body in sections)
-    raw = {"bytes": bench.num_bytes, "steps": bench.steps, "whole": asdict_runs(bench), "part": asdict_runs(small)}
-    return f"{text}\n\n{agreement(bench)}", raw
+def run_group(name: str, arguments: Sequence[str], minutes: float) -> str:
+    """Run a group as a child; return what went wrong, or ""."""
+    command = [sys.executable, "-m", "benchmarks.run", *arguments, "--group", name]
+    child = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = child.wait(timeout=60 * minutes)
+    except subprocess.TimeoutExpired:
+        return f"not done after {minutes:g} minutes"
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    return f"exit code {code}" if code else ""
 
 
-def asdict_runs(bench: Bench) -> dict[str, object]:
-    return {
-        name: {kind: [dataclasses.asdict(m) for m in runs] for kind, runs in kinds.items()}
-        for name, kinds in bench.runs.items()
-    }
+def run(chosen: Sequence[str], arguments: Sequence[str], store_path: Path) -> int:
+    """Run the groups in turn; the number of those that failed."""
+    failed, begun = [], time.monotonic()
+    for name in chosen:
+        group = groups.GROUPS[name]
+        load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+        print(f"{name}: {group.about} (about {group.minutes:g} min)", flush=True)
+        if is_busy(load, cores) and name == chosen[0]:  # later, the load is that of the groups before
+            print(f"  WARNING: the load is {load:.1f}: other work disturbs timings", flush=True)
+        start = time.monotonic()
+        wrong = run_group(name, arguments, 2 * group.minutes + 3)
+        if wrong:
+            failed.append(name)
+        print(f"{name}: {wrong or 'done'}, {(time.monotonic() - start) / 60:.1f} min\n", flush=True)
+        renew(store_path)
+    print(f"{len(chosen) - len(failed)} of {len(chosen)} groups done, {(time.monotonic() - begun) / 60:.1f} min")
+    if failed:
+        print(f"failed: {', '.join(failed)}; again: make bench ONLY='{'|'.join(failed)}'")
+    return len(failed)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", default="latest", help="name of the files in benchmarks/results (%(default)s)")
-    parser.add_argument("--gb", type=float, default=1.6, help="size of the data (%(default)s)")
-    parser.add_argument("--shards", type=int, default=16, help="number of shards (%(default)s)")
-    parser.add_argument(
-        "--image-size", type=int, nargs="+", default=[256, 64], help="image sizes, one data set each (%(default)s)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="warm rounds (%(default)s)")
-    parser.add_argument("--cold-rounds", type=int, default=3, help="cold rounds (%(default)s)")
-    parser.add_argument("--limit", type=int, default=5000, help="steps after which decoding peers stop (%(default)s)")
-    parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
-    parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
-    parser.add_argument("--baseline-python", help="Python interpreter with TensorFlow and tensorflow-datasets")
-    parser.add_argument("--openvla", type=Path, help="checkout of github.com/openvla/openvla")
-    parser.add_argument("--dlimp", type=Path, help="checkout of github.com/moojink/dlimp_openvla")
-    parser.add_argument("--only", default="", help="run the contenders whose names match this regular expression")
-    args = parser.parse_args()
-    if args.openvla and not (args.dlimp and args.baseline_python):
-        parser.error("--openvla needs --dlimp and --baseline-python")
+def renew(store_path: Path) -> None:
+    """Write the page from the store and the recorded files."""
+    store = recorded.with_recorded(Store.read(store_path), store_path.parent)
+    page.write(store, store_path.parent, page.DETAILS)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--only", default="", metavar="REGEX", help="groups to run, by name (all)")
+    made.add_argument("--list", action="store_true", help="print the groups")
+    made.add_argument("--page", action="store_true", help="only renew the page")
+    made.add_argument("--quick", action="store_true", help="less data and two rounds: to see that everything works")
+    made.add_argument("--rounds", type=int, help="at most, of each contender (5)")
+    made.add_argument("--budget", type=float, default=20, help="seconds that a contender may take (%(default)s)")
+    made.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
+    made.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
+    made.add_argument("--peers", type=Path, help="Python interpreter made by make bench-peers")
+    made.add_argument("--openvla", type=Path, help="checkout of github.com/openvla/openvla")
+    made.add_argument("--dlimp", type=Path, help="checkout of github.com/moojink/dlimp_openvla")
+    made.add_argument("--store", type=Path, default=STORE, help="file of the rows; the page is next to it")
+    made.add_argument("--group", choices=list(groups.GROUPS), help=argparse.SUPPRESS)
+    return made
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings of a run. Raises SystemExit if a path that was given does not exist."""
+    for option in ("peers", "openvla", "dlimp"):
+        path = getattr(args, option)
+        if path and not path.exists():
+            raise SystemExit(f"--{option}: {path} does not exist")
     args.data.mkdir(parents=True, exist_ok=True)
-    machine = report.machine(args.data)
-    if args.baseline_python:
-        machine |= {f"peers' {k}": v for k, v in report.versions(args.baseline_python, TF_PACKAGES).items()}
-    sections, raw = [], {}
-    for size in args.image_size:
-        text, raw[str(size)] = one_size(args, size)
-        sections.append(text)
-    command = shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]])
-    head = [
-        f"# Benchmark: {args.name}",
-        f"`{command}`",
-        "\n".join(f"- {key}: {value}" for key, value in machine.items()),
-        report.LEGEND.format(rounds=args.rounds, cold=args.cold_rounds),
-        "\n".join(f"- {c.name}: {c.note}" for c in contenders(args, max(args.image_size))),
-    ]
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    (results / f"{args.name}.md").write_text("\n\n".join([*head, *sections]).rstrip() + "\n")
-    (results / f"{args.name}.json").write_text(
-        json.dumps({"command": command, "machine": machine, "sets": raw}, indent=1) + "\n"
-    )
+    return Settings(
+        data=args.data.absolute(), shared=args.shared.absolute(), peers=args.peers and args.peers.absolute(),
+        openvla=args.openvla, dlimp=args.dlimp, rounds=args.rounds or (2 if args.quick else 5),
+        budget=args.budget / 4 if args.quick else args.budget, gb=0.4 if args.quick else 1.6, quick=args.quick,
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser().parse_args(given)
+    if args.list:
+        print("\n".join(f"{name:12} {group.about}" for name, group in groups.GROUPS.items()))
+        return 0
+    if args.page:
+        renew(args.store)
+        return 0
+    settings = settings_of(args)
+    if args.group:
+        measure_group(args.group, settings, args.store)
+        return 0
+    chosen = [name for name in groups.GROUPS if re.search(args.only, name)]
+    if not chosen:
+        raise SystemExit(f"--only {args.only}: no group matches; the groups are {', '.join(groups.GROUPS)}")
+    return 1 if run(chosen, given, args.store) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,12 @@
-"""Samples per second of the training data path on one core, compared with other readers of the same Parquet shards.
+"""Readers of the same Parquet shards, each timed on one core in its own process; prints one line of JSON.
 
-    python -m benchmarks.train_stream                  # writes benchmarks/results/train-stream.{md,json}
+    python -m benchmarks.train_stream stream "this project, random order" MIXTURE
 
-The mixture (about 150 MB of 224 px images) is made first if it is missing. The readers take turns, each in its own
-process, on one core; then a loop that launches small operations, like a training step on a fast GPU, runs next to each
-kind of loader. Nothing else should run at the same time.
+Or `beside`: a loop that launches small operations, like a training step on a fast GPU, next to a loader. loader.py lets
+them take turns. Batches have 16 samples with instruction, action and bins; "decoded" yields uint8 images of 224 px,
+"read only" encoded ones. This project's random order and Hugging Face's map-style are permutations of all samples; the
+others mix within a buffer of 1,000 samples or more. Hugging Face streaming refills its buffer in each epoch, which is
+short here: its rate by processor time is the fairer one.
 """
 
 from __future__ import annotations
@@ -15,22 +17,18 @@ import itertools
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from benchmarks import make_shards, measure, report
+from benchmarks import make_shards
 
-HERE = Path(__file__).parent
 BATCH, SIZE, BUFFER = 16, 224, 1000
 NUMBERS = ["instruction", "action", "bins", "action_mask"]
 RATE = 100  # samples per second that a training step uses
-PACKAGES = ("torch", "datasets", "pillow")
 
 Batches = Iterator[Any]
 
@@ -237,108 +235,17 @@ def beside(folder: Path, name: str, seconds: float) -> dict[str, Any]:
     return {"seconds": spent[1], "waited": waited, "alone": launches[0] / spent[0], "beside": launches[1] / spent[1]}
 
 
-def rounds(args: argparse.Namespace, folder: Path, part: str, names: list[str]) -> dict[str, list[Any]]:
-    """Run the readers in turn."""
-    found: dict[str, list[Any]] = {name: [] for name in names}
-    log = args.data / "log.txt"
-    for number in range(args.rounds):
-        for name in names:
-            print(f"\r{part} {number + 1}/{args.rounds} {name:60}", end="", file=sys.stderr)
-            command = [
-                *(sys.executable, "-m", "benchmarks.train_stream", f"--{part}", name),
-                *("--mixture", str(folder), "--seconds", str(args.seconds)),
-            ]
-            files = [Path(path) for path in shards(folder)]
-            found[name].append(measure.run(command, files, cold=False, log=log))
-    print("\r" + " " * 90, end="\r", file=sys.stderr)
-    return found
-
-
-def tables(
-    streams: dict[str, list[Any]], loops: dict[str, list[Any]], size: float
-) -> list[tuple[list[str], list[Any]]]:
-    """Header and lines of the two tables."""
-    rate = {n: median(m.result["samples"] / m.result["seconds"] for m in runs) for n, runs in streams.items()}
-    cpu = {n: median(m.result["samples"] / m.result["cpu"] for m in runs) for n, runs in streams.items()}
-    lines = []
-    for name, runs in streams.items():
-        kind = CONTENDERS[name][0]
-        first = next(rate[n] for n in rate if CONTENDERS[n][0] == kind)
-        memory = max(m.anonymous for m in runs) / report.MB
-        lines.append(
-            [name, kind, f"{rate[name]:,.0f}", f"{rate[name] / first:.2g}", f"{cpu[name]:,.0f}",
-             f"{rate[name] * size / 1e6:,.0f}", f"{memory:,.0f} MB"]
-        )  # fmt: skip
-    head = ["contender", "", "samples/s", "ratio", "per second of processor time", "MB/s of images", "anonymous memory"]
-    slower = []
-    for name, runs in loops.items():
-        results = [m.result for m in runs]
-        share = median(r["beside"] / r["alone"] for r in results)
-        waited = median(r["waited"] / r["seconds"] for r in results)
-        slower.append([name, f"{median(r['alone'] for r in results) / 1e3:,.0f}", f"{share:.1%}", f"{waited:.2%}"])
-    return [
-        (head, lines),
-        (
-            [
-                "next to the loop",
-                "thousand launches/s without a loader",
-                "share of them next to it",
-                "time waited for batches",
-            ],
-            slower,
-        ),
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE / "data", help="folder for the data (%(default)s)")
-    parser.add_argument("--shared", type=Path, default=make_shards.shared_folder(), help="folder with data/rlds")
-    parser.add_argument("--gb", type=float, default=0.5, help="size of the source data (%(default)s)")
-    parser.add_argument("--mixture", type=Path, help="existing mixture of 224 px images to use instead of making one")
-    parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="of each run (%(default)s)")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the tables (%(default)s)")
-    parser.add_argument("--stream", help=argparse.SUPPRESS)
-    parser.add_argument("--beside", help=argparse.SUPPRESS)
+    parser.add_argument("part", choices=["stream", "beside"])
+    parser.add_argument("name", help="of a reader: " + ", ".join([*CONTENDERS, *BESIDE]))
+    parser.add_argument("mixture", type=Path)
+    parser.add_argument("--seconds", type=float, default=5, help="(%(default)s)")
     args = parser.parse_args()
-    if args.stream:
-        print(json.dumps(stream(args.mixture, args.stream, args.seconds)))
-        os._exit(0)  # without waiting for prefetched work
-    if args.beside:
-        print(json.dumps(beside(args.mixture, args.beside, args.seconds)), flush=True)
-        os._exit(0)
-    args.data.mkdir(parents=True, exist_ok=True)
-    folder = args.mixture or make_mixture(args.data, args.shared, args.gb)
-    machine = report.machine(folder) | report.versions(sys.executable, PACKAGES)
-    streams = rounds(args, folder, "stream", list(CONTENDERS))
-    loops = rounds(args, folder, "beside", list(BESIDE))
-    import pyarrow.parquet as pq
+    work = stream if args.part == "stream" else beside
+    print(json.dumps(work(args.mixture, args.name, args.seconds)), flush=True)
+    os._exit(0)  # without waiting for prefetched work
 
-    counts = sum(pq.read_metadata(name).num_rows for name in shards(folder))
-    size = sum(Path(name).stat().st_size for name in shards(folder)) / counts
-    text = ["# The data path of training\n"]
-    text.append(f"`python -m benchmarks.train_stream`: {counts:,} samples of {size / 1e3:.1f} kB.\n")
-    text.append(", ".join(f"{key}: {value}" for key, value in machine.items()) + "\n")
-    text.append(NOTE.format(rounds=args.rounds, seconds=args.seconds))
-    for head, lines in tables(streams, loops, size):
-        report.show("", head, lines)
-        text.append(report.markdown(head, lines) + "\n")
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "train-stream.md").write_text("\n".join(text))
-    raw = {name: [m.result for m in runs] for name, runs in {**streams, **loops}.items()}
-    (args.out / "train-stream.json").write_text(json.dumps({"machine": machine, "runs": raw}, indent=1) + "\n")
-
-
-NOTE = """\
-Medians of {rounds} rounds of {seconds:g} s in which the contenders take turns, each pinned to one core, shards in the
-page cache, one second to fill buffers not counted. Each makes batches of 16 samples with instruction, action and bins;
-"decoded" yields uint8 images of 224 px, "read only" encoded ones. This project's random order and Hugging Face's
-map-style are permutations of all samples; the others mix within a buffer of 1,000 samples or more. The second table is
-a loop of small torch operations, bound by launches like a training step on a fast GPU. Every other quarter of a
-second it takes 100 samples a second from a loader; in the quarters between it runs without one. Hugging Face
-streaming refills its buffer in each epoch, which is short here: its rate by processor time is the fairer one.
-"""
 
 if __name__ == "__main__":
     main()

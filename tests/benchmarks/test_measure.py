@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import baselines, measure
-from benchmarks.measure import Measurement
-from benchmarks.report import Aim, Row, cells
+from benchmarks.report import Aim
 
 PARENT = """
 import json, subprocess, sys
@@ -48,6 +47,14 @@ def test_processor_time_includes_processes_that_nobody_waits_for(data: Path, tmp
     assert done.cpu > 0.55
 
 
+def test_workers_that_are_no_children_count_as_work(data: Path, tmp_path: Path):
+    code = FORGETFUL.replace('{"seconds": 1}', '{"seconds": 1, "cpu": 0.01, "cpu_seconds": 0.01}')
+    done = measure.run([sys.executable, "-c", code], [data], cold=False, log=tmp_path / "log")
+    assert 0.55 < done.workers_cpu <= done.work_cpu < done.cpu + 0.1
+    waited = measure.Measurement(1, 1, 0, 0, 0, result={"cpu": 2.0}, workers_cpu=1.9)
+    assert waited.work_cpu == 2  # its children are in it
+
+
 def test_a_failure_shows_the_end_of_the_log(data: Path, tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"exit code 1\n(.|\n)*no such thing"):
         measure.run([sys.executable, "-c", "raise KeyError('no such thing')"], [data], cold=False, log=tmp_path / "log")
@@ -73,15 +80,6 @@ def test_read_write_writes_the_sizes_it_is_given(tmp_path: Path, processes: int)
     result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     assert result["bytes"] == 4_500_000
     assert sorted(path.stat().st_size for path in (tmp_path / "out").iterdir()) == sorted(sizes)
-
-
-def test_ratios_refer_to_the_first_row_and_partial_runs_are_scaled():
-    raw = Row("raw read", "", 1.0, [Measurement(2.0, 2.5, 10_000_000, 5_000_000, 0)])
-    tenth = Row("decoded", "", 0.1, [Measurement(s, s, 30_000_000, 20_000_000, 0) for s in (5.0, 1.0, 4.0)])
-    first, second = cells([raw, tenth], num_bytes=100_000_000, steps=1000)
-    assert first[1:5] == ["2", "1", "50", "500"]
-    assert second[1:5] == ["~40", "0.05", "2", "25"]
-    assert second[8:10] == ["30 MB", "20 MB"]
 
 
 def test_an_aim_is_met_on_its_side_of_the_bound():

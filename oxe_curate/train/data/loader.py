@@ -2,7 +2,7 @@
 
 Threads instead of processes: pread, the JPEG decoder, Pillow and the tokenizers release the interpreter lock, so
 threads scale, nothing is pickled, and no process is forked after CUDA started. See
-benchmarks/results/train-stream.md.
+benchmarks/results/README.md.
 """
 
 from __future__ import annotations
