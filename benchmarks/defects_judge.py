@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from oxe_curate.beam import runner
 from oxe_curate.beam.task import Task, Work
 from oxe_curate.episode import EpisodeId
-from oxe_curate.filter import scan
+from oxe_curate.filter import scanner
 from oxe_curate.filter.criteria import Criteria, read_criteria
 from oxe_curate.filter.frames import FrameLook
 from oxe_curate.filter.looking import look_at_camera, spread
@@ -65,7 +65,7 @@ def judge(
     if fresh:
         shutil.rmtree(index, ignore_errors=True)
     options = FilterOptions(criteria=criteria, cards=cards, workers=1, progress=False, skip_corrupt=True, look=look)
-    with mock.patch.object(runner, "run_tasks", _in_turn), mock.patch.object(scan, "look_at_camera", _look_once):
+    with mock.patch.object(runner, "run_tasks", _in_turn), mock.patch.object(scanner, "look_at_camera", _look_once):
         run_filter(root, index, options)
     return judged(index)
 

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import tensorflow_datasets.core.features  # noqa: F401  (imported on first use: before the clock starts)
 
 import oxe_curate.beam.fn  # noqa: F401  (likewise)
@@ -26,10 +24,9 @@ from oxe_curate.actions.bounds import Bounds
 from oxe_curate.beam import runner
 from oxe_curate.beam.task import Work
 from oxe_curate.filter import pipeline as filtering
-from oxe_curate.filter import scan
-from oxe_curate.filter.plan import FilterOptions, plan_tasks
-from oxe_curate.rlds.dataset import find
-from oxe_curate.storage import Folder
+from oxe_curate.filter.plan import FilterOptions
+from oxe_curate.index.numbers import Numbers
+from oxe_curate.index.store import Index
 from oxe_curate.tokenize import pipeline as tokenizing
 
 
@@ -39,22 +36,24 @@ def without_beam(tasks: Sequence[Any], work: Work, **_: object) -> dict[str, Any
 
 
 def run_filter(args: argparse.Namespace) -> dict[str, Any]:
-    options = FilterOptions(workers=args.workers, progress=False)
+    options = FilterOptions(
+        workers=args.workers, progress=False, beam_args=tuple(f"--{option}" for option in args.beam)
+    )
     result = filtering.run_filter(args.source, args.out, options)
     (summary,) = result.summaries.values()
     return {"kept": summary.kept, "seen": summary.seen, "bytes_looked_at": summary.bytes_read}
 
 
 def statistics(args: argparse.Namespace) -> dict[str, Any]:
-    """dataset_statistics.json straight from the shards, without an index; over every episode, as OpenVLA does."""
-    options = FilterOptions(frames="span")
-    tasks = plan_tasks(find(Folder.of(args.source)), Folder.of(args.out), options)
-    table = pa.concat_tables(scan.scan_shard(task)[0] for task in tasks)
-    actions = [np.asarray(chunk.values.flatten()).reshape(-1, 7) for chunk in table["action"].chunks]
-    bounds = Bounds.fit(actions, num_trajectories=len(table) - table["action"].null_count)
-    args.out.mkdir(parents=True)
-    (args.out / "dataset_statistics.json").write_text(json.dumps({tasks[0].dataset.name: bounds.to_json()}))
-    return {"source_steps": pc.sum(table["source_steps"]).as_py(), **bounds.to_json()}
+    """dataset_statistics.json from the shards: filter, then the index's own columns; over every episode, as OpenVLA."""
+    filtering.run_filter(args.source, args.out / "index", FilterOptions(workers=args.workers, progress=False))
+    index = Index.open(args.out / "index")
+    ((name, entry),) = index.datasets.items()
+    numbers = Numbers(index, name, "all")
+    bounds = Bounds.fit(numbers.column("action"), num_trajectories=entry.summary.seen)
+    (args.out / "dataset_statistics.json").write_text(json.dumps({name: bounds.to_json()}))
+    steps = (np.asarray(table["source_steps"]).sum() for _, table in index.tables(name, ["source_steps"]))
+    return {"source_steps": int(sum(steps)), **bounds.to_json()}
 
 
 def run_tokenize(args: argparse.Namespace) -> dict[str, Any]:
@@ -79,6 +78,9 @@ def main() -> None:
         command.add_argument("index" if name == "tokenize" else "source")
         command.add_argument("out", type=Path)
         command.add_argument("--workers", type=int, help="number of processes (default: from the amount of work)")
+        command.add_argument(
+            "--beam", nargs="*", default=(), metavar="OPTION", help="filter: such as runner=DirectRunner"
+        )
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
         command.add_argument("--tokenizer", type=Path, help="tokenize: folder or file")
         command.add_argument("--image-size", type=int, help="tokenize: image size in pixels")

@@ -39,9 +39,8 @@ def best(work: Callable[[], object]) -> float:
 
 
 def standardize_all(card: DatasetCard, episodes: list[Steps]) -> None:
-    """Standardise every episode."""
-    for steps in episodes:
-        card.standardize(steps)
+    """Standardise the episodes of a shard together, as the scan does."""
+    card.standardizer().many(episodes)
 
 
 def main() -> None:

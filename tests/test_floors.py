@@ -11,7 +11,7 @@ from tests import ROOT
 
 FLOORS = [
     {"process"},
-    {"arrays", "atomic", "errors", "lru"},
+    {"arrays", "atomic", "blas", "errors", "lru"},
     {"inputs", "strict_yaml"},
     {"episode", "config", "sealed", "storage"},
     {"lock"},

@@ -1,5 +1,6 @@
-"""Run tasks on this machine: in this process in a plain loop, in several each with Beam's FnApiRunner on its share.
+"""Run tasks on this machine: in a plain loop in this process or in several, or through Beam's FnApiRunner.
 
+Beam runs them only if its options are given: a loop needs no runner, and Beam's import takes a second per process.
 FnApiRunner's multi-process mode takes seconds to start and hangs when a worker is killed, and Beam's default runner
 looks for a server on the network first. Each worker has a pipe of its own, so that one that is killed while it reports
 leaves the others alone; its end is the end of the pipe. Workers end when the command does (`process.end_with_parent`).
@@ -31,7 +32,10 @@ _GOODBYE = 10.0  # seconds for the system to end a killed worker
 
 
 def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
-    """Run the tasks through Beam in this process."""
+    """Run the tasks in this process."""
+    if not beam_args:
+        do_all(tasks, work)
+        return
     from oxe_curate.beam.fn import FnApiRunner
 
     name = beam_options.runner_name(beam_args)
@@ -44,10 +48,7 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
 
 
 def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
-    """Run the tasks one after the other in this process; return their outcomes.
-
-    Beam runs them only if its options name it: it has nothing to distribute, and its import takes seconds.
-    """
+    """Run the tasks one after the other in this process; return their outcomes."""
     outcomes: list[Outcome] = []
 
     def report(outcome: Outcome) -> None:
@@ -56,10 +57,7 @@ def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[
 
     report_to(report)
     try:
-        if beam_args:
-            _run_here(tasks, work, beam_args)
-        else:
-            do_all(tasks, work)
+        _run_here(tasks, work, beam_args)
     except RuntimeError as error:
         for cause in causes(error):
             if isinstance(cause, KeyboardInterrupt):  # Beam turns it into a RuntimeError
@@ -74,7 +72,7 @@ def start_workers_early(module: str) -> None:
     """Start importing `module` in the server that worker processes are forked from, while the caller plans."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["oxe_curate.beam.fn", module])
+        context.set_forkserver_preload([module])
         from multiprocessing import forkserver
 
         with _without_signals():

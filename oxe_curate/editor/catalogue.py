@@ -12,7 +12,7 @@ import numpy as np
 
 from oxe_curate import registry
 from oxe_curate.errors import ConfigError, quoted
-from oxe_curate.filter.scan import ROLES
+from oxe_curate.filter.scanner import ROLES
 from oxe_curate.index.store import Index
 from oxe_curate.mixture import published
 from oxe_curate.mixture.members import Member, MemberLookup

@@ -19,7 +19,7 @@ from oxe_curate.arrays import Floats
 from oxe_curate.editor.catalogue import Catalogue
 from oxe_curate.episode import EpisodeId
 from oxe_curate.errors import ConfigError, DataError
-from oxe_curate.filter.scan import ROLES
+from oxe_curate.filter.scanner import ROLES
 from oxe_curate.index import images
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import locate

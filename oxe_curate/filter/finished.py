@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from oxe_curate.errors import DataError, StorageError
-from oxe_curate.filter.scan import FilterTask
+from oxe_curate.filter.scanner import FilterTask
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.source_shards import Looks, list_shards, matches_shard
 from oxe_curate.index.store import describe_file, verify_file

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from oxe_curate.blas import one_thread
 from oxe_curate.index import query
 from oxe_curate.index.looks import read_looked_frames
 from oxe_curate.index.store import IndexFiles
@@ -18,6 +19,8 @@ from oxe_curate.quality.looks import LookedFrames
 from oxe_curate.quality.measure import SAMPLE, Judgement, Measure, judge_batches
 
 _SAMPLED_FILES = 32
+_STEPS = 1 << 14
+"""Steps of a batch, at most, if it has several files."""
 _COLUMNS = {
     "proprio": "proprio", "instruction": "instruction", "instructions": "instructions", "success": "success",
     "frame_bytes": "cameras", "looks": "look",
@@ -48,7 +51,7 @@ def judge_dataset(
     """
     measures = [measure for measure in measures if set(measure.criteria) & set(criteria)]
     used = frozenset[str]().union(*(measure.columns for measure in measures))
-    columns = ["num_steps", "metrics", "action", *(_COLUMNS[name] for name in sorted(used))]
+    columns = ["action", *(_COLUMNS[name] for name in sorted(used))]
     present = {path: rows for path, rows in valid.items() if rows.any()}
     if not present or not measures:
         return {}
@@ -58,7 +61,25 @@ def judge_dataset(
             yield episodes_of(table, np.flatnonzero(present[path]), used)
             bar.add(files.entry(path).bytes, len(table))
 
-    return judge_batches(measures, _sample(files, present, columns, used), batches, criteria, limits)
+    with one_thread():
+        sample = _sample(files, present, columns, used)
+        return judge_batches(measures, sample, lambda: _joined(batches()), criteria, limits)
+
+
+def _joined(batches: Iterable[EpisodeBatch]) -> Iterator[EpisodeBatch]:
+    """The same episodes in fewer batches, where they have the same columns: a numpy call costs less than its call."""
+    waiting: list[EpisodeBatch] = []
+    for batch in batches:
+        if waiting and (_kind(batch) != _kind(waiting[0]) or sum(len(b.action) for b in (*waiting, batch)) > _STEPS):
+            yield join(waiting)
+            waiting = []
+        waiting.append(batch)
+    if waiting:
+        yield join(waiting)
+
+
+def _kind(batch: EpisodeBatch) -> tuple[Any, ...]:
+    return batch.proprio.shape[1], set(batch.frame_bytes), set(batch.looks)
 
 
 def _sample(
@@ -90,7 +111,7 @@ def episodes_of(table: pa.Table, rows: NDArray[np.int64], used: Collection[str])
     """Some rows of an index table as a batch.
 
     Args:
-        table: with the columns num_steps, metrics, action and those for `used`.
+        table: with the column action and those for `used`.
         rows: their numbers; each has at least one step.
         used: see `Measure.columns`.
     """
@@ -115,7 +136,6 @@ def episodes_of(table: pa.Table, rows: NDArray[np.int64], used: Collection[str])
         success=flags,
         looks=_looks(table["look"], rows) if "looks" in used else {},
         frame_bytes=_frame_bytes(table["cameras"].combine_chunks(), rows, counts) if "frame_bytes" in used else {},
-        control_hz=_rate(table, rows),
     )
 
 
@@ -150,8 +170,3 @@ def _frame_bytes(column: Any, rows: NDArray[np.int64], counts: NDArray[np.int64]
 
 def _looks(column: Any, rows: NDArray[np.int64]) -> dict[str, LookedFrames]:
     return {role: frames.take(rows) for role, frames in read_looked_frames(column).items()}
-
-
-def _rate(table: pa.Table, rows: NDArray[np.int64]) -> float | None:
-    seconds = table["metrics"].combine_chunks().field("seconds")[int(rows[0])].as_py()
-    return float(table["num_steps"][int(rows[0])].as_py() / seconds) if seconds else None

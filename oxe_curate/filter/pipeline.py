@@ -14,7 +14,7 @@ from oxe_curate.filter import across, plausible, scan
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.finished import finished, is_same_shard, look_at
 from oxe_curate.filter.plan import FilterOptions, existing_source, plan_tasks
-from oxe_curate.filter.scan import FilterTask
+from oxe_curate.filter.scanner import FilterTask
 from oxe_curate.index.files import IndexFile, read_files, write_files
 from oxe_curate.index.index_json import INDEX_JSON, UNFINISHED, DatasetEntry, IndexJson, Judged, Summary, existing_cards
 from oxe_curate.index.rows_file import Written

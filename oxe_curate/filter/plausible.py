@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oxe_curate import registry
+from oxe_curate.blas import one_thread
 from oxe_curate.errors import ConfigError
 from oxe_curate.index.files import IndexFile
 from oxe_curate.index.index_json import DatasetEntry, IndexJson
@@ -53,7 +54,8 @@ def facts_of_index(files: IndexFiles, dataset: str, version: str) -> ActionFacts
         return None
     starts = np.concatenate([[0], *lengths]).cumsum().astype(np.int64)
     same_width = len({state.shape[1] for state in states}) == 1 and states[0].shape[1] > 0
-    return measure_actions(np.concatenate(actions), starts, np.concatenate(states) if same_width else None)
+    with one_thread():
+        return measure_actions(np.concatenate(actions), starts, np.concatenate(states) if same_width else None)
 
 
 def looks_of_index(files: IndexFiles, dataset: str, version: str) -> dict[str, LookedFrames]:

@@ -26,12 +26,14 @@ class Candidate:
     Attributes:
         trajectory: None if the card has no recipe.
         look: checks single frames; None without a shard.
+        dark: the answer of `no_third_person_camera`, None if nobody has looked yet.
     """
 
     card: DatasetCard
     episode: RawEpisode
     trajectory: Trajectory | None
     look: FrameLook | None = None
+    dark: bool | None = None
 
 
 def third_person_camera(candidate: Candidate, level: int) -> Span | None:
@@ -46,6 +48,8 @@ def third_person_camera(candidate: Candidate, level: int) -> Span | None:
 
 def no_third_person_camera(candidate: Candidate, criteria: Criteria) -> bool:
     """No third-person camera, or only black ones."""
+    if candidate.dark is not None:
+        return candidate.dark
     return third_person_camera(candidate, criteria.black_level) is None
 
 

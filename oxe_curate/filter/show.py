@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.text import Text
 
-from oxe_curate.filter.scan import FilterTask
+from oxe_curate.filter.scanner import FilterTask
 from oxe_curate.filter.tasks import lost_tasks
 from oxe_curate.index.index_json import Judged, Summary
 from oxe_curate.index.store import Index

@@ -211,9 +211,9 @@ class SourceRecords:
         if not self._checks(reader, length, ranges):
             return Record(reader)
         held = self._scratch(min(length, _HELD))
-        crc = at = 0
-        for start in range(0, length, _CACHED):
-            piece = held[at : at + min(_CACHED, length - start)]
+        crc, at, step = 0, 0, min(_CACHED, _HELD)
+        for start in range(0, length, step):
+            piece = held[at : at + min(step, length - start)]
             reader.read_into(offset + start, piece)
             crc = crc32c.crc32c(piece, crc)
             at = at + len(piece) if length <= _HELD else 0

@@ -224,10 +224,10 @@ def _followed(x: Floats, proprio: NDArray[np.float32] | None, episode: NDArray[n
     if len(x) > _COMPARED:
         part = episode % -(-len(x) // _COMPARED) == 0
         x, proprio, episode = x[part], proprio[part], episode[part]
-    state = proprio.astype(np.float64)
+    state, rows = np.ascontiguousarray(proprio.T, np.float64), np.ascontiguousarray(x.T)
     return {
-        "xyz": follow(x[:, :3], state[:, :3], episode) if state.shape[1] >= 3 else None,
-        "rpy": follow(x[:, 3:6], state[:, 3:6], episode, angles=True) if state.shape[1] >= 6 else None,
+        "xyz": follow(rows[:3], state[:3], episode) if len(state) >= 3 else None,
+        "rpy": follow(rows[3:6], state[3:6], episode, angles=True) if len(state) >= 6 else None,
         "aperture": aperture(x[:, 6], proprio, episode),
         "opens_high": opens_high(proprio, episode),
     }

@@ -259,12 +259,13 @@ def _pairs_within(
     mine = cells(prints[query, 0]) @ weight
     nearby = np.argsort(mine, kind="stable")
     query, mine = query[nearby], mine[nearby]
-    for step in itertools.product((-1, 0, 1), repeat=_AXES - 1):
-        at = mine + int(np.dot(step, weight[:-1]))
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=_AXES - 1)), np.int64) @ weight[:-1]
+    for around in np.array_split(steps, max(1, len(steps) * len(mine) // _PAIRS)):
         # the cells before and after along the last axis have adjoining keys
+        at = mine + around[:, None]
         start, stop = np.searchsorted(key, at - 1, "left"), np.searchsorted(key, at + 1, "right")
-        some = np.flatnonzero(stop > start)
-        yield from _compared(prints, near, query[some], target, shift, start[some], stop[some])
+        row, some = np.nonzero(stop > start)
+        yield from _compared(prints, near, query[some], target, shift, start[row, some], stop[row, some])
 
 
 def _compared(

@@ -25,7 +25,6 @@ class EpisodeBatch:
         success: int8 (n,): 1, 0, or -1 where the data set has no flag.
         frame_bytes: role -> int32 (N,), length of each step's encoded frame; only cameras whose frames were located.
         looks: role -> the frames that were decoded; only cameras that were looked at.
-        control_hz: steps per second, None if unknown.
     """
 
     action: NDArray[np.float32]
@@ -36,7 +35,6 @@ class EpisodeBatch:
     success: NDArray[np.int8] = field(default_factory=lambda: np.empty(0, np.int8))
     frame_bytes: Mapping[str, NDArray[np.int32]] = field(default_factory=dict)
     looks: Mapping[str, LookedFrames] = field(default_factory=dict)
-    control_hz: float | None = None
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -97,7 +95,6 @@ class EpisodeBatch:
             success=self.success[episodes],
             frame_bytes={role: lengths[steps] for role, lengths in self.frame_bytes.items()},
             looks={role: looks.take(episodes) for role, looks in self.looks.items()},
-            control_hz=self.control_hz,
         )
 
 
@@ -112,6 +109,8 @@ def _rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
     """One batch of all the episodes; a camera that one of them lacks is left out. At least one batch."""
+    if len(batches) == 1:
+        return batches[0]
     counts = np.cumsum([0, *(len(batch.action) for batch in batches)])
     roles = set.intersection(*(set(batch.frame_bytes) for batch in batches))
     looked = sorted({role for batch in batches for role in batch.looks})
@@ -129,5 +128,4 @@ def join(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
             role: join_looks([batch.looks.get(role) or empty_looks(0, len(batch)) for batch in batches])
             for role in looked
         },
-        control_hz=batches[0].control_hz,
     )  # fmt: skip

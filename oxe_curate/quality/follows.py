@@ -48,22 +48,30 @@ class Follows:
 
 
 def follow(action: Floats, state: Floats, episode: NDArray[np.int64], *, angles: bool = False) -> Follows | None:
-    """How three columns of proprio follow three columns of the action; None if they do not vary or are too few."""
+    """How three columns of proprio follow three columns of the action; None if they do not vary or are too few.
+
+    Args:
+        action: float64 (3, N), one row per column.
+        state: likewise.
+        episode: int64 (N,), the episode of each step.
+        angles: whether the columns are angles, which may jump by a full turn.
+    """
     if angles:
         state = _unwrapped(state, episode)
-    if np.ptp(state, axis=0).max(initial=0.0) < 1e-6 or np.ptp(action, axis=0).max(initial=0.0) < 1e-9:
+    if np.ptp(state, axis=1).max(initial=0.0) < 1e-6 or np.ptp(action, axis=1).max(initial=0.0) < 1e-9:
         return None
-    sums = np.concatenate([np.zeros((1, 3)), np.cumsum(action, axis=0)])
+    sums = np.zeros((3, action.shape[1] + 1))
+    np.cumsum(action, axis=1, out=sums[:, 1:])
     best: tuple[float, Floats, Floats] | None = None
     for lag in _LAGS:
-        count = len(action) - _WINDOW - lag
+        count = action.shape[1] - _WINDOW - lag
         if count < 20:
             break
         start = np.flatnonzero(episode[:count] == episode[_WINDOW + lag : _WINDOW + lag + count])
         if len(start) < 20:
             break
-        a = sums[start + _WINDOW] - sums[start]
-        s = state[start + lag + _WINDOW] - state[start + lag]
+        a = (sums[:, _WINDOW : _WINDOW + count] - sums[:, :count]).take(start, axis=1)
+        s = (state[:, lag + _WINDOW : lag + _WINDOW + count] - state[:, lag : lag + count]).take(start, axis=1)
         score = float(np.abs(np.diag(_correlation(a, s))).sum())
         if best is None or score > best[0] + 1e-6:
             best = (score, a, s)
@@ -71,16 +79,15 @@ def follow(action: Floats, state: Floats, episode: NDArray[np.int64], *, angles:
         return None
     _, a, s = best
     r = _correlation(a, s)
-    gains = np.divide(
-        a.T @ s, (a * a).sum(axis=0)[:, None], out=np.zeros((3, 3)), where=(a * a).sum(axis=0)[:, None] > 0
-    )
+    power = (a * a).sum(axis=1)[:, None]
+    gains = np.divide(a @ s.T, power, out=np.zeros((3, 3)), where=power > 0)
     crossed = np.abs(r).argmax(axis=1)
     same = np.flatnonzero(episode[1:] == episode[:-1])
-    values, reached = action[same], state[same + 1]
+    values, reached = action.take(same, axis=1), state.take(same + 1, axis=1)
     levels = np.diag(_correlation(values, reached))
-    centred, moved = values - values.mean(axis=0), reached - reached.mean(axis=0)
+    centred, moved = (rows - rows.mean(axis=1, keepdims=True) for rows in (values, reached))
     level_power = float((centred * centred).sum())
-    error = np.abs(values - reached).mean(axis=0).sum() / max(float(values.std(axis=0).sum()), 1e-12)
+    error = np.abs(values - reached).mean(axis=1).sum() / max(float(values.std(axis=1).sum()), 1e-12)
     return Follows(
         moves=_rounded(np.diag(r)), gains=_rounded(np.diag(gains)), levels=_rounded(levels),
         level_gain=float(f"{(centred * moved).sum() / level_power if level_power else 0.0:.5g}"),
@@ -91,23 +98,24 @@ def follow(action: Floats, state: Floats, episode: NDArray[np.int64], *, angles:
 
 
 def _unwrapped(state: Floats, episode: NDArray[np.int64]) -> Floats:
-    """Angles without jumps of a full turn within episodes."""
+    """Angles without jumps of a full turn within episodes, (3, N)."""
     turn = TURNS[int(np.abs(state).max() > 7)]
-    jump = np.diff(state, axis=0)
-    jump[episode[1:] != episode[:-1]] = 0.0
+    jump = np.diff(state, axis=1)
+    jump[:, episode[1:] != episode[:-1]] = 0.0
     turns = np.round(jump / turn) * turn
     turns[np.abs(jump) < turn / 2] = 0.0
-    out: Floats = state - np.concatenate([np.zeros((1, 3)), np.cumsum(turns, axis=0)])
+    out = state.copy()
+    out[:, 1:] -= np.cumsum(turns, axis=1)
     return out
 
 
 def _correlation(x: Floats, y: Floats) -> Floats:
-    """Pearson's r of each column of x with each of y; 0 where one is constant."""
-    dx, dy = x - x.mean(axis=0), y - y.mean(axis=0)
-    sx, sy = np.sqrt((dx * dx).sum(axis=0)), np.sqrt((dy * dy).sum(axis=0))
+    """Pearson's r of each row of x with each of y; 0 where one is constant."""
+    dx, dy = (rows - rows.mean(axis=1, keepdims=True) for rows in (x, y))
+    sx, sy = (np.sqrt(np.einsum("an,an->a", rows, rows)) for rows in (dx, dy))
     norms = np.outer(sx, sy)
-    good = np.outer(sx > 1e-6 * np.abs(x).max(axis=0) + 1e-9, sy > 1e-6 * np.abs(y).max(axis=0) + 1e-9)
-    out: Floats = np.divide(dx.T @ dy, norms, out=np.zeros_like(norms), where=good & (norms > 0))
+    vary = [spread > 1e-6 * np.abs(rows).max(axis=1) + 1e-9 for spread, rows in ((sx, x), (sy, y))]
+    out: Floats = np.divide(dx @ dy.T, norms, out=np.zeros_like(norms), where=np.outer(*vary) & (norms > 0))
     return out
 
 
@@ -118,14 +126,14 @@ def aperture(gripper: Floats, proprio: NDArray[np.float32] | None, episode: NDAr
     last = proprio[:, -1].astype(np.float64)
     if not np.isfinite(last).all() or np.ptp(last) < 1e-6:
         return None
-    found = 0.0
+    command, found = np.ascontiguousarray(gripper), 0.0
     for lag in range(9):
         count = len(gripper) - lag
         if count < 20:
             break
         same = np.flatnonzero(episode[:count] == episode[lag:])
         if len(same) >= 20:
-            r = float(_correlation(gripper[same, None], last[same + lag, None])[0, 0])
+            r = float(_correlation(command[None, same], last[None, same + lag])[0, 0])
             found = r if abs(r) > abs(found) else found
     return round(found, 5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -51,11 +52,11 @@ class Letters:
     """A model of pairs of letters, of English and of the words that several texts of a data set share."""
 
     def __init__(self, words: Iterable[str] = ()) -> None:
-        counts = np.full((_LETTERS, _LETTERS), 0.3)
-        for word in (*_COMMON.split(), *_OTHER.split(), *words):
-            codes = _codes(word)
-            np.add.at(counts, (codes[:-1], codes[1:]), 1)
+        counts = _usual().copy()
+        for word in words:
+            _add(counts, word)
         self._likely = np.log(counts / counts.sum(axis=1, keepdims=True) * _LETTERS)
+        self._of_word = functools.lru_cache(1 << 14)(self._pairs)
 
     def is_random(self, text: str) -> bool:
         """Whether a text in Latin letters is made of letters at random; False for short or other texts."""
@@ -64,9 +65,27 @@ class Letters:
         letters = sum(map(len, words))
         if letters < _LEAST or letters < 0.9 * sum(c.isalpha() for c in text):
             return False
-        pairs = [_codes(word) for word in words]
-        likely = np.concatenate([self._likely[codes[:-1], codes[1:]] for codes in pairs])
-        return bool(likely.mean() < _RANDOM)
+        return bool(np.concatenate([self._of_word(word) for word in words]).mean() < _RANDOM)
+
+    def _pairs(self, word: str) -> NDArray[np.float64]:
+        """The logarithm of the likelihood of each pair of letters."""
+        codes = _codes(word)
+        found: NDArray[np.float64] = self._likely[codes[:-1], codes[1:]]
+        return found
+
+
+@functools.cache
+def _usual() -> NDArray[np.float64]:
+    """How often each letter follows each, in common words."""
+    counts = np.full((_LETTERS, _LETTERS), 0.3)
+    for word in (*_COMMON.split(), *_OTHER.split()):
+        _add(counts, word)
+    return counts
+
+
+def _add(counts: NDArray[np.float64], word: str) -> None:
+    codes = _codes(word)
+    np.add.at(counts, (codes[:-1], codes[1:]), 1)
 
 
 def _codes(word: str) -> NDArray[np.int64]:

@@ -100,10 +100,10 @@ def _learn(sample: EpisodeBatch, first: int, taken: Sequence[int]) -> Response |
     for over in _WIDTHS:
         if over > 1 and (over > typical // 5 or (best is not None and best.share <= _GOOD)):
             break
-        xx, xy, yy = _moments(window_sums(x, over, sample), window_sums(change, over, sample), sample)
+        moments = _Moments.of(window_sums(x, over, sample), window_sums(change, over, sample), sample)
         for c in sorted(free, key=lambda c: -int(moving[c : c + 3].sum())):
             part = slice(c, c + 3)
-            factors, share = _fit(xx, xy[:, :, part], yy[:, part])
+            factors, share = _fit(moments, c)
             # a wider window must earn its place, since it hides shuffled steps; so must columns that do not move
             if share <= (_POOR if best is None else min(0.7 * best.share, best.share - 0.005)):
                 both = np.concatenate([limits[:3], limits[3:][part]])
@@ -111,53 +111,76 @@ def _learn(sample: EpisodeBatch, first: int, taken: Sequence[int]) -> Response |
     return best
 
 
-def _fit(xx: Floats, xy: Floats, yy: Floats) -> tuple[Floats, float]:
-    """The factors, and what is left unexplained of episodes that they were not fitted to; infinite if nothing moves."""
-    keep = np.ones(len(xx), bool)
+def _fit(moments: _Moments, column: int) -> tuple[Floats, float]:
+    """The factors for three columns, and what is left unexplained of episodes that they were not fitted to.
+
+    That is infinite if nothing moves.
+    """
+    moved, weight = moments.of_columns(column)
+    keep = np.ones(len(moved), bool)
     for _ in range(4):
-        share = _unexplained(_solve(xx[keep], xy[keep], yy[keep]), xx, xy, yy)
+        share = moments.unexplained(moments.solve(weight * keep, column), moved, column)
         known = np.isfinite(share)
         if known.sum() < 4:
             return np.empty((0, 3)), float("inf")
         middle = float(np.median(share[known]))
         spread = 1.4826 * float(np.median(np.abs(share[known] - middle)))
         keep = known & (share <= max(middle + 3 * spread, 1e-3))
-    half = np.arange(len(xx)) % 2 == 0
+    half = np.arange(len(moved)) % 2 == 0
     both = np.concatenate([
-        _unexplained(_solve(xx[a], xy[a], yy[a]), xx[b], xy[b], yy[b])
-        for a, b in ((keep & half, keep & ~half), (keep & ~half, keep & half))
+        moments.unexplained(moments.solve(weight * (keep & fitted), column), moved, column)[keep & ~fitted]
+        for fitted in (half, ~half)
     ])  # fmt: skip
-    return _solve(xx[keep], xy[keep], yy[keep]), float(np.nanmedian(both)) if np.isfinite(both).any() else float("inf")
+    rest = float(np.nanmedian(both)) if np.isfinite(both).any() else float("inf")
+    return moments.solve(weight * keep, column), rest
 
 
-def _moments(x: NDArray[np.float32], y: NDArray[np.float32], sample: EpisodeBatch) -> tuple[Floats, Floats, Floats]:
-    """(n, K, K), (n, K, P) and (n, P): products of rows x (K, N) and y (P, N) summed over each episode."""
-    xx, xy = (np.empty((len(sample), len(x), len(rows))) for rows in (x, y))
-    a, b = x.astype(np.float64), y.astype(np.float64)
-    for number in range(len(sample)):
-        part = sample.steps_of(number)
-        np.matmul(a[:, part], a[:, part].T, out=xx[number])
-        np.matmul(a[:, part], b[:, part].T, out=xy[number])
-    return xx, xy, sum_each(b * b, sample.starts).T
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Products of rows x (K, N) and y (P, N), summed over each of n episodes, so that each step of a fit is a product.
 
+    Attributes:
+        x: (n, K, K + P), of x with x and y.
+        yy: (n, P), of each row of y with itself.
+    """
 
-def _solve(xx: Floats, xy: Floats, yy: Floats) -> Floats:
-    """(K, 3): least squares over the episodes, each of which counts the same, with a little ridge."""
-    power = np.sqrt(np.trace(xx, axis1=1, axis2=2) * yy.sum(axis=1))
-    weight = np.divide(1.0, power, out=np.zeros_like(power), where=power > 0)
-    left: Floats = np.einsum("n,nkl->kl", weight, xx)
-    ridge = 1e-6 * max(float(np.trace(left)), 1e-12) * np.eye(len(left))
-    out: Floats = np.linalg.solve(left + ridge, np.einsum("n,nka->ka", weight, xy))
-    return out
+    x: Floats
+    yy: Floats
 
+    @classmethod
+    def of(cls, x: NDArray[np.float32], y: NDArray[np.float32], sample: EpisodeBatch) -> _Moments:
+        rows = np.concatenate([x, y], dtype=np.float64)
+        found = np.empty((len(sample), len(x), len(rows)))
+        for number in range(len(sample)):
+            part = rows[:, sample.steps_of(number)]
+            np.matmul(part[: len(x)], part.T, out=found[number])
+        square = rows[len(x) :] * rows[len(x) :]
+        return cls(found, sum_each(square, sample.starts).T)
 
-def _unexplained(factors: Floats, xx: Floats, xy: Floats, yy: Floats) -> Floats:
-    """Per episode: the residual's power over that of displacement and explanation, 0 to 2; NaN if both are 0."""
-    explained = np.einsum("ka,nkl,la->n", factors, xx, factors)
-    both = np.einsum("ka,nka->n", factors, xy)
-    power = yy.sum(axis=1) + explained
-    out: Floats = np.divide(power - 2 * both, power, out=np.full(len(power), np.nan), where=power > 0)
-    return out
+    def of_columns(self, column: int) -> tuple[Floats, Floats]:
+        """(n,) each: power of the displacement in three columns, and the weight by which episodes count the same."""
+        moved = self.yy[:, column : column + 3].sum(axis=1)
+        power = np.sqrt(np.trace(self.x, axis1=1, axis2=2) * moved)
+        return moved, np.divide(1.0, power, out=np.zeros_like(power), where=power > 0)
+
+    def solve(self, weight: Floats, column: int) -> Floats:
+        """(K, 3): weighted least squares for three columns of y, with a little ridge."""
+        size = self.x.shape[1]
+        both = (weight @ self.x.reshape(len(weight), -1)).reshape(size, -1)
+        left, right = both[:, :size], both[:, size + column : size + column + 3]
+        ridge = 1e-6 * max(float(np.trace(left)), 1e-12) * np.eye(size)
+        return np.asarray(np.linalg.solve(left + ridge, right), np.float64)
+
+    def unexplained(self, factors: Floats, moved: Floats, column: int) -> Floats:
+        """Per episode: the residual's power over that of displacement and explanation, 0 to 2; NaN if both are 0."""
+        size = self.x.shape[1]
+        terms = np.zeros((2, *self.x.shape[1:]))
+        terms[0, :, :size] = factors @ factors.T
+        terms[1, :, size + column : size + column + 3] = factors
+        explained, both = (self.x.reshape(len(moved), -1) @ terms.reshape(2, -1).T).T
+        power = moved + explained
+        out: Floats = np.divide(power - 2 * both, power, out=np.full(len(power), np.nan), where=power > 0)
+        return out
 
 
 def _stacked(action: NDArray[np.float32], delays: Sequence[int], batch: EpisodeBatch) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,13 @@ class Scales:
 
     @classmethod
     def of(cls, sample: EpisodeBatch) -> Scales:
-        """Learn them from at least one episode."""
+        """Learn them from at least one episode; several measures ask for those of one sample."""
+        if sample not in _known:
+            _known[sample] = cls._learn(sample)
+        return _known[sample]
+
+    @classmethod
+    def _learn(cls, sample: EpisodeBatch) -> Scales:
         low, high = _usual_range(sample.actions, sample.starts)
         motion = usual_size(sample.actions[:6], sample.starts).astype(np.float32)
         step = usual_size(full_turns_removed(sample.state_steps), sample.starts).astype(np.float32)
@@ -46,6 +53,9 @@ class Scales:
             low, high, _filled(high - low), _filled(motion), *_usual_range(sample.states, sample.starts), step,
             float(np.median(sample.lengths)),
         )  # fmt: skip
+
+
+_known: WeakKeyDictionary[EpisodeBatch, Scales] = WeakKeyDictionary()
 
 
 def usual_size(rows: NDArray[np.float32], starts: NDArray[np.int64]) -> Floats:

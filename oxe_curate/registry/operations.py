@@ -2,7 +2,8 @@
 
 Every function takes floating-point columns (T, C), time first, and returns columns of the same precision:
 float32, or float64 where the source stores float64 (the cast to float32 comes last, as in OpenVLA's loader).
-None changes its input. All accept T = 0. Each is defined so as to reproduce OpenVLA's standardisation of
+Those that look at other steps take the lengths of several episodes, whose rows follow each other in x; without, x is
+one episode. None changes its input. All accept T = 0. Each is defined so as to reproduce OpenVLA's standardisation of
 Open X-Embodiment; those marked "documentation only" serve recipes that follow a data set's own documentation.
 
     affine, clip                      scaling, inversion (-1, 1), limits
@@ -46,50 +47,68 @@ def clip(x: ColumnArray, *, lo: float = 0.0, hi: float = 1.0) -> ColumnArray:
     return np.minimum(np.maximum(x, lo), hi)
 
 
-def _per_column(function: Callable[..., ColumnArray], x: ColumnArray, *args: float) -> ColumnArray:
+Lengths = NDArray[np.int64]
+"""Rows of each of several episodes that follow each other in one array."""
+
+
+def _per_column(function: Callable[..., ColumnArray], x: ColumnArray, *args: Any) -> ColumnArray:
     if x.shape[1] == 1:
         return function(x[:, 0], *args)[:, None]
     return np.stack([function(column, *args) for column in x.T], axis=1)
 
 
-def rel_to_abs(x: ColumnArray, *, threshold: float = 0.1) -> ColumnArray:
+def _bounds(x: ColumnArray, lengths: Lengths | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first row of each row's episode, and the one after its last: int64 (T,)."""
+    lengths = np.array([len(x)], np.int64) if lengths is None else lengths
+    stops = np.cumsum(lengths)
+    return np.repeat(stops - lengths, lengths), np.repeat(stops, lengths)
+
+
+def _latest(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The last true row up to each row, -1 for none."""
+    return np.maximum.accumulate(np.where(mask, np.arange(len(mask)), -1))
+
+
+def _next(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The first true row from each row on, the number of rows for none."""
+    return np.minimum.accumulate(np.where(mask, np.arange(len(mask)), len(mask))[::-1])[::-1]
+
+
+def rel_to_abs(x: ColumnArray, lengths: Lengths | None = None, *, threshold: float = 0.1) -> ColumnArray:
     """Integrate relative gripper commands into a position: 1 = open, 0 = closed.
 
     x < -threshold opens, x > threshold closes (both strict), anything else holds; a command acts at its own
     step. Before the first command the gripper is in the opposite state; without any command it is open.
     """
-    return _per_column(_rel_to_abs, x, threshold)
+    return _per_column(_rel_to_abs, x, *_bounds(x, lengths), threshold)
 
 
-def _rel_to_abs(x: ColumnArray, threshold: float) -> ColumnArray:
+def _rel_to_abs(x: ColumnArray, first: NDArray[np.int64], stop: NDArray[np.int64], threshold: float) -> ColumnArray:
     opens = x < -threshold
     commands = opens | (x > threshold)
-    first = int(commands.argmax()) if len(x) else 0
-    if not commands[first : first + 1].any():
-        return np.ones_like(x)
-    latest = np.maximum.accumulate(np.where(commands, np.arange(len(x)), first))
-    position = opens[latest].astype(x.dtype)
-    position[:first] = 1 - position[first]
-    return position
+    latest, upcoming = _latest(commands), _next(commands)
+    before = (latest < first) & (upcoming < stop)
+    opened = np.where(before, ~opens[np.where(before, upcoming, 0)], opens[latest])
+    return np.where((latest < first) & ~before, True, opened).astype(x.dtype)
 
 
-def binarize(x: ColumnArray, *, lo: float = 0.05, hi: float = 0.95) -> ColumnArray:
+def binarize(x: ColumnArray, lengths: Lengths | None = None, *, lo: float = 0.05, hi: float = 0.95) -> ColumnArray:
     """Round a gripper position to 0 or 1: above hi is 1, below lo is 0 (both strict).
 
     A value in between belongs to a moving gripper and takes the next decided value. An undecided tail takes the
     episode's last raw value, so it stays fractional: OpenVLA does so, and its statistics depend on it.
     """
-    return _per_column(_binarize, x, lo, hi)
+    return _per_column(_binarize, x, *_bounds(x, lengths), lo, hi)
 
 
-def _binarize(x: ColumnArray, lo: float, hi: float) -> ColumnArray:
+def _binarize(x: ColumnArray, first: NDArray[np.int64], stop: NDArray[np.int64], lo: float, hi: float) -> ColumnArray:
     opened = x > hi
     decided = opened | (x < lo)
     if decided.all():
         return opened.astype(x.dtype)
-    # index of the next decided step; len(x) means "none" and selects the last raw value, which is appended
-    upcoming = np.minimum.accumulate(np.where(decided, np.arange(len(x)), len(x))[::-1])[::-1]
-    return np.concatenate([opened.astype(x.dtype), x[-1:]])[upcoming]
+    upcoming = _next(decided)
+    tail = upcoming >= stop
+    return np.where(tail, x[stop - 1], opened[np.where(tail, 0, upcoming)].astype(x.dtype))
 
 
 def euler_from_quat(x: ColumnArray, *, order: QuaternionOrder = "xyzw") -> ColumnArray:
@@ -117,9 +136,14 @@ def euler_from_quat(x: ColumnArray, *, order: QuaternionOrder = "xyzw") -> Colum
     return euler
 
 
-def delta(x: ColumnArray) -> ColumnArray:
+def delta(x: ColumnArray, lengths: Lengths | None = None) -> ColumnArray:
     """Return x[t+1] - x[t], (T-1, C). Angles are subtracted as numbers; `wrap` then removes jumps of 2 pi."""
-    return x[1:] - x[:-1]
+    change = x[1:] - x[:-1]
+    if lengths is None or len(lengths) < 2:
+        return change
+    within = np.ones(len(x), np.bool_)
+    within[np.cumsum(lengths)[lengths > 0] - 1] = False
+    return change[within[:-1]]
 
 
 def wrap(x: ColumnArray) -> ColumnArray:
@@ -135,9 +159,10 @@ def axis_angle_to_euler(x: ColumnArray) -> ColumnArray:
     return euler_from_quat(np.concatenate([x * (np.sinc(half / math.pi) / 2), np.cos(half)], axis=1))
 
 
-def shift(x: ColumnArray, *, by: int = -1) -> ColumnArray:
+def shift(x: ColumnArray, lengths: Lengths | None = None, *, by: int = -1) -> ColumnArray:
     """Shift the columns in time by `by` steps: -1 takes the next step's value. The ends repeat their value."""
-    return x[np.clip(np.arange(len(x)) - by, 0, max(len(x) - 1, 0))]
+    first, stop = _bounds(x, lengths)
+    return x[np.clip(np.arange(len(x)) - by, first, stop - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +175,7 @@ class OperationSpec:
         width_in: the number of columns it needs, None for any.
         width_out: the number of columns it returns, None for as many as its input has.
         shortens: rows it removes from the end.
+        by_episode: whether it takes the lengths of episodes.
     """
 
     function: Callable[..., ColumnArray]
@@ -157,6 +183,7 @@ class OperationSpec:
     width_in: int | None = None
     width_out: int | None = None
     shortens: int = 0
+    by_episode: bool = False
 
 
 def _spec(
@@ -167,7 +194,7 @@ def _spec(
 ) -> OperationSpec:
     signature = inspect.signature(function, eval_str=True)
     keywords = {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    return OperationSpec(function, keywords, width_in, width_out, shortens)
+    return OperationSpec(function, keywords, width_in, width_out, shortens, "lengths" in signature.parameters)
 
 
 OPERATIONS: dict[str, OperationSpec] = {

@@ -1,13 +1,13 @@
 """Convert raw step arrays to a Trajectory with a card's recipe.
 
-A recipe is resolved once per card (`Standardizer`). Per episode, each source array is checked once, and each
-piece is one slice, its operations, and one write into the (T', 7) result.
+A recipe is resolved once per card (`Standardizer`). Each source array of an episode is checked once, and each piece is
+one slice, its operations, and one write into the (T', 7) result, for all episodes of a shard together.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from oxe_curate.episode import Steps, Trajectory
 from oxe_curate.errors import DataError, did_you_mean
-from oxe_curate.registry.operations import ColumnArray
+from oxe_curate.registry.operations import ColumnArray, OperationSpec
 from oxe_curate.registry.recipe import PART_WIDTHS, ActionRecipe, Operation, Piece, Pieces
 from oxe_curate.registry.text import read_texts
 
@@ -44,44 +44,110 @@ class Standardizer:
 
     def __call__(self, steps: Steps) -> Trajectory:
         """Standardise one episode; the arrays in `steps` are not changed. Raises DataError."""
+        return self.many([steps])[0]
+
+    def many(self, episodes: Sequence[Steps]) -> list[Trajectory]:
+        """Standardise several episodes, each as if it were the only one, with one call of each operation for all.
+
+        The arrays in `episodes` are not changed.
+
+        Raises:
+            DataError: one of them cannot be standardised, or they differ in kind: standardise them one by one.
+        """
         try:
-            num_steps = len(_get(steps, next(iter(self._action_keys))))
-            kept = self._trim.kept(num_steps)
-            has_proprio = all(map(steps.__contains__, self._all_keys))
-            sources = self._sources(self._all_keys if has_proprio else self._action_keys, steps, num_steps)
-            # the criterion `not_finite` reports NaN, infinities and overflow
-            with np.errstate(all="ignore"):
-                action = _side_by_side([_run(column, sources) for column in self._action], len(kept))
-                proprio = _side_by_side([_run(c, sources) for c in self._proprio if has_proprio], len(kept))
-            instructions, index = read_texts(
-                steps, self._language_keys, self._codepoints, num_steps, slice(kept.start, kept.stop, kept.step)
-            )
+            return self._many(episodes) if episodes else []
         except DataError as error:
             raise DataError(f"{self._where}: {error}") from None
-        return Trajectory(
-            action=action,
-            frame_index=np.arange(kept.start, kept.stop, kept.step, dtype=np.int32),
-            proprio=proprio,
-            instruction=instructions[0] if instructions else "",
-            instructions=instructions,
-            instruction_index=index,
-        )
 
-    def _sources(self, keys: dict[str, int], steps: Steps, num_steps: int) -> dict[str, NDArray[Any]]:
-        """The arrays of `keys` as (rows, columns) views without the trimmed steps, each checked once."""
+    def _many(self, episodes: Sequence[Steps]) -> list[Trajectory]:
+        counts = [len(_get(steps, next(iter(self._action_keys)))) for steps in episodes]
+        kept = [self._trim.kept(count) for count in counts]
+        has_proprio = {all(map(steps.__contains__, self._all_keys)) for steps in episodes}
+        if len(has_proprio) > 1:
+            raise DataError("only some episodes have proprio")
+        keys = self._all_keys if has_proprio == {True} else self._action_keys
+        lengths = np.array([len(range(count)[self._rows]) for count in counts], np.int64)
+        sources = self._sources(keys, episodes, counts)
+        rows = _Rows(lengths, np.array([len(steps) for steps in kept], np.int64))
+        # the criterion `not_finite` reports NaN, infinities and overflow
+        with np.errstate(all="ignore"):
+            action = rows.side_by_side([_run(column, sources, lengths) for column in self._action])
+            columns = self._proprio if has_proprio == {True} else []
+            proprio = rows.side_by_side([_run(column, sources, lengths) for column in columns])
+        place = np.asarray(self._trim.first + self._trim.stride * rows.place(), np.int32)
+        found = []
+        for steps, count, selected, start, stop in zip(episodes, counts, kept, *rows.bounds(), strict=True):
+            instructions, index = read_texts(
+                steps, self._language_keys, self._codepoints, count, slice(selected.start, selected.stop, selected.step)
+            )
+            found.append(Trajectory(
+                action=action[start:stop], frame_index=place[start:stop], proprio=proprio[start:stop],
+                instruction=instructions[0] if instructions else "", instructions=instructions, instruction_index=index,
+            ))  # fmt: skip
+        return found
+
+    def _sources(
+        self, keys: dict[str, int], episodes: Sequence[Steps], counts: Sequence[int]
+    ) -> dict[str, NDArray[Any]]:
+        """The arrays of `keys` as (rows of all episodes, columns) without the trimmed steps, each checked once."""
         sources = {}
         for key, needed in keys.items():
-            x = _get(steps, key)
-            if x.ndim == 1:
-                x = x[:, None]
-            if len(x) != num_steps:
-                raise DataError(f"{key!r} has {len(x)} steps, the other keys have {num_steps}")
-            if x.ndim != 2 or x.shape[1] < needed:
-                raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
-            if x.dtype.kind not in "fbiu":
-                raise DataError(f"{key!r} has dtype {x.dtype}, expected numbers")
-            sources[key] = x[self._rows]
+            arrays = []
+            for steps, count in zip(episodes, counts, strict=True):
+                x = _get(steps, key)
+                if x.ndim == 1:
+                    x = x[:, None]
+                if len(x) != count:
+                    raise DataError(f"{key!r} has {len(x)} steps, the other keys have {count}")
+                if x.ndim != 2 or x.shape[1] < needed:
+                    raise DataError(f"{key!r} has shape {x.shape}, expected (steps, at least {needed} columns)")
+                if x.dtype.kind not in "fbiu":
+                    raise DataError(f"{key!r} has dtype {x.dtype}, expected numbers")
+                arrays.append(x[self._rows])
+            if len({(x.shape[1], x.dtype) for x in arrays}) > 1:
+                raise DataError(f"{key!r} has several shapes or dtypes")
+            sources[key] = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
         return sources
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Rows:
+    """Rows of several episodes in one array.
+
+    Attributes:
+        lengths: int64 (n,), rows that the operations see.
+        kept: int64 (n,), rows that remain.
+    """
+
+    lengths: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+    def bounds(self) -> tuple[list[int], list[int]]:
+        """First row of each episode, and the one after its last, of those that remain."""
+        stops = np.cumsum(self.kept)
+        return (stops - self.kept).tolist(), stops.tolist()
+
+    def place(self) -> NDArray[np.int64]:
+        """The number of each remaining row in its episode."""
+        return np.arange(int(self.kept.sum())) - np.repeat(np.cumsum(self.kept) - self.kept, self.kept)
+
+    def side_by_side(self, values: Sequence[_Value]) -> NDArray[np.float32]:
+        """Concatenate columns as float32; rows after an episode's last kept one are omitted."""
+        widths = [value.width if isinstance(value, _Constant) else value[0].shape[1] for value in values]
+        out = np.empty((int(self.kept.sum()), sum(widths)), np.float32)
+        start = 0
+        for value, width in zip(values, widths, strict=True):
+            columns = out[:, start : start + width]
+            columns[:] = value.value if isinstance(value, _Constant) else self._take(*value)
+            start += width
+        return out
+
+    def _take(self, x: ColumnArray, lengths: NDArray[np.int64]) -> ColumnArray:
+        if np.array_equal(lengths, self.kept):
+            return x
+        if len(lengths) == 1:
+            return x[: self.kept[0]]
+        return x[self.place() + np.repeat(np.cumsum(lengths) - lengths, self.kept)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +166,12 @@ class _Column:
     selection: slice | list[int] | None
     needed: int
     operations: tuple[Operation, ...]
-    chain: tuple[tuple[str, int | None, Callable[[ColumnArray], ColumnArray]], ...]
+    chain: tuple[tuple[OperationSpec, str, Callable[..., ColumnArray]], ...]
     width: int | None
+
+
+_Value = _Constant | tuple[ColumnArray, NDArray[np.int64]]
+"""Constant columns, or columns and the rows of each episode."""
 
 
 def _resolve_part(recipe: ActionRecipe, part: str) -> list[_Column | _Constant]:
@@ -121,7 +191,7 @@ def _resolve(piece: Piece, width: int | None, place: str) -> _Column | _Constant
         selection=piece.selection,
         needed=piece.needed_width,
         operations=piece.ops,
-        chain=tuple((o.op, o.spec.width_in, functools.partial(o.spec.function, **o.parameters)) for o in piece.ops),
+        chain=tuple((o.spec, o.op, functools.partial(o.spec.function, **o.parameters)) for o in piece.ops),
         width=width,
     )
 
@@ -169,8 +239,11 @@ def _needed_widths(columns: list[_Column | _Constant]) -> dict[str, int]:
     return needed
 
 
-def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> ColumnArray | _Constant:
-    """Select, cast and operate. float64 stays float64: the cast to float32 comes last, as in OpenVLA's loader."""
+def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]], lengths: NDArray[np.int64]) -> _Value:
+    """Select, cast and operate; return the columns and the rows of each episode.
+
+    float64 stays float64: the cast to float32 comes last, as in OpenVLA's loader.
+    """
     if isinstance(column, _Constant):
         return column
     x = sources[column.src]
@@ -178,24 +251,14 @@ def _run(column: _Column | _Constant, sources: dict[str, NDArray[Any]]) -> Colum
         x = x[:, column.selection]
     if x.dtype.char not in "fd":
         x = x.astype(np.float32)
-    for name, width, function in column.chain:
-        if width is not None and x.shape[1] != width:
-            raise DataError(f"{column.src!r}: {name} needs {width} columns, got {x.shape[1]}")
-        x = function(x)
+    for spec, name, function in column.chain:
+        if spec.width_in is not None and x.shape[1] != spec.width_in:
+            raise DataError(f"{column.src!r}: {name} needs {spec.width_in} columns, got {x.shape[1]}")
+        x = function(x, lengths) if spec.by_episode else function(x)
+        lengths = np.maximum(lengths - spec.shortens, 0)
     if column.width is not None and x.shape[1] != column.width:
         raise DataError(f"{column.place}: {column.src!r} gives {x.shape[1]} columns, expected {column.width}")
-    return x
-
-
-def _side_by_side(values: list[ColumnArray | _Constant], num_rows: int) -> NDArray[np.float32]:
-    """Concatenate columns as float32; rows after the last kept one are omitted."""
-    widths = [v.width if isinstance(v, _Constant) else v.shape[1] for v in values]
-    out = np.empty((num_rows, sum(widths)), np.float32)
-    start = 0
-    for value, width in zip(values, widths, strict=True):
-        out[:, start : start + width] = value.value if isinstance(value, _Constant) else value[:num_rows]
-        start += width
-    return out
+    return x, lengths
 
 
 def _get(steps: Steps, key: str) -> NDArray[Any]:

@@ -82,7 +82,7 @@ def strings(key: str, array: NDArray[Any]) -> list[Any]:
     if array.dtype.kind not in "SUO":
         raise DataError(f"{key!r} holds {array.dtype} of shape {array.shape}, expected one text per step")
     values: list[Any] = array.tolist()
-    if array.ndim == 1 and all(isinstance(value, bytes | str) for value in values):
+    if array.ndim == 1 and {bytes, str}.issuperset(map(type, values)):
         return values
     return [_first(key, value) for value in values]
 

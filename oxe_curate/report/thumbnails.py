@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from oxe_curate.errors import CurateError
-from oxe_curate.filter.scan import ROLES
+from oxe_curate.filter.scanner import ROLES
 from oxe_curate.index import images
 from oxe_curate.index.frame_pool import locate
 from oxe_curate.report.flags import evenly

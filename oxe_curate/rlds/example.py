@@ -12,6 +12,7 @@ by its length, so images cost nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,85 @@ def scan(
     except IndexError:
         raise CorruptError(f"record at byte {offset}: the record ends inside a field") from None
     return found
+
+
+KeyOrder = Sequence[tuple[bytes, bytes | None]]
+"""The entries of an Example in order: the bytes around the key, and the key if the feature is selected, else None."""
+
+
+def key_order(buffer: memoryview, offset: int, length: int, selected: frozenset[bytes]) -> KeyOrder:
+    """The order of a record's keys; a writer uses the same for all records of a file. () if it has an unusual form.
+
+    Args:
+        buffer: the shard, in which the bytes that `scan` needs are present.
+        offset: of a record that `scan` has accepted.
+        length: its length in bytes.
+        selected: as for `scan`.
+    """
+    end = offset + length
+    found: dict[bytes, tuple[bytes, bytes | None]] = {}
+    try:
+        position = read_varint(buffer, offset + 1)[1]
+        while position < end:
+            size, start = read_varint(buffer, position + 1)
+            position = start + size
+            width, at = read_varint(buffer, start + 1)
+            key = bytes(buffer[at : at + width])
+            # such as a value before its key, a key twice, one too long for the bytes that are read at once
+            if buffer[start] != 0x0A or buffer[at + width] != 0x12 or key in found or width > _HEAD // 2:
+                return ()
+            found[key] = bytes(buffer[start : at + width + 1]), key if key in selected else None
+    except (IndexError, CorruptError):
+        return ()
+    return tuple(found.values())
+
+
+def scan_alike(
+    buffer: memoryview, offset: int, length: int, order: KeyOrder, ensure: Ensure | None = None
+) -> dict[bytes, Span] | None:
+    """`scan` of a record whose keys are in the given order; None where anything differs, so that `scan` must read it.
+
+    The keys are compared, not parsed: three times as fast.
+    """
+    end, ready = offset + length, offset
+    found: dict[bytes, Span] = {}
+    try:
+        if ensure:
+            ensure(offset, min(16, length))
+        size, position = read_varint(buffer, offset + 1)
+        if buffer[offset] != 0x0A or position + size != end:
+            return None
+        for head, key in order:
+            if ensure and position + _HEAD > ready and ready < end:
+                ready = min(max(position + _HEAD, (position | _PAGE) + 1), end)
+                ensure(position, ready - position)
+            size = buffer[position + 1]
+            at = position + 2
+            if size >= 0x80:
+                size, at = read_varint(buffer, position + 1)
+            stop, value = at + size, at + len(head)
+            if buffer[position] != 0x0A or buffer[at:value] != head or stop > end:
+                return None
+            size = buffer[value]
+            at = value + 1
+            if size >= 0x80:
+                size, at = read_varint(buffer, value)
+            if at + size != stop:
+                return None
+            if key is not None and at < stop:
+                kind = _KINDS.get(buffer[at])
+                size, at = read_varint(buffer, at + 1)
+                if kind is None or at + size != stop:
+                    return None
+                found[key] = Span(kind, at, size)
+            position = stop
+    except (IndexError, CorruptError):
+        return None
+    return found if position == end else None
+
+
+_KINDS = {kind << 3 | 2: kind for kind in (BYTES, FLOAT, INT64)}
+"""Tag of a list in a Feature -> its kind."""
 
 
 def _checked(position: int, size: int, end: int) -> int:
@@ -324,5 +404,6 @@ def values(buffer: memoryview, span: Span) -> Any:
 
 
 __all__ = [
-    "BYTES", "FLOAT", "INT64", "Span", "byte_ranges", "byte_values", "floats", "ints", "scan", "values", "varints",
+    "BYTES", "FLOAT", "INT64", "KeyOrder", "Span", "byte_ranges", "byte_values", "floats", "ints", "key_order", "scan",
+    "scan_alike", "values", "varints",
 ]  # fmt: skip

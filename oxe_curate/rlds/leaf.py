@@ -29,6 +29,7 @@ class Leaf:
         shape: of one step's value.
         encoding: "none", "bytes" or "zlib": how a tensor is stored.
         problem: why it is unreadable, as the predicate of a sentence.
+        width: numbers per step.
     """
 
     key: str
@@ -39,11 +40,10 @@ class Leaf:
     encoding: str
     feature: Any = field(repr=False, compare=False)
     problem: str = ""
+    width: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def width(self) -> int:
-        """Numbers per step."""
-        return math.prod(d or 0 for d in self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "width", math.prod(d or 0 for d in self.shape))
 
 
 def leaves(features: Any) -> tuple[dict[str, Leaf], dict[str, Leaf]]:

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from oxe_curate.episode import Steps
 from oxe_curate.errors import CorruptError, DataError, did_you_mean
 from oxe_curate.rlds import example
-from oxe_curate.rlds.example import Span
+from oxe_curate.rlds.example import KeyOrder, Span
 from oxe_curate.rlds.leaf import STEPS, Leaf, camera_key, camera_problem, leaves
 from oxe_curate.rlds.tfrecord import Ensure
+from oxe_curate.rlds.varint import read_varint
 
 _RAGGED = b"/ragged_flat_values", b"/ragged_row_lengths_0"
 """tfds stores a sequence inside a step as two features: the items of all steps, and how many each step has."""
+_LEARN = 1000
+"""How often the order of keys is learned anew, in case that it differs from record to record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class RecordReader:
         rare = [leaf for leaf in (*self.steps.values(), *self.metadata.values()) if leaf.kind == "rare"]
         self._rare = _rare_features(rare) if rare else None
         self._rare_wires = tuple(leaf.wire for leaf in rare)
+        self._order: KeyOrder = ()
+        self._learned = 0
         # is_first is part of the RLDS standard; it gives the number of steps if nothing else is read
         clock = step_leaves.get("is_first")
         self._clock = clock if clock and clock.kind == "number" else None
@@ -89,7 +94,7 @@ class RecordReader:
             CorruptError: the record is not a well-formed Example.
             DataError: a key is missing, or its values differ in kind or number from features.json.
         """
-        spans = example.scan(buffer, offset, length, self._selected, ensure)
+        spans = self._scan(buffer, offset, length, ensure)
         if ensure:
             images = {leaf.wire for leaf in self.cameras.values()}
             for wire, span in spans.items():
@@ -119,12 +124,22 @@ class RecordReader:
                 metadata[key] = value[0] if len(value) == 1 else value
         return RawEpisode(num_steps, steps, cameras, metadata)
 
+    def _scan(self, buffer: memoryview, offset: int, length: int, ensure: Ensure | None) -> dict[bytes, Span]:
+        """Find the features, first as in the record before."""
+        spans = example.scan_alike(buffer, offset, length, self._order, ensure) if self._order else None
+        if spans is None:
+            spans = example.scan(buffer, offset, length, self._selected, ensure)
+            if self._learned < _LEARN:
+                self._learned += 1
+                self._order = example.key_order(buffer, offset, length, self._selected)
+        return spans
+
     def _count(self, buffer: memoryview, spans: Mapping[bytes, Span], steps: Steps) -> int:
         counts = {key: len(array) for key, array in steps.items()}
         if self._clock and self._clock.key not in counts:
             clock = spans.get(self._clock.wire)
             if clock or not counts:
-                counts["is_first"] = len(_values(buffer, clock, self._clock))
+                counts["is_first"] = _count_flags(buffer, clock, self._clock)
         if len(set(counts.values())) > 1:
             counted = ", ".join(f"{key}: {n}" for key, n in sorted(counts.items()))
             raise DataError(f"its features have different numbers of steps ({counted})")
@@ -217,6 +232,17 @@ def _values(buffer: memoryview, span: Span | None, leaf: Leaf) -> NDArray[Any]:
     if leaf.dtype == np.uint64:
         flat = flat.view(np.uint64)  # tfds stores the bits
     return flat.astype(leaf.dtype, copy=False).reshape(-1, *leaf.shape)
+
+
+def _count_flags(buffer: memoryview, span: Span | None, leaf: Leaf) -> int:
+    """Number of rows of a feature; of one number per step, packed into a byte each, without decoding them."""
+    plain = leaf.encoding == "none" and leaf.width == 1 and leaf.dtype.kind != "f"
+    if plain and span and span.kind == example.INT64 and span.length > 1:
+        size, start = read_varint(buffer, span.offset + 1)
+        end = span.offset + span.length
+        if buffer[span.offset] == 0x0A and start + size == end and bytes(buffer[start:end]).isascii():
+            return size
+    return len(_values(buffer, span, leaf))
 
 
 def _ragged(buffer: memoryview, spans: Mapping[bytes, Span], leaf: Leaf) -> NDArray[Any]:

@@ -153,6 +153,11 @@ class LocalShard(ShardBytes):
 
     def _load(self, first: int, stop: int) -> None:
         state = self._state
+        if stop - first == 1 and (first == 0 or state[first - 1] != HERE):  # a jump, the most frequent case
+            self._window = _LOCAL[0]
+            self._read(first, stop)
+            state[first] = HERE
+            return
         while (first := _next(state, HERE, first, stop, other=True)) < stop:
             sequential = first > 0 and state[first - 1] == HERE
             self._window = min(self._window * 2, _LOCAL[1]) if sequential else _LOCAL[0]

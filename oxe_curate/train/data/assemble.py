@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oxe_curate.errors import DataError
-from oxe_curate.index.images import open_image
+from oxe_curate.index import images
 from oxe_curate.train.data.batch import Rows, TextRows
 from oxe_curate.train.data.mixed import MixedImages, PixelArray
 from oxe_curate.train.data.order import random_numbers
-from oxe_curate.train.data.resize import resize_images
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
 from oxe_curate.train.settings import ResizeFilter
 
-_LARGEST = 1 << 21
-"""Pixels, 1080p: larger images are resized where they are decoded, whatever `mixed` says."""
+_BYTES = 256 << 20
+"""Bytes of the mixed images of a batch: images that exceed an equal part are resized where they are decoded."""
+_GROUPS = 8
+"""Sizes in a batch of mixed images, since each costs the device some calls: images of the rarest are resized here."""
 
 
 def assemble(
@@ -150,10 +151,14 @@ def _decode_mixed(
             height, width = _shape(data)
         except ValueError as error:
             raise frame.error(error) from None
-        # the batches that are prepared ahead would take too much memory
-        shape = (height, width) if height * width <= _LARGEST else (size, size)
+        shape = (height, width) if 3 * height * width * len(frames) <= _BYTES else (size, size)
         members.setdefault(shape, []).append(number)
+    by_pixels = sorted(members, key=lambda shape: len(members[shape]) * shape[0] * shape[1], reverse=True)
+    own = members.setdefault((size, size), [])
+    for shape in set(by_pixels[_GROUPS:]) - {(size, size)}:
+        own += members.pop(shape)
     groups = []
+    members = {shape: numbers for shape, numbers in members.items() if numbers}
     for shape, numbers in members.items():
         groups.append(torch.empty((len(numbers), *shape, 3), dtype=torch.uint8, pin_memory=pin))
         for number, out in zip(numbers, groups[-1].numpy(), strict=True):
@@ -168,10 +173,10 @@ def _shape(data: bytes | memoryview) -> tuple[int, int]:
     if bytes(data[:2]) == b"\xff\xd8":
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         return height, width
-    if bytes(data[12:16]) == b"IHDR":
+    if len(data) >= 24 and bytes(data[12:16]) == b"IHDR":
         width, height = struct.unpack(">II", data[16:24])
         return height, width
-    width, height = open_image(data).size
+    width, height = images.open_image(data).size
     return height, width
 
 
@@ -197,23 +202,22 @@ def decode_into(
             return
         out[:] = resize_image(Image.fromarray(simplejpeg.decode_jpeg(data, order)), out.shape[0], resize)
     else:
-        image = open_image(data)
+        image = images.open_image(data)
         same = image.size[::-1] == out.shape[:2]
         pixels = np.asarray(image) if same else resize_image(image, out.shape[0], resize)
         out[:] = pixels[:, :, ::-1] if swapped else pixels
 
 
-def resize_image(image: Image.Image, size: int, resize: ResizeFilter = "bicubic") -> NDArray[np.uint8]:
-    """Resize one RGB image on the CPU, with the result of `resize_images`: uint8 (size, size, 3).
+def resize_image(picture: Image.Image, size: int, resize: ResizeFilter = "bicubic") -> NDArray[np.uint8]:
+    """Resize an RGB image on the CPU: uint8 (size, size, 3), within one level of `resize_images` (bicubic: equal).
 
     The aspect ratio is ignored: "resize-naive" of the released models.
     """
-    if image.size != (size, size) and resize == "bicubic":
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, np.uint8)
-    if image.size == (size, size):
-        return pixels
-    return np.ascontiguousarray(resize_images(torch.from_numpy(pixels.copy())[None], size, resize)[0].numpy())
+    if resize == "lanczos3":
+        return images.resize(np.asarray(picture, np.uint8), size)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.uint8)
 
 
 class _SampleIds(Sequence[str]):

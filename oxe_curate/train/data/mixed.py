@@ -82,6 +82,8 @@ class MixedImages:
 
     def resized(self, device: torch.device) -> torch.Tensor:
         """Move the images to a device and resize them there: uint8 (..., S, S, 3). The same for the CPU."""
+        if not self.groups:
+            return torch.empty(self.shape, dtype=torch.uint8, device=device)
         moved = (group.to(device, non_blocking=True) for group in self.groups)
         parts = [resize_images(group, self.size, self.resize) for group in moved]
         images = torch.cat(parts) if len(parts) != 1 else parts[0]

@@ -14,19 +14,19 @@ and their sums are then exact in float32, and even in TF32: no device, setting o
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from oxe_curate.index.resample import lanczos3
 from oxe_curate.train.settings import ResizeFilter
 
 _BITS, _LOW = 22, 12
 """Bits of a weight after the binary point, and how many of them are in its lower part."""
 _FRACTION = 11
 """Bits after the binary point that remain between the passes where values are not rounded to integers."""
-_BAND = 32
-"""Lines of a result that are computed at once on the CPU, from the lines of the image that they depend on."""
 _TALL = 100
 """Pillow begins with the vertical pass if an image that is to become lower is that many times as tall as wide."""
 _MEMORY = 128 << 20
@@ -47,15 +47,12 @@ def resize_matrix(source: int, target: int, resize: ResizeFilter) -> NDArray[np.
     Returns:
         (target, source); rows add up to 1.
     """
+    if resize == "lanczos3":
+        return lanczos3(source, target)
     step = source / target
-    stretch = max(step, 1.0)
-    x = np.abs((np.arange(source) + 0.5 - (np.arange(target)[:, None] + 0.5) * step) / stretch)
-    if resize == "bicubic":
-        weights = np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0.0))
-    else:
-        weights = np.where(x < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-    found: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return found
+    x = np.abs(np.arange(source) + 0.5 - (np.arange(target)[:, None] + 0.5) * step) / max(step, 1.0)
+    weights = np.where(x < 1, (1.5 * x - 2.5) * x**2 + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0.0))
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def resize_images(images: torch.Tensor, size: int, resize: ResizeFilter, rounded: bool | None = None) -> torch.Tensor:
@@ -89,58 +86,47 @@ def _resize(images: torch.Tensor, size: int, resize: ResizeFilter, rounded: bool
     dtype = torch.float32 if split else torch.float64
     x = images.permute(0, 3, 1, 2).to(dtype, memory_format=torch.contiguous_format)
     if width != size:
-        bands = _bands(width, size, resize, split, images.device)
-        sums = _join([torch.matmul(x[..., start:stop], part.T) for start, stop, part in bands], -1)
-        sums = sums.unflatten(-1, (-1, size)).unbind(-2)
+        across = _weights(width, size, resize, split, images.device).T
+        sums = torch.matmul(x, across).unflatten(-1, (-1, size)).unbind(-2)
         x = _to_bytes(sums) if rounded or height == size else _to_values(sums)
     if height != size:
-        bands = _bands(height, size, resize, split, images.device)
+        down = _weights(height, size, resize, split, images.device)
 
-        def down(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            sums = _join([torch.matmul(part, y[..., start:stop, :]) for start, stop, part in bands], -2)
-            parts: tuple[torch.Tensor, ...] = sums.unflatten(-2, (-1, size)).unbind(-3)
-            return parts
+        def product(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            sums: tuple[torch.Tensor, ...] = torch.matmul(down, y).unflatten(-2, (-1, size)).unbind(-3)
+            return sums
 
         if rounded or width == size:
-            x = _to_bytes(down(x))
+            x = _to_bytes(product(x))
         else:  # the fraction is multiplied as an integer of its own, so that the products stay exact
             whole = x.floor()
             fraction = (x - whole).mul_(1 << _FRACTION).round_()
-            x = _to_values(down(whole)).add_(_to_values(down(fraction)), alpha=2.0**-_FRACTION)
+            x = _to_values(product(whole)).add_(_to_values(product(fraction)), alpha=2.0**-_FRACTION)
             x = x.add_(0.5).floor_().clamp_(0, 255)
     return x.to(torch.uint8)
 
 
-def _join(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
-    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+@lru_cache(maxsize=64)
+def _weights(source: int, target: int, resize: ResizeFilter, split: bool, device: torch.device) -> torch.Tensor:
+    """`_integers` on a device; the copy to a GPU waits for nothing."""
+    weights = torch.from_numpy(_integers(source, target, resize, split))
+    return weights.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else weights.to(device)
 
 
-@lru_cache(maxsize=128)
-def _bands(
-    source: int, target: int, resize: ResizeFilter, split: bool, device: torch.device
-) -> tuple[tuple[int, int, torch.Tensor], ...]:
-    """The matrix in units of 2**-22, in parts (start, stop, weights of these columns) that follow one another.
-
-    Split: one part, float32 (2 * target, source): the upper bits in units of 2**-10, then the lower bits in units of
-    2**-22, all integers up to 2**11. Otherwise float64 without most of the zeros, which a GPU multiplies faster than it
-    starts more operations.
+@lru_cache(maxsize=512)
+def _integers(source: int, target: int, resize: ResizeFilter, split: bool) -> NDArray[Any]:
+    """The matrix in units of 2**-22, float64 (target, source); or split, float32 (2 * target, source): the upper parts
+    in units of 2**-10, then the lower parts in units of 2**-22, all integers up to 2**11.
     """
     whole = np.rint(resize_matrix(source, target, resize) * (1 << _BITS))
-    if split:
-        upper = np.rint(whole / (1 << _LOW))
-        both = np.concatenate([upper, whole - upper * (1 << _LOW)]).astype(np.float32)
-        return ((0, source, torch.from_numpy(both).to(device)),)
-    bands = []
-    for first in range(0, target, _BAND):
-        rows = whole[first : first + _BAND]
-        used = np.flatnonzero(rows.any(axis=0))
-        start, stop = int(used[0]), int(used[-1]) + 1
-        bands.append((start, stop, torch.from_numpy(np.ascontiguousarray(rows[:, start:stop])).to(device)))
-    return tuple(bands)
+    if not split:
+        return whole
+    upper = np.rint(whole / (1 << _LOW))
+    return np.concatenate([upper, whole - upper * (1 << _LOW)]).astype(np.float32)
 
 
 def _to_bytes(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Sums by `_bands` -> integers from 0 to 255, as Pillow rounds; exact."""
+    """Sums by `_integers` -> integers from 0 to 255, as Pillow rounds; exact."""
     if len(sums) == 1:
         return sums[0].add_(1 << _BITS - 1).mul_(2.0**-_BITS).floor_().clamp_(0, 255)
     upper, lower = sums
@@ -149,7 +135,7 @@ def _to_bytes(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def _to_values(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Sums by `_bands` -> values, rounded once."""
+    """Sums by `_integers` -> values, rounded once."""
     if len(sums) == 1:
         return sums[0].mul_(2.0**-_BITS)
     upper, lower = sums

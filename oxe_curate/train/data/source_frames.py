@@ -22,18 +22,20 @@ from oxe_curate.rlds.array_record import ArrayRecordShard
 from oxe_curate.rlds.shards import is_array_record
 from oxe_curate.storage import status_identity
 from oxe_curate.storage.attempts import submit
-from oxe_curate.storage.objects import PIECE, StoredObject
+from oxe_curate.storage.objects import StoredObject
 from oxe_curate.tokenize.sources import ADVICE, MixtureSources
 from oxe_curate.train.data.files import LocalFile, open_file_limit
 
-_OPEN_FILES, _OBJECTS = 2048, 4096
+_OPEN_FILES, _OBJECTS, _GS_OBJECTS = 2048, 4096, 64
+"""Files and objects that are kept open; an open object of gs:// has a connection of its own."""
 _ARRAY_RECORDS = 256 << 20
 """Bytes of decompressed records that are kept: one frame of an array_record file costs its whole episode."""
 _AGE = 600
 """Seconds after which an object is opened again, which shows whether it was replaced."""
-_GAP = 64 << 10
-"""Bytes: frames of an object that are closer than this are requested together."""
+_GAP, PIECE = 64 << 10, 2 << 20
+"""Bytes: frames of an object that are closer than the one are requested together, up to the other."""
 _LOCKS = 16
+_WRITTEN = "the file is being written to while it is read"
 
 FramePlace = tuple[int, int, int]
 """Number of the source shard, offset and length of a frame."""
@@ -52,8 +54,9 @@ class SourceFrames:
         self._opened = [0] * len(sources)  # counts up when a shard must be opened again
         self._files: LruCache[_SourceFile] = LruCache(open_file_limit(_OPEN_FILES))
         self._records: LruCache[tuple[int, bytes]] = LruCache(_ARRAY_RECORDS)
-        self._objects: LruCache[StoredObject] = LruCache(_OBJECTS)
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        google = any(row.root.uri.startswith("gs://") for row in sources)
+        self._objects: LruCache[StoredObject] = LruCache(_GS_OBJECTS if google else _OBJECTS)
+        self._locks, self._opening = ([threading.Lock() for _ in range(_LOCKS)] for _ in range(2))
         self.remote = any(not row.root.is_local for row in sources)
 
     def begin(self, places: Sequence[FramePlace]) -> BatchFrames:
@@ -88,15 +91,20 @@ class SourceFrames:
                 break
             self._opened[number] += 1  # touched or replaced: compare it, and read once more
         else:
-            raise DataError(f"the file is being written to while it is read. {ADVICE}")
+            raise DataError(f"{_WRITTEN}. {ADVICE}")
         if len(data) != length:
             raise DataError(f"the file ends before byte {offset + length:,}, so it has changed. {ADVICE}")
         return data
 
-    def compare(self, number: int) -> None:
-        """Compare an object that looks different with the index, as `_check` does with a file."""
-        row = self._sources[number]
-        self._check(number, row.root.open_object(row.shard.path).identity())
+    def read_compared(self, place: FramePlace) -> memoryview:
+        """Read a frame of an object that looks different, after comparing it with the index. Raises as `read` does."""
+        number, offset, length = place
+        for _ in range(2):
+            self._opened[number] += 1
+            self._check(number, self._object(number).identity())
+            with contextlib.suppress(_UnknownObjectError):
+                return self._fetch(number, offset, length)
+        raise DataError(f"{_WRITTEN}. {ADVICE}")
 
     def _file(self, number: int) -> _SourceFile:
         def open_it() -> tuple[_SourceFile, int]:
@@ -139,6 +147,9 @@ class SourceFrames:
             DataError: the object was replaced by a shorter one. StorageError: it cannot be read.
         """
         opened = self._object(number)
+        if not _looks_same(self._known[number], opened.identity()):
+            raise _UnknownObjectError
+        self._known[number] = opened.identity()  # with the version, which listings lack
         if offset + length > opened.size():
             raise DataError(f"the object ends before byte {offset + length:,}, so it has changed. {ADVICE}")
         data = memoryview(bytearray(length))
@@ -146,7 +157,8 @@ class SourceFrames:
             opened.request(offset, data)
         except StorageError:
             self._opened[number] += 1
-            self._object(number)  # if it was replaced, that is the cause
+            if not _looks_same(self._known[number], self._object(number).identity()):
+                raise _UnknownObjectError from None  # it was replaced, which is the cause
             raise
         return data
 
@@ -154,16 +166,13 @@ class SourceFrames:
         def open_it() -> tuple[StoredObject, int]:
             row = self._sources[number]
             try:
-                found = row.root.open_object(row.shard.path)
+                return row.root.open_object(row.shard.path), 1
             except StorageError as error:
                 raise (DataError(f"{error}. {ADVICE}") if "not found" in str(error) else error) from None
-            if not _looks_same(self._known[number], found.identity()):
-                raise _UnknownObjectError
-            self._known[number] = found.identity()  # with the version, which listings lack
-            return found, 1
 
         age = int(time.monotonic() + number * 7) // _AGE  # not all at the same moment
-        return self._objects.get((number, self._opened[number], age), open_it)
+        with self._opening[number % _LOCKS]:  # the first requests of an object come at once
+            return self._objects.get((number, self._opened[number], age), open_it)
 
 
 class BatchFrames:
@@ -187,8 +196,7 @@ class BatchFrames:
         try:
             data = self._read(place)
         except _UnknownObjectError:
-            self._frames.compare(place[0])
-            data = self._frames.read(place)
+            data = self._frames.read_compared(place)
         if not is_image(data):
             raise DataError(
                 f"bytes {place[1]:,} to {place[1] + place[2]:,} are not a complete JPEG or PNG image, so the file is "
@@ -209,8 +217,8 @@ class BatchFrames:
 
 def is_image(data: bytes | memoryview) -> bool:
     """Whether bytes begin and end like a JPEG, or begin like a PNG: what tokenize requires of a frame."""
-    jpeg = bytes(data[:2]) == b"\xff\xd8" and bytes(data[-2:]) == b"\xff\xd9"
-    return jpeg or bytes(data[:8]) == b"\x89PNG\r\n\x1a\n"
+    head = bytes(data[:8])
+    return (head[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9") or head == b"\x89PNG\r\n\x1a\n"
 
 
 class _UnknownObjectError(Exception):

@@ -153,7 +153,7 @@ def _settings_table(saved: Saved) -> str:
     rows += [
         ("learning rate", f"{config.learning_rate:g}, {schedule}"),
         ("precision", config.dtype),
-        ("images", f"{', '.join(spec.cameras)}; {spec.image_size} px{augmented}"),
+        ("images", f"{', '.join(spec.cameras)}; {spec.image_size} px, {spec.resize}{augmented}"),
         ("observations, actions", f"window of {spec.window}, chunk of {spec.chunk}"),
         ("robot state", f"{spec.proprio} numbers" if spec.proprio else "not used"),
         ("head", openvla if config.model == "openvla" else config.flamingo.head),

@@ -14,6 +14,7 @@ import torch
 
 from oxe_curate.errors import ConfigError
 from oxe_curate.inputs import load_json
+from oxe_curate.train.settings import ResizeFilter
 
 DINO_MEAN, DINO_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 """ImageNet's statistics as in the released checkpoints: rounded to bfloat16."""
@@ -76,11 +77,12 @@ class PixelNormalizer:
         means, stds = self._constants[images.device]
         return torch.cat([(images - mean) / std for mean, std in zip(means, stds, strict=True)], dim=-3)
 
-    def to_json(self, size: int) -> dict[str, Any]:
+    def to_json(self, size: int, resize: ResizeFilter = "bicubic") -> dict[str, Any]:
         """Content of preprocessor_config.json in the released checkpoints' layout, for images of `size` pixels."""
         means, stds = ([list(row) for row in rows] for rows in (self.means, self.stds))
         towers, square = len(means), [size, size]
-        bicubic = {"antialias": True, "interpolation": 3, "max_size": None, "size": square}
+        name, number = {"bicubic": ("bicubic", 3), "lanczos3": ("lanczos", 1)}[resize]  # timm's name, Pillow's number
+        resizing = {"antialias": True, "interpolation": number, "max_size": None, "size": square}
         return {
             "auto_map": {
                 "AutoImageProcessor": "processing_prismatic.PrismaticImageProcessor",
@@ -89,7 +91,7 @@ class PixelNormalizer:
             "image_processor_type": "PrismaticImageProcessor",
             "image_resize_strategy": "resize-naive",
             "input_sizes": [[3, *square]] * towers,
-            "interpolations": ["bicubic"] * towers,
+            "interpolations": [name] * towers,
             "means": means,
             "processor_class": "PrismaticProcessor",
             "stds": stds,
@@ -99,6 +101,6 @@ class PixelNormalizer:
             "tvf_normalize_params": [
                 {"inplace": False, "mean": mean, "std": std} for mean, std in zip(means, stds, strict=True)
             ],
-            "tvf_resize_params": [bicubic] * towers,
+            "tvf_resize_params": [resizing] * towers,
             "use_fused_vision_backbone": towers == 2,
         }

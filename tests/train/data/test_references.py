@@ -1,9 +1,11 @@
 """Mixtures by reference: the same batches as from copies, and one clear error when a source has changed."""
 
+import dataclasses
 import os
 import re
 import shutil
 import threading
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -11,20 +13,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
+from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.rlds import tfrecord
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import references
 from oxe_curate.tokenize.folder import MixtureFolder
 from oxe_curate.train.data import source_frames
 from oxe_curate.train.data.episodes import EpisodeReader
 from oxe_curate.train.data.loader import Loader, ValidationLoader
+from oxe_curate.train.data.mixed import pixels_of
 from oxe_curate.train.data.references import ReferenceRows
+from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
+from oxe_curate.train.data.shards import split_shards
 from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
 from oxe_curate.train.data.stream import RemoteRows
-from tests import s3
+from tests import bridge, s3
 from tests.train import mixtures
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+CPU = torch.device("cpu")
 FIELDS = (
     "position", "dataset", "images", "actions", "bins", "action_mask", "observation_mask", "proprio", "random",
 )  # fmt: skip
@@ -110,6 +118,21 @@ def test_batches_equal_those_of_copies(both, options):
     copied, reference = both
     assert not reference.copies
     all_same(load(copied, **options), load(reference, **options))
+
+
+def test_the_device_resizes_frames_of_the_source(both):
+    copied, reference = both
+
+    def resized(batches):
+        for batch in batches:
+            rows, texts = batch["rows"], batch["rows"].texts
+            assert {tuple(group.shape[1:]) for group in rows.images.groups} <= {(16, 16, 3)}
+            if texts is not None:
+                texts = dataclasses.replace(texts, images=pixels_of(texts.images, CPU))
+            yield {"rows": dataclasses.replace(rows, images=pixels_of(rows.images, CPU), texts=texts)}
+
+    options = {"steps": 10, "image_size": 24}
+    all_same(load(copied, **options), resized(load(reference, **options, mixed=True)))
 
 
 def test_part_of_the_window_and_cameras(both):
@@ -210,13 +233,22 @@ def test_a_change_during_a_run_is_one_error(moving, change, open_files, monkeypa
     assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
 
 
-def test_a_touched_source_is_compared_and_used(moving, both):
+def test_a_touched_source_is_compared_once_and_used(moving, monkeypatch):
+    monkeypatch.setattr(source_frames, "_OPEN_FILES", 1)
+    compared, compare = [], source_frames.matches_shard
+    monkeypatch.setattr(
+        source_frames, "matches_shard", lambda root, path, shard: (compared.append(path), compare(root, path, shard))[1]
+    )
     mixture, source = moving
+    mixture = dataclasses.replace(mixture, compared=mixture.sources.compare())
     batches = iter(load(mixture, steps=60))
     first = next(batches)
+    assert compared == []
     for path in shards(source):
         os.utime(path)
-    all_same([first, *batches], load(MixtureFolder.open(mixture.folder.uri), steps=60))
+    batches = [first, *batches]
+    assert sorted(compared) == sorted({row.shard.path for row in mixture.sources})
+    all_same(batches, load(MixtureFolder.open(mixture.folder.uri), steps=60))
 
 
 def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
@@ -240,8 +272,15 @@ def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
         frames.read((row["source"], 0, 1 << 30))
 
 
-@pytest.mark.parametrize("kind", ["bytes", "null", "length"])
-def test_damaged_references_are_an_error_of_the_shard(moving, kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("bytes", "row group 0: expected offsets and lengths of frames, got struct<bytes"),
+        ("null", r"row group 0: expected \d+ frames, got \d+"),
+        ("length", r"refers to no frame.* \(needed for sample .*: row 0\)"),
+    ],
+)
+def test_damaged_references_are_an_error_of_the_shard(moving, kind, message):
     mixture, _ = moving
     name = mixture.shards("train")[0]
     table = pq.read_table(mixture.folder.path(name))
@@ -254,8 +293,9 @@ def test_damaged_references_are_an_error_of_the_shard(moving, kind):
     table = table.set_column(table.column_names.index("image_primary"), "image_primary", changed)
     pq.write_table(table, mixture.folder.path(name))
     mixture.manifest["outputs"][name]["bytes"] = mixture.folder.size(name)
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=message) as caught:
         list(load(mixture))
+    assert name in str(caught.value)
 
 
 def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
@@ -267,6 +307,54 @@ def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
         assert np.array_equal(rows.images[:, :, 1:], plain.images[:, :, 1:])
     finally:
         reference.manifest["swap"] = {}
+
+
+# array_record
+
+
+def as_array_record(source):
+    """Turn the TFRecord shards below a folder into array_record files."""
+    module = pytest.importorskip("array_record.python.array_record_module")
+    for path in shards(source):
+        data = path.read_bytes()
+        writer = module.ArrayRecordWriter(str(path).replace(".tfrecord-", ".array_record-"), "group_size:1")
+        for offset, length in tfrecord.records(memoryview(data)):
+            writer.write(data[offset : offset + length])
+        writer.close()
+        path.unlink()
+    (info,) = source.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("tfrecord", "array_record"))
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """A mixture as copies and by reference, from array_record files."""
+    place = tmp_path_factory.mktemp("compressed")
+    bridge.write(place / "in", episodes={"train": [bridge.episode(i, 6 + i % 5) for i in range(14)]})
+    as_array_record(place / "in")
+    run_filter(place / "in", place / "index", FilterOptions(progress=False, workers=1))
+    copied = mixtures.build(place / "index", place / "copied", TEXTS["single"], shard_bytes=12_000)
+    return copied, by_reference(place / "index", place / "out", TEXTS["single"])
+
+
+@pytest.mark.parametrize("kept", [1, 1 << 20])
+def test_frames_of_array_record_files_equal_copies(compressed, kept, monkeypatch):
+    monkeypatch.setattr(source_frames, "_ARRAY_RECORDS", kept)
+    assert "array_record" in compressed[1].sources[0].name
+    all_same(*(load(mixture, workers=4) for mixture in compressed))
+
+
+def test_a_damaged_array_record_file_is_an_error(compressed, tmp_path):
+    root = compressed[1].sources[0].root.path()
+    shutil.copytree(root, tmp_path / "in")
+    mixture = MixtureFolder.open(compressed[1].folder.uri, source=tmp_path / "in")
+    assert list(load(mixture))
+    for path in (tmp_path / "in").rglob("*.array_record-*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"^{tmp_path}/in/.*array_record-.*needed for sample"):
+        list(load(mixture))
 
 
 # object stores
@@ -308,8 +396,9 @@ def by_id(batches):
     return found
 
 
-def test_a_mixture_in_a_store_has_the_same_rows(both, far):
-    mixture = MixtureFolder.open(far[1].uri, source=far[0].uri)
+@pytest.mark.parametrize("local", [False, True])
+def test_a_mixture_in_a_store_has_the_same_rows(both, far, local):
+    mixture = MixtureFolder.open(far[1].uri, source=None if local else far[0].uri)
     ours, theirs = by_id(load(both[0])), by_id(load(mixture))
     assert set(ours) == set(theirs)
     for name, values in ours.items():
@@ -344,6 +433,26 @@ def test_a_replaced_object_is_an_error(both, place, store, tmp_path):
     assert list(load(mixture))
 
 
+def test_frames_of_several_batches_are_requested_ahead(both, far, monkeypatch):
+    monkeypatch.setenv("OXE_CURATE_STORE_REQUESTS", "2")
+    mixture = MixtureFolder.open(both[1].folder.uri, source=far[0].uri)
+    sample_format = SampleFormat.of(mixture)
+    rows = open_rows(mixture, split_shards(mixture, "train"), sample_format)
+    begun, begin = [], rows._frames.begin
+    monkeypatch.setattr(rows._frames, "begin", lambda places: (begun.append(places), begin(places))[1])
+    claims = rows.batches(iter(np.arange(len(rows)).reshape(-1, 1)))
+    claim = next(claims)
+    assert claim()
+    images = sample_format.window * len(sample_format.cameras)
+    ahead = 32 // images
+    deadline = time.monotonic() + 60
+    while len(begun) <= ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(begun) == ahead + 1  # and no more
+    claims.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("oxe-")]
+
+
 def test_neighbouring_frames_are_requested_together():
     gap, piece = source_frames._GAP, source_frames.PIECE
     places = [(0, 10, 5), (0, 15, 5), (0, 20 + gap, 7), (0, 28 + 2 * gap, 9)]
@@ -355,15 +464,19 @@ def test_neighbouring_frames_are_requested_together():
     assert list(_joined(iter(()))) == []
 
 
-def test_few_row_groups_are_in_memory_however_large_they_are():
-    """Numbers of a mixture in a store: the rows that are mixed, and one row group more per lane."""
+@pytest.mark.parametrize(
+    ("window", "cameras", "groups", "size", "expected"),
+    [(1, 1, 2000, 16384, (48, 21846)), (12, 2, 2000, 1366, (24, 1821)), (1, 1, 3, 1000, (1, 1 << 20))],
+)
+def test_few_row_groups_are_in_memory_however_large_they_are(window, cameras, groups, size, expected):
+    """Of a mixture in a store: the rows that are mixed, and a row group more per lane. The same in every release."""
     rows = object.__new__(ReferenceRows)
-    for window, cameras, groups, size in ((1, 1, 2000, 16384), (12, 2, 2000, 16384), (1, 1, 3, 1000)):
-        remote = object.__new__(RemoteRows)
-        remote._starts = np.arange(groups + 1) * size
-        rows._rows = remote
-        rows._format = type("Format", (), {"window": window, "cameras": range(cameras)})
-        order = rows.order(0, 96, 4)
-        assert order.lanes * (order.pool + 2 * size) * window * cameras <= 3 * (1 << 20) + 3 * size
-        drawn = order.rows(np.arange(960))
-        assert len(np.unique(drawn // size)) >= min(groups, order.lanes)
+    rows._rows = object.__new__(RemoteRows)
+    rows._rows._starts = np.arange(groups + 1) * size
+    rows._format = type("Format", (), {"window": window, "cameras": range(cameras)})
+    order = rows.order(0, 96, 4)
+    assert (order.lanes, order.pool) == expected
+    held = min(order.lanes * (order.pool + 2 * size), groups * size)
+    assert held * window * cameras <= 4 * (1 << 20)
+    drawn = order.rows(np.arange(960))
+    assert len(np.unique(drawn // size)) >= min(groups, order.lanes)

@@ -71,12 +71,12 @@ def test_results_without_rounding_are_within_one_level_of_tensorflow(kind):
 
 def test_each_filter_follows_its_reference_and_the_loader_agrees():
     images = noise(48, 40)
-    for kind, rounded in (("bicubic", True), ("lanczos3", False)):
+    for kind, rounded, levels in (("bicubic", True, 0), ("lanczos3", False, 1)):
         found = resized(images, 24, kind)
         assert np.array_equal(found, resized(images, 24, kind, rounded))
         assert not np.array_equal(found, resized(images, 24, kind, not rounded))
         for image, expected in zip(images, found, strict=True):
-            assert np.array_equal(resize_image(Image.fromarray(image), 24, kind), expected)
+            assert np.abs(resize_image(Image.fromarray(image), 24, kind) - expected.astype(int)).max() <= levels
 
 
 @pytest.mark.parametrize(("kind", "rounded", "most"), [("bicubic", True, 0), ("lanczos3", False, 0.001)])

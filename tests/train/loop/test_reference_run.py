@@ -113,7 +113,7 @@ def test_evaluation_reads_a_source_that_moved(moved: Path, tmp_path: Path) -> No
     train(settings(moved, tmp_path / "run", source=str(moved / "new")))
     found = evaluate_run(tmp_path / "run", progress=False)
     (moved / "new").rename(moved / "newer")
-    with pytest.raises(DataError, match=r"not found.*--source"):
+    with pytest.raises(DataError, match="neither is any other of the 2 source shards"):
         evaluate_run(tmp_path / "run", progress=False)
     again = evaluate_run(tmp_path / "run", progress=False, source=moved / "newer")
     assert again.whole == found.whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from oxe_curate.train.models.openvla.parallel import (
     slot_loss,
 )
 from oxe_curate.train.models.openvla.prompt import Prompter
-from oxe_curate.train.models.pixels import PixelNormalizer
+from oxe_curate.train.models.pixels import PREPROCESSOR, PixelNormalizer
 from oxe_curate.train.models.weights import Quantization
 
 _WEIGHT_DECAY = 0.01
@@ -229,6 +230,9 @@ class OpenVLAFamily(Family):
             self.save(folder)
             return
         export_merged(self.net, Path(self.config.base), folder, self.spec.statistics)
+        if self.spec.resize != "bicubic":  # the base's
+            description = self.normalize.to_json(self.spec.image_size, self.spec.resize)
+            (folder / PREPROCESSOR).write_text(json.dumps(description, indent=2) + "\n")
 
     @property
     def _slots(self) -> int:

@@ -1,3 +1,4 @@
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,19 @@ def test_trained_weights_round_trip_and_merge_into_the_published_layout(base, tm
     assert set(family.base.checkpoint.tensors) <= set(merged.base.checkpoint.tensors)
     assert list(merged.base.architecture.config["norm_stats"]) == ["bridge_dataset"]
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_merged_model_has_the_filter_of_its_training(base, tmp_path):
+    published = json.loads((base / "preprocessor_config.json").read_text())
+    for kind, name, number in (("bicubic", "bicubic", 3), ("lanczos3", "lanczos", 1)):
+        build(base, resize=kind).export(tmp_path / kind, merge=True)
+        found = json.loads((tmp_path / kind / "preprocessor_config.json").read_text())
+        assert set(found.pop("interpolations")) == {name}
+        assert {step.pop("interpolation") for step in found["tvf_resize_params"]} == {number}
+        for step in published["tvf_resize_params"]:
+            step.pop("interpolation", None)
+        published.pop("interpolations", None)
+        assert found == published
 
 
 def test_only_training_augments_images(base):
