@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         if parts.path == "/count":
             self._answer(200, json.dumps(asdict(self.counts)).encode())
             vars(self.counts).update(vars(Counts()))
-            return None
+            return
         with self.lock:
             self.counts.requests += 1
             self.counts.flying += 1
