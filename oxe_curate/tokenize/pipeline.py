@@ -42,6 +42,8 @@ from oxe_curate.tokenize.text_build import TextTask, plan_texts
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
 _BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
 _REFERENCE_BYTES_PER_WORKER = 32 << 20  # a process takes two seconds to start; it writes this much in as many
+THREADS = 2
+"""Shards that a process builds at once: most of it is reading, decoding, hashing and writing without the GIL."""
 
 
 _AT_ONCE = 2  # data sets whose numbers are read at once: numpy and pyarrow release the GIL for most of the time
@@ -168,7 +170,8 @@ def _tokenize(
             written = runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in todo)],
                 functools.partial(_work, job), title="tokenize", workers=options.workers,
-                bytes_per_worker=bytes_per_worker(spec.image), beam_args=options.beam_args, progress=options.progress,
+                bytes_per_worker=bytes_per_worker(spec.image), threads=THREADS if spec.image.copy else 1,
+                beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)
