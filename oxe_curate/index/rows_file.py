@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,8 @@ _META = b"oxe_curate"
 _TAIL = 32 << 10  # bytes; a footer has about 10 KB
 _TOGETHER = 32 << 20
 """Bytes of index files that are replaced together."""
+_ENCODERS = 2
+"""Threads; more would hold more tables in memory."""
 
 
 class Written:
@@ -88,15 +91,23 @@ def rewrite_tables(
     """
     found: dict[str, IndexFile] = {}
     waiting: dict[str, bytes] = {}
-    for path, rows, summary in tables:
+
+    def encode(item: tuple[str, pa.Table, Summary]) -> tuple[str, pa.Table, bytes, IndexFile]:
+        path, rows, summary = item
         old, table = files[path], _normal(rows)
-        waiting[path], metadata = _encode(table, summary, old.fingerprint, old.shard)
-        found[path] = entry = _described(waiting[path], metadata, summary, old.fingerprint, old.shard)
-        if kept is not None:
-            kept.get((path, entry.footer_sha256), partial(_sized, table))
-        if sum(map(len, waiting.values())) > _TOGETHER:
-            out.publish_many(waiting)
-            waiting = {}
+        data, metadata = _encode(table, summary, old.fingerprint, old.shard)
+        return path, table, data, _described(data, metadata, summary, old.fingerprint, old.shard)
+
+    left = iter(tables)
+    with ThreadPoolExecutor(_ENCODERS) as pool:  # Parquet's writer releases the interpreter lock
+        while some := list(itertools.islice(left, 8 * _ENCODERS)):
+            for path, table, data, entry in pool.map(encode, some):
+                waiting[path], found[path] = data, entry
+                if kept is not None:
+                    kept.get((path, entry.footer_sha256), partial(_sized, table))
+            if sum(map(len, waiting.values())) > _TOGETHER:
+                out.publish_many(waiting)
+                waiting = {}
     out.publish_many(waiting)
     return found
 
