@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -9,6 +10,11 @@ from typing import Protocol, TypeVar
 
 _BYTES = 1 << 30
 """Bytes of input of the tasks that run at once: as much memory as they may take."""
+
+
+_SWITCH = 0.0003
+"""Seconds after which a thread that computes lets another one go on (Python's default: 5 ms). Those that make requests
+need the interpreter several times for each, and would wait for all that compute every time."""
 
 
 class Sized(Protocol):
@@ -60,9 +66,14 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
                 changed.notify_all()
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(tasks)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(min(interval, _SWITCH))
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
     if raised:
         raise raised[0]

@@ -16,14 +16,14 @@ from oxe_curate.rlds.remote import HERE, PAGE, ShardBytes, next_page
 from oxe_curate.storage import Folder
 from oxe_curate.storage.link import link
 from oxe_curate.storage.ranges import join_ranges
-from oxe_curate.storage.transfers import transfer
+from oxe_curate.storage.transfers import LONGEST, transfer
 
 _REMOTE = 16
 """Pages: the least that is fetched of an object; a jump over less is not one."""
 _JUMPS, _CLUSTERS = 3, 24
 """Latest jumps by which a shard is judged, and latest long ones of a folder."""
-_AHEAD = 20480
-"""Pages of an object that are fetched ahead if it is read through (80 MiB), the next half when half is used."""
+_AHEAD = 2 * LONGEST >> PAGE
+"""Pages of an object that are fetched ahead if it is read through (64 MiB), the next half when half is used."""
 READ_THROUGH, _MOST = (_AHEAD << PAGE) * 3 // 2, 1 << 30
 """Bytes of memory that an object takes at most while it is read through, and all such objects."""
 _MISSING, _COMING, _PASSING, _AGAIN = 0, 1, 3, 4
@@ -75,7 +75,7 @@ class RemoteShard(ShardBytes):
             if state.count(_AGAIN, first, stop):
                 state[:] = state.replace(bytes((_AGAIN,)), bytes((HERE,)))
                 self._forget(first)
-                self._ahead(first)
+                self._ahead(self._next_ahead)
             while state.count(HERE, first, stop) + state.count(_AGAIN, first, stop) < stop - first:
                 if state.count(_COMING, first, stop):
                     self._changed.wait()
