@@ -16,7 +16,7 @@ from oxe_curate.train.data.assemble import assemble
 from oxe_curate.train.data.batch import Rows
 from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
-from oxe_curate.train.data.shards import REPAIR, split_shards
+from oxe_curate.train.data.shards import DAMAGED, REPAIR, split_shards
 from oxe_curate.train.settings import ResizeFilter
 
 
@@ -65,8 +65,12 @@ class EpisodeReader:
         for shard in shards:
             try:
                 with mixture.folder.open(shard.name) as file:
-                    tables.append(pq.ParquetFile(file, read_dictionary=texts).read([*texts, "step"]))
-            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+                    tables.append(
+                        pq.ParquetFile(file, read_dictionary=texts, page_checksum_verification=True).read(
+                            [*texts, "step"]
+                        )
+                    )
+            except (OSError, *DAMAGED) as error:
                 raise DataError(f"{mixture.folder}/{shard.name}: {error}. {REPAIR}") from None
         table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
         (names, episode), (datasets, dataset) = (_codes(table[name]) for name in ("episode_id", "dataset"))

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -37,6 +36,7 @@ from oxe_curate.train.data.rows import (
     stored_observations,
 )
 from oxe_curate.train.data.shards import (
+    DAMAGED,
     REPAIR,
     ShardFile,
     TextColumn,
@@ -140,7 +140,7 @@ class LocalRows:
             for camera, column in enumerate(columns):
                 found = self._images(number, group, column, mask)
                 records["frame"][:, :, camera] = found[:, mask.shape[1] - window :]
-        except DataError as error:
+        except (DataError, *DAMAGED) as error:
             raise DataError(f"{footer.name}: row group {group}: {error}. {REPAIR}") from None
         return LocalBlock(self, number, group, self._groups[number][group], records, texts), size
 
@@ -198,8 +198,8 @@ class _Footer:
         self.name = name
         self._lock = threading.Lock()
         try:
-            self._parquet = pq.ParquetFile(name, read_dictionary=dictionary(text))
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            self._parquet = pq.ParquetFile(name, read_dictionary=dictionary(text), page_checksum_verification=True)
+        except (OSError, *DAMAGED) as error:
             raise DataError(f"{name}: its footer is damaged ({error}). {REPAIR}") from None
 
     def group_starts(self, rows: int) -> NDArray[np.int64]:
@@ -211,7 +211,7 @@ class _Footer:
         try:
             with self._lock:  # a reader is not thread-safe
                 table = self._parquet.read_row_group(group, list(columns), use_threads=False)
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:  # ValueError: a name that is not UTF-8
+        except (OSError, *DAMAGED) as error:
             raise DataError(f"{self.name}: row group {group}: {error}. {REPAIR}") from None
         return checked_columns(table, columns, self.name)
 

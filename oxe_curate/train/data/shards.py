@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from oxe_curate.errors import DataError
 from oxe_curate.tokenize.folder import MixtureFolder
 
 REPAIR = "Remove the shard and run tokenize again, which rebuilds missing shards"
+DAMAGED = (pa.ArrowException, ValueError, KeyError, IndexError, TypeError, AttributeError, MemoryError)
+"""What pyarrow and the code after it raise for a damaged file, in addition to OSError."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from oxe_curate.train.data.rows import (
     stored_observations,
 )
 from oxe_curate.train.data.shards import (
+    DAMAGED,
     REPAIR,
     ShardFile,
     TextColumn,
@@ -168,7 +169,7 @@ class RemoteRows:
             file = self._folder.open(self._shards[number].name)
             try:
                 return (file, pq.read_metadata(file)), 1
-            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            except (OSError, *DAMAGED) as error:
                 raise DataError(f"{self._name(number)}: its footer is damaged ({error}). {REPAIR}") from None
 
         opened: tuple[Any, Any] = self._files.get(number, read)
@@ -182,12 +183,15 @@ class RemoteRows:
         def read() -> Any:
             file, footer = self._open(number)
             # a reader is not thread-safe
-            reader = pq.ParquetFile(file, metadata=footer, pre_buffer=True, read_dictionary=dictionary(shard.text))
+            reader = pq.ParquetFile(
+                file, metadata=footer, pre_buffer=True, read_dictionary=dictionary(shard.text),
+                page_checksum_verification=self.sample_format.reference,  # else images would be summed, too
+            )  # fmt: skip
             return reader.read_row_group(local, list(columns), use_threads=False)
 
         try:
             return checked_columns(_with_retries(read), columns, name)
-        except (pa.ArrowException, ValueError, MemoryError) as error:
+        except DAMAGED as error:
             raise DataError(f"{name}: row group {local}: {error}. {REPAIR}") from None
         except OSError as error:
             raise StorageError(f"{name}: row group {local} cannot be read: {explain(error)}") from error
@@ -218,7 +222,7 @@ class RemoteRows:
                 places, data = _binary(table[name], mask)
                 records["frame"][:, :, camera] = places[:, mask.shape[1] - window :]
                 images.append(data)
-        except DataError as error:
+        except (DataError, *DAMAGED) as error:
             raise DataError(f"{self._name(number)}: row group {group}: {error}. {REPAIR}") from None
         first = int(self._starts[group] - self._starts[self._first_group[number]])
         where = f"{self._name(number)}: row"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import random
 import re
 import shutil
 import threading
@@ -296,6 +297,27 @@ def test_damaged_references_are_an_error_of_the_shard(moving, kind, message):
     with pytest.raises(DataError, match=message) as caught:
         list(load(mixture))
     assert name in str(caught.value)
+
+
+def test_a_flipped_bit_of_a_shard_is_an_error_or_changes_nothing(moving):
+    mixture, _ = moving
+    good, rng = list(load(mixture)), random.Random(0)
+    for number in range(60):
+        name = rng.choice(mixture.shards("train"))
+        path = mixture.folder.path(name)
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        try:
+            found = list(load(mixture))
+        except DataError:
+            continue
+        finally:
+            path.write_bytes(whole)
+        for a, b in zip(found, good, strict=True):
+            assert np.array_equal(a["rows"].actions, b["rows"].actions), number
+            assert np.array_equal(a["rows"].images, b["rows"].images), number
 
 
 def test_a_frame_stored_as_bgr_is_shown_as_rgb(both):
