@@ -14,6 +14,7 @@ from oxe_curate import process
 from oxe_curate.atomic import (
     TEMPORARY,
     atomic_file,
+    atomic_files,
     atomic_folder,
     make_folders,
     recover,
@@ -28,6 +29,23 @@ def interrupted(target: Path, manager: Callable[[Path], AbstractContextManager[P
     with manager(target) as temporary:
         (temporary / "third" if temporary.is_dir() else temporary).write_text("half")
         raise ZeroDivisionError
+
+
+def test_several_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    targets = [tmp_path / "a.txt", tmp_path / "below" / "b.txt"]
+    targets[1].parent.mkdir()
+    targets[0].write_text("old")
+    with pytest.raises(FileNotFoundError), atomic_files(targets) as temporary:
+        temporary[0].write_text("half")  # and the other one never
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [targets[0]]
+    assert targets[0].read_text() == "old"
+    with atomic_files(targets) as temporary:
+        for path, text in zip(temporary, "ab", strict=True):
+            path.write_text(text)
+        assert targets[0].read_text() == "old"
+    assert [path.read_text() for path in targets] == ["a", "b"]
+    with atomic_files([]):
+        pass
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -26,6 +26,22 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "a/b.bin").read_bytes() == b"whole"
 
 
+def test_several_files_are_published_and_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("oxe_curate.atomic._sync", lambda path: synced.append(path.name))
+    folder = Folder.of(tmp_path / "out")
+    folder.publish_bytes("c", b"3", sync=False)
+    assert not {"c", "out"} & set(synced[1:])  # the folder's own name is synced where it was made
+    folder.publish_many({"a/b": b"1", "d": b"2"})
+    assert [file.name for file in folder.list_files()] == ["a/b", "c", "d"]
+    assert folder.read_bytes("a/b") == b"1"
+    assert any("b" in name for name in synced)
+    assert any("d" in name for name in synced)
+    synced.clear()
+    folder.sync_files(["c"])
+    assert sorted(synced) == ["c", "out"]
+
+
 def test_reading_listing_removing(tmp_path: Path) -> None:
     folder = Folder.of(tmp_path)
     folder.publish_bytes("x/one", b"0123456789")

@@ -44,7 +44,8 @@ class Job:
         file: the file with the tasks, relative to `out`; named after its SHA-256.
         tasks: number of tasks.
         software: package or "Python" -> version, of the command.
-        folders: the local folders that the tasks read and write.
+        folders: the local folders that the tasks read and write, as far as the command's host has them: a mixture by
+            reference can name a source that is elsewhere.
     """
 
     out: Folder
@@ -60,7 +61,7 @@ class Job:
         file = f"{JOB}/{hashlib.sha256(data).hexdigest()}"
         out = tasks[0].out
         out.publish_bytes(file, data)
-        local = tuple(sorted(folder.uri for folder in folders if folder.is_local))
+        local = tuple(sorted(folder.uri for folder in folders if folder.is_local and folder.exists()))
         return cls(out, file, len(tasks), tuple(software().items()), local)
 
     def check_host(self) -> None:

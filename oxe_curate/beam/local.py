@@ -31,10 +31,10 @@ _SILENCE = 600.0  # seconds without a finished task until the user hears which o
 _GOODBYE = 10.0  # seconds for the system to end a killed worker
 
 
-def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> None:
+def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str], threads: int) -> None:
     """Run the tasks in this process."""
     if not beam_args:
-        do_all(tasks, work)
+        do_all(tasks, work, threads)
         return
     from oxe_curate.beam.fn import FnApiRunner
 
@@ -47,8 +47,10 @@ def _run_here(tasks: Sequence[Task], work: Work, beam_args: Sequence[str]) -> No
         share.forget()
 
 
-def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
-    """Run the tasks one after the other in this process; return their outcomes."""
+def in_process(
+    tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[str], threads: int = 1
+) -> list[Outcome]:
+    """Run the tasks in this process, `threads` of them at once; return their outcomes."""
     outcomes: list[Outcome] = []
 
     def report(outcome: Outcome) -> None:
@@ -57,7 +59,7 @@ def in_process(tasks: Sequence[Task], work: Work, bar: Bar, beam_args: Sequence[
 
     report_to(report)
     try:
-        _run_here(tasks, work, beam_args)
+        _run_here(tasks, work, beam_args, threads)
     except RuntimeError as error:
         for cause in causes(error):
             if isinstance(cause, KeyboardInterrupt):  # Beam turns it into a RuntimeError
@@ -101,8 +103,10 @@ class _Worker:
     done: bool = False
 
 
-def in_processes(tasks: Sequence[Task], work: Work, workers: int, bar: Bar, beam_args: Sequence[str]) -> list[Outcome]:
-    """Run the tasks in worker processes; return their outcomes.
+def in_processes(
+    tasks: Sequence[Task], work: Work, workers: int, bar: Bar, beam_args: Sequence[str], threads: int = 1
+) -> list[Outcome]:
+    """Run the tasks in worker processes, `threads` of them at once in each; return their outcomes.
 
     Raises:
         WorkerError: a worker was killed; the others are ended.
@@ -116,7 +120,9 @@ def in_processes(tasks: Sequence[Task], work: Work, workers: int, bar: Bar, beam
         for share in _balance(tasks, workers):
             reports, sender = context.Pipe(duplex=False)
             # a daemon, so that nothing waits for it if this process fails here
-            process = context.Process(target=_work_through, args=(share, work, tuple(beam_args), sender), daemon=True)
+            process = context.Process(
+                target=_work_through, args=(share, work, tuple(beam_args), threads, sender), daemon=True
+            )
             started.append(_Worker(process, reports))
             with _without_signals():
                 process.start()
@@ -198,7 +204,7 @@ def _balance(tasks: Sequence[Task], workers: int) -> list[list[Task]]:
     return [share for share in shares if share]
 
 
-def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...], sender: Any) -> None:
+def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...], threads: int, sender: Any) -> None:
     """Run a share of the tasks in a worker process."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -207,7 +213,7 @@ def _work_through(tasks: list[Task], work: Work, beam_args: tuple[str, ...], sen
     logging.disable(logging.WARNING)
     report_to(lambda outcome: sender.send(("done", outcome)), lambda name: sender.send(("start", name)))
     try:
-        _run_here(tasks, work, beam_args)
+        _run_here(tasks, work, beam_args, threads)
     except Exception:
         sender.send(("fault", traceback.format_exc()))
     else:

@@ -26,6 +26,7 @@ def run_tasks(
     title: str,
     workers: int | None = None,
     bytes_per_worker: int = 256 << 20,
+    threads: int = 1,
     beam_args: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def run_tasks(
         title: of the progress bar.
         workers: processes on this machine; None: one per core, limited by `bytes_per_worker`.
         bytes_per_worker: bytes to read that justify one more process.
+        threads: tasks that a process runs at once, if `workers` is None: of tasks that spend their time in C.
         beam_args: Beam's own options; `--runner=...` selects another runner.
         progress: whether to show a progress bar (only if stderr is a terminal).
 
@@ -56,11 +58,13 @@ def run_tasks(
         if not beam_options.is_here(beam_args):
             outcomes = elsewhere.on_runner(tasks, work, beam_args, bar)
         else:
-            count = workers or max(1, min(_cores(), len(tasks), total // bytes_per_worker))
-            if min(count, len(tasks)) == 1:
-                outcomes = local.in_process(tasks, work, bar, beam_args)
+            each = min(threads, _cores()) if workers is None else 1
+            most = -(-min(_cores(), len(tasks)) // each)
+            count = min(workers, len(tasks)) if workers else max(1, min(most, total // bytes_per_worker))
+            if count == 1:
+                outcomes = local.in_process(tasks, work, bar, beam_args, each)
             else:
-                outcomes = local.in_processes(tasks, work, min(count, len(tasks)), bar, beam_args)
+                outcomes = local.in_processes(tasks, work, count, bar, beam_args, each)
             skipped = len(tasks) - len(outcomes)
     _raise_failures([o for o in outcomes if o.kind is not None], out, len(tasks), skipped)
     check_locks()

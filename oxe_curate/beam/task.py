@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import socket
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,7 @@ Work = Callable[[Any], Any]
 
 _reporter: Callable[[Outcome], None] | None = None  # set in processes that the runner starts
 _starting: Callable[[str], None] | None = None
+_reporting = threading.Lock()  # a pipe takes one message at a time, and tasks may run in threads
 
 
 def report_to(reporter: Callable[[Outcome], None] | None, starting: Callable[[str], None] | None = None) -> None:
@@ -106,9 +108,15 @@ def do(task: Task, work: Work) -> bool:
     Raises:
         RuntimeError: a failure can be neither reported nor written to a file; its text holds both errors.
     """
-    report = _reporter or _publish_failure(task)
+    publish = _reporter or _publish_failure(task)
+
+    def report(outcome: Outcome) -> None:
+        with _reporting:
+            publish(outcome)
+
     if _starting is not None:
-        _starting(task.name)
+        with _reporting:
+            _starting(task.name)
     useful = True
     try:
         result = work(task)
@@ -121,12 +129,12 @@ def do(task: Task, work: Work) -> bool:
     return useful
 
 
-def do_all(tasks: Sequence[Task], work: Work) -> None:
+def do_all(tasks: Sequence[Task], work: Work, threads: int = 1) -> None:
     """Run tasks, and leave out the rest where they cannot succeed.
 
-    They run one after the other, or as many at once as the first one's `at_once`, if it has one, says.
+    They run one after the other, or as many at once as `threads` or the first one's `at_once`, if it has one, says.
     """
-    count = min(getattr(tasks[0], "at_once", 1) if tasks else 1, len(tasks))
+    count = min(max(threads, getattr(tasks[0], "at_once", 1)) if tasks else 1, len(tasks))
     if count > 1:
         try:
             return run_at_once(tasks, lambda task: do(task, work), count)

@@ -101,9 +101,11 @@ def value_offsets(footer: pq.FileMetaData, read: Callable[[int, int], bytes]) ->
     found = {}
     for i in range(footer.num_columns):
         column = footer.schema.column(i)
-        chunk = footer.row_group(0).column(i)
         name = _LEAVES.get(column.path)
-        if name is None or chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
+        if name is None:
+            continue
+        chunk = footer.row_group(0).column(i)
+        if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
             continue
         levels = (column.max_repetition_level, column.max_definition_level)
         try:

@@ -32,6 +32,8 @@ LOOKS = pa.map_(pa.string(), pa.list_(LOOK))
 
 def looks_column(rows: Sequence[Mapping[str, LookedFrames] | None]) -> Any:
     """The column of some rows, each with role -> the frames of one episode."""
+    if all(row is None for row in rows):
+        return pa.nulls(len(rows), LOOKS)
     parts = [part for row in rows if row for part in row.values()]
     frames = join_looks(parts) if parts else empty_looks(0)
     columns = [_values(getattr(frames, field.name), field.type) for field in LOOK]

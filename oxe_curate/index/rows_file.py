@@ -64,10 +64,10 @@ def write_table(
 ) -> None:
     """Publish the rows of one source shard; what is known of the shard goes into the file's metadata."""
     table = _normal(table)
-    data = _encode(table, summary, fingerprint, shard)
+    data, metadata = _encode(table, summary, fingerprint, shard)
     out.publish_bytes(path, data, sync=_written is None)
     if _written is not None:
-        entry = _described(data, summary, fingerprint, shard)
+        entry = _described(data, metadata, summary, fingerprint, shard)
         _written.entries[path] = entry
         _written.tables.get((path, entry.footer_sha256), lambda: (table, table.nbytes))
 
@@ -90,8 +90,8 @@ def rewrite_tables(
     waiting: dict[str, bytes] = {}
     for path, rows, summary in tables:
         old, table = files[path], _normal(rows)
-        waiting[path] = _encode(table, summary, old.fingerprint, old.shard)
-        found[path] = entry = _described(waiting[path], summary, old.fingerprint, old.shard)
+        waiting[path], metadata = _encode(table, summary, old.fingerprint, old.shard)
+        found[path] = entry = _described(waiting[path], metadata, summary, old.fingerprint, old.shard)
         if kept is not None:
             kept.get((path, entry.footer_sha256), partial(_sized, table))
         if sum(map(len, waiting.values())) > _TOGETHER:
@@ -110,17 +110,17 @@ def _normal(table: pa.Table) -> pa.Table:
     return pa.table(table.combine_chunks().columns, schema=SCHEMA)
 
 
-def _encode(table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard) -> bytes:
-    """The bytes of an index file: a function of its contents."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, table.schema, **WRITE_OPTIONS) as writer:
+def _encode(table: pa.Table, summary: Summary, fingerprint: str, shard: SourceShard) -> tuple[bytes, Any]:
+    """The bytes of an index file, a function of its contents; and their Parquet metadata."""
+    buffer, collected = io.BytesIO(), list[Any]()
+    with pq.ParquetWriter(buffer, table.schema, metadata_collector=collected, **WRITE_OPTIONS) as writer:
         writer.write_table(table, row_group_size=max(len(table), 1))
         meta = {
             "format": FORMAT, "fingerprint": fingerprint, "summary": asdict(summary), "shard": asdict(shard),
             "body_sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
         }  # fmt: skip
         writer.add_key_value_metadata({_META: json.dumps(seal(meta), sort_keys=True)})
-    return buffer.getvalue()
+    return buffer.getvalue(), collected[0]
 
 
 def read_footer(file: Any) -> bytes:
@@ -171,18 +171,18 @@ def describe_file(out: Folder, path: str, whole: bool = False) -> IndexFile:
         if whole:
             data = file.read_at(size, 0)
             table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-            if _encode(_normal(table), summary, meta["fingerprint"], shard) != data:
+            if _encode(_normal(table), summary, meta["fingerprint"], shard)[0] != data:
                 raise ValueError("some of its bytes have changed")
         return _entry(
             footer, size, metadata, meta["fingerprint"], shard, summary, lambda at, n: bytes(file.read_at(n, at))
         )
 
 
-def _described(data: bytes, summary: Summary, fingerprint: str, shard: SourceShard) -> IndexFile:
+def _described(data: bytes, metadata: Any, summary: Summary, fingerprint: str, shard: SourceShard) -> IndexFile:
     """`describe_file` of bytes that this process has just made."""
     footer = data[-int.from_bytes(data[-8:-4], "little") - 8 :]
-    metadata = pq.read_metadata(pa.BufferReader(footer))
-    return _entry(footer, len(data), metadata, fingerprint, shard, summary, lambda offset, n: data[offset : offset + n])
+    read = lambda offset, length: data[offset : offset + length]  # noqa: E731
+    return _entry(footer, len(data), metadata, fingerprint, shard, summary, read)
 
 
 def _entry(

@@ -126,15 +126,17 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         "num_steps": [row.num_steps for row in rows],
         "source_steps": [row.source_steps for row in rows],
         "kept": [True] * len(rows),
-        "reason": [None] * len(rows),
+        "reason": pa.nulls(len(rows), pa.string()),
         "applies": [list(row.applies) for row in rows],
         "success": [row.success for row in rows],
-        "marks": [[] for _ in rows],
+        "marks": pa.ListArray.from_arrays(
+            pa.array(np.zeros(len(rows) + 1, np.int32)), pa.array([], MARK), type=SCHEMA.field("marks").type
+        ),
         "instruction": [t.instruction if t is not None else "" for t in trajectories],
         "instructions": [list(t.instructions) if t is not None else [] for t in trajectories],
         # most episodes have a single instruction, so its index is omitted
         "instruction_index": [
-            t.instruction_index if t is not None and t.instructions and np.any(t.instruction_index) else None
+            t.instruction_index if t is not None and t.instructions and t.instruction_index.any() else None
             for t in trajectories
         ],
         "frame_index": _lists(
@@ -145,11 +147,11 @@ def index_table(rows: Sequence[IndexRow]) -> pa.Table:
         ),
         "proprio": _proprio(trajectories, lengths, missing),
         "cameras": _cameras(rows),
-        "camera_spans": [[(role, {"offset": o, "length": n}) for role, (o, n) in r.spans.items()] for r in rows],
+        "camera_spans": _spans(rows),
         "values_crc": [_values_crc(row) for row in rows],
         "metrics": _metrics(rows, action, lengths),
         "action_hash": [action_hash(t) if t is not None else None for t in trajectories],
-        "duplicate_of": [None] * len(rows),  # filled in by across.py
+        "duplicate_of": pa.nulls(len(rows), pa.string()),  # filled in by across.py
         "look": looks_column([row.looks for row in rows]),
     }
     return pa.table(
@@ -205,10 +207,13 @@ def values_crc(
     return int(crc)
 
 
+_NO_FRAMES = np.empty((0, 2), np.int64)
+
+
 def _values_crc(row: IndexRow) -> int | None:
     if row.trajectory is None:
         return None
-    frames = np.concatenate([*row.frames.values(), np.empty((0, 2), np.int64)])
+    frames = np.concatenate([*row.frames.values()]) if row.frames else _NO_FRAMES
     return values_crc(row.trajectory.action, row.trajectory.proprio, row.trajectory.frame_index, frames)
 
 
@@ -230,6 +235,13 @@ def _proprio(trajectories: Sequence[Trajectory | None], lengths: Sequence[int], 
     widths = np.repeat([t.proprio.shape[1] if t is not None else 0 for t in trajectories], lengths)
     flat = _join([t.proprio.ravel() for t in trajectories if t is not None], np.float32)
     return _lists(_lists(flat, widths.tolist(), pa.float32()), lengths, pa.list_(pa.float32()), missing)
+
+
+def _spans(rows: Sequence[IndexRow]) -> Any:
+    flat = np.array([span for row in rows for span in row.spans.values()], np.int64).reshape(-1, 2)
+    items = pa.StructArray.from_arrays([pa.array(np.ascontiguousarray(part)) for part in flat.T], fields=list(SPAN))
+    keys = pa.array([role for row in rows for role in row.spans], pa.string())
+    return pa.MapArray.from_arrays(pa.array(_offsets(len(row.spans) for row in rows)), keys, items)
 
 
 def _cameras(rows: Sequence[IndexRow]) -> Any:

@@ -55,7 +55,7 @@ class Standardizer:
             DataError: one of them cannot be standardised, or they differ in kind: standardise them one by one.
         """
         try:
-            return self._many(episodes)
+            return self._many(episodes) if episodes else []
         except DataError as error:
             raise DataError(f"{self._where}: {error}") from None
 

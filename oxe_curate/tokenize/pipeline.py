@@ -42,6 +42,8 @@ from oxe_curate.tokenize.text_build import TextTask, plan_texts
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
 _BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
 _REFERENCE_BYTES_PER_WORKER = 32 << 20  # a process takes two seconds to start; it writes this much in as many
+THREADS = 2
+"""Shards that a process builds at once: most of it is reading, decoding, hashing and writing without the GIL."""
 
 
 _AT_ONCE = 2  # data sets whose numbers are read at once: numpy and pyarrow release the GIL for most of the time
@@ -58,7 +60,8 @@ class TokenizeOptions:
         statistics: a published dataset_statistics.json that replaces the mixture's bounds.
         cards: a folder of the user's own cards, as given to filter.
         source: root of all data sets, if they were moved or are read from a mirror.
-        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`.
+        check_records: compare the data of each record that is drawn from with its checksum; None: see `SourceRecords`,
+            and not for a mixture by reference, which reads no record.
         verify: read every byte of finished shards in an object store; local ones always are.
         shard_bytes: bytes of images per output shard; a worker's memory is proportional to it.
         overwrite: replace another finished mixture, or its action tokens, in the output folder.
@@ -167,7 +170,8 @@ def _tokenize(
             written = runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in todo)],
                 functools.partial(_work, job), title="tokenize", workers=options.workers,
-                bytes_per_worker=bytes_per_worker(spec.image), beam_args=options.beam_args, progress=options.progress,
+                bytes_per_worker=bytes_per_worker(spec.image), threads=THREADS if spec.image.copy else 1,
+                beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
             folder.remove(job.plan)

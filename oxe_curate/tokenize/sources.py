@@ -82,10 +82,6 @@ class MixtureSources(Sequence[ReferencedShard]):
     def __getitem__(self, number: Any) -> Any:
         return self.rows[number]
 
-    def numbers(self) -> dict[tuple[str, str], int]:
-        """(data set in the mixture, path) -> row number."""
-        return {(row.dataset, row.shard.path): number for number, row in enumerate(self.rows)}
-
     def moved(self, root: Folder) -> MixtureSources:
         """The same shards below another root, which holds all data sets."""
         return MixtureSources(tuple(replace(row, root=root) for row in self.rows))
@@ -240,8 +236,9 @@ def read_sources(folder: Folder, source: Folder | None = None) -> MixtureSources
             shard = SourceShard(**{key: entry[key] for key in ("path", "bytes", "records", "digest")})
             if None in entry.values() or shard.path.startswith("/") or ".." in shard.path.split("/"):
                 raise ValueError(f"expected a path below the root, got {shard.path!r}")
-            rows.append(ReferencedShard(entry["dataset"], source or Folder.of(entry["root"]), shard, entry["identity"]))
-        return MixtureSources(tuple(rows))
+            rows.append(ReferencedShard(entry["dataset"], Folder.of(entry["root"]), shard, entry["identity"]))
+        found = MixtureSources(tuple(rows))
+        return found if source is None else found.moved(source)
     except StorageError as error:
         raise DataError(f"{error}. Copy the folder again, or run tokenize again") from None
     except CurateError:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -140,6 +141,16 @@ def test_tasks_survive_the_journey(tmp_path: Path) -> None:
     assert [task.fingerprint for task in back] == [task.fingerprint for task in tasks]
     assert folders == {Folder.of(tmp_path / "in"), Folder.of(tmp_path / "out")}
     assert back[0].card is back[1].card
+
+
+def test_a_folder_that_the_commands_host_lacks_is_not_asked_of_workers(tmp_path: Path) -> None:
+    """Such as the source that a mixture by reference only names."""
+    tasks = filter_tasks(tmp_path)
+    assert Job.publish(tasks, scan.write_scanned_shard).folders == (str(tmp_path / "in"), str(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "in")
+    job = Job.publish(tasks, scan.write_scanned_shard)
+    assert job.folders == (str(tmp_path / "out"),)
+    job.check_host()
 
 
 def test_a_changed_job_file_is_refused(tmp_path: Path) -> None:

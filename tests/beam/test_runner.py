@@ -180,6 +180,22 @@ def test_control_c_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, worke
     assert 1 <= len(list(out.glob("*.txt"))) < 7
 
 
+def test_one_process_needs_no_beam_unless_an_option_names_it(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from tests.beam.test_runner import run, tasks
+        for options in ([], ["--runner=DirectRunner"]):
+            run(tasks(Path(sys.argv[1])), workers=1, beam_args=options)
+            print("apache_beam" in sys.modules)
+    """)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_no_tasks_return_immediately(tmp_path: Path) -> None:
     run([])
     assert not list(tmp_path.iterdir())

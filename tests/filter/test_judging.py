@@ -8,6 +8,7 @@ import pytest
 from oxe_curate.filter import judging
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
 from oxe_curate.index.store import Index
+from oxe_curate.quality.episodes import EpisodeBatch
 from tests import bridge
 
 EVERYTHING = ("proprio", "instruction", "success", "frame_bytes")
@@ -40,3 +41,21 @@ def test_a_sample_takes_as_much_of_each_file_as_there_is() -> None:
     assert judging._share(np.array([3, 500, 500]), 100) == 48
     assert judging._share(np.array([1] * 10), 100) == 100
     assert judging._share(np.array([5] * 600), 512) == 1
+
+
+def test_small_files_are_judged_together_where_they_have_the_same_columns() -> None:
+    def batch(steps: int, width: int = 2, roles: tuple[str, ...] = ()) -> EpisodeBatch:
+        values = np.full((steps, 7), steps, np.float32)
+        lengths = {role: np.full(steps, steps, np.int32) for role in roles}
+        starts = np.array([0, steps])
+        return EpisodeBatch(
+            action=values, proprio=values[:, :width], starts=starts, instruction=[f"{steps}"], frame_bytes=lengths,
+            success=np.array([-1], np.int8),
+        )  # fmt: skip
+
+    most = judging._STEPS
+    joined = list(judging._joined([batch(3), batch(4), batch(5, width=3), batch(6, 3, ("primary",)), batch(most, 3)]))
+    assert [found.starts.tolist() for found in joined] == [[0, 3, 7], [0, 5], [0, 6], [0, most]]
+    assert joined[0].action[:, 0].tolist() == [3] * 3 + [4] * 4
+    assert joined[0].instruction == ["3", "4"]
+    assert [len(found) for found in judging._joined([batch(most), batch(1), batch(most - 1), batch(1)])] == [1, 2, 1]

@@ -13,9 +13,11 @@ from oxe_curate.errors import ConfigError, CorruptError, CurateError, DataError,
 from oxe_curate.filter import across
 from oxe_curate.filter.criteria import Criteria
 from oxe_curate.filter.pipeline import FilterOptions, FilterResult, run_filter
+from oxe_curate.index import store
 from oxe_curate.index.store import Index
 from oxe_curate.mixture.members import members
 from oxe_curate.mixture.spec import Mixture, resolve
+from oxe_curate.rlds import tfrecord
 from tests import bridge
 
 MIXTURE = {"name": "m", "datasets": [{"name": "our_robot", "weight": 1.0}]}
@@ -130,6 +132,43 @@ def test_the_files_do_not_depend_on_the_number_of_workers(source: Path, tmp_path
     run(source, tmp_path / "one", workers=1)
     run(source, tmp_path / "three", workers=3)
     assert tree(tmp_path / "one") == tree(tmp_path / "three")
+
+
+def test_one_process_does_not_read_what_it_has_just_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def seen(*args: Any, real: Any = store.read_table) -> Any:
+        read.append(args[1])
+        return real(*args)
+
+    monkeypatch.setattr(store, "read_table", seen)
+    run(source, tmp_path / "one")
+    assert read == []
+    run(source, tmp_path / "two", workers=2)
+    assert len(read) == len(set(read)) == 4  # each file once, though several columns are needed several times
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_the_first_damaged_record_is_named_whatever_its_damage(tmp_path: Path) -> None:
+    strange = [bridge.episode(0), bridge.episode(1), bridge.episode(2, text="\u00fc" * 9), bridge.episode(3)]
+    folder = bridge.write(tmp_path / "in", episodes={"train": strange}, shards=1)
+    (shard,) = folder.glob("*tfrecord*")
+    data = bytearray(shard.read_bytes())
+    at = data.index(("\u00fc" * 9).encode())
+    text = bytes(data[at : at + 18])
+    while (found := data.find(text)) >= 0:  # not UTF-8, which only standardising notices
+        data[found : found + 18] = b"\xff" * 18
+    offsets = [offset for offset, _ in tfrecord.records(memoryview(bytes(data)))]
+    data[offsets[3]] = 0x0B  # not an Example, which reading notices
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"record 2 at byte .* UTF-8"):
+        run(tmp_path / "in", tmp_path / "out")
+    summary = run(tmp_path / "in", tmp_path / "out", skip_corrupt=True).summaries["bridge_dataset"]
+    assert (summary.seen, [line.split(" at byte")[0].split(": ")[1] for line in summary.corrupt]) == (
+        2, ["record 2", "record 3"],
+    )  # fmt: skip
 
 
 def test_data_sets_can_be_added_one_by_one(tmp_path: Path) -> None:

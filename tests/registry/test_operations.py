@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -195,3 +196,19 @@ def test_columns_are_independent(values):
     for function in (ops.rel_to_abs, ops.binarize):
         separate = [function(values[:, [i]]) for i in range(values.shape[1])]
         np.testing.assert_array_equal(function(values), np.concatenate(separate, axis=1))
+
+
+def test_several_episodes_at_once_equal_each_of_them():
+    rng = np.random.default_rng(0)
+    lengths = np.array([0, 1, 7, 0, 2, 30, 1])
+    x = rng.choice(np.float32([-1, -0.5, 0, 0.02, 0.5, 0.99, 1]), (lengths.sum(), 2))
+    calls = [
+        ops.delta, ops.binarize, ops.rel_to_abs,
+        *(functools.partial(ops.shift, by=by) for by in (-3, -1, 2)), functools.partial(ops.binarize, lo=-2, hi=2),
+        functools.partial(ops.rel_to_abs, threshold=0.7),
+    ]  # fmt: skip
+    for call in calls:
+        each = [call(part) for part in np.split(x, np.cumsum(lengths)[:-1])]
+        together = call(x, lengths)
+        assert together.dtype == F32
+        np.testing.assert_array_equal(together, np.concatenate(each))

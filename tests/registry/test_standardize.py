@@ -245,3 +245,30 @@ def test_code_points_are_cut_at_the_first_zero():
 def test_of_several_texts_per_step_the_first_that_is_not_empty_counts(texts: Any) -> None:
     found, index = read_texts({"text": texts}, ("text",), False, 3, slice(0, 3, 1))
     assert (found, index.tolist()) == (("pick",), [0, 0, -1])
+
+
+def test_episodes_of_a_shard_are_standardised_as_if_each_were_alone(shared):
+    rng = np.random.default_rng(0)
+    for name in CASES:
+        with np.load(shared / "parity" / "actions" / f"{name}.npz") as case:
+            steps = {key: case[key] for key in case if not key.startswith(("expected/", "__"))}
+        count = min(map(len, steps.values()))
+        cuts = [(0, 0), (0, count), *(sorted(rng.integers(0, count + 1, 2).tolist()) for _ in range(6)), (0, 1)]
+        episodes = [{key: array[first:last] for key, array in steps.items()} for first, last in cuts]
+        standardizer = registry.load(name).standardizer()
+        for one, together in zip(episodes, standardizer.many(episodes), strict=True):
+            alone = standardizer(one)
+            for field in ("action", "frame_index", "proprio", "instruction_index"):
+                np.testing.assert_array_equal(getattr(together, field), getattr(alone, field))
+                assert getattr(together, field).dtype == getattr(alone, field).dtype
+            assert together.instructions == alone.instructions
+
+
+def test_episodes_that_differ_in_kind_are_refused_together():
+    standardizer = make_card(PLAIN).standardizer()
+    one = {"action": np.zeros((3, 6), "f4"), "gripper": np.zeros(3, "f4"), "text": np.array([b"go"] * 3)}
+    other = {**one, "gripper": np.zeros(3, "f8")}
+    assert len(standardizer.many([one, one])) == 2
+    assert standardizer.many([]) == []
+    with pytest.raises(DataError, match="'gripper' has several shapes or dtypes"):
+        standardizer.many([one, other])

@@ -132,3 +132,30 @@ def test_equal_texts_and_texts_that_only_begin_alike_both_come_back() -> None:
         data = encode_example({"t": texts})
         view = memoryview(data)
         assert example.byte_values(view, example.scan(view, 0, len(data))[b"t"]) == texts
+
+
+@settings(max_examples=200)
+@given(features, features, st.data())
+def test_records_with_the_same_keys_are_compared_instead_of_parsed(one: dict, other: dict, data: st.DataObject) -> None:
+    selected = frozenset(key.encode() for key in one if data.draw(st.booleans()))
+    first = encode_example(one)
+    order = example.key_order(memoryview(first), 0, len(first), selected)
+    alike = encode_example(dict(zip(one, [*other.values(), *one.values()], strict=False)))
+    damaged = bytearray(alike)
+    for _ in range(data.draw(st.integers(0, 3)) if damaged else 0):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    for record in (first, alike, encode_example(other), bytes(damaged), first[:-1]):
+        view = memoryview(b"??" + record + b"??")
+        found = example.scan_alike(view, 2, len(record), order)
+        if record == first and order:
+            assert found is not None
+        if found is not None:  # the parser finds the same, and does not complain
+            assert found == example.scan(view, 2, len(record), selected)
+
+
+def test_an_order_is_learned_from_usual_records_only() -> None:
+    usual = encode_example({"a": np.float32([1]), "b": [b"text"]})
+    assert len(example.key_order(memoryview(usual), 0, len(usual), frozenset({b"a"}))) == 2
+    value_first = encode_example({"a": np.float32([1])}, value_first=True)
+    for record in (value_first, usual + usual, encode_example({"a" * 200: np.float32([1])})):
+        assert example.key_order(memoryview(record), 0, len(record), frozenset({b"a"})) == ()

@@ -137,7 +137,12 @@ def test_a_damaged_shard_by_reference_is_an_error(index: Path, tmp_path: Path) -
     reference = tmp_path / "reference"
     tokenize(index, reference, "validation: 0", copy=False)
     (shard,) = reference.glob("train-*.parquet")
-    data = bytearray(shard.read_bytes())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole.replace(b'{"bridge_data_msr": ', b'{"bridge_data_mst": '))
+    assert shard.read_bytes() != whole
+    with pytest.raises(DataError, match=r"train-00000.*not the file in the manifest"):
+        materialize(reference, tmp_path / "out")
+    data = bytearray(whole)
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
     with pytest.raises(DataError, match=r"train-00000.*damaged.*Run tokenize again"):

@@ -182,4 +182,4 @@ def test_the_places_of_frames_take_little_room(index: Path, tmp_path: Path) -> N
     rows = sum(g.num_rows for g in group)
     chunks = [g.column(i) for g in group for i in range(g.num_columns)]
     named = [c for c in chunks if c.path_in_schema.startswith(("source", "image_"))]
-    assert np.sum([c.total_compressed_size for c in named]) < 16 * rows
+    assert np.sum([c.total_compressed_size for c in named]) < 10 * rows

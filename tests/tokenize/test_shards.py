@@ -73,9 +73,9 @@ def as_pyarrow_writes(
             table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
         return table
 
-    blank = shards._shard_table
+    blank = shards.shard_table
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_shard_table", filled)
+        patch.setattr(shards, "shard_table", filled)
         patch.setattr(shards, "ImagePages", PassedOn)
         return write(folder, rows, order)[0].read_bytes()
 

@@ -21,8 +21,10 @@ from oxe_curate.train.data.order import random_numbers
 from oxe_curate.train.data.rows import Located, RowBlock, SampleFormat
 from oxe_curate.train.settings import ResizeFilter
 
-_LARGEST = 1 << 21
-"""Pixels, 1080p: larger images are resized where they are decoded, whatever `mixed` says."""
+_BYTES = 256 << 20
+"""Bytes of the mixed images of a batch: images that exceed an equal part are resized where they are decoded."""
+_GROUPS = 8
+"""Sizes in a batch of mixed images, since each costs the device some calls: images of the rarest are resized here."""
 
 
 def assemble(
@@ -149,10 +151,14 @@ def _decode_mixed(
             height, width = _shape(data)
         except ValueError as error:
             raise frame.error(error) from None
-        # the batches that are prepared ahead would take too much memory
-        shape = (height, width) if height * width <= _LARGEST else (size, size)
+        shape = (height, width) if 3 * height * width * len(frames) <= _BYTES else (size, size)
         members.setdefault(shape, []).append(number)
+    by_pixels = sorted(members, key=lambda shape: len(members[shape]) * shape[0] * shape[1], reverse=True)
+    own = members.setdefault((size, size), [])
+    for shape in set(by_pixels[_GROUPS:]) - {(size, size)}:
+        own += members.pop(shape)
     groups = []
+    members = {shape: numbers for shape, numbers in members.items() if numbers}
     for shape, numbers in members.items():
         groups.append(torch.empty((len(numbers), *shape, 3), dtype=torch.uint8, pin_memory=pin))
         for number, out in zip(numbers, groups[-1].numpy(), strict=True):
@@ -167,7 +173,7 @@ def _shape(data: bytes | memoryview) -> tuple[int, int]:
     if bytes(data[:2]) == b"\xff\xd8":
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         return height, width
-    if bytes(data[12:16]) == b"IHDR":
+    if len(data) >= 24 and bytes(data[12:16]) == b"IHDR":
         width, height = struct.unpack(">II", data[16:24])
         return height, width
     width, height = images.open_image(data).size

@@ -117,10 +117,19 @@ class ReferenceRows:
             if not _is_text(block):
                 record = block.records[row]
                 source = int(record["source"])
-                frames = record["frame"][record["observation_mask"]].reshape(-1, 2)
-                places += [(source, offset, length) for offset, length in frames.tolist()]
+                for seen, frames in zip(record["observation_mask"].tolist(), record["frame"].tolist(), strict=True):
+                    if seen:
+                        places += [(source, offset, length) for offset, length in frames]
         batch = self._frames.begin(places)
-        return [(block if _is_text(block) else ReferenceBlock(block, batch, self._swap), row) for block, row in located]
+        wrapped: dict[int, RowBlock] = {}
+        found: list[Located] = []
+        for block, row in located:
+            if not _is_text(block):
+                block = wrapped.get(id(block)) or wrapped.setdefault(
+                    id(block), ReferenceBlock(block, batch, self._swap)
+                )
+            found.append((block, row))
+        return found
 
 
 def _is_text(block: RowBlock) -> bool:

@@ -14,6 +14,7 @@ and their sums are then exact in float32, and even in TF32: no device, setting o
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -105,20 +106,27 @@ def _resize(images: torch.Tensor, size: int, resize: ResizeFilter, rounded: bool
     return x.to(torch.uint8)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _weights(source: int, target: int, resize: ResizeFilter, split: bool, device: torch.device) -> torch.Tensor:
+    """`_integers` on a device; the copy to a GPU waits for nothing."""
+    weights = torch.from_numpy(_integers(source, target, resize, split))
+    return weights.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else weights.to(device)
+
+
+@lru_cache(maxsize=512)
+def _integers(source: int, target: int, resize: ResizeFilter, split: bool) -> NDArray[Any]:
     """The matrix in units of 2**-22, float64 (target, source); or split, float32 (2 * target, source): the upper parts
     in units of 2**-10, then the lower parts in units of 2**-22, all integers up to 2**11.
     """
     whole = np.rint(resize_matrix(source, target, resize) * (1 << _BITS))
     if not split:
-        return torch.from_numpy(whole).to(device)
+        return whole
     upper = np.rint(whole / (1 << _LOW))
-    return torch.from_numpy(np.concatenate([upper, whole - upper * (1 << _LOW)]).astype(np.float32)).to(device)
+    return np.concatenate([upper, whole - upper * (1 << _LOW)]).astype(np.float32)
 
 
 def _to_bytes(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Sums by `_weights` -> integers from 0 to 255, as Pillow rounds; exact."""
+    """Sums by `_integers` -> integers from 0 to 255, as Pillow rounds; exact."""
     if len(sums) == 1:
         return sums[0].add_(1 << _BITS - 1).mul_(2.0**-_BITS).floor_().clamp_(0, 255)
     upper, lower = sums
@@ -127,7 +135,7 @@ def _to_bytes(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def _to_values(sums: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Sums by `_weights` -> values, rounded once."""
+    """Sums by `_integers` -> values, rounded once."""
     if len(sums) == 1:
         return sums[0].mul_(2.0**-_BITS)
     upper, lower = sums

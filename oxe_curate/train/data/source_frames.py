@@ -21,18 +21,19 @@ from oxe_curate.lru import LruCache
 from oxe_curate.rlds.array_record import ArrayRecordShard
 from oxe_curate.rlds.shards import is_array_record
 from oxe_curate.storage import status_identity
-from oxe_curate.storage.attempts import submit
-from oxe_curate.storage.objects import PIECE, StoredObject
+from oxe_curate.storage.objects import StoredObject
+from oxe_curate.storage.transfers import submit
 from oxe_curate.tokenize.sources import ADVICE, MixtureSources
 from oxe_curate.train.data.files import LocalFile, open_file_limit
 
-_OPEN_FILES, _OBJECTS = 2048, 4096
+_OPEN_FILES, _OBJECTS, _GS_OBJECTS = 2048, 4096, 64
+"""Files and objects that are kept open; an open object of gs:// has a connection of its own."""
 _ARRAY_RECORDS = 256 << 20
 """Bytes of decompressed records that are kept: one frame of an array_record file costs its whole episode."""
 _AGE = 600
 """Seconds after which an object is opened again, which shows whether it was replaced."""
-_GAP = 64 << 10
-"""Bytes: frames of an object that are closer than this are requested together."""
+_GAP, PIECE = 64 << 10, 2 << 20
+"""Bytes: frames of an object that are closer than the one are requested together, up to the other."""
 _LOCKS = 16
 _WRITTEN = "the file is being written to while it is read"
 
@@ -53,7 +54,8 @@ class SourceFrames:
         self._opened = [0] * len(sources)  # counts up when a shard must be opened again
         self._files: LruCache[_SourceFile] = LruCache(open_file_limit(_OPEN_FILES))
         self._records: LruCache[tuple[int, bytes]] = LruCache(_ARRAY_RECORDS)
-        self._objects: LruCache[StoredObject] = LruCache(_OBJECTS)
+        google = any(row.root.uri.startswith("gs://") for row in sources)
+        self._objects: LruCache[StoredObject] = LruCache(_GS_OBJECTS if google else _OBJECTS)
         self._locks, self._opening = ([threading.Lock() for _ in range(_LOCKS)] for _ in range(2))
         self.remote = any(not row.root.is_local for row in sources)
 
@@ -215,8 +217,8 @@ class BatchFrames:
 
 def is_image(data: bytes | memoryview) -> bool:
     """Whether bytes begin and end like a JPEG, or begin like a PNG: what tokenize requires of a frame."""
-    jpeg = bytes(data[:2]) == b"\xff\xd8" and bytes(data[-2:]) == b"\xff\xd9"
-    return jpeg or bytes(data[:8]) == b"\x89PNG\r\n\x1a\n"
+    head = bytes(data[:8])
+    return (head[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9") or head == b"\x89PNG\r\n\x1a\n"
 
 
 class _UnknownObjectError(Exception):

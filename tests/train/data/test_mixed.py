@@ -36,7 +36,6 @@ class Block:
     count: int = 5
     text: bool = False
     swap: bool = False
-    broken: int = -1
     reads: list = dataclasses.field(default_factory=list)
 
     @property
@@ -52,7 +51,7 @@ class Block:
     def frame(self, row, observation, camera):
         self.reads.append((row, observation, camera))
         number = row * 7 + observation * 2 + camera
-        return picture(number, "PNG" if row == 3 else "JPEG") if row != self.broken else b"no image at all, but bytes"
+        return picture(number, "PNG" if row == 3 else "JPEG")
 
     def swapped(self, row, camera):
         return self.swap and camera == 1
@@ -122,16 +121,27 @@ def test_images_of_the_models_size_are_passed_on(monkeypatch):
 
 def test_very_large_images_are_resized_where_they_are_decoded(monkeypatch):
     expected = make([Block()]).images
-    monkeypatch.setattr(assembling, "_LARGEST", 900)
+    monkeypatch.setattr(assembling, "_BYTES", 30 * 30 * 3 * 22)  # 22 frames; others have 48 x 20 pixels
     images = make([Block()], mixed=True).images
     assert {tuple(group.shape[1:3]) for group in images.groups} == {(16, 16), (30, 30)}
     assert np.array_equal(pixels_of(images, CPU), expected)
 
 
+def test_rare_sizes_are_resized_where_they_are_decoded(monkeypatch):
+    expected = make([Block()]).images
+    for count in (1, 2):
+        monkeypatch.setattr(assembling, "_GROUPS", count)
+        images = make([Block()], mixed=True).images
+        assert {tuple(group.shape[1:3]) for group in images.groups} == {(16, 16), *[(48, 20), (30, 30)][:count]}
+        assert np.array_equal(pixels_of(images, CPU), expected)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["here", "on the device"])
-def test_a_damaged_image_names_its_row(mixed):
+@pytest.mark.parametrize("data", [b"no image", b"", picture(2)[:9], picture(2)[:-99], picture(2, "PNG")[:20]])
+def test_a_damaged_image_names_its_row(mixed, data, monkeypatch):
+    monkeypatch.setattr(Block, "frame", lambda self, row, *_: data if row == 2 else picture(row))
     with pytest.raises(DataError, match=r"^row 2: "):
-        make([Block(broken=2)], mixed=mixed)
+        make([Block()], mixed=mixed)
 
 
 def test_held_out_images_are_cropped_after_resizing():
