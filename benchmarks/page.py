@@ -20,8 +20,8 @@ turns, round after round, each in a process of its own, with the data in the pag
 
 - measured: the median over the rounds, and the smallest and largest value. Times cover the work, not the interpreter's
   start and the imports; starting worker processes counts. `~`: from a part of the data, scaled to all of it.
-- ratio: the median over the rounds of the ratio within a round, as "x the speed" of what it is compared with, "x its
-  time" or "x its memory". The next column gives the same by processor time, which other work on the machine changes
+- ratio: the median over the rounds of the ratio within a round, as "x the speed", "x the time" or "x the memory" of
+  what it is compared with. The next column gives the same by processor time, which other work on the machine changes
   least.
 - limit: what the ratio must reach, or the measured number where nothing is compared. "no" is a limit not met.
 
@@ -48,7 +48,7 @@ def number(value: float, unit: str) -> str:
 
 
 def _ratio(anchor: Anchor) -> str:
-    return f"{number(anchor.ratio, '')}x {'the speed' if anchor.of == 'speed' else f'its {anchor.of}'}"
+    return f"{number(anchor.ratio, '')}x the {anchor.of}"
 
 
 def cells(stored: Stored, run: int) -> list[str]:

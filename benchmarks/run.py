@@ -96,6 +96,7 @@ def run(chosen: Sequence[str], arguments: Sequence[str], store_path: Path) -> in
 def renew(store_path: Path) -> None:
     """Write the page from the store and the recorded files."""
     store = recorded.with_recorded(Store.read(store_path), store_path.parent)
+    store_path.parent.mkdir(parents=True, exist_ok=True)
     page.write(store, store_path.parent, page.DETAILS)
 
 
@@ -104,7 +105,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--only", default="", metavar="REGEX", help="groups to run, by name (all)")
     made.add_argument("--list", action="store_true", help="print the groups")
     made.add_argument("--page", action="store_true", help="only renew the page")
-    made.add_argument("--quick", action="store_true", help="less data and two rounds: to see that everything works")
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="less data and two rounds, with a page in DATA/quick: to see that all works",
+    )
     made.add_argument("--rounds", type=int, help="at most, of each contender (5)")
     made.add_argument("--budget", type=float, default=20, help="seconds that a contender may take (%(default)s)")
     made.add_argument("--data", type=Path, default=HERE / "data", help="folder for data and output (%(default)s)")
@@ -112,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peers", type=Path, help="Python interpreter made by make bench-peers")
     made.add_argument("--openvla", type=Path, help="checkout of github.com/openvla/openvla")
     made.add_argument("--dlimp", type=Path, help="checkout of github.com/moojink/dlimp_openvla")
-    made.add_argument("--store", type=Path, default=STORE, help="file of the rows; the page is next to it")
+    made.add_argument("--store", type=Path, help="file of the rows; the page is next to it (benchmarks/results)")
     made.add_argument("--group", choices=list(groups.GROUPS), help=argparse.SUPPRESS)
     return made
 
@@ -137,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.list:
         print("\n".join(f"{name:12} {group.about}" for name, group in groups.GROUPS.items()))
         return 0
+    args.store = args.store or (args.data / "quick" / STORE.name if args.quick else STORE)
     if args.page:
         renew(args.store)
         return 0

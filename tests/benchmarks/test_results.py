@@ -241,7 +241,8 @@ def test_the_others_run_when_a_group_fails(tmp_path: Path, monkeypatch, capsys):
     assert "1 of 2 groups done" in (said := capsys.readouterr().out)
     assert "again: make bench ONLY='scan-256'" in said
     assert (tmp_path / "README.md").exists()
-    assert run.main(["--only", "64", "--data", str(tmp_path), "--store", str(tmp_path / "results.json")]) == 0
+    assert run.main(["--only", "64", "--data", str(tmp_path), "--quick"]) == 0
+    assert (tmp_path / "quick" / "README.md").exists()  # not the repository's
 
 
 def test_a_group_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch):
