@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -62,7 +63,9 @@ def run_tokenize(args: argparse.Namespace) -> dict[str, Any]:
     mixture = args.out.parent / f"{args.out.name}.yaml"
     size = args.image_size or "null"
     mixture.write_text(f"name: bench\ndatasets: [{{name: bridge_dataset, weight: 1.0}}]\nimage: {{size: {size}}}\n")
-    options = tokenizing.TokenizeOptions(tokenizer=args.tokenizer, workers=args.workers, progress=False)
+    options = tokenizing.TokenizeOptions(
+        tokenizer=args.tokenizer, workers=args.workers, progress=False, shard_bytes=args.shard_mb << 20
+    )
     result = tokenizing.run_tokenize(mixture, args.index, args.out, options)
     rows = sum(sum(counts.values()) for counts in result.manifest["rows"].values())
     written = sum(path.stat().st_size for path in args.out.glob("*.parquet"))
@@ -83,13 +86,16 @@ def main() -> None:
         )
         command.add_argument("--plain", action="store_true", help="the same functions without Beam, one process")
         command.add_argument("--tokenizer", type=Path, help="tokenize: folder or file")
+        command.add_argument("--shard-mb", type=int, default=256, help="tokenize: MiB of images per output shard")
         command.add_argument("--image-size", type=int, help="tokenize: image size in pixels")
     args = parser.parse_args()
     if args.plain:
         runner.run_tasks = without_beam
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     result = args.function(args)
-    sys.stdout.write(json.dumps({"seconds": time.perf_counter() - start, **result}) + "\n")
+    used = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of this process; kibibytes on Linux
+    sys.stdout.write(json.dumps({**used, "memory_mb": most, **result}) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from oxe_curate.errors import StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.rlds.remote import RemoteShard
+from oxe_curate.rlds.object_shard import RemoteShard
 from oxe_curate.storage import Folder, attempts
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, gcs

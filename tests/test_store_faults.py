@@ -1,5 +1,7 @@
 """filter and tokenize through a proxy that makes requests to the store fail."""
 
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,9 @@ import pytest
 
 from oxe_curate.errors import CurateError, StorageError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
-from oxe_curate.rlds.remote import RemoteShard
-from oxe_curate.storage import Folder, StoreOptions, attempts
+from oxe_curate.rlds.object_shard import RemoteShard
+from oxe_curate.storage import Folder, StoreOptions, attempts, transfers
+from oxe_curate.storage.link import Link
 from oxe_curate.tokenize.pipeline import TokenizeOptions, run_tokenize
 from tests import bridge, s3
 from tests.faults import Fault, Proxy, Request
@@ -181,6 +184,7 @@ def test_requests_in_flight_are_bounded_and_many(store: tuple[Folder, Proxy], pr
 
     folder = store[0]
     monkeypatch.setenv("OXE_CURATE_STORE_REQUESTS", "8")
+    monkeypatch.setattr(Link, "gap", 64 << 10)
     folder.publish_bytes("many", bytes(8 << 20))
     at_once, most, gate = 0, 0, threading.Condition()
 
@@ -195,13 +199,33 @@ def test_requests_in_flight_are_bounded_and_many(store: tuple[Folder, Proxy], pr
 
     shard = RemoteShard(folder, "many")
     proxy.reset(lambda request: wait_for_eight(request) if request.is_read else None)
-    monkeypatch.setattr(attempts, "_workers", attempts._Workers())
+    monkeypatch.setattr(transfers, "_workers", transfers._Workers())
     shard.prefetch_many([(start, 100) for start in range(0, 8 << 20, 512 << 10)])
     shard.wait()
     assert most == 8
     ranges = {request.range for request in proxy.requests if request.is_read}
     assert len({r for r in ranges if r}) == 16
     assert shard.bytes_fetched == 16 * 4096
+
+
+def test_framing_is_compared_where_an_object_looks_different(
+    source: Path, store: tuple[Folder, Proxy], proxy: Proxy, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Far from the frames it costs requests of its own, so not where the object still looks as when it was filtered."""
+    monkeypatch.setattr(Link, "gap", 8192)
+    options = TokenizeOptions(progress=False, workers=1, check_records=False)
+    run_filter(f"{store[0]}/in", tmp_path / "index", QUIET)
+    shutil.copytree(tmp_path / "index", tmp_path / "other")
+    text = (tmp_path / "other" / "sources.json").read_text()
+    (tmp_path / "other" / "sources.json").write_text(re.sub(r'": "\d+:', '": "1:', text))
+    reads = {}
+    for name in ("index", "other"):
+        proxy.reset()
+        run_tokenize(source / "m.yaml", tmp_path / name, tmp_path / f"out-{name}", options)
+        reads[name] = [request.range for request in proxy.requests if request.is_read and "tfrecord" in request.path]
+    assert 0 < len(reads["index"]) < len(reads["other"])
+    for path in (tmp_path / "out-index").glob("*.parquet"):
+        assert path.read_bytes() == (tmp_path / "out-other" / path.name).read_bytes()
 
 
 def test_requests_of_a_first_run_and_of_one_with_nothing_to_do(

@@ -22,6 +22,11 @@ class Sized(Protocol):
 _Task = TypeVar("_Task", bound=Sized)
 
 
+def _held(task: Sized) -> int:
+    """Bytes of memory that a task takes: its own estimate, if it has one."""
+    return int(getattr(task, "held", task.size))
+
+
 def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int) -> None:
     """Run tasks in `count` threads, in order; after the first for which `run` returns False, start no more.
 
@@ -37,19 +42,19 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
         nonlocal used
         while True:
             with changed:
-                while waiting and used and used + waiting[0].size > _BYTES:
+                while waiting and used and used + _held(waiting[0]) > _BYTES:
                     changed.wait()
                 if not waiting:
                     return
                 task = waiting.popleft()
-                used += task.size
+                used += _held(task)
             useful = False
             try:
                 useful = run(task)
             except BaseException as error:
                 raised.append(error)
             with changed:
-                used -= task.size
+                used -= _held(task)
                 if not useful:
                     waiting.clear()
                 changed.notify_all()

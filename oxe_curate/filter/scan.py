@@ -37,6 +37,7 @@ def scan_shard(task: FilterTask) -> tuple[pa.Table, Summary, SourceShard]:
     """Read, standardise and screen every selected record of a shard: its index table, and what identifies the shard."""
     framing = tfrecord.Framing()
     with open_shard(task.dataset.source, task.shard.path) as shard:
+        shard.expect(task.shard.records)
         rows, corrupt, read = _read_rows(task, shard, framing)
         size = shard.file_size
     # a record's checksum is read after its data, when the next record is looked for

@@ -32,6 +32,7 @@ from oxe_curate.registry.text import draw_text
 from oxe_curate.rlds import tfrecord
 from oxe_curate.rlds.dataset import RldsDataset, Shard
 from oxe_curate.rlds.leaf import camera_key, leaves
+from oxe_curate.rlds.object_shard import READ_THROUGH
 from oxe_curate.rlds.reader import RawEpisode, RecordReader
 from oxe_curate.storage import Folder, StoreOptions
 
@@ -71,7 +72,15 @@ class FilterTask:
     @property
     def at_once(self) -> int:
         """How many such tasks a worker runs at once: a scan of a remote shard mostly waits for the next record."""
-        return 1 if self.dataset.source.is_local else StoreOptions.current().requests
+        return 1 if self.dataset.source.is_local else min(4 * StoreOptions.current().requests, 64)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes at most: of large records in an object, what is not needed is dropped."""
+        records = max(self.shard.records, 1)
+        if self.size < records << 20:
+            return self.size
+        return min(self.size, (READ_THROUGH if self.size < records << 23 else 0) + (records << 19))
 
     @property
     def name(self) -> str:

@@ -6,16 +6,21 @@ Local shards are read in small pieces, not mapped: a file that is truncated mean
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import crc32c
 
 from oxe_curate.errors import CorruptError, DataError, StorageError
 from oxe_curate.index.episodes import Episode
+from oxe_curate.index.source_shards import Looks
 from oxe_curate.rlds import tfrecord
+from oxe_curate.rlds.remote import ShardBytes
 from oxe_curate.rlds.shards import is_array_record, open_shard
 from oxe_curate.storage import Folder, explain
+from oxe_curate.storage.transfers import submit
 
 _OPEN_FILES = 256
 _HELD = 16 << 20  # bytes: a record up to this size is kept while it is used
@@ -35,10 +40,12 @@ class ShardReader:
         name: for messages.
         remote: whether it is in an object store; bytes that were fetched are kept then.
         size: in bytes.
+        known: whether it is still the object that was filtered, by its identity.
     """
 
     name: str
     remote = False
+    known = False
     size: int
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -51,8 +58,8 @@ class ShardReader:
         """Fill a buffer from `offset` on. Raises like `read`."""
         raise NotImplementedError
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begin to read (offset, length) parts."""
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
+        """Begin to read (offset, length) parts, and those of `framing` if the shard is not `known`."""
 
     def check_unchanged(self) -> None:
         """Raise StorageError if the shard was written to since it was opened."""
@@ -63,26 +70,64 @@ class ShardReader:
 
 
 class _ShardBytesReader(ShardReader):
-    """Of an object, or of a compressed file: what was read is kept."""
+    """Of an object, or of a compressed file: what was read is kept. An object is opened while others are read."""
 
     remote = True
 
-    def __init__(self, folder: Folder, path: str) -> None:
+    def __init__(self, folder: Folder, path: str, look: str | None) -> None:
         self.name = f"{folder}/{path}"
-        self._shard = open_shard(folder, path)
-        self.size = len(self._shard.buffer)
-        self.check_unchanged = self._shard.check_unchanged  # type: ignore[method-assign]
+        self._folder, self._path, self._look = folder, path, look
+        self._lock, self._is_open = threading.Lock(), False
+        self._asked: list[tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]] = []  # before it was open
+        self._opened: Future[ShardBytes] = Future()
+        if folder.is_local:
+            self._opened.set_result(self._open())
+        else:
+            self._opened = submit(self._open, first=True)
+
+    def _open(self) -> ShardBytes:
+        shard = open_shard(self._folder, self._path)
+        with self._lock:
+            self._is_open = True
+            for ranges, framing in self._asked:
+                shard.prefetch_many(self._needed(shard, ranges, framing))
+            self._asked.clear()
+        return shard
+
+    def _needed(
+        self, shard: ShardBytes, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]]
+    ) -> Sequence[tuple[int, int]]:
+        return ranges if self._looks_same(shard) else [*ranges, *framing]
+
+    def _looks_same(self, shard: ShardBytes) -> bool:
+        return self._look is not None and shard.identity.startswith(f"{self._look}:")
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return len(self._opened.result().buffer)
+
+    @property
+    def known(self) -> bool:  # type: ignore[override]
+        return self._looks_same(self._opened.result())
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         if offset < 0 or offset + length > self.size:
             raise self._cut(offset + length)
-        return self._shard.read(offset, length)
+        return self._opened.result().read(offset, length)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         view[:] = self.read(offset, len(view))
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        self._shard.prefetch_many(ranges)
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
+        with self._lock:
+            if not self._is_open:  # an error when it is opened appears where it is read
+                self._asked.append((ranges, framing))
+                return
+        shard = self._opened.result()
+        shard.prefetch_many(self._needed(shard, ranges, framing))
+
+    def check_unchanged(self) -> None:
+        self._opened.result().check_unchanged()
 
 
 class _LocalReader(ShardReader):
@@ -106,8 +151,8 @@ class _LocalReader(ShardReader):
         except OSError as error:
             raise StorageError(f"{self.name}: {explain(error)}") from error
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]]) -> None:
-        for offset, length in ranges if _ADVISE else ():
+    def prefetch(self, ranges: Sequence[tuple[int, int]], framing: Sequence[tuple[int, int]] = ()) -> None:
+        for offset, length in (*ranges, *framing) if _ADVISE else ():
             os.posix_fadvise(self._files.descriptor(self.name), offset, length, os.POSIX_FADV_WILLNEED)
 
     def check_unchanged(self) -> None:
@@ -162,23 +207,43 @@ class SourceRecords:
     Args:
         check: whether to compare the data of every record with its checksum; None: of local shards, and of a record
             in an object store if at least half of it is fetched anyway.
+        looks: what the shards looked like when they were filtered. The framing of a record in an object that still
+            looks so is not compared: far from the frames, it would cost another request.
     """
 
-    def __init__(self, check: bool | None = None) -> None:
-        self._check = check
+    def __init__(self, check: bool | None = None, looks: Looks | None = None) -> None:
+        self._check, self._looks = check, looks or {}
         self._readers: dict[tuple[str, str], ShardReader] = {}
         self._files = _OpenFiles()
+        self._asked: list[tuple[int, int]] = []  # of `_asking`, an object: not requested yet
+        self._framing: list[tuple[int, int]] = []
+        self._asking: ShardReader | None = None
         self._buffer = bytearray()  # kept, since the system clears new memory
 
     def request(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begin to read what `open` and the caller will read of a record; see there."""
+        """Begin to read what `open` and the caller will read of a record; see there.
+
+        Requests to an object are held back until another shard is asked for, a record is opened or `flush` is called,
+        so that episodes that are close to each other share one.
+        """
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
-        if self._checks(reader, length, ranges):
-            reader.prefetch([(offset - tfrecord.HEADER, tfrecord.HEADER + length + tfrecord.FOOTER)])
-        else:
-            ends = (offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)
-            reader.prefetch([*ranges, *ends])
+        framing = [(offset - tfrecord.HEADER, tfrecord.HEADER), (offset + length, tfrecord.FOOTER)]
+        parts = [(offset, length)] if self._checks(reader, length, ranges) else [*ranges]
+        if not reader.remote:
+            return reader.prefetch(parts, framing)
+        if reader is not self._asking:
+            self.flush()
+        self._asking = reader
+        self._asked += parts
+        self._framing += framing
+        return None
+
+    def flush(self) -> None:
+        """Make the requests that are held back."""
+        if self._asking is not None and self._asked:
+            self._asking.prefetch(self._asked, self._framing)
+            self._asked, self._framing = [], []
 
     def _checks(self, reader: ShardReader, length: int, ranges: Sequence[tuple[int, int]]) -> bool:
         if self._check is not None:
@@ -186,9 +251,13 @@ class SourceRecords:
         return not reader.remote or 2 * sum(size for _, size in ranges) >= length
 
     def check_unchanged(self) -> None:
-        """Raise StorageError if a shard was written to since it was opened."""
+        """Raise StorageError if a shard was written to since it was opened; one request per object, several at once."""
+        checks = [submit(reader.check_unchanged) for reader in self._readers.values() if reader.remote]
         for reader in self._readers.values():
-            reader.check_unchanged()
+            if not reader.remote:
+                reader.check_unchanged()
+        for check in checks:
+            check.result()
 
     def open(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]] = ()) -> Record:
         """An episode's record, after comparing its framing (and data, see above) with the index.
@@ -202,11 +271,10 @@ class SourceRecords:
             DataError: the shard is not the one that was filtered. CorruptError: the record's data is damaged.
             StorageError: the shard cannot be read.
         """
+        self.flush()
         reader = self._reader(source, episode.shard)
         offset, length = episode.record
-        head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
-        tail = reader.read(offset + length, tfrecord.FOOTER)
-        if not tfrecord.same_framing(head, tail, length, episode.record_crc):
+        if not reader.known and not self._same_framing(reader, offset, length, episode.record_crc):
             raise DataError(f"{reader.name}: another record is where {episode.id} was; {CHANGED}")
         if not self._checks(reader, length, ranges):
             return Record(reader)
@@ -224,11 +292,18 @@ class SourceRecords:
             )
         return Record(reader, offset, held) if length <= _HELD else Record(reader)
 
+    def _same_framing(self, reader: ShardReader, offset: int, length: int, crc: int) -> bool:
+        head = reader.read(offset - tfrecord.HEADER, tfrecord.HEADER)
+        return tfrecord.same_framing(head, reader.read(offset + length, tfrecord.FOOTER), length, crc)
+
     def _reader(self, source: Folder, path: str) -> ShardReader:
         key = source.uri, path
         if key not in self._readers:
             local = source.is_local and not is_array_record(path)
-            self._readers[key] = _LocalReader(source, path, self._files) if local else _ShardBytesReader(source, path)
+            look = self._looks.get(f"{source}/{path}")
+            self._readers[key] = (
+                _LocalReader(source, path, self._files) if local else _ShardBytesReader(source, path, look)
+            )
         return self._readers[key]
 
     def _scratch(self, length: int) -> memoryview:

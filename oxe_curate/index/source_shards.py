@@ -64,6 +64,7 @@ def matches_shard(root: Folder, path: str, shard: SourceShard, verify: bool = Fa
     framing = tfrecord.Framing()
     try:
         with open_shard(root, path) as opened:
+            opened.expect(shard.records)
             for offset, length in tfrecord.records(opened.buffer, opened.ensure, framing):
                 if verify:
                     opened.ensure(offset, length + tfrecord.FOOTER)

@@ -9,11 +9,12 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from oxe_curate.errors import ConfigError, DataError, did_you_mean
+from oxe_curate.errors import ConfigError, DataError, StorageError, did_you_mean
 from oxe_curate.rlds.foreign import HEAD, foreign
 from oxe_curate.rlds.naming import is_incomplete, is_version, newest, snake_case
 from oxe_curate.storage import Folder
@@ -243,7 +244,7 @@ def _found_instead(others: Mapping[str, Sequence[str]]) -> str:
 
 def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
     """All folders with a file of TFDS, whatever their names."""
-    if source.exists(INFO) or source.exists(FEATURES):
+    if _is_version_folder(source):
         # the version folder itself: paths are relative to the root above it
         parts = source.uri.rstrip("/").rsplit("/", 2)
         if is_incomplete(parts[-1]):
@@ -269,6 +270,12 @@ def _walk(source: Folder, names: Iterable[str] = ()) -> list[RldsDataset]:
         if depth == _DEPTH - 1:
             found += [_named(source, folder) for folder in level if source.exists(f"{folder}/{INFO}")]
     return sorted(found, key=lambda d: d.path)
+
+
+def _is_version_folder(source: Folder) -> bool:
+    if source.is_local:
+        return source.exists(INFO) or source.exists(FEATURES)
+    return any(name in (INFO, FEATURES) for name, _, _ in source.list())  # one request instead of four
 
 
 def _walk_objects(source: Folder, names: Iterable[str]) -> list[RldsDataset]:
@@ -299,15 +306,21 @@ def _read(source: Folder, path: str) -> tuple[Any, Any]:
 
     def parse(name: str, build: Callable[[Any], Any]) -> Any:
         where = f"{source}/{path}"
-        if not source.exists(f"{path}/{name}"):
-            raise DataError(f"{where}: {name} is missing, so this is not a complete TFDS version folder")
-        data = source.read_bytes(f"{path}/{name}")
+        try:
+            data = read[name].result()
+        except StorageError:
+            if source.exists(f"{path}/{name}"):
+                raise
+            raise DataError(f"{where}: {name} is missing, so this is not a complete TFDS version folder") from None
         if what := foreign(data[:HEAD]):
             raise DataError(f"{where}/{name} {what}")
         try:
             return build(json.loads(data))
         except Exception as error:  # json, protobuf and tfds raise many kinds of errors
             raise DataError(f"{where}/{name}: cannot be read: {_first_line(error)}") from error
+
+    with ThreadPoolExecutor(2) as pool:
+        read = {name: pool.submit(source.read_bytes, f"{path}/{name}") for name in (INFO, FEATURES)}
 
     def info(found: Any) -> Any:
         return json_format.ParseDict(found, dataset_info_pb2.DatasetInfo(), ignore_unknown_fields=True)

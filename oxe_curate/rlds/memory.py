@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 _ROUND = 16 << 20
+_DROPPED = 64 << 10
 _KEPT, _KEPT_IN_ALL = 64 << 20, 256 << 20
 """Bytes of written pages that a process keeps for the next shard: of one region, and in all."""
 
@@ -28,6 +29,14 @@ class Region:
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
             self.memory.madvise(mmap.MADV_NOHUGEPAGE)  # reads are sparse
         self.written = 0
+
+    def drop(self, offset: int, length: int) -> bool:
+        """Give whole pages back to the system, unless they are few; whether that was done. They must not be read."""
+        if length < _DROPPED or not hasattr(mmap, "MADV_DONTNEED"):
+            return False
+        self.memory.madvise(mmap.MADV_DONTNEED, offset, length)
+        self.written -= length
+        return True
 
 
 _free: list[Region] = []

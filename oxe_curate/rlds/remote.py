@@ -1,4 +1,4 @@
-"""Open a shard and read parts of it on demand, from a disk or an object store.
+"""Open a shard and read parts of it on demand: local files, and what they have in common with objects of a store.
 
 The whole length of a shard is reserved as memory, of which only the parts that were read are backed by pages. A local
 file is read too, not mapped: a mapped file that somebody truncates kills the process without a word.
@@ -7,30 +7,19 @@ file is read too, not mapped: a mapped file that somebody truncates kills the pr
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterable
-from concurrent.futures import Future
-from functools import partial
-from typing import ClassVar
 
 from oxe_curate.errors import StorageError
 from oxe_curate.rlds.memory import reserve
 from oxe_curate.storage import Folder, explain
-from oxe_curate.storage.attempts import submit
-from oxe_curate.storage.objects import PIECE
 
 PAGE = 12
 """Bits of a page: bytes are read and counted in pages of 4 KiB."""
 _LOCAL = 1, 64
-_REMOTE = 16, 2048
 """Pages of a read: the first after a jump over images, and the most while reads are sequential (doubled each time)."""
-_NEAR = 64
-"""Pages: a jump over less than this counts as sequential on an object store, so that small images are read through."""
-_JOIN = 64
-"""Pages: ranges of an object that are closer than this are fetched together."""
-_MISSING, _COMING, HERE = 0, 1, 2
-"""States of a page."""
+HERE = 2
+"""The state of a page that is in memory. 0: it is not."""
 
 
 class ShardBytes:
@@ -41,9 +30,11 @@ class ShardBytes:
         remote: whether it is in an object store.
         buffer: the whole file; bytes that were not ensured may be anything.
         bytes_fetched: bytes read or transferred so far.
+        identity: of an object when it was opened, see `Folder.identity`.
     """
 
     remote = False
+    identity = ""
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -106,6 +97,12 @@ class ShardBytes:
     def _pages(self, offset: int, length: int) -> tuple[int, int]:
         return offset >> PAGE, (min(offset + length, self._size) - 1 >> PAGE) + 1
 
+    def expect(self, records: int) -> None:
+        """Say how many records there are, and that one thread reads them once, in order, through `ensure`.
+
+        Small records in an object are read through then, and what was not needed of it is dropped.
+        """
+
     def wait(self) -> None:
         """Return when everything that was asked for has been read."""
 
@@ -158,10 +155,10 @@ class LocalShard(ShardBytes):
             self._read(first, stop)
             state[first] = HERE
             return
-        while (first := _next(state, HERE, first, stop, other=True)) < stop:
+        while (first := next_page(state, HERE, first, stop, other=True)) < stop:
             sequential = first > 0 and state[first - 1] == HERE
             self._window = min(self._window * 2, _LOCAL[1]) if sequential else _LOCAL[0]
-            end = _next(state, HERE, first, min(max(stop, first + self._window), len(state)))
+            end = next_page(state, HERE, first, min(max(stop, first + self._window), len(state)))
             self._read(first, end)
             state[first:end] = bytes((HERE,)) * (end - first)
             first = end
@@ -193,108 +190,7 @@ class LocalShard(ShardBytes):
             raise StorageError(f"{self.name}: was written to while being read. {advice}")
 
 
-class RemoteShard(ShardBytes):
-    """An object, fetched in ranges on demand, several at once. Thread-safe."""
-
-    remote = True
-    _last: ClassVar[weakref.ref[RemoteShard] | None] = None
-    """The shard that was asked last to fetch ahead."""
-
-    def __init__(self, folder: Folder, path: str) -> None:
-        self._object = folder.open_object(path)
-        super().__init__(self._object.name, self._object.size())
-        self._lock = threading.Lock()
-        self._coming: dict[tuple[int, int], Future[None]] = {}
-        self._failed: Exception | None = None
-        self._held: list[int] | None = None  # a range to fetch ahead that may still be joined with the next one
-
-    def _load(self, first: int, stop: int) -> None:
-        with self._lock:
-            self._let_go()
-            self._request(first, stop, ahead=True)
-            waited = [future for (a, b), future in self._coming.items() if a < stop and b > first]
-        self._finish(waited)
-
-    def prefetch_many(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """See ShardBytes. The last range is held back until the next call (of any shard), `ensure` or `wait`."""
-        last = RemoteShard._last() if RemoteShard._last else None
-        if last is not None and last is not self:
-            with last._lock:
-                last._let_go()
-        RemoteShard._last = weakref.ref(self)
-        with self._lock:
-            for offset, length in sorted(ranges):
-                if length <= 0 or offset >= self._size:
-                    continue
-                first, stop = self._pages(offset, length)
-                held = self._held
-                if held and held[0] <= first < held[1] + _JOIN and stop - held[0] <= PIECE >> PAGE:
-                    held[1] = max(stop, held[1])
-                else:
-                    self._let_go()
-                    self._held = [first, stop]
-
-    def wait(self) -> None:
-        """See ShardBytes."""
-        with self._lock:
-            self._let_go()
-            waited, failed = list(self._coming.values()), self._failed
-        self._finish(waited)
-        if failed:
-            raise failed
-
-    def check_unchanged(self) -> None:
-        """See ShardBytes; one request."""
-        self._object.check_unchanged()
-
-    def _finish(self, requests: Iterable[Future[None]]) -> None:
-        try:
-            for request in requests:
-                request.result()
-        except StorageError:
-            self._object.check_unchanged(retries=0)  # if it was replaced, that is the cause
-            raise
-
-    def _let_go(self) -> None:
-        if self._held:
-            first, stop = self._held
-            self._request(first, stop, ahead=False)
-            self._held = None
-
-    def _request(self, first: int, stop: int, ahead: bool) -> None:
-        """Request the missing pages of a range, and with `ahead` some more."""
-        state = self._state
-        while (first := _next(state, _MISSING, first, stop)) < stop:
-            end = stop
-            if ahead:
-                near = first == 0 or any(state[max(first - _NEAR, 0) : first])
-                self._window = min(self._window * 2, _REMOTE[1]) if near and self._window else _REMOTE[0]
-                end = max(stop, min(first + self._window, len(state)))
-            end = _next(state, _MISSING, first, end, other=True)
-            for a in range(first, end, PIECE >> PAGE):
-                b = min(a + (PIECE >> PAGE), end)
-                if self._span(a, b):
-                    state[a:b] = bytes((_COMING,)) * (b - a)
-                    self._region.written += (b - a) << PAGE
-                    self._coming[a, b] = submit(partial(self._fetch, a, b))
-            first = end
-
-    def _fetch(self, first: int, stop: int) -> None:
-        part, state = self._span(first, stop), _MISSING
-        try:
-            self._object.request(first << PAGE, part)
-            state = HERE
-        except Exception as error:
-            self._failed = error
-            raise
-        finally:
-            with self._lock:
-                del self._coming[first, stop]
-                self._state[first:stop] = bytes((state,)) * (stop - first)
-                self.bytes_fetched += len(part) if state == HERE else 0
-
-
-def _next(state: bytearray, value: int, first: int, stop: int, other: bool = False) -> int:
+def next_page(state: bytearray, value: int, first: int, stop: int, other: bool = False) -> int:
     """The first page in [first, stop) whose state is `value`, or with `other` is not; else `stop`."""
     if not other:
         found = state.find(value, first, stop)

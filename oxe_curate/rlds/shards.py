@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from oxe_curate.rlds.array_record import ArrayRecordShard
-from oxe_curate.rlds.remote import LocalShard, RemoteShard, ShardBytes
+from oxe_curate.rlds.object_shard import RemoteShard
+from oxe_curate.rlds.remote import LocalShard, ShardBytes
 from oxe_curate.storage import Folder
 
 

@@ -1,15 +1,14 @@
-"""Requests to object stores: limited in time, repeated after failures that may pass, several at once."""
+"""Requests to object stores: limited in number and time, repeated after failures that may pass."""
 
 from __future__ import annotations
 
 import os
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -43,7 +42,8 @@ def attempt(
     retries = options.retries if retries is None else retries
     for tries in range(1, retries + 2):
         try:
-            return _limited(call, options.timeout * patience + size / _SLOWEST)
+            with _slots:
+                return _limited(call, options.timeout * patience + size / _SLOWEST)
         except (OSError, pa.ArrowException) as error:
             if not may_pass(error):
                 raise StorageError(f"{name}: {explain_request(error)}") from error
@@ -76,52 +76,30 @@ def _run(call: Callable[[], _Value], done: Future[_Value]) -> None:
         done.set_exception(error)
 
 
-class _Workers:
-    """Threads that make requests; as many as `StoreOptions.requests` allows. They do not keep the process alive."""
+class _Slots:
+    """As many tries may be in flight as `StoreOptions.requests` says, of whatever kind."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._threads = self._idle = 0
+        self._changed, self._used = threading.Condition(), 0
 
-    def submit(self, call: Callable[[], _Value]) -> Future[_Value]:
-        done: Future[_Value] = Future()
-        self._waiting.put((call, done))
-        with self._lock:
-            if self._idle < self._waiting.qsize() and self._threads < StoreOptions.current().requests:
-                self._threads += 1
-                threading.Thread(target=self._work, daemon=True, name="store-request").start()
-        return done
+    def __enter__(self) -> None:
+        with self._changed:
+            while self._used >= StoreOptions.current().requests:
+                self._changed.wait()
+            self._used += 1
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-            call, done = self._waiting.get()
-            with self._lock:
-                self._idle -= 1
-            _run(call, done)
-            del call, done
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._used -= 1
+            self._changed.notify()
 
 
-_workers = _Workers()
-
-
-def submit(call: Callable[[], _Value]) -> Future[_Value]:
-    """Call in one of this process's request threads; `call` must not wait for another `submit`."""
-    return _workers.submit(call)
-
-
-def all_at_once(calls: Sequence[Callable[[], _Value]]) -> list[_Value]:
-    """The results of several calls, made at once as far as `StoreOptions.requests` allows; raises the first error."""
-    if len(calls) == 1:
-        return [calls[0]()]
-    return [future.result() for future in [submit(call) for call in calls]]
+_slots = _Slots()
 
 
 def _after_fork() -> None:
-    global _workers
-    _workers = _Workers()  # a forked process has none of the threads
+    global _slots
+    _slots = _Slots()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -12,10 +13,9 @@ from typing import Any
 import pyarrow as pa
 
 from oxe_curate.errors import StorageError
-from oxe_curate.storage.attempts import all_at_once, attempt
-
-PIECE = 2 << 20
-"""Bytes of the largest request; longer ranges are read in pieces at once."""
+from oxe_curate.storage.attempts import attempt
+from oxe_curate.storage.link import link
+from oxe_curate.storage.transfers import transfer_all
 
 
 class StoredObject(io.RawIOBase):
@@ -70,7 +70,7 @@ class StoredObject(io.RawIOBase):
 
     def _fill(self, offset: int, into: memoryview) -> None:
         """One try. A body that ends early is an error, about which pyarrow's S3 client says nothing."""
-        mark = os.urandom(1)
+        mark, start = os.urandom(1), time.monotonic()
         count = self._receive(offset, into, mark)
         if into[-1:] == mark:  # not written, or one time in 256 written with that very byte: another mark tells
             mark = bytes((mark[0] ^ 1,))
@@ -78,6 +78,7 @@ class StoredObject(io.RawIOBase):
             count -= count == len(into) and into[-1:] == mark
         if count != len(into):
             raise OSError(f"the answer ended early, at {count} of {len(into)} bytes")
+        link.note(count, time.monotonic() - start)
 
     def _receive(self, offset: int, into: memoryview, mark: bytes) -> int:
         """Put `mark` where the last byte goes, and read. The count that is returned may be too high."""
@@ -90,11 +91,10 @@ class StoredObject(io.RawIOBase):
             raise
 
     def read_into(self, ranges: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill several (offset, memory), in pieces, several at once."""
-        all_at_once([
-            lambda at=offset + start, part=into[start : start + PIECE]: self.request(at, part)  # type: ignore[misc]
+        """Fill several (offset, memory), several requests at once; long ones are read in parts."""
+        transfer_all([
+            (lambda start, stop, at=offset, into=into: self.request(at + start, into[start:stop]), len(into))  # type: ignore[misc]
             for offset, into in ranges
-            for start in range(0, len(into), PIECE)
         ])  # fmt: skip
 
     def read_at(self, length: int, offset: int) -> bytearray:

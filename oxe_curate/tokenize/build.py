@@ -6,6 +6,7 @@ numbers of one shard.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from oxe_curate.errors import DataError
 from oxe_curate.index.episodes import Episode
 from oxe_curate.index.frame_pool import FramePool, ranges_needed
 from oxe_curate.index.records import Record, SourceRecords
+from oxe_curate.index.source_shards import Looks, read_looks
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
@@ -31,7 +33,10 @@ from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.checksum import FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
 
-AHEAD = 32  # episodes, whose parts an object store sends meanwhile
+AHEAD = 32
+"""Episodes that are read ahead."""
+_AHEAD_BYTES = 256 << 20
+"""Bytes of frames that are requested ahead from an object store; the next half when half of them is used."""
 
 
 @dataclass
@@ -137,7 +142,8 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
         DataError: a source shard is not the one that was filtered, or a frame is no image. CorruptError: a record is
             damaged. StorageError: a file cannot be read or written. Each names the source shard and the episode.
     """
-    records = SourceRecords(job.check_records)
+    far = any(not root.is_local for root in job.roots)
+    records = SourceRecords(job.check_records, _looks(job.index) if far else None)
     draws, first, pools = gather_frames(job, task, records)
     folder = task.out.path() if task.out.is_local else None
     rows = shard_rows(job, draws, first, pools)
@@ -149,6 +155,11 @@ def build_shard(job: TokenizeJob, task: TokenizeTask) -> Built:
     order = sampling.order(row_keys(draws))
     hashes = shards.write_shard_file(task.out, task.output, rows, order, meta, records.check_unchanged)
     return Built(len(order), hashes)
+
+
+@functools.lru_cache(maxsize=1)
+def _looks(index: Folder) -> Looks:
+    return read_looks(index)
 
 
 def count_rows(draws: Sequence[EpisodeDraw]) -> dict[str, int]:
@@ -192,6 +203,7 @@ def _requested(
 ) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
     """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
     waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
+    ahead = 0
     for drawn in draws:
         seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
         shown = np.zeros(drawn.episode.num_steps, bool)
@@ -200,9 +212,17 @@ def _requested(
         ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
         records.request(drawn.root, drawn.episode, ranges)
         waiting.append((drawn, needed, ranges))
-        if len(waiting) > AHEAD:
+        ahead += _size(ranges)
+        enough = len(waiting) <= AHEAD if drawn.root.is_local else ahead <= _AHEAD_BYTES
+        while not enough:  # from a store in bursts: neighbours are requested together
+            ahead -= _size(waiting[0][2])
             yield waiting.popleft()
+            enough = drawn.root.is_local or not waiting or ahead <= _AHEAD_BYTES // 2
     yield from waiting
+
+
+def _size(ranges: Sequence[tuple[int, int]]) -> int:
+    return sum(length for _, length in ranges)
 
 
 def shard_rows(

@@ -33,6 +33,7 @@ DEFAULT_SHARD_BYTES = 256 << 20
 _REFERENCE_BYTES = 64
 """Of a frame's place and a row's other columns, in a mixture by reference."""
 _PARTS = 128  # parts of the plan to put together at once
+_AT_ONCE = 2  # output shards of a worker, if a source is in an object store
 _PIECE = 1 << 16  # episodes whose ids are Python strings at a time
 _READ = (
     "kept", "episode_id", "duplicate_of", "record_offset", "record_length", "record_crc", "num_steps", "source_steps",
@@ -136,6 +137,7 @@ def plan_shards(
     )  # fmt: skip
     shard = np.zeros(len(episodes), np.int64)
     tasks: list[TokenizeTask] = []
+    at_once = 1 if all(root.is_local for root in job.roots) else _AT_ONCE
     for split in (False, True):
         mine = np.flatnonzero(validation == split)
         if not len(mine):
@@ -150,7 +152,7 @@ def plan_shards(
         for i in range(count):
             name = f"{'validation' if split else 'train'}-{i:05d}-of-{count:05d}.parquet"
             digest = shard_fingerprint(decided, name, shard_bytes)
-            tasks.append(TokenizeTask(out, name, max(int(size[i]), 1), digest))
+            tasks.append(TokenizeTask(out, name, max(int(size[i]), 1), digest, at_once=at_once))
     order = np.argsort(shard, kind="stable")
     limits = np.searchsorted(shard[order], np.arange(len(tasks) + 1))
     columns, take = [], pa.array(order)

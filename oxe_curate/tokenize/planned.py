@@ -63,6 +63,7 @@ class TokenizeTask:
         size: expected bytes of images, used to balance the workers.
         fingerprint: hash of everything that determines the contents.
         start, length, crc: of the task's part of the plan, in bytes, and its CRC32C.
+        at_once: how many such tasks a worker runs at once: one waits for an object store while another is written.
     """
 
     out: Folder
@@ -72,6 +73,7 @@ class TokenizeTask:
     start: int = 0
     length: int = 0
     crc: int = 0
+    at_once: int = 1
 
     @property
     def name(self) -> str:

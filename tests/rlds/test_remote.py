@@ -12,6 +12,7 @@ from oxe_curate.rlds.remote import LocalShard, ShardBytes
 from oxe_curate.rlds.shards import open_shard
 from oxe_curate.rlds.tfrecord import frame_record
 from oxe_curate.storage import Folder
+from oxe_curate.storage.link import Link
 from tests import s3
 
 IMAGE = 300_000
@@ -41,8 +42,9 @@ def scan(shard: ShardBytes, images: bool = False) -> None:
 
 @pytest.mark.parametrize("images", [False, True], ids=["numbers", "frames located"])
 def test_a_scan_reads_little_of_a_file_and_asks_an_object_for_the_same(
-    images: bool, bucket: Folder, tmp_path: Path
+    images: bool, bucket: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Link, "gap", IMAGE // 2)
     data = records(10)
     (tmp_path / "shard").write_bytes(data)
     bucket.publish_bytes("shard", data)

@@ -21,8 +21,8 @@ from oxe_curate.lru import LruCache
 from oxe_curate.rlds.array_record import ArrayRecordShard
 from oxe_curate.rlds.shards import is_array_record
 from oxe_curate.storage import status_identity
-from oxe_curate.storage.attempts import submit
 from oxe_curate.storage.objects import StoredObject
+from oxe_curate.storage.transfers import submit
 from oxe_curate.tokenize.sources import ADVICE, MixtureSources
 from oxe_curate.train.data.files import LocalFile, open_file_limit
 
