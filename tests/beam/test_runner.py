@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -302,3 +303,45 @@ def test_kill_minus_nine_then_the_same_command_gives_the_same_bytes(tmp_path: Pa
     assert again(tmp_path / "out") >= 1
     assert again(tmp_path / "fresh") == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
+
+
+_both = threading.Barrier(2)
+
+
+def meet(task: Double) -> None:
+    """Return when a second task runs at the same time."""
+    if task.number < 6:
+        _both.wait(60)
+    work(task)
+
+
+def test_a_process_runs_several_tasks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_cores", lambda: 2)
+    runner.run_tasks(tasks(tmp_path), meet, title="", progress=False, threads=2, bytes_per_worker=1)
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_number_of_workers_is_a_number_of_tasks_at_once(tmp_path: Path) -> None:
+    names: set[str] = set()
+    runner.run_tasks(
+        tasks(tmp_path), lambda task: names.add(threading.current_thread().name) or work(task), title="",
+        progress=False, threads=2, workers=1,
+    )  # fmt: skip
+    assert names == {"MainThread"}
+
+
+def test_ctrl_c_lets_threads_remove_their_temporary_files(tmp_path: Path) -> None:
+    started, ended = threading.Barrier(2), []
+
+    def endless(task: Double) -> bool:
+        try:
+            if started.wait(60) == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.append(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_at_once(tasks(tmp_path)[:2], endless, 2)
+    assert len(ended) == 2
