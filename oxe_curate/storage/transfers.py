@@ -18,7 +18,7 @@ from typing import TypeVar
 from oxe_curate.storage.options import StoreOptions
 
 _Value = TypeVar("_Value")
-SHORTEST, LONGEST = 4 << 20, 32 << 20
+SHORTEST, LONGEST = 16 << 20, 32 << 20
 """Bytes of a request that is a part of a longer range."""
 
 Fetch = Callable[[int, int], None]

@@ -33,7 +33,7 @@ DEFAULT_SHARD_BYTES = 256 << 20
 _REFERENCE_BYTES = 64
 """Of a frame's place and a row's other columns, in a mixture by reference."""
 _PARTS = 128  # parts of the plan to put together at once
-_AT_ONCE = 2  # output shards of a worker, if a source is in an object store
+_AT_ONCE = 3  # output shards of a worker, if a source is in an object store
 _PIECE = 1 << 16  # episodes whose ids are Python strings at a time
 _READ = (
     "kept", "episode_id", "duplicate_of", "record_offset", "record_length", "record_crc", "num_steps", "source_steps",
