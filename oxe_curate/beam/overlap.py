@@ -1,16 +1,18 @@
-"""Run several tasks of a worker at once, in threads: tasks that mostly wait for an object store."""
+"""Run several tasks of a worker at once, in threads: tasks that mostly wait for an object store, or work in C."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 _BYTES = 1 << 30
 """Bytes of input of the tasks that run at once: as much memory as they may take."""
-
+_GOODBYE = 2.0  # seconds for threads to end after Ctrl+C
 
 _SWITCH = 0.0003
 """Seconds after which a thread that computes lets another one go on (Python's default: 5 ms). Those that make requests
@@ -73,7 +75,20 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
             thread.start()
         for thread in threads:
             thread.join()
+    except KeyboardInterrupt:
+        _end(threads)
+        raise
     finally:
         sys.setswitchinterval(interval)
     if raised:
         raise raised[0]
+
+
+def _end(threads: Sequence[threading.Thread]) -> None:
+    """Raise SystemExit in the threads, so that they remove their temporary files, and give them a moment for it."""
+    for thread in threads:
+        if thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    deadline = time.monotonic() + _GOODBYE
+    for thread in threads:
+        thread.join(max(deadline - time.monotonic(), 0))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from oxe_curate.beam import local, runner
+from oxe_curate.beam.overlap import run_at_once
 from oxe_curate.errors import ConfigError, DataError, WorkerError
 from oxe_curate.storage import Folder
 from tests import ROOT, bridge
@@ -328,3 +329,20 @@ def test_a_number_of_workers_is_a_number_of_tasks_at_once(tmp_path: Path) -> Non
         progress=False, threads=2, workers=1,
     )  # fmt: skip
     assert names == {"MainThread"}
+
+
+def test_ctrl_c_lets_threads_remove_their_temporary_files(tmp_path: Path) -> None:
+    started, ended = threading.Barrier(2), []
+
+    def endless(task: Double) -> bool:
+        try:
+            if started.wait(60) == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.append(task)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_at_once(tasks(tmp_path)[:2], endless, 2)
+    assert len(ended) == 2
