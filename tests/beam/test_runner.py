@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from oxe_curate.beam import local, runner
+from oxe_curate.beam.overlap import run_at_once
 from oxe_curate.errors import ConfigError, DataError, WorkerError
 from oxe_curate.storage import Folder
 from tests import ROOT, bridge
