@@ -130,7 +130,7 @@ def _count_lower(
     for _, columns in _blocks(chunks):
         for d, column in enumerate(columns):
             deviation = column - mean[d]
-            squares[d] += deviation @ deviation
+            squares[d] += np.square(deviation).sum()  # a product would depend on BLAS and its threads
             key = _ordered(column)
             upper = key >> 16
             for top, counts in lower[d].items():
