@@ -27,8 +27,8 @@ _DEFAULTS = {
 }  # fmt: skip
 _RESIZED_BYTES_PER_PIXEL = 0.35
 """Rough mean for a camera frame as JPEG of quality 95 without chroma subsampling."""
-_REFERENCE_BYTES = 10
-"""Of the place of a frame in the source, compressed, in a mixture by reference."""
+_REFERENCE_BYTES, _ROW_BYTES = 8, 60
+"""Of the place of a frame in the source, and of the rest of a row, compressed, in a mixture by reference."""
 
 
 def analyse(text: str, catalogue: Catalogue, samples: float | None = None) -> dict[str, Any]:
@@ -286,6 +286,8 @@ def _totals(rows: list[dict[str, Any]], one_pass: float, settings: dict[str, Any
             unsized.append(row["name"])
         else:
             disk += each * row["drawn"] * window
+            if settings["image"]["copy"] is False:
+                disk += _ROW_BYTES * row["drawn"]
     return {
         "datasets": len(rows),
         "samples": one_pass,

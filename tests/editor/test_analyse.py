@@ -48,7 +48,7 @@ def test_rows_have_positions_numbers_and_shares(catalogue):
 def test_a_mixture_by_reference_takes_little_room(catalogue):
     found = analyse.analyse(MIXTURE + "window: 2\nimage: {size: 224, copy: false}\n", catalogue)
     assert found["settings"]["image"]["copy"] is False
-    assert found["totals"]["bytes"] == pytest.approx(found["totals"]["samples"] * 2 * 10)
+    assert found["totals"]["bytes"] == pytest.approx(found["totals"]["samples"] * (2 * 8 + 60))
     assert analyse.analyse(MIXTURE, catalogue)["settings"]["image"]["copy"] is True
 
 

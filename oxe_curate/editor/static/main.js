@@ -65,7 +65,7 @@ function Summary() {
       <div><dt>Data sets</dt><dd>${totals.datasets}</dd></div>
       <div title=${`${format.exact(totals.samples)} samples${unknown ? `; unknown size: ${totals.unknownSteps.join(", ")}` : ""}`}><dt>One pass</dt><dd>${format.count(totals.samples)}<small> samples${unknown ? ` + ${unknown} of unknown size` : ""}</small></dd></div>
       <div><dt>Data seen</dt><dd>${format.hours(totals.hours)}<small> h</small></dd></div>
-      <div title=${totals.unknownBytes.length ? `Without ${totals.unknownBytes.join(", ")}` : "Size of the images that tokenize writes"}><dt>On disk</dt><dd>${format.bytes(totals.bytes)}${totals.unknownBytes.length ? html`<small> +</small>` : ""}</dd></div>
+      <div title=${totals.unknownBytes.length ? `Without ${totals.unknownBytes.join(", ")}` : "Size of the images that tokenize writes, or of the rows that refer to them"}><dt>On disk</dt><dd>${format.bytes(totals.bytes)}${totals.unknownBytes.length ? html`<small> +</small>` : ""}</dd></div>
       <div class="training"><dt>Training</dt><dd>
         <${NumberField} kind="boxed samples" label="Training samples" placeholder="one pass" empty=${true} shown=${S.samples === null ? "" : format.count(S.samples)} exact=${S.samples === null ? "" : String(S.samples)} title="Number of training samples. Empty: one pass of the mixture, so that epochs equal the weights."
           onCommit=${(v) => { remember({ samples: v && v >= 1 ? Math.round(v) : null }); act.analyse().then(act.check); }} /><small>samples at</small>
