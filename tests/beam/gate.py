@@ -15,7 +15,7 @@ publish = Folder.publish
 gate = Path(os.environ["OXE_TEST_GATE"])
 
 
-def slowly(self: Folder, relative: str, write: Callable[[Any], None]) -> None:
+def slowly(self: Folder, relative: str, write: Callable[[Any], None], sync: bool = True) -> None:
     def wait_first(sink: Any) -> None:
         gate.with_name(f"{gate.name}.{os.getpid()}").write_text(relative)
         own = gate.with_name(f"{gate.name}-{relative.replace('/', '-')}")
@@ -23,7 +23,7 @@ def slowly(self: Folder, relative: str, write: Callable[[Any], None]) -> None:
             time.sleep(0.05)
         write(sink)
 
-    publish(self, relative, wait_first if relative.endswith(".parquet") else write)
+    publish(self, relative, wait_first if relative.endswith(".parquet") else write, sync)
 
 
 Folder.publish = slowly  # type: ignore[method-assign]
