@@ -31,7 +31,7 @@ from oxe_curate.tokenize.manifest import (
     hashes_of_written,
     publish_manifest,
 )
-from oxe_curate.tokenize.pipeline import THREADS, TokenizeResult, bytes_per_worker
+from oxe_curate.tokenize.pipeline import TokenizeResult, bytes_per_worker, shards_at_once
 from oxe_curate.tokenize.resume import resume
 
 
@@ -98,7 +98,7 @@ def _materialize(opened: MixtureFolder, folder: Folder, options: MaterializeOpti
         written = runner.run_tasks(
             [task for task in planned if task.output in todo], functools.partial(materialize_shard, job),
             title="materialize", workers=options.workers, bytes_per_worker=bytes_per_worker(job.image),
-            threads=THREADS, beam_args=options.beam_args, progress=options.progress,
+            threads=shards_at_once(job.image), beam_args=options.beam_args, progress=options.progress,
         )  # fmt: skip
         known |= hashes_of_written(folder, written, options.verify)
     manifest = _finish(opened, planned, folder, known, options.verify)

@@ -42,8 +42,7 @@ from oxe_curate.tokenize.text_build import TextTask, plan_texts
 _RESIZED_BYTES_PER_WORKER = 64 << 20  # decoding dominates, so more processes pay off much sooner
 _BYTES_PER_WORKER = 1 << 30  # a process takes two seconds to start; it writes this much in less than three
 _REFERENCE_BYTES_PER_WORKER = 32 << 20  # a process takes two seconds to start; it writes this much in as many
-THREADS = 2
-"""Shards that a process builds at once: most of it is reading, decoding, hashing and writing without the GIL."""
+_THREADS = 2
 
 
 _AT_ONCE = 2  # data sets whose numbers are read at once: numpy and pyarrow release the GIL for most of the time
@@ -170,7 +169,7 @@ def _tokenize(
             written = runner.run_tasks(
                 [*located, *(task for task in text_tasks if task.output in todo)],
                 functools.partial(_work, job), title="tokenize", workers=options.workers,
-                bytes_per_worker=bytes_per_worker(spec.image), threads=THREADS if spec.image.copy else 1,
+                bytes_per_worker=bytes_per_worker(spec.image), threads=shards_at_once(spec.image),
                 beam_args=options.beam_args, progress=options.progress,
             )  # fmt: skip
         finally:
@@ -191,6 +190,14 @@ def bytes_per_worker(image: ImageSpec) -> int:
     if not image.copy:
         return _REFERENCE_BYTES_PER_WORKER
     return _BYTES_PER_WORKER if image.size is None else _RESIZED_BYTES_PER_WORKER
+
+
+def shards_at_once(image: ImageSpec) -> int:
+    """Shards that a process builds at once, in threads: reading, hashing and writing encoded frames needs no GIL.
+
+    Resizing takes it for each of many small products, so that two threads are no faster than one.
+    """
+    return _THREADS if image.copy and image.size is None else 1
 
 
 def _reads_source(spec: Mixture, index: Index, source: IndexedDataset, options: TokenizeOptions) -> bool:
