@@ -58,8 +58,8 @@ def run_tasks(
         if not beam_options.is_here(beam_args):
             outcomes = elsewhere.on_runner(tasks, work, beam_args, bar)
         else:
-            each = min(threads, _cores()) if workers is None else 1
-            most = -(-min(_cores(), len(tasks)) // each)
+            each = min(threads, usable_cores()) if workers is None else 1
+            most = -(-min(usable_cores(), len(tasks)) // each)
             count = min(workers, len(tasks)) if workers else max(1, min(most, total // bytes_per_worker))
             if count == 1:
                 outcomes = local.in_process(tasks, work, bar, beam_args, each)
@@ -71,7 +71,7 @@ def run_tasks(
     return {o.output: o.result for o in outcomes if o.kind is None and o.result is not None}
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -195,9 +195,12 @@ def bytes_per_worker(image: ImageSpec) -> int:
 def shards_at_once(image: ImageSpec) -> int:
     """Shards that a process builds at once, in threads: reading, hashing and writing encoded frames needs no GIL.
 
-    Resizing takes it for each of many small products, so that two threads are no faster than one.
+    Resizing takes it for each of many small products: two threads are hardly faster than one. A machine of two cores
+    is better off with them all the same, since a second process takes seconds to start and as much memory again.
     """
-    return _THREADS if image.copy and image.size is None else 1
+    if not image.copy or (image.size is not None and runner.usable_cores() > _THREADS):
+        return 1
+    return _THREADS
 
 
 def _reads_source(spec: Mixture, index: Index, source: IndexedDataset, options: TokenizeOptions) -> bool:

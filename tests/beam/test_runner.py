@@ -317,7 +317,7 @@ def meet(task: Double) -> None:
 
 
 def test_a_process_runs_several_tasks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_cores", lambda: 2)
+    monkeypatch.setattr(runner, "usable_cores", lambda: 2)
     runner.run_tasks(tasks(tmp_path), meet, title="", progress=False, threads=2, bytes_per_worker=1)
     assert len(list(tmp_path.iterdir())) == 7
 
