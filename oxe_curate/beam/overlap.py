@@ -43,6 +43,7 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
             at once.
     """
     waiting, changed = deque(tasks), threading.Condition()
+    ends = [threading.Event() for _ in range(min(count, len(tasks)))]
     used = 0
     raised: list[BaseException] = []
 
@@ -67,16 +68,22 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
                     waiting.clear()
                 changed.notify_all()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(count, len(tasks)))]
+    def work_to_end(end: threading.Event) -> None:
+        try:
+            work()
+        finally:
+            end.set()
+
+    threads = [threading.Thread(target=work_to_end, args=(end,), daemon=True) for end in ends]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(min(interval, _SWITCH))
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        for end in ends:  # Python 3.11 takes a thread for ended once its join was interrupted
+            end.wait()
     except KeyboardInterrupt:
-        _end(threads)
+        _end(threads, ends)
         raise
     finally:
         sys.setswitchinterval(interval)
@@ -84,11 +91,11 @@ def run_at_once(tasks: Sequence[_Task], run: Callable[[_Task], bool], count: int
         raise raised[0]
 
 
-def _end(threads: Sequence[threading.Thread]) -> None:
+def _end(threads: Sequence[threading.Thread], ends: Sequence[threading.Event]) -> None:
     """Raise SystemExit in the threads, so that they remove their temporary files, and give them a moment for it."""
     for thread in threads:
         if thread.ident is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
     deadline = time.monotonic() + _GOODBYE
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0))
+    for end in ends:
+        end.wait(max(deadline - time.monotonic(), 0))
