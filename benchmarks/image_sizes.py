@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import make_shards
+from benchmarks.resizing import QUALITY, SIZE, with_pillow
 from oxe_curate.index import images
 
-SIZE, QUALITY = 224, 95
 SOURCES = ((256, 256), (480, 640), (720, 1280), (1080, 1920))
 
 
@@ -51,15 +51,6 @@ def as_png(image: NDArray[np.uint8]) -> bytes:
 
 def ours(data: bytes) -> bytes:
     return images.encode(images.resize(images.decode(data), SIZE), QUALITY)
-
-
-def pillow(data: bytes) -> bytes:
-    """The same with Pillow's filter, and its own decoder and encoder."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        resized = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    resized.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return buffer.getvalue()
 
 
 def scaled(data: bytes) -> NDArray[np.uint8]:
@@ -92,7 +83,7 @@ def main() -> None:
         originals = pictures(args.shared, height, width, args.count)
         jpegs = [bytes(simplejpeg.encode_jpeg(image, QUALITY, colorsubsampling="420")) for image in originals]
         pngs = [as_png(image) for image in originals[: args.count // 4]]
-        speeds = [rate(ours, jpegs), rate(pillow, jpegs), rate(ours, pngs)]
+        speeds = [rate(ours, jpegs), rate(with_pillow, jpegs), rate(ours, pngs)]
         cells = [f"{speed:,.0f}" for speed in speeds] + ["", "", ""]
         if min(height, width) >= 2 * SIZE:
             wrong = [np.abs(scaled(data).astype(int) - images.resize(images.decode(data), SIZE)) for data in jpegs]

@@ -9,7 +9,7 @@ import pytest
 from oxe_curate.storage import transfers
 from oxe_curate.storage.attempts import attempt
 from oxe_curate.storage.link import Link
-from oxe_curate.storage.ranges import join_ranges, read_many
+from oxe_curate.storage.ranges import join_ranges
 from oxe_curate.storage.transfers import LONGEST, SHORTEST, submit, transfer, transfer_all
 
 
@@ -41,27 +41,6 @@ def test_ranges_closer_than_the_gap_are_one_request() -> None:
     assert join_ranges(ranges, 1000, longest=250) == [(0, 250), (500, 10)]
     assert join_ranges([(0, 300), (300, 5)], 10, longest=100) == [(0, 300), (300, 5)]
     assert join_ranges([], 10) == []
-
-
-class Bytes:
-    """Stands for a StoredObject of these bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.requests = data, list[tuple[int, int]]()
-
-    def read_into(self, ranges: list[tuple[int, memoryview]]) -> None:
-        for offset, into in ranges:
-            self.requests.append((offset, len(into)))
-            into[:] = self.data[offset : offset + len(into)]
-
-
-def test_many_parts_are_read_with_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Link, "gap", 20)
-    opened = Bytes(bytes(range(256)) * 4)
-    ranges = [(600, 5), (0, 10), (25, 3), (602, 40), (0, 0), (26, 1), (27, 15)]
-    found = read_many(opened, ranges)  # type: ignore[arg-type]
-    assert [bytes(part) for part in found] == [opened.data[offset : offset + length] for offset, length in ranges]
-    assert opened.requests == [(0, 42), (600, 42)]
 
 
 def collect(parts: list[tuple[int, int]], hold: threading.Event | None = None) -> Callable[[int, int], None]:

@@ -105,8 +105,7 @@ class EncodedFrames:
     def checked(self, i: int) -> bytes | memoryview:
         """The bytes of one frame. Raises DataError if it is neither a JPEG nor a PNG, or is incomplete."""
         data = self.read(i)
-        jpeg = data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
-        if self.where is None or (len(data) >= len(_SIGNATURE) and (jpeg or data[: len(_SIGNATURE)] == _SIGNATURE)):
+        if self.where is None or is_complete(data):
             return data
         raise DataError(damaged_frame(self.where(i)))
 
@@ -147,6 +146,12 @@ def damaged_frame(where: str) -> str:
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG = np.frombuffer(_SIGNATURE, np.uint8)
+
+
+def is_complete(data: bytes | memoryview) -> bool:
+    """Whether a frame begins and ends like a JPEG, or begins like a PNG; `are_complete` of one frame."""
+    jpeg = data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
+    return len(data) >= len(_SIGNATURE) and (jpeg or data[: len(_SIGNATURE)] == _SIGNATURE)
 
 
 def are_complete(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:

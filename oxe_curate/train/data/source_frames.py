@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from oxe_curate.errors import CorruptError, CurateError, DataError, StorageError
+from oxe_curate.index.images import is_complete
 from oxe_curate.index.source_shards import matches_shard
 from oxe_curate.lru import LruCache
 from oxe_curate.rlds.array_record import ArrayRecordShard
@@ -197,7 +198,7 @@ class BatchFrames:
             data = self._read(place)
         except _UnknownObjectError:
             data = self._frames.read_compared(place)
-        if not is_image(data):
+        if not is_complete(data):
             raise DataError(
                 f"bytes {place[1]:,} to {place[1] + place[2]:,} are not a complete JPEG or PNG image, so the file is "
                 f"damaged or has changed. {ADVICE}"
@@ -213,12 +214,6 @@ class BatchFrames:
             return self._frames.read(place)
         part, start = self._coming[place]
         return part.result()[start : start + place[2]]
-
-
-def is_image(data: bytes | memoryview) -> bool:
-    """Whether bytes begin and end like a JPEG, or begin like a PNG: what tokenize requires of a frame."""
-    head = bytes(data[:8])
-    return (head[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9") or head == b"\x89PNG\r\n\x1a\n"
 
 
 class _UnknownObjectError(Exception):

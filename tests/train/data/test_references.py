@@ -15,6 +15,7 @@ import pytest
 
 from oxe_curate.errors import ConfigError, CurateError, DataError
 from oxe_curate.filter.pipeline import FilterOptions, run_filter
+from oxe_curate.index.images import is_complete
 from oxe_curate.rlds import tfrecord
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import references
@@ -27,7 +28,7 @@ from oxe_curate.train.data.references import ReferenceRows
 from oxe_curate.train.data.row_source import open_rows
 from oxe_curate.train.data.rows import SampleFormat
 from oxe_curate.train.data.shards import split_shards
-from oxe_curate.train.data.source_frames import SourceFrames, _joined, is_image
+from oxe_curate.train.data.source_frames import SourceFrames, _joined
 from oxe_curate.train.data.stream import RemoteRows
 from tests import bridge, s3
 from tests.train import mixtures
@@ -261,7 +262,7 @@ def test_bytes_that_are_no_image_are_an_error_at_the_first_frame(moving):
     frames = SourceFrames(sources)
     offset, length = row["image_primary"].values()
     whole = frames.read((row["source"], offset, length))
-    assert is_image(whole)
+    assert is_complete(whole)
     for wrong in ((offset, length - 1), (offset + 1, length - 1), (0, 40)):
         with pytest.raises(DataError, match="are not a complete JPEG or PNG image"):
             frames.begin([]).read((row["source"], *wrong))
