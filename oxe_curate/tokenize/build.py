@@ -7,11 +7,10 @@ numbers of one shard.
 from __future__ import annotations
 
 import functools
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,20 +22,16 @@ from oxe_curate.actions.bounds import Bounds
 from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.errors import DataError
 from oxe_curate.index.episodes import Episode
-from oxe_curate.index.frame_pool import FramePool, ranges_needed
-from oxe_curate.index.records import Record, SourceRecords
+from oxe_curate.index.frame_pool import FramePool
+from oxe_curate.index.records import SourceRecords
 from oxe_curate.index.source_shards import Looks, read_looks
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import IndexedDataset
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
 from oxe_curate.tokenize.checksum import FileHashes
+from oxe_curate.tokenize.gather import RecordSource, Wanted, gather
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask, planned_episodes, read_part
-
-AHEAD = 32
-"""Episodes that are read ahead."""
-_AHEAD_BYTES = 256 << 20
-"""Bytes of frames that are requested ahead from an object store; the next half when half of them is used."""
 
 
 @dataclass
@@ -49,16 +44,6 @@ class Built:
 
     steps_seen: int
     result: FileHashes
-
-
-class RecordSource(Protocol):
-    """Opens the records that frames are taken from; see `SourceRecords`."""
-
-    def request(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]]) -> None:
-        """Begin to read what `open` and the caller will read of a record."""
-
-    def open(self, source: Folder, episode: Episode, ranges: Sequence[tuple[int, int]] = ()) -> Record:
-        """An episode's record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,44 +170,16 @@ def gather_frames(
         The draws in the order of the index; int64 (draws,), the number of each one's first frame; and the frames by
         camera role.
     """
-    image = job.mixture.image
-    pools: dict[str, FramePool] = {role: FramePool(role, headers=not image.copy) for role in image.cameras}
-    draws: list[EpisodeDraw] = []
-    first: list[int] = []
-    for drawn, needed, ranges in _requested(job, draw_episodes(job, read_part(job, task), task.validation), records):
-        record = records.open(drawn.root, drawn.episode, ranges)
-        for role, pool in pools.items():
-            base = pool.add(record, drawn.episode, needed, swap=role in drawn.source.bgr)
-        draws.append(drawn)
-        first.append(base)
-    return draws, np.array(first, np.int64), pools
+    image, window = job.mixture.image, job.mixture.window
 
+    def wanted() -> Iterator[Wanted[EpisodeDraw]]:
+        for drawn in draw_episodes(job, read_part(job, task), task.validation):
+            seen, seen_mask = sampling.windows(drawn.steps, window)
+            shown = np.zeros(drawn.episode.num_steps, bool)
+            shown[seen[seen_mask]] = True
+            yield Wanted(drawn, drawn.root, drawn.episode, np.flatnonzero(shown), drawn.source.bgr)
 
-def _requested(
-    job: TokenizeJob, draws: Iterator[EpisodeDraw], records: RecordSource
-) -> Iterator[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]]:
-    """Yield each draw, the steps whose frames it needs, and the parts of the shard to read; some are read ahead."""
-    waiting: deque[tuple[EpisodeDraw, NDArray[np.int64], list[tuple[int, int]]]] = deque()
-    ahead = 0
-    for drawn in draws:
-        seen, seen_mask = sampling.windows(drawn.steps, job.mixture.window)
-        shown = np.zeros(drawn.episode.num_steps, bool)
-        shown[seen[seen_mask]] = True
-        needed = np.flatnonzero(shown)
-        ranges = [part for role in job.mixture.image.cameras for part in ranges_needed(drawn.episode, role, needed)]
-        records.request(drawn.root, drawn.episode, ranges)
-        waiting.append((drawn, needed, ranges))
-        ahead += _size(ranges)
-        enough = len(waiting) <= AHEAD if drawn.root.is_local else ahead <= _AHEAD_BYTES
-        while not enough:  # from a store in bursts: neighbours are requested together
-            ahead -= _size(waiting[0][2])
-            yield waiting.popleft()
-            enough = drawn.root.is_local or not waiting or ahead <= _AHEAD_BYTES // 2
-    yield from waiting
-
-
-def _size(ranges: Sequence[tuple[int, int]]) -> int:
-    return sum(length for _, length in ranges)
+    return gather(wanted(), image.cameras, records, headers=not image.copy)
 
 
 def shard_rows(

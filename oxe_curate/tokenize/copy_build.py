@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +15,15 @@ from numpy.typing import NDArray
 from oxe_curate.actions.dimensions import NUM_DIMENSIONS
 from oxe_curate.errors import DataError
 from oxe_curate.index.episodes import Episode
-from oxe_curate.index.frame_pool import FramePool, ranges_needed
+from oxe_curate.index.frame_pool import FramePool
 from oxe_curate.index.records import SourceRecords
 from oxe_curate.mixture import sampling
 from oxe_curate.mixture.spec import ImageSpec
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import shards
-from oxe_curate.tokenize.build import AHEAD, Built
+from oxe_curate.tokenize.build import Built
 from oxe_curate.tokenize.checksum import hash_file, read_tail
+from oxe_curate.tokenize.gather import Wanted, gather
 from oxe_curate.tokenize.references import RECORDS_KEY, unpack_records
 from oxe_curate.tokenize.sources import MixtureSources
 
@@ -81,15 +81,8 @@ def materialize_shard(job: MaterializeJob, task: MaterializeTask) -> Built:
     if task.output.startswith("text-"):
         return _copy_texts(job, task)
     table, records, meta = _read(job, task)
-    draws = _episodes(job, table, records)
     source_records = SourceRecords(job.check_records)
-    pools: dict[str, FramePool] = {role: FramePool(role) for role in job.image.cameras}
-    first = np.zeros(len(draws), np.int64)
-    for number, (drawn, ranges) in enumerate(_requested(job, draws, source_records)):
-        record = source_records.open(drawn.root, drawn.episode, ranges)
-        swapped = job.swap.get(drawn.dataset, ())
-        for role, pool in pools.items():
-            first[number] = pool.add(record, drawn.episode, drawn.needed, swap=role in swapped)
+    _, first, pools = gather(_episodes(job, table, records), job.image.cameras, source_records)
     folder = task.out.path() if task.out.is_local else None
     rows = _rows(job, table, first, pools)
     rows = replace(rows, frames={role: pool.recoded(job.image, rows.frame, folder) for role, pool in pools.items()})
@@ -131,17 +124,7 @@ def _read(job: MaterializeJob, task: MaterializeTask) -> tuple[Any, dict[str, tu
         raise DataError(_changed(job, task, str(error)[:200])) from None
 
 
-@dataclass(frozen=True, eq=False)
-class _Referenced:
-    """An episode of a shard: `needed` (n,), the steps whose frames its rows show."""
-
-    dataset: str
-    root: Folder
-    episode: Episode
-    needed: NDArray[np.int64]
-
-
-def _episodes(job: MaterializeJob, table: Any, records: Mapping[str, tuple[int, int, int]]) -> list[_Referenced]:
+def _episodes(job: MaterializeJob, table: Any, records: Mapping[str, tuple[int, int, int]]) -> Iterator[Wanted[None]]:
     """The episodes of a shard, in the order of their first rows; only the frames that the rows show are located."""
     encoded = table["episode_id"].combine_chunks().dictionary_encode()
     ids, codes = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
@@ -149,7 +132,6 @@ def _episodes(job: MaterializeJob, table: Any, records: Mapping[str, tuple[int, 
     seen, mask = sampling.windows(steps, job.window)
     places = {role: _places(table[f"image_{role}"], job.window) for role in job.image.cameras}
     order, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(ids)))
-    found = []
     for name, rows in zip(ids, np.split(order, ends)[: len(ids)], strict=True):
         shard = job.sources[source[rows[0]]]
         length, shown = int(steps[rows].max()) + 1, mask[rows]
@@ -163,8 +145,7 @@ def _episodes(job: MaterializeJob, table: Any, records: Mapping[str, tuple[int, 
             source_steps=length, instruction="", instructions=(), instruction_index=None,
             frame_index=np.arange(length, dtype=np.int32), action=_NOTHING, proprio=_NOTHING, frames=frames, spans={},
         )  # fmt: skip
-        found.append(_Referenced(shard.dataset, shard.root, episode, np.unique(seen[rows][shown])))
-    return found
+        yield Wanted(None, shard.root, episode, np.unique(seen[rows][shown]), job.swap.get(shard.dataset, ()))
 
 
 _NOTHING = np.empty((0, 0), np.float32)
@@ -176,20 +157,6 @@ def _places(column: Any, window: int) -> NDArray[np.int64]:
     frames = frames if window == 1 else frames.flatten()
     parts = [np.asarray(frames.field(name).fill_null(0)).astype(np.int64) for name in ("offset", "length")]
     return np.stack(parts, axis=1).reshape(-1, window, 2)
-
-
-def _requested(
-    job: MaterializeJob, draws: Sequence[_Referenced], records: SourceRecords
-) -> Iterator[tuple[_Referenced, list[tuple[int, int]]]]:
-    """Yield each episode and the parts of its shard to read; some are read ahead."""
-    waiting: deque[tuple[_Referenced, list[tuple[int, int]]]] = deque()
-    for drawn in draws:
-        ranges = [part for role in job.image.cameras for part in ranges_needed(drawn.episode, role, drawn.needed)]
-        records.request(drawn.root, drawn.episode, ranges)
-        waiting.append((drawn, ranges))
-        if len(waiting) > AHEAD:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _rows(
