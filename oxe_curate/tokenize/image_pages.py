@@ -123,8 +123,11 @@ class ImagePages:
         self._inserted.append((start, more, len(values) - empty))
 
     def finish(self) -> None:
-        """To be called after the writer was closed: write the footer, moved."""
+        """To be called after the writer was closed: write the footer, moved if images were put in."""
         held = bytes(self._held)
+        if not self._inserted:
+            self._sink.write(held)
+            return
         footer, end = read_struct(held)
         assert end == len(held) - _TAIL
         starts = np.array([start for start, *_ in self._inserted], np.int64)

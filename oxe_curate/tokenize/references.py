@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from oxe_curate.index.episodes import Episode
@@ -25,7 +24,7 @@ from oxe_curate.mixture import sampling
 from oxe_curate.storage import Folder
 from oxe_curate.tokenize import build, shards
 from oxe_curate.tokenize.build import Built
-from oxe_curate.tokenize.checksum import CHECKSUM_KEY, PLACEHOLDER, ChecksumSink, FileHashes
+from oxe_curate.tokenize.checksum import FileHashes
 from oxe_curate.tokenize.planned import TokenizeJob, TokenizeTask
 
 RECORDS_KEY = b"oxe_curate_records"
@@ -152,31 +151,18 @@ def _write(
 ) -> FileHashes:
     window = rows.frame.shape[1]
     plain = reference_schema(list(rows.frames), window)
-    metadata = {_META: json.dumps(meta, sort_keys=True).encode()}
+    metadata = {_META: json.dumps(meta, sort_keys=True).encode(), RECORDS_KEY: records}
     group = -(-_ROW_GROUP // window)
 
-    hashes: list[FileHashes] = []
+    def row_groups() -> Iterator[tuple[Any, dict[str, Any]]]:
+        starts = range(0, max(len(permutation), 1), group)
+        return ((reference_table(rows, source, permutation[start : start + group]), {}) for start in starts)
 
-    def save(sink: Any) -> None:
-        summed = ChecksumSink(sink)
-        with pq.ParquetWriter(
-            summed,
-            plain,
-            compression="zstd",
-            use_dictionary=["dataset", "episode_id", "instruction", "source", "bins.list.element.list.element"],
-            column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"),
-            write_statistics=["dataset", "step"],
-            write_page_checksum=True,
-        ) as writer:
-            for start in range(0, max(len(permutation), 1), group):
-                writer.write_table(reference_table(rows, source, permutation[start : start + group]))
-            check()
-            writer.add_key_value_metadata({**metadata, RECORDS_KEY: records, CHECKSUM_KEY: PLACEHOLDER})
-            summed.begin_footer()
-        hashes.append(summed.finish())
-
-    out.publish(path, save)
-    return replace(hashes[-1], identity=out.identity(path) if out.is_local else "")
+    return shards.publish_parquet(
+        out, path, plain, metadata, row_groups, check, compression="zstd",
+        use_dictionary=["dataset", "episode_id", "instruction", "source", "bins.list.element.list.element"],
+        column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"), write_statistics=["dataset", "step"],
+    )  # fmt: skip
 
 
 _FLOATS = ("action.list.element.list.element", "proprio.list.element")

@@ -261,23 +261,44 @@ def _write(
     leaves = _leaves(plain)
     compression = {leaf: "none" if leaf.startswith("image") and leaf.endswith(".bytes") else "zstd" for leaf in leaves}
 
+    def row_groups() -> Iterator[tuple[Any, Mapping[str, ImagePage]]]:
+        return ((table(chosen), pages(chosen)) for chosen in _groups(permutation, sizes, group))
+
+    return publish_parquet(
+        out, path, plain, metadata, row_groups, check, store_schema=False, compression=compression,
+        use_dictionary=list(dictionary), write_statistics=list(statistics),
+    )  # fmt: skip
+
+
+def publish_parquet(
+    out: Folder,
+    path: str,
+    plain: Any,
+    metadata: Mapping[bytes, bytes],
+    row_groups: Callable[[], Iterator[tuple[Any, Mapping[str, ImagePage]]]],
+    check: Callable[[], None],
+    **options: Any,
+) -> FileHashes:
+    """Publish a Parquet file with checksums of its pages and of itself (see `ChecksumSink`).
+
+    Args:
+        out: the mixture's folder.
+        path: of the file in `out`.
+        plain: the schema.
+        metadata: of the file.
+        row_groups: yields the table of each row group, and by leaf column the images to write in place of empty ones.
+        check: called after the last row group; what it raises ends the writing.
+        options: of `pyarrow.parquet.ParquetWriter`.
+    """
     hashes: list[FileHashes] = []
 
     def save(sink: Any) -> None:
         summed = ChecksumSink(sink)
-        target = ImagePages(summed, leaves)
-        with pq.ParquetWriter(
-            target,
-            plain,
-            store_schema=False,
-            compression=compression,
-            use_dictionary=list(dictionary),
-            write_statistics=list(statistics),
-            write_page_checksum=True,
-        ) as writer:
-            for chosen in _groups(permutation, sizes, group):
-                writer.write_table(table(chosen))
-                target.end_row_group(len(chosen), pages(chosen))
+        target = ImagePages(summed, _leaves(plain))
+        with pq.ParquetWriter(target, plain, write_page_checksum=True, **options) as writer:
+            for table, pages in row_groups():
+                writer.write_table(table)
+                target.end_row_group(len(table), pages)
             check()
             writer.add_key_value_metadata({**metadata, CHECKSUM_KEY: PLACEHOLDER})
             summed.begin_footer()
