@@ -231,7 +231,7 @@ class _Whole:
         self._used, self._lock = 0, threading.RLock()  # a finalizer may run while its thread holds it
 
     def reserve(self, shard: ShardBytes) -> bool:
-        """Whether there is memory for one more, until it is freed; always if there is no other."""
+        """Whether memory is left for one more, until it is freed; the first is always accepted."""
         size = min(len(shard.buffer), READ_THROUGH)
         with self._lock:
             if self._used and self._used + size > _MOST:
